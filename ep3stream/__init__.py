@@ -1,0 +1,1 @@
+"""Large kernel machines on data that does not fit in memory."""
