@@ -1,0 +1,1 @@
+"""Stores of rows: written once, checked on every read, streamed in order."""

@@ -1,0 +1,86 @@
+"""What a storage format must offer: arrays written and read a segment at a time, and a manifest kept last.
+
+Digests, statistics, cutting into segments and error messages live once, in store.py and writer.py; a backend
+only moves bytes. It raises whatever fits (OSError, ValueError) and its caller adds store, split and segment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ep3stream.data.manifest import Codec, Manifest, SplitInfo
+
+ARRAYS = ("x", "y")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitLayout:
+    """How the arrays of one split lie in storage: rows of a chunk (one segment), chunks of a Zarr file.
+
+    rows[a] is the shape of one row of array a in "xy", dtypes[a] its type.
+    """
+
+    name: str
+    chunk_rows: int
+    chunks_per_file: int
+    rows: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]
+    codec: Codec
+
+    @classmethod
+    def of(cls, manifest: Manifest, info: SplitInfo) -> SplitLayout:
+        """The layout that a manifest promises. A split of a single short segment has a chunk as short."""
+        return cls(
+            name=info.name,
+            chunk_rows=min(info.segment_rows, info.n_rows),
+            chunks_per_file=info.segments_per_file,
+            rows={"x": (manifest.n_features,), "y": y_row(manifest.task, manifest.n_outputs)},
+            dtypes={"x": manifest.x_dtype, "y": manifest.y_dtype},
+            codec=manifest.codec,
+        )
+
+
+def y_row(task: str, n_outputs: int) -> tuple[int, ...]:
+    """Shape of one row of y: () for a class id, (c,) for c targets."""
+    return (n_outputs,) if task == "regression" else ()
+
+
+class WritingBackend(Protocol):
+    """A store being made where nobody looks. `write` is called from several threads, for different rows."""
+
+    def create_split(self, layout: SplitLayout) -> None:
+        """Make the empty arrays of one split."""
+
+    def write(self, split: str, start: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """Write rows start to start + len(x): one whole file of chunks, or the split's last rows."""
+
+    def finish(self, manifest: bytes) -> None:
+        """Bring all rows to the disk, then the manifest; nothing can be written after."""
+
+    def close(self) -> None:
+        """Let go of every handle; the store may be unfinished. May be called twice."""
+
+
+class ReadingBackend(Protocol):
+    """A finished store. `read` is called from several threads."""
+
+    def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """Fill x and y (C-contiguous, exactly the segment's rows); the digest is not checked."""
+
+    def inventory(self) -> list[str]:
+        """A sentence for each piece, apart from segments, that is missing or does not belong here."""
+
+
+def fsync(path: Path) -> None:
+    """Bring a file, or a directory's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,232 @@
+"""Reading a store: every segment is checked against the manifest's digest before anybody sees its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ep3stream.data import hdf5_backend, zarr_backend
+from ep3stream.data.backend import ReadingBackend, y_row
+from ep3stream.data.manifest import (
+    MANIFEST_NAME,
+    STORE_FORMAT_VERSION,
+    ColumnStatistics,
+    Manifest,
+    SplitInfo,
+    segment_digest,
+)
+from ep3stream.data.spec import StoreSpec
+from ep3stream.data.writer import StoreWriter, create_store
+from ep3stream.errors import DamagedDataError, InputError
+
+__all__ = [
+    "STORE_FORMAT_VERSION",
+    "ColumnStatistics",
+    "Manifest",
+    "RowStore",
+    "SplitInfo",
+    "SplitReader",
+    "StoreSpec",
+    "StoreWriter",
+    "create_store",
+    "open_store",
+]
+
+
+def open_store(path: str | Path) -> RowStore:
+    """Open the store at `path`: a directory is Zarr, a file HDF5.
+
+    Raises InputError when there is nothing, or nothing that was committed; DamagedDataError when the
+    manifest cannot be trusted.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        data = _manifest_bytes(zarr_backend.read_manifest, path)
+        manifest = Manifest.from_json(data, str(path / MANIFEST_NAME))
+        return RowStore(path, manifest, zarr_backend.ZarrReader(path, manifest))
+    if path.is_file():
+        data = _manifest_bytes(hdf5_backend.read_manifest, path)
+        manifest = Manifest.from_json(data, f"{path}: {MANIFEST_NAME}")
+        return RowStore(path, manifest, hdf5_backend.Hdf5Reader(path, manifest))
+    raise InputError(f"{path} does not exist; convert the data first or correct the path")
+
+
+def _manifest_bytes(read: Callable[[Path], bytes | None], path: Path) -> bytes:
+    try:
+        data = read(path)
+    except PermissionError as error:
+        raise InputError(f"{path} may not be read ({error}); correct its permissions") from error
+    except Exception as error:  # HDF5 meets damage with errors of many types.
+        raise DamagedDataError(
+            f"{path} cannot be read ({error!r:.300}); restore it or convert again"
+        ) from error
+    if data is None:
+        raise InputError(f"{path} is not a finished store: it has no {MANIFEST_NAME}; convert the data again")
+    return data
+
+
+class RowStore:
+    """A finished store. A context manager; holds no file open between reads, so it may be used by threads."""
+
+    def __init__(self, path: Path, manifest: Manifest, backend: ReadingBackend) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._backend = backend
+        self._open = True
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Make further reads an InputError."""
+        self._open = False
+
+    def split(self, name: str) -> SplitReader:
+        """The reader of one split; raises InputError with the names there are."""
+        if name not in self.manifest.splits:
+            raise InputError(
+                f"{self.path} has no split {name!r}; it has {', '.join(sorted(self.manifest.splits))}"
+            )
+        return SplitReader(self.path, name, self.manifest.fingerprint, self)
+
+    def verify(self) -> list[str]:
+        """Read everything: a sentence for each damaged, missing or unexpected piece; empty for a sound store.
+
+        O(bytes of the store) time, one segment of memory.
+        """
+        problems = []
+        for name, info in self.manifest.splits.items():
+            x, y = _empty_rows(self.manifest, min(info.segment_rows, info.n_rows))
+            for index in range(info.n_segments):
+                n_rows = info.rows_of_segment(index)
+                try:
+                    self._read(name, index, x[:n_rows], y[:n_rows])
+                except DamagedDataError as error:
+                    problems.append(str(error))
+        try:
+            problems += [f"{self.path}: {piece}" for piece in self._backend.inventory()]
+        except Exception as error:  # As in _read.
+            problems.append(f"{self.path}: its pieces cannot be listed ({error!r:.300})")
+        return problems
+
+    def _read(self, split: str, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+        if not self._open:
+            raise InputError(f"{self.path} is closed; open it again")
+        info = self.manifest.splits[split]
+        where = f"{self.path}: split {split}, segment {index}"
+        try:
+            self._backend.read(info, index, x, y)
+        except MemoryError:
+            raise
+        except Exception as error:  # Codecs and HDF5 meet damaged bytes with errors of many types.
+            raise DamagedDataError(
+                f"{where} cannot be read ({error!r:.300}); restore it or convert again"
+            ) from error
+        digest = segment_digest(x, y)
+        if digest != info.digests[index]:
+            raise DamagedDataError(
+                f"{where} has digest {digest} but the manifest says {info.digests[index]}; "
+                "restore it or convert again"
+            )
+
+
+class SplitReader:
+    """The rows of one split. Different segments may be read by several threads at once.
+
+    It is pickled as a path and a name, and opens the store again at the first use in another process.
+    """
+
+    def __init__(self, path: Path, name: str, fingerprint: str, store: RowStore | None = None) -> None:
+        self.path = path
+        self._name = name
+        self._fingerprint = fingerprint
+        self._store = store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SplitReader, (self.path, self._name, self._fingerprint)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The store's manifest."""
+        return self._opened().manifest
+
+    @property
+    def info(self) -> SplitInfo:
+        """What the manifest says about this split."""
+        return self.manifest.splits[self._name]
+
+    def read_segment(
+        self, index: int, x_out: NDArray[Any] | None = None, y_out: NDArray[Any] | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The checked rows of segment `index`: x (rows, d), and y (rows,) or (rows, c).
+
+        They are views of x_out and y_out where these are given (C-contiguous, of the store's dtypes, with at
+        least the segment's rows). Raises InputError for an index or memory that does not fit,
+        DamagedDataError for rows that are not those written.
+        """
+        n_rows = self.info.rows_of_segment(index)
+        x_row, y_rows = _row_shapes(self.manifest)
+        x = _target("x_out", x_out, n_rows, x_row, self.manifest.x_dtype)
+        y = _target("y_out", y_out, n_rows, y_rows, self.manifest.y_dtype)
+        self._opened()._read(self._name, index, x, y)
+        return x, y
+
+    def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The x (m, d) and y of any m rows of the split, in the order asked for, repeats allowed.
+
+        Each segment that holds one of them is read once, one after the other: O(m + a segment) memory.
+        """
+        info = self.info
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < info.n_rows):
+            raise InputError(
+                f"rows {rows.min()} to {rows.max()} of split {info.name}: use 0 to {info.n_rows - 1}"
+            )
+        x, y = _empty_rows(self.manifest, len(rows))
+        x_segment, y_segment = _empty_rows(self.manifest, min(info.segment_rows, info.n_rows))
+        order = np.argsort(rows, kind="stable")
+        segments, starts = np.unique(rows[order] // info.segment_rows, return_index=True)
+        bounds = pairwise([*starts.tolist(), len(order)])
+        for index, (start, stop) in zip(segments.tolist(), bounds, strict=True):
+            places = order[start:stop]
+            self.read_segment(index, x_segment, y_segment)
+            within = rows[places] - index * info.segment_rows
+            x[places], y[places] = x_segment[within], y_segment[within]
+        return x, y
+
+    def _opened(self) -> RowStore:
+        if self._store is None:
+            store = open_store(self.path)
+            if store.manifest.fingerprint != self._fingerprint:
+                raise InputError(f"{self.path} is another store than the one opened first; restore that one")
+            self._store = store
+        return self._store
+
+
+def _row_shapes(manifest: Manifest) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (manifest.n_features,), y_row(manifest.task, manifest.n_outputs)
+
+
+def _empty_rows(manifest: Manifest, n_rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    x_row, y_rows = _row_shapes(manifest)
+    return np.empty((n_rows, *x_row), manifest.x_dtype), np.empty((n_rows, *y_rows), manifest.y_dtype)
+
+
+def _target(
+    name: str, out: NDArray[Any] | None, n_rows: int, row: tuple[int, ...], dtype: str
+) -> NDArray[Any]:
+    if out is None:
+        return np.empty((n_rows, *row), dtype)
+    if out.dtype != dtype or out.shape[1:] != row or len(out) < n_rows or not out.flags.c_contiguous:
+        raise InputError(
+            f"{name} is {out.dtype} {out.shape}; use C-contiguous {dtype} {(n_rows, *row)} or more rows"
+        )
+    return out[:n_rows]

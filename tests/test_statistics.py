@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ep3stream.data.statistics import Moments
+
+
+def _assert_statistics_of(moments: Moments, rows: np.ndarray) -> None:
+    found, rows = moments.statistics(), rows.astype(np.float64)
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(found.std, rows.std(0), rtol=1e-9, atol=1e-14)
+    np.testing.assert_array_equal(found.minimum, rows.min(0))
+    np.testing.assert_array_equal(found.maximum, rows.max(0))
+    assert found.missing == (0,) * rows.shape[1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (100_003, 1), (20_011, 9), (611, 784)])
+def test_statistics_equal_those_of_numpy_in_float64(dtype: str, shape: tuple[int, int]) -> None:
+    rows = np.random.default_rng(0).normal(3, 2, shape).astype(dtype)
+    _assert_statistics_of(Moments.of(rows), rows)
+
+
+def test_a_mean_of_1e8_leaves_the_deviation_of_1_intact() -> None:
+    rows = np.random.default_rng(1).normal(1e8, 1, (300_000, 2))
+    _assert_statistics_of(Moments.of(rows), rows)
+
+
+def test_an_outlying_first_row_costs_no_digits() -> None:
+    rows = np.random.default_rng(2).normal(0, 1, (300_000, 2))
+    rows[0] = 1e8
+    _assert_statistics_of(Moments.of(rows), rows)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
+def test_any_cut_of_the_rows_merges_to_the_same_statistics(sizes: list[int], seed: int) -> None:
+    rows = np.random.default_rng(seed).normal(1e6, 1, (sum(sizes) + 1, 3))
+    merged = Moments.empty(3)
+    for part in np.split(rows, np.cumsum(sizes)):
+        merged = merged.merge(Moments.of(part))
+    _assert_statistics_of(merged, rows)
+
+
+def test_missing_values_are_counted_and_left_out_of_the_rest() -> None:
+    rows = np.array([[1.0, np.nan, np.nan], [np.inf, 5.0, np.nan], [3.0, 7.0, np.nan]])
+    found = Moments.of(rows).statistics()
+    assert found.missing == (1, 1, 3)
+    assert found.mean == (2.0, 6.0, 0.0)
+    assert found.std == (1.0, 1.0, 0.0)
+    assert found.minimum == (1.0, 5.0, 0.0)
+    assert found.maximum == (3.0, 7.0, 0.0)
+
+
+def test_huge_values_do_not_overflow() -> None:
+    rows = np.full((1000, 1), 3e38, np.float32)
+    rows[::2] = -3e38
+    _assert_statistics_of(Moments.of(rows), rows)
