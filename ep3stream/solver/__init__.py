@@ -1,0 +1,1 @@
+"""Kernels, preconditioners, projection and the step: knows tensors, never paths."""

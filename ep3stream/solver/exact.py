@@ -1,0 +1,101 @@
+"""The exact projection: Q = M^(1/2) (I - W D W') M^(1/2) with M = K(Z, Z)^(-1), by Cholesky.
+
+O(p^2) memory and O(p^3) set-up: for small models and as the yardstick of the other projections.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ep3stream.errors import ConfigError
+from ep3stream.mesh import Mesh
+from ep3stream.solver.blocks import tiles
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.projection import Spectra
+from ep3stream.solver.spectrum import leading_eigenpairs
+
+_JITTER = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class ExactProjection:
+    """factor: L of K(Z, Z) = L L', (p, p); directions: W, (p, q); shrink: D, (q,). All float64, on every rank."""
+
+    factor: Tensor
+    directions: Tensor
+    shrink: Tensor
+    mesh: Mesh
+
+    @classmethod
+    def cost_bytes(cls, n_centers: int) -> int:
+        """K(Z, Z) and its factor in float64."""
+        return 2 * 8 * n_centers**2
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Theta = L^(-T) (I - W D W') L^(-1) h; O(p^2 c)."""
+        n_centers = len(self.factor)
+        whole = self.mesh.gather_rows(gradient.T.contiguous(), n_centers).double()
+        inner = self._preconditioned(torch.linalg.solve_triangular(self.factor, whole, upper=False))
+        theta = torch.linalg.solve_triangular(self.factor.T, inner, upper=True)
+        rows = self.mesh.owned(n_centers)
+        mine: Tensor = theta[rows.start : rows.stop].T.to(gradient)
+        return mine
+
+    def leverage(self, k_zb: Tensor) -> Tensor:
+        """K(x, Z) Q K(Z, x), (m,); O(p^2 m)."""
+        whole = self.mesh.gather_rows(k_zb, len(self.factor)).double()
+        inner = torch.linalg.solve_triangular(self.factor, whole, upper=False)
+        leverage: Tensor = (inner * self._preconditioned(inner)).sum(0).to(k_zb)
+        return leverage
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Factor, directions and shrink."""
+        return {"factor": self.factor, "directions": self.directions, "shrink": self.shrink}
+
+    def _preconditioned(self, inner: Tensor) -> Tensor:
+        return inner - self.directions @ (self.shrink[:, None] * (self.directions.T @ inner))
+
+
+def build_exact(
+    kernel: Kernel,
+    centers: Tensor,
+    sample: Tensor,
+    data_rank: int,
+    mesh: Mesh,
+    generator: torch.Generator,
+) -> tuple[ExactProjection, Spectra]:
+    """From all centers, (p, d), and the sample X_s, (s, d), whole on every rank; O(p^3 + p^2 s) time.
+
+    A jitter of 1e-6 of the mean diagonal, the rounding of a float32 kernel, keeps the factor finite when
+    centers coincide.
+    """
+    left = kernel.left(centers)
+    k_zz = torch.empty(len(centers), len(centers), dtype=torch.float64, device=centers.device)
+    right = kernel.right(centers)
+    for rows in tiles(len(centers)):
+        k_zz[rows] = kernel.block(left[rows], right).double()
+    k_zz = (k_zz + k_zz.T) / 2
+    jitter = _JITTER * float(k_zz.diagonal().mean())
+    k_zz.diagonal().add_(jitter)
+    factor, failed_at = torch.linalg.cholesky_ex(k_zz)
+    if int(failed_at):
+        raise ConfigError(
+            f"K(Z, Z) of {len(centers)} centers is not positive definite in float32; "
+            "remove centers that coincide, or use --projection nystrom"
+        )
+    factor = mesh.broadcast(factor.contiguous())
+    k_zs = torch.empty(len(centers), len(sample), dtype=torch.float64, device=centers.device)
+    columns = kernel.right(sample)
+    for rows in tiles(len(centers)):
+        k_zs[rows] = kernel.block(left[rows], columns).double()
+    whitened = torch.linalg.solve_triangular(factor, k_zs, upper=False)
+    tau, e = leading_eigenpairs(whitened.T @ whitened / len(sample), data_rank + 1, generator)
+    tau, e = mesh.broadcast(tau), mesh.broadcast(e)
+    threshold = tau[-1].clamp_min(1e-10 * float(tau[0]))
+    rank = int((tau > threshold).sum())
+    directions = whitened @ e[:, :rank] / (len(sample) * tau[:rank]).sqrt()
+    shrink = 1 - threshold / tau[:rank]
+    return ExactProjection(factor, directions, shrink, mesh), Spectra((), tuple(tau.tolist()), jitter)

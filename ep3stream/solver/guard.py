@@ -1,0 +1,103 @@
+"""Watches the running loss, and takes a fit back to its last good state when it blows up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ep3stream.errors import DivergedError
+from ep3stream.solver.step import SolverState
+
+_MEMORY_STEPS = 50
+_GOOD_STATE_EVERY_STEPS = 64
+_MAX_CUTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RunningLoss:
+    """Mean of the batch losses so far, over about the last 50 steps; `best` is the least it has been.
+
+    Each is measured on rows before they are used, so it is an honest estimate of the test error.
+    """
+
+    n_steps: int = 0
+    mean: float = 0.0
+    first: float = math.inf
+    best: float = math.inf
+
+    def after(self, loss: float) -> RunningLoss:
+        """With one more batch's loss."""
+        n_steps = self.n_steps + 1
+        mean = self.mean + (loss - self.mean) / min(n_steps, _MEMORY_STEPS)
+        settled = n_steps >= 8
+        return RunningLoss(
+            n_steps, mean, min(self.first, loss), min(self.best, mean) if settled else self.best
+        )
+
+    @property
+    def has_blown_up(self) -> bool:
+        """Not finite, or far above both its best and half of what the zero model loses."""
+        if not math.isfinite(self.mean):
+            return True
+        return self.mean > 5 * self.best and self.mean > 0.5 * self.first
+
+    @property
+    def is_calm(self) -> bool:
+        """Near its best."""
+        return self.mean <= 1.5 * self.best
+
+
+@dataclass(slots=True)
+class Guard:
+    """The last good state and the step size in force; both are part of a checkpoint."""
+
+    step_size: float
+    loss: RunningLoss
+    good_weights: Tensor
+    good_average: Tensor
+    good_averaged: int = 0
+    good_loss: RunningLoss = RunningLoss()
+    good_step: int = 0
+    n_cuts: int = 0
+
+    @classmethod
+    def start(cls, state: SolverState, step_size: float) -> Guard:
+        """With the initial state as the good one."""
+        return cls(step_size, RunningLoss(), state.weights.clone(), state.average.clone())
+
+    def watch(self, step: int, losses: list[float], state: SolverState) -> bool:
+        """Takes in the losses of the steps up to `step`; True if `state` was rolled back.
+
+        Rolling back restores the last good weights, forgets the velocity and halves the step size; raises
+        DivergedError the fourth time.
+        """
+        for loss in losses:
+            self.loss = self.loss.after(loss)
+            if self.loss.has_blown_up:
+                self._roll_back(step, state)
+                return True
+        if self.loss.is_calm and step >= self.good_step + _GOOD_STATE_EVERY_STEPS:
+            self.good_weights.copy_(state.weights)
+            self.good_average.copy_(state.average)
+            self.good_averaged, self.good_loss, self.good_step = state.averaged, self.loss, step
+        return False
+
+    def _roll_back(self, step: int, state: SolverState) -> None:
+        if self.n_cuts == _MAX_CUTS:
+            raise DivergedError(
+                f"the loss blew up at step {step} with step size {self.step_size:.3g}, after {_MAX_CUTS} cuts by half; "
+                "try a larger bandwidth, a smaller data_rank or a larger batch_size. The last checkpoint is usable"
+            )
+        self.n_cuts += 1
+        self.step_size /= 2
+        state.weights.copy_(self.good_weights)
+        state.average.copy_(self.good_average)
+        state.velocity.zero_()
+        state.averaged = self.good_averaged
+        self.loss = replace(self.good_loss)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for checkpoints."""
+        return {"good_weights": self.good_weights, "good_average": self.good_average}

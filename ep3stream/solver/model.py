@@ -1,0 +1,166 @@
+"""The trained model f(x) = offset + scale * sum_i alpha_i K(x, z_i), in the units of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ep3stream.config import Scale
+from ep3stream.errors import InputError
+from ep3stream.solver.blocks import times_kernel
+from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, Points, RadialKernel
+from ep3stream.solver.targets import TargetCode
+
+_PREDICT_ROWS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class InputScaling:
+    """(x - shift) * scale, per feature; shift and scale: (d,). A constant feature has the scale 0."""
+
+    shift: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, kind: Scale, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
+        """`standard` to mean 0 and variance 1, `minmax` to [0, 1], `none` leaves inputs as they are."""
+        if kind == "standard":
+            return cls(mean.float(), _inverse(std).float())
+        if kind == "minmax":
+            return cls(minimum.float(), _inverse(maximum - minimum).float())
+        return cls(torch.zeros_like(mean, dtype=torch.float32), torch.ones_like(mean, dtype=torch.float32))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Scaled copy of x, (n, d)."""
+        return (x - self.shift) * self.scale
+
+    def to(self, device: torch.device) -> InputScaling:
+        """On another device."""
+        return InputScaling(self.shift.to(device), self.scale.to(device))
+
+
+def _inverse(spread: Tensor) -> Tensor:
+    return torch.where(spread > 0, 1 / spread.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelModel:
+    """A kernel machine ready to predict.
+
+    centers: (p, d) in the units of the data; weights: (p, c). class_names is None for regression.
+    """
+
+    kernel: Kernel
+    centers: Tensor
+    weights: Tensor
+    inputs: InputScaling
+    targets: TargetCode
+    feature_names: tuple[str, ...]
+    target_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+
+    @property
+    def n_features(self) -> int:
+        """d."""
+        return self.centers.shape[1]
+
+    def to(self, device: torch.device) -> KernelModel:
+        """The same model on another device."""
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        function = self.kernel.function if isinstance(self.kernel, CallableKernel) else None
+        return KernelModel.of(tensors, self.description(), function)
+
+    def prepared(self) -> tuple[Points, Tensor]:
+        """Centers ready for blocks and weights outputs-first, to be reused over many calls of `outputs`."""
+        return self.kernel.left(self.inputs(self.centers)), self.weights.T.contiguous()
+
+    def outputs(self, x: Tensor, prepared: tuple[Points, Tensor] | None = None) -> Tensor:
+        """f(x) for x of (n, d), on the model's device: (n, c), in the units of the targets; O(npd) time.
+
+        For classes, column k is the fitted probability-like score of class k. Raises InputError when x has
+        another number of features or values that are not finite.
+        """
+        if x.ndim != 2 or x.shape[1] != self.n_features:
+            raise InputError(
+                f"x has the shape {tuple(x.shape)}; the model takes (n, {self.n_features}) features"
+            )
+        z, weights = prepared or self.prepared()
+        parts = [self._outputs_of(rows, z, weights) for rows in torch.split(x, _PREDICT_ROWS)]
+        return torch.cat(parts) if parts else x.new_empty(0, len(self.targets.offset))
+
+    def _outputs_of(self, x: Tensor, z: Points, weights: Tensor) -> Tensor:
+        x = self.inputs(x.to(self.centers))
+        if not bool(torch.isfinite(x).all()):
+            raise InputError("x has a value that is not finite; fill or drop missing values first")
+        return self.targets.decode(times_kernel(self.kernel, weights, z, self.kernel.right(x)))
+
+    def predict(self, x: NDArray[Any] | Tensor) -> NDArray[Any]:
+        """Targets, (n,) or (n, c), for regression; class names, (n,), for classification. x: (n, d)."""
+        outputs = self.decision_function(x)
+        if self.class_names is not None:
+            names: NDArray[np.str_] = np.asarray(self.class_names)
+            return names[outputs.argmax(1)]
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def decision_function(self, x: NDArray[Any] | Tensor) -> NDArray[np.float32]:
+        """The scores behind `predict`, (n, c)."""
+        scores: NDArray[np.float32] = self.outputs(torch.as_tensor(x)).cpu().numpy()
+        return scores
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything numeric, by name, for a model file."""
+        tensors = {
+            "centers": self.centers,
+            "weights": self.weights,
+            "input_shift": self.inputs.shift,
+            "input_scale": self.inputs.scale,
+            "target_offset": self.targets.offset,
+            "target_scale": self.targets.scale,
+        }
+        if isinstance(self.kernel, RadialKernel):
+            tensors["kernel_centre"] = self.kernel.centre
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def description(self) -> dict[str, Any]:
+        """Everything else, as JSON."""
+        bandwidth = self.kernel.bandwidth if isinstance(self.kernel, RadialKernel) else None
+        return {
+            "kernel": {"name": self.kernel.name, "bandwidth": bandwidth},
+            "feature_names": list(self.feature_names),
+            "target_names": list(self.target_names),
+            "class_names": None if self.class_names is None else list(self.class_names),
+        }
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Mapping[str, Tensor],
+        description: Mapping[str, Any],
+        function: KernelFunction | None = None,
+    ) -> KernelModel:
+        """The model that `tensors` and `description` came from; a callable kernel must be given again."""
+        spec = description["kernel"]
+        kernel: Kernel
+        if "kernel_centre" in tensors:
+            kernel = RadialKernel(spec["name"], spec["bandwidth"], tensors["kernel_centre"])
+        elif function is None:
+            raise InputError("the model was fitted with a callable kernel; pass it as kernel=")
+        else:
+            kernel = CallableKernel(function)
+        classes = description["class_names"]
+        return cls(
+            kernel,
+            tensors["centers"],
+            tensors["weights"],
+            InputScaling(tensors["input_shift"], tensors["input_scale"]),
+            TargetCode(classes is not None, tensors["target_offset"], tensors["target_scale"]),
+            tuple(description["feature_names"]),
+            tuple(description["target_names"]),
+            None if classes is None else tuple(classes),
+        )

@@ -1,0 +1,198 @@
+"""From the gradient at the centers, h = K(Z, X_b) g, to the direction theta of the weights.
+
+EigenPro3 (Abedsoltan, Belkin, Pandit, 2023, eq. 10) preconditions the functional gradient with the leading
+eigenfunctions of the data and projects the result onto span{K(., z_i)} by solving K(Z, Z) theta = h. Both
+are one symmetric positive semidefinite matrix Q on the weights here, theta = Q h,
+
+    Q = M^(1/2) (I - W D W') M^(1/2),      M ~ K(Z, Z)^(-1),
+
+W the top-q eigenvectors of M^(1/2) K(Z, X_s) K(X_s, Z) M^(1/2) / s with eigenvalues tau, and
+D = 1 - tau_{q+1} / tau. Being symmetric, the step's operator Q K(Z, X_b) K(X_b, Z) has a real spectrum
+without negative values whatever the sample, which a preconditioner applied beside an approximate
+projection has not; and the step needs no kernel block of its own for X_s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ep3stream.errors import ConfigError
+from ep3stream.mesh import Mesh
+from ep3stream.solver.blocks import kernel_times, tiles, times_kernel
+from ep3stream.solver.kernels import Kernel, Points
+from ep3stream.solver.spectrum import leading_eigenpairs
+
+
+class Projection(Protocol):
+    """What the step needs of a projection."""
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """theta = Q h for h of (c, p_shard); returns (c, p_shard)."""
+        ...
+
+    def leverage(self, k_zb: Tensor) -> Tensor:
+        """K(x, Z) Q K(Z, x) of each row of a batch, from k_zb of (p_shard, m); returns (m,)."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold for `direction` to be the same."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NystromProjection:
+    """Q from a rank-r Nystrom approximation K(Z, Z) ~ U diag(l) U' + mu I, mu the `damping`.
+
+    With W restricted to span(U), Q = U core U' + (I - U U') / mu: O(prc) a step, O(pr) memory, no kernel
+    product. basis U: (p_shard, r), orthonormal over the shards, leading columns first; core: (r, r).
+    """
+
+    basis: Tensor
+    core: Tensor
+    damping: float
+    n_leading: int
+    mesh: Mesh
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """theta = U core U'h + (h - U U'h) / mu.
+
+        The leading directions come out up to 10^7 times smaller than they went in, the precision of float32:
+        what rounding leaves of them outside U is taken out a second time.
+        """
+        leading = self.basis[:, : self.n_leading]
+        inside = self.mesh.all_reduce(gradient @ self.basis)
+        outside = torch.addmm(gradient, inside, self.basis.T, alpha=-1)
+        left_over = self.mesh.all_reduce(outside @ leading)
+        inside[:, : self.n_leading] += left_over
+        coefficients = inside @ self.core
+        coefficients[:, : self.n_leading] -= left_over / self.damping
+        return torch.addmm(outside, coefficients, self.basis.T, beta=1 / self.damping)
+
+    def leverage(self, k_zb: Tensor) -> Tensor:
+        """K(x, Z) Q K(Z, x), (m,); O(prm)."""
+        inside = self.mesh.all_reduce(self.basis.T @ k_zb)
+        outside = k_zb.new_zeros(k_zb.shape[1])
+        for rows in tiles(len(self.basis)):
+            outside += torch.addmm(k_zb[rows], self.basis[rows], inside, alpha=-1).square().sum(0)
+        return self.mesh.all_reduce(outside) / self.damping + (inside * (self.core @ inside)).sum(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Basis shard and core."""
+        return {"basis": self.basis, "core": self.core}
+
+
+@dataclass(frozen=True, slots=True)
+class Spectra:
+    """What the set-up saw: eigenvalues of K(Z, Z) (estimated) and of the preconditioned data operator."""
+
+    model: tuple[float, ...]
+    data: tuple[float, ...]
+    damping: float
+
+
+def build_nystrom(
+    kernel: Kernel,
+    centers: Tensor,
+    landmarks: Tensor,
+    sample: Tensor,
+    n_centers: int,
+    model_rank: int,
+    data_rank: int,
+    mesh: Mesh,
+    generator: torch.Generator,
+) -> tuple[NystromProjection, Spectra]:
+    """Basis from `landmarks`, (r', d) with r' >= model_rank, eigenvalues of the data from `sample`, (s, d).
+
+    Streams K(Z, L) and K(Z, X_s) once each: O(p (r' + s)(d + r)) time, O(p r + r'^2 + r s) memory. `centers`,
+    (p_shard, d), is this rank's shard of the `n_centers`; `landmarks` (some of all centers) and `sample`
+    (rows of the data) are whole on every rank. The basis has fewer than `model_rank` columns where the kernel
+    matrix of the landmarks has a lower rank in the precision at hand. Raises ConfigError where it is zero.
+    """
+    shard = kernel.left(centers)
+    basis, eigenvalues, next_eigenvalue = _nystrom_basis(
+        kernel, shard, landmarks, n_centers, model_rank, mesh, generator
+    )
+    unexplained = kernel.diagonal(centers)
+    for rows in tiles(len(basis)):
+        unexplained[rows] -= basis[rows].square() @ eigenvalues.to(basis)
+    mean_unexplained = float(mesh.all_reduce(unexplained.clamp_min_(0).double().sum())) / n_centers
+    damping = max(next_eigenvalue, mean_unexplained, 4 * torch.finfo(basis.dtype).eps * float(eigenvalues[0]))
+
+    core, data_eigenvalues = _core(
+        kernel, shard, kernel.right(sample), basis, eigenvalues + damping, data_rank, mesh
+    )
+    n_leading = int((eigenvalues > 30 * damping).sum())
+    projection = NystromProjection(basis, core.to(basis), damping, n_leading, mesh)
+    return projection, Spectra(tuple(eigenvalues.tolist()), tuple(data_eigenvalues.tolist()), damping)
+
+
+def _nystrom_basis(
+    kernel: Kernel,
+    centers: Points,
+    landmarks: Tensor,
+    n_centers: int,
+    rank: int,
+    mesh: Mesh,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, float]:
+    """U, l (float64) and an estimate of l_{r+1}: the eigenpairs of K(Z, L) K(L, L)^+ K(L, Z).
+
+    Every rank clips the same broadcast eigenvalues, or the ranks' shapes could differ.
+    """
+    columns = kernel.right(landmarks)
+    k_ll = kernel.block(kernel.left(landmarks), columns).double()
+    values, vectors = leading_eigenpairs((k_ll + k_ll.T) / 2, rank + 1, generator)
+    values, vectors = mesh.broadcast(values), mesh.broadcast(vectors)
+    kept = min(rank, _numerical_rank(values, landmarks.dtype))
+    if kept == 0:
+        raise ConfigError(
+            f"kernel {kernel.name!r} has no positive eigenvalue on {len(landmarks)} landmarks; "
+            "it must be positive semidefinite, and not zero at the centers"
+        )
+    # On r' random centers an eigenvalue of K(L, L) is about r'/p times one of K(Z, Z).
+    next_eigenvalue = float(values[rank]) * n_centers / len(landmarks) if len(values) > rank else 0.0
+
+    feature = kernel_times(kernel, centers, columns, (vectors[:, :kept] / values[:kept].sqrt()).to(landmarks))
+    gram = torch.zeros(kept, kept, dtype=torch.float64, device=feature.device)
+    for rows in tiles(len(feature)):
+        part = feature[rows].double()
+        gram.addmm_(part.T, part)
+    ascending, rotation = torch.linalg.eigh(mesh.all_reduce(gram))
+    eigenvalues, rotation = mesh.broadcast(ascending.flip(0)), mesh.broadcast(rotation.flip(1))
+    kept = _numerical_rank(eigenvalues, feature.dtype)
+    eigenvalues, rotation = eigenvalues[:kept], rotation[:, :kept] / eigenvalues[:kept].sqrt()
+    basis = feature[:, :kept].contiguous()
+    for rows in tiles(len(feature)):
+        basis[rows] = (feature[rows].double() @ rotation).to(basis)
+    return basis, eigenvalues, next_eigenvalue
+
+
+def _core(
+    kernel: Kernel,
+    centers: Points,
+    sample: Points,
+    basis: Tensor,
+    damped: Tensor,
+    data_rank: int,
+    mesh: Mesh,
+) -> tuple[Tensor, Tensor]:
+    """L^(-1/2) (I - W D W') L^(-1/2) with L = diag(l + mu), float64, and the eigenvalues tau."""
+    k_us = mesh.all_reduce(times_kernel(kernel, basis.T, centers, sample))
+    whitened = k_us.double() / damped.sqrt()[:, None]
+    tau, w = torch.linalg.eigh(whitened @ whitened.T / len(sample))
+    tau, w = tau.flip(0), w.flip(1)
+    # Rounding bounds how far the leading directions can be shrunk, by both preconditioners together.
+    least = max(1e-6, 1e-11 * float(damped[0] / damped[-1]))
+    threshold = tau[min(data_rank, len(tau) - 1)].clamp_min(least * float(tau[0]))
+    shrink = torch.where(tau > threshold, threshold / tau, 1.0)
+    half = w / damped.sqrt()[:, None]
+    return mesh.broadcast((half * shrink) @ half.T), tau
+
+
+def _numerical_rank(descending: Tensor, dtype: torch.dtype) -> int:
+    """How many eigenvalues of a matrix computed in `dtype` are above its rounding error."""
+    return int((descending > 4 * torch.finfo(dtype).eps * descending[0]).sum())

@@ -1,0 +1,77 @@
+"""A small regression problem on random points, and a solver for it on any number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ep3stream.mesh import Mesh
+from ep3stream.solver.kernels import Kernel, RadialKernel
+from ep3stream.solver.projection import NystromProjection, Spectra, build_nystrom
+from ep3stream.solver.step import Solver
+from ep3stream.solver.stepsize import Stability, measure_stability
+from ep3stream.solver.targets import TargetCode
+
+ONE_RANK = Mesh(0, 1, torch.device("cpu"))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def points(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(n, d, generator=generator(seed), dtype=dtype)
+
+
+def laplacian(d: int, bandwidth: float = 3.0) -> RadialKernel:
+    return RadialKernel("laplacian", bandwidth, torch.zeros(d))
+
+
+def unit_targets(n_outputs: int, dtype: torch.dtype = torch.float64) -> TargetCode:
+    return TargetCode(False, torch.zeros(n_outputs, dtype=dtype), torch.ones(n_outputs, dtype=dtype))
+
+
+def k(kernel: Kernel, z: Tensor, x: Tensor) -> Tensor:
+    """K(Z, X)."""
+    return kernel.block(kernel.left(z), kernel.right(x))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Centers Z, (p, d), rows X, (n, d), and the preconditioners' ranks; every landmark and sample in order."""
+
+    kernel: Kernel
+    z: Tensor
+    x: Tensor
+    model_rank: int = 10
+    data_rank: int = 4
+    n_landmarks: int = 30
+    n_samples: int = 50
+
+    def projection(self, mesh: Mesh = ONE_RANK) -> tuple[NystromProjection, Spectra]:
+        rows = mesh.owned(len(self.z))
+        return build_nystrom(
+            self.kernel,
+            self.z[rows.start : rows.stop],
+            self.z[: self.n_landmarks],
+            self.x[: self.n_samples],
+            len(self.z),
+            self.model_rank,
+            self.data_rank,
+            mesh,
+            generator(5),
+        )
+
+    def solver(
+        self, targets: TargetCode, mesh: Mesh = ONE_RANK, momentum: float = 0.9, averaging: float = 3.0
+    ) -> Solver:
+        rows = mesh.owned(len(self.z))
+        centers = self.kernel.left(self.z[rows.start : rows.stop])
+        return Solver(self.kernel, centers, self.projection(mesh)[0], targets, momentum, averaging, mesh)
+
+    def stability(self, solver: Solver, batch_size: int) -> Stability:
+        """Measured on all rows."""
+        batches = self.x.split(batch_size)
+        return measure_stability(solver.block, batches, solver.projection, solver.mesh, generator(6))

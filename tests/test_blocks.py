@@ -1,0 +1,106 @@
+"""Products by tiles, and leading eigenpairs, against dense ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ep3stream.solver import blocks
+from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, tiles, times_kernel
+from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
+from ep3stream.solver.spectrum import leading_eigenpairs
+
+SHAPES = [(41, 17, 3), (1, 1, 1), (16, 1, 2), (0, 5, 2)]
+
+
+def points(n: int, d: int, seed: int) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def kernels() -> list[Kernel]:
+    return [
+        RadialKernel("laplacian", 2.0, torch.zeros(4)),
+        CallableKernel(lambda z, x: (z @ x.T).div(4).exp()),
+    ]
+
+
+@pytest.fixture(params=[1, 3, 16, 41, 1024])
+def tile_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The test runs with tiles of each of these heights."""
+    n_rows: int = request.param
+    monkeypatch.setattr(blocks, "TILE_ROWS", n_rows)
+    return n_rows
+
+
+def test_tiles_cover_each_row_once_in_order(tile_rows: int) -> None:
+    runs = list(tiles(41))
+    assert [row for run in runs for row in range(run.start, run.stop)] == list(range(41))
+    assert max(run.stop - run.start for run in runs) == min(tile_rows, 41)
+
+
+@pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(("p", "m", "k"), SHAPES)
+@pytest.mark.usefixtures("tile_rows")
+def test_products_by_tiles_equal_dense_ones(kernel: Kernel, p: int, m: int, k: int) -> None:
+    z, x = kernel.left(points(p, 4, 0)), kernel.right(points(m, 4, 1))
+    k_zx = kernel.block(z, x)
+    right, left = points(m, k, 2), points(k, p, 3)
+    torch.testing.assert_close(kernel_block(kernel, z, x, torch.empty(p, m)), k_zx)
+    torch.testing.assert_close(kernel_times(kernel, z, x, right), k_zx @ right, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(times_kernel(kernel, left, z, x), left @ k_zx, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["left_times", "times", "whole"])
+@pytest.mark.parametrize("memory", ["none", "exact", "more than enough"])
+@pytest.mark.parametrize(("p", "m", "k"), SHAPES)
+@pytest.mark.usefixtures("tile_rows")
+def test_a_batch_block_gives_the_same_whichever_product_comes_first(
+    first: str, memory: str, p: int, m: int, k: int
+) -> None:
+    kernel = RadialKernel("laplacian", 2.0, torch.zeros(4))
+    z, x = kernel.left(points(p, 4, 0)), kernel.right(points(m, 4, 1))
+    rooms = {
+        "none": None,
+        "exact": torch.empty(p, m),
+        "more than enough": torch.full((p + 2, m + 3), torch.nan),
+    }
+    block = BatchBlock(kernel, z, x, rooms[memory])
+    k_zb, left, right = kernel.block(z, x), points(k, p, 2), points(k, m, 3)
+    expected = {"left_times": left @ k_zb, "times": right @ k_zb.T, "whole": k_zb}
+    got = {
+        "left_times": lambda: block.left_times(left),
+        "times": lambda: block.times(right),
+        "whole": block.whole,
+    }
+    for product in [first, *expected]:
+        torch.testing.assert_close(got[product](), expected[product], atol=1e-5, rtol=1e-5)
+
+
+def test_a_kept_block_is_formed_once_and_a_recomputed_one_for_each_product() -> None:
+    rows_formed = 0
+
+    def counting(z: Tensor, x: Tensor) -> Tensor:
+        nonlocal rows_formed
+        rows_formed += len(z)
+        return z @ x.T
+
+    kernel = CallableKernel(counting)
+    z, x = kernel.left(points(10, 4, 0)), kernel.right(points(6, 4, 1))
+    for memory, expected in ((torch.empty(10, 6), 10), (None, 20)):
+        rows_formed = 0
+        block = BatchBlock(kernel, z, x, memory)
+        block.left_times(points(2, 10, 2))
+        block.times(points(2, 6, 3))
+        assert rows_formed == expected
+
+
+@pytest.mark.parametrize(("size", "n_pairs"), [(1, 1), (5, 9), (60, 20), (400, 12)])
+def test_leading_eigenpairs_are_those_of_the_dense_solver(size: int, n_pairs: int) -> None:
+    x = points(size, 3, 0).double()
+    matrix = torch.exp(-torch.cdist(x, x))
+    values, vectors = leading_eigenpairs(matrix, n_pairs, torch.Generator().manual_seed(1))
+    expected = torch.linalg.eigvalsh(matrix).flip(0)[:n_pairs]
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(len(values), dtype=torch.float64))
+    assert (matrix @ vectors - vectors * values).norm(dim=0).max() < 1e-3 * values[0]

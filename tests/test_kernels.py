@@ -1,0 +1,130 @@
+"""Kernels against their formulas in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ep3stream.errors import ConfigError
+from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, RadialKernel, median_bandwidth
+
+FORMULAS = {
+    "laplacian": lambda distance: torch.exp(-distance),
+    "gaussian": lambda distance: torch.exp(-(distance**2) / 2),
+}
+
+
+def points(n: int, d: int, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(name: str, bandwidth: float, z: Tensor, x: Tensor) -> Tensor:
+    """The formula on differences, where nothing cancels."""
+    distance = (z.double()[:, None] - x.double()[None]).norm(dim=2)
+    return FORMULAS[name](distance / bandwidth)
+
+
+def radial(name: str, bandwidth: float, x: Tensor) -> RadialKernel:
+    return RadialKernel(name, bandwidth, x.mean(0))
+
+
+def block(kernel: RadialKernel | CallableKernel, z: Tensor, x: Tensor) -> Tensor:
+    return kernel.block(kernel.left(z), kernel.right(x))
+
+
+def test_every_radial_kernel_has_a_formula_here() -> None:
+    assert set(RADIAL_KERNELS) == set(FORMULAS)
+
+
+@pytest.mark.parametrize("name", RADIAL_KERNELS)
+@pytest.mark.parametrize("d", [1, 7, 300])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_blocks_match_the_formula_even_far_from_the_origin(name: str, d: int, offset: float) -> None:
+    z, x = points(37, d) + offset, points(53, d, seed=1) + offset
+    bandwidth = math.sqrt(d)
+    error = (block(radial(name, bandwidth, x), z, x) - dense(name, bandwidth, z, x)).abs()
+    # The Laplacian's square root turns a rounding error of 1e-6 between almost equal points into 1e-3.
+    assert error.max() < {"laplacian": 1e-3, "gaussian": 5e-6}[name]
+    assert error.median() < 1e-6
+
+
+@pytest.mark.parametrize("name", RADIAL_KERNELS)
+@pytest.mark.parametrize("d", [1, 3, 64, 784])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_a_point_has_the_kernel_value_one_with_itself(name: str, d: int, offset: float) -> None:
+    x = points(300, d) + offset
+    k_xx = block(radial(name, math.sqrt(d), x), x, x)
+    assert (k_xx.diagonal() - 1).abs().max() <= 1e-6
+    assert torch.equal(radial(name, 1.0, x).diagonal(x), torch.ones(300))
+
+
+@pytest.mark.parametrize("name", RADIAL_KERNELS)
+def test_an_outlier_in_the_batch_does_not_change_the_other_values(name: str) -> None:
+    x = points(40, 5)
+    kernel = radial(name, 2.0, x)
+    with_outlier = torch.cat([x, torch.full((1, 5), 1e4)])
+    torch.testing.assert_close(block(kernel, x, with_outlier)[:, :40], block(kernel, x, x), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", RADIAL_KERNELS)
+def test_blocks_are_written_into_the_memory_given(name: str) -> None:
+    x = points(20, 4)
+    kernel = radial(name, 1.0, x)
+    out = torch.empty(12, 20)
+    returned = kernel.block(kernel.left(x)[slice(3, 15)], kernel.right(x), out=out)
+    assert returned is out
+    torch.testing.assert_close(out, block(kernel, x[3:15], x), atol=1e-6, rtol=0)
+
+
+def test_an_unknown_kernel_is_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigError, match=r"'cauchy'.*laplacian, gaussian"):
+        RadialKernel("cauchy", 1.0, torch.zeros(2))
+
+
+@pytest.mark.parametrize("bandwidth", [0.0, -1.0, math.inf, math.nan])
+def test_a_bandwidth_that_is_no_positive_distance_is_refused(bandwidth: float) -> None:
+    with pytest.raises(ConfigError, match="bandwidth"):
+        RadialKernel("gaussian", bandwidth, torch.zeros(2))
+
+
+def test_a_callable_gives_its_values_and_its_diagonal() -> None:
+    x = points(150, 3)
+    kernel = CallableKernel(lambda a, b: (a @ b.T + 1) ** 2)
+    expected = (x @ x.T + 1) ** 2
+    out = torch.empty(150, 150)
+    assert kernel.block(kernel.left(x), kernel.right(x), out=out) is out
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(kernel.diagonal(x), expected.diagonal())
+
+
+def test_a_callable_of_the_wrong_shape_is_refused_with_both_shapes() -> None:
+    kernel = CallableKernel(lambda a, b: b @ a.T)
+    with pytest.raises(ConfigError, match=r"\(5, 4\).*\(4, 5\)"):
+        block(kernel, points(4, 2), points(5, 2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_callable_with_a_value_that_is_not_finite_is_refused(value: float) -> None:
+    kernel = CallableKernel(lambda a, b: torch.full((len(a), len(b)), value))
+    with pytest.raises(ConfigError, match="not finite"):
+        block(kernel, points(4, 2), points(5, 2))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_the_median_bandwidth_is_near_the_median_of_all_distances(offset: float) -> None:
+    x = points(500, 6)
+    everything = torch.pdist(x.double()).median().item()
+    assert median_bandwidth(x + offset) == pytest.approx(everything, rel=0.03)
+
+
+def test_the_median_bandwidth_of_two_rows_is_their_distance() -> None:
+    assert median_bandwidth(torch.tensor([[0.0, 0.0], [3.0, 4.0]])) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("n", [0, 1, 30])
+def test_the_median_bandwidth_of_equal_or_too_few_rows_is_refused(n: int) -> None:
+    with pytest.raises(ConfigError, match=rf"{n} sampled rows.*--bandwidth"):
+        median_bandwidth(torch.ones(n, 3))

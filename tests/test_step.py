@@ -1,0 +1,206 @@
+"""The step and its measured size against their formulas, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_problem import Problem, k, laplacian, points, unit_targets
+from torch import Tensor
+
+from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
+from ep3stream.solver.step import Solver, SolverState
+from ep3stream.solver.stepsize import Stability
+from ep3stream.solver.targets import TargetCode
+
+D = 3
+
+
+def problem(p: int = 40, n: int = 90, **changes: int) -> Problem:
+    return Problem(laplacian(D), points(p, D, 0), points(n, D, 1), **changes)
+
+
+def some_state(solver: Solver) -> SolverState:
+    c, p = solver.targets.n_outputs, len(solver.centers)
+    return SolverState(*(points(c, p, seed) for seed in (2, 3, 4)), averaged=7)
+
+
+@pytest.mark.parametrize(("m", "c"), [(30, 2), (1, 1), (30, 1), (1, 3)])
+@pytest.mark.parametrize("keep_block", [True, False])
+def test_one_step_is_the_formula(m: int, c: int, keep_block: bool) -> None:
+    case = problem()
+    targets = TargetCode(False, points(1, c, 5)[0], points(1, c, 6)[0].exp())
+    memory = torch.empty(40, 90, dtype=torch.float64) if keep_block else None
+    whole = case.solver(targets)
+    solver = Solver(whole.kernel, whole.centers, whole.projection, targets, 0.9, 3.0, whole.mesh, memory)
+    x, y, eta = case.x[:m], points(m, c, 7), 0.3
+    alpha, v, average = (tensor.clone() for tensor in some_state(solver).tensors().values())
+
+    g = (alpha + 0.9 * v) @ k(case.kernel, case.z, x) - ((y - targets.offset) / targets.scale).T
+    theta = solver.projection.direction(g @ k(case.kernel, x, case.z))
+    v = 0.9 * v - eta * theta
+    alpha = alpha + v
+    average = average + 3 / (7 + 3) * (alpha - average)
+
+    state = some_state(solver)
+    loss = solver.step(state, x, y, eta)
+    torch.testing.assert_close(state.weights, alpha)
+    torch.testing.assert_close(state.velocity, v)
+    torch.testing.assert_close(state.average, average)
+    torch.testing.assert_close(loss, (g * targets.scale[:, None]).square().mean())
+    assert state.averaged == 8
+
+
+def test_the_loss_is_the_error_of_the_look_ahead_point_in_units_of_the_targets() -> None:
+    case = problem()
+    targets = TargetCode(False, torch.tensor([100.0]).double(), torch.tensor([50.0]).double())
+    solver = case.solver(targets)
+    state, y = some_state(solver), 100 + 50 * points(90, 1, 8)
+    ahead = state.weights + 0.9 * state.velocity
+    predicted = targets.decode(ahead @ k(case.kernel, case.z, case.x))
+    expected = (predicted - y).square().mean()
+    torch.testing.assert_close(solver.step(state, case.x, y, 0.1), expected)
+
+
+def test_a_classification_residual_is_that_of_explicit_one_hot_rows() -> None:
+    frequencies = torch.tensor([0.5, 0.3, 0.2]).double()
+    targets = TargetCode(True, frequencies, torch.ones(3).double())
+    y, prediction = torch.tensor([2, 0, 0, 1, 2], dtype=torch.int32), points(3, 5, 0)
+    one_hot = torch.nn.functional.one_hot(y.long(), 3).double()
+    residual = prediction.clone()
+    targets.subtract_(residual, y)
+    torch.testing.assert_close(residual, prediction - (one_hot - frequencies).T)
+    torch.testing.assert_close(targets.decode(residual) + one_hot, targets.decode(prediction) + frequencies)
+
+
+@pytest.mark.parametrize("averaging", [0.0, 1.0, 3.0])
+def test_the_average_follows_its_weights(averaging: float) -> None:
+    case = problem()
+    solver = case.solver(unit_targets(1), averaging=averaging)
+    state, y = solver.initial_state(), points(90, 1, 2)
+    expected = state.weights.clone()
+    for t in range(6):
+        solver.step(state, case.x, y, 0.1)
+        share = min(1.0, averaging / (t + averaging)) if averaging else 1.0
+        expected = expected + share * (state.weights - expected)
+    torch.testing.assert_close(state.average, expected)
+    assert torch.equal(state.average, state.weights) == (averaging == 0)
+
+
+def test_plain_averaging_is_the_mean_of_all_weights() -> None:
+    case = problem()
+    solver = case.solver(unit_targets(1), averaging=1.0)
+    state, y, seen = solver.initial_state(), points(90, 1, 2), []
+    for _ in range(5):
+        solver.step(state, case.x, y, 0.1)
+        seen.append(state.weights.clone())
+    torch.testing.assert_close(state.average, torch.stack(seen).mean(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("momentum", "tolerance"), [(0.0, 2e-2), (0.9, 1e-3)])
+def test_weights_converge_to_the_least_squares_solution(
+    dtype: torch.dtype, momentum: float, tolerance: float
+) -> None:
+    z, x = points(20, D, 0, dtype), points(200, D, 1, dtype)
+    case = Problem(laplacian(D), z, x)
+    k_xz = k(case.kernel, x, z)
+    y = k_xz @ points(20, 2, 2, dtype)
+    expected = torch.linalg.lstsq(k_xz.double(), y.double()).solution.T
+    solver = case.solver(unit_targets(2, dtype), momentum=momentum)
+    eta = case.stability(solver, 100).step_size(momentum)
+    state = solver.initial_state()
+    for _ in range(500):
+        for rows in torch.arange(200).split(100):
+            solver.step(state, x[rows], y[rows], eta)
+    assert (state.weights - expected).norm() < tolerance * expected.norm()
+
+
+def operator(case: Problem, solver: Solver, x: Tensor) -> Tensor:
+    """K(X, Z) Q K(Z, X)."""
+    k_zb = k(case.kernel, case.z, x)
+    return k_zb.T @ solver.projection.direction(k_zb.T.contiguous()).T
+
+
+@pytest.mark.parametrize("m", [1, 30, 90])
+@pytest.mark.parametrize("data_rank", [0, 4])
+def test_measured_lambda_and_kappa_are_those_of_the_dense_operator(m: int, data_rank: int) -> None:
+    case = problem(data_rank=data_rank)
+    solver = case.solver(unit_targets(1))
+    measured = case.stability(solver, m)
+    dense = [operator(case, solver, x) for x in case.x.split(m)]
+    lambda_max = max(float(torch.linalg.eigvalsh((b + b.T) / 2).max()) for b in dense)
+    assert measured.lambda_max == pytest.approx(lambda_max, rel=0.1)
+    assert measured.kappa_max == pytest.approx(max(float(b.diagonal().max()) for b in dense), rel=1e-6)
+    assert measured.batch_size == m
+
+
+def test_the_step_size_is_the_smaller_of_its_two_limits() -> None:
+    assert Stability(100, 4.0, 0.1).step_size(0.9) == pytest.approx(0.25)
+    assert Stability(100, 4.0, 8.0).step_size(0.9) == pytest.approx(2 * 0.1 / 8.0)
+    assert Stability(100, 4.0, 8.0).step_size(0.9, safety=0.5) == pytest.approx(0.1 / 8.0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_two_limits_meet_at_the_critical_batch_size(momentum: float) -> None:
+    measured = Stability(100, 4.0, 8.0)
+    m = measured.critical_batch_size(momentum)
+    at_critical = Stability(round(m), 4.0 * m / 100, 8.0)
+    assert 1 / at_critical.lambda_max == pytest.approx(2 * (1 - momentum) / at_critical.kappa_max)
+
+
+def kernels(d: int) -> dict[str, Kernel]:
+    origin = torch.zeros(d)
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "linear": lambda a, b: a @ b.T,
+        "quadratic": lambda a, b: (a @ b.T / d + 1) ** 2,
+    }
+    return {
+        "wide laplacian": RadialKernel("laplacian", 10.0, origin),
+        "narrow laplacian": RadialKernel("laplacian", 0.5, origin),
+        "gaussian": RadialKernel("gaussian", 2.0, origin),
+        **{name: CallableKernel(function, name) for name, function in functions.items()},
+    }
+
+
+def losses_of(case: Problem, m: int, momentum: float, times: float) -> list[float]:
+    """Losses of 80 steps on noisy targets with `times` the measured step size."""
+    solver = case.solver(unit_targets(1, case.x.dtype), momentum=momentum)
+    eta = times * case.stability(solver, m).step_size(momentum)
+    n = len(case.x)
+    y = case.x.sum(1, keepdim=True).sin() + 0.3 * points(n, 1, 9, case.x.dtype)
+    state, losses = solver.initial_state(), []
+    for step in range(80):
+        rows = torch.randperm(n, generator=torch.Generator().manual_seed(step))[:m]
+        losses.append(float(solver.step(state, case.x[rows], y[rows], eta)))
+    return losses
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(kernels(1))),
+    d=st.integers(1, 10),
+    p=st.integers(1, 60),
+    m=st.integers(1, 50),
+    model_rank=st.integers(1, 30),
+    data_rank=st.integers(0, 10),
+    momentum=st.sampled_from([0.0, 0.9]),
+)
+def test_the_measured_step_never_diverges(
+    name: str, d: int, p: int, m: int, model_rank: int, data_rank: int, momentum: float
+) -> None:
+    x = points(150, d, 1, torch.float32)
+    case = Problem(kernels(d)[name], points(p, d, 0, torch.float32), x, model_rank, data_rank)
+    losses = losses_of(case, m, momentum, 1.0)
+    assert max(losses[-20:]) < 20 * max(losses[:10])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_ten_times_the_measured_step_diverges(momentum: float) -> None:
+    x = points(150, D, 1, torch.float32)
+    case = Problem(laplacian(D), points(60, D, 0, torch.float32), x)
+    assert losses_of(case, 50, momentum, 1.0)[-1] < 1
+    assert not losses_of(case, 50, momentum, 10.0)[-1] < 1e3
