@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from ep3stream.data.spec import StoreSpec, checked_rows
 from ep3stream.data.statistics import Moments
 from ep3stream.data.zarr_backend import ZarrWriter
 from ep3stream.errors import InputError
+from ep3stream.package import created_by
 
 _logger = logging.getLogger(__name__)
 
@@ -262,7 +262,7 @@ class StoreWriter:
         spec = self._spec
         return Manifest(
             format_version=STORE_FORMAT_VERSION,
-            created_by=f"ep3stream {_version()}",
+            created_by=created_by(),
             task=spec.task,
             n_features=spec.n_features,
             n_outputs=spec.n_outputs,
@@ -331,10 +331,3 @@ def _choose_codec(x: NDArray[Any]) -> Codec:
     sample = np.ascontiguousarray(x[: max(1, _SAMPLE_BYTES // x[0].nbytes)])
     packed = numcodecs.Blosc(cname="lz4", clevel=1, shuffle=numcodecs.Blosc.BITSHUFFLE).encode(sample)
     return "lz4" if sample.nbytes >= _MIN_RATIO * len(packed) else "none"
-
-
-def _version() -> str:
-    try:
-        return metadata.version("ep3stream")
-    except metadata.PackageNotFoundError:  # A source tree that was not installed.
-        return "unknown"
