@@ -1,1 +1,60 @@
-"""Large kernel machines on data that does not fit in memory."""
+"""Large kernel machines on data that does not fit in memory.
+
+import ep3stream
+
+ep3stream.convert(["flights.csv"], "flights.zarr", ep3stream.ConvertConfig(target="delay"))
+ep3stream.fit("flights.zarr", "runs/first")
+ep3stream.load("runs/first").predict(x)
+"""
+
+from ep3stream.config import (
+    ConvertConfig,
+    DataConfig,
+    FitConfig,
+    KernelConfig,
+    RunConfig,
+    SolverConfig,
+)
+from ep3stream.data.convert import convert
+from ep3stream.data.store import open_store
+from ep3stream.errors import (
+    ConfigError,
+    DamagedDataError,
+    DivergedError,
+    Ep3streamError,
+    InputError,
+    Interrupted,
+    SourceError,
+)
+from ep3stream.run.evaluate import evaluate, predict
+from ep3stream.run.fit import fit
+from ep3stream.run.inspect import inspect, verify
+from ep3stream.run.models import load
+from ep3stream.run.report import write_report
+from ep3stream.solver.model import KernelModel
+
+__all__ = [
+    "ConfigError",
+    "ConvertConfig",
+    "DamagedDataError",
+    "DataConfig",
+    "DivergedError",
+    "Ep3streamError",
+    "FitConfig",
+    "InputError",
+    "Interrupted",
+    "KernelConfig",
+    "KernelModel",
+    "RunConfig",
+    "SolverConfig",
+    "SourceError",
+    "convert",
+    "evaluate",
+    "fit",
+    "inspect",
+    "load",
+    "open_store",
+    "predict",
+    "verify",
+    "write_report",
+]

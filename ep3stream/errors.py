@@ -1,12 +1,12 @@
 """Everything ep3stream raises on purpose, and the exit code each one ends the command line with.
 
-    Ep3streamError
-    ├── InputError (also ValueError)       2   a setting, an argument or a source file is wrong
-    │   ├── ConfigError                        a setting: names field, value, limit and remedy
-    │   └── SourceError                        a file to convert: names file, row or column and remedy
-    ├── DamagedDataError                   3   a store, checkpoint or model failed its checks; it was not used
-    ├── DivergedError                      4   the fit blew up and could not be saved by smaller steps
-    └── Interrupted                       75   a signal arrived; the checkpoint was saved first
+Ep3streamError
+├── InputError (also ValueError)       2   a setting, an argument or a source file is wrong
+│   ├── ConfigError                        a setting: names field, value, limit and remedy
+│   └── SourceError                        a file to convert: names file, row or column and remedy
+├── DamagedDataError                   3   a store, checkpoint or model failed its checks; it was not used
+├── DivergedError                      4   the fit blew up and could not be saved by smaller steps
+└── Interrupted                       75   a signal arrived; the checkpoint was saved first
 """
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a fresh machine with Python 3.11 or newer needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test check format bench clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,demo]"
+	touch $@
+
+# Real flights: convert, fit, kill, resume, evaluate, report. A few minutes; results in .demo/.
+demo: $(VENV)/ready
+	$(BIN)/python examples/flights_demo.py .demo
+
+# Everything that must hold before a change lands: the checks, then every test that needs no GPU.
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The figures of the README. Takes a quarter of an hour.
+bench: $(VENV)/ready
+	$(BIN)/python tools/bench_memory.py
+	$(BIN)/python tools/bench_fashion.py
+
+clean:
+	rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,164 @@
+"""How good a model is on a split, and its predictions for one: streamed, in memory that does not grow with n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ep3stream.config import Format
+from ep3stream.data.scan import scan
+from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
+from ep3stream.errors import InputError
+from ep3stream.run.directory import RunDirectory
+from ep3stream.run.metrics import append_line
+from ep3stream.run.models import load
+from ep3stream.run.scores import ClassScores, RegressionScores
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import KernelModel
+
+
+def evaluate(
+    run: Path | str,
+    store: Path | str,
+    split: str = "test",
+    kernel: KernelFunction | None = None,
+    reference: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Scores of the run's model on a split of any store with the same columns.
+
+    n and mse; rmse and r2 for regression; accuracy, top5 (from six classes on) and auc (two classes) for
+    classification. The result is added to RUN/evaluations.jsonl, with `reference`, {"name": ..., score: ...},
+    another method's scores for the report to show beside it. Raises InputError naming columns that differ.
+    """
+    model = load(run, kernel)
+    with open_store(store) as rows:
+        scores = score(model, rows.split(split), _device())
+    record = {"store": str(Path(store).absolute()), "split": split, **scores}
+    if reference is not None:
+        record["reference"] = dict(reference)
+    append_line(RunDirectory(Path(run).absolute()).evaluations, record)
+    return scores
+
+
+def score(model: KernelModel, reader: SplitReader, device: torch.device) -> dict[str, Any]:
+    """The scores of a model on the rows of a split."""
+    check_columns(model, reader)
+    totals = ClassScores(model.class_names) if model.class_names is not None else RegressionScores()
+    for outputs, y in _outputs(model, reader, device):
+        totals.add(outputs.double().cpu().numpy(), y)
+    return totals.result()
+
+
+def predict(
+    run: Path | str,
+    store: Path | str,
+    out: Path | str,
+    split: str = "test",
+    kernel: KernelFunction | None = None,
+    scores: bool = False,
+) -> int:
+    """Writes the model's predictions for every row of a split, in the store's order; returns their number.
+
+    An `out` ending in .npy becomes an array: targets (n,) or (n, c) float32, class ids (n,) int32, or with
+    `scores` the (n, c) outputs behind them. Otherwise `out` becomes a store (HDF5 if it ends in .h5 or .hdf5)
+    whose x are the outputs, (n, c), and whose y is the y of the rows.
+    """
+    model = load(run, kernel)
+    out = Path(out).absolute()
+    if out.exists():
+        raise InputError(f"{out} exists; remove it or choose another name")
+    with open_store(store) as rows:
+        reader = rows.split(split)
+        check_columns(model, reader)
+        write = _write_npy if out.suffix == ".npy" else _write_store
+        write(model, reader, out, scores)
+        return reader.info.n_rows
+
+
+def check_columns(model: KernelModel, reader: SplitReader) -> None:
+    """Raises InputError unless the store has the columns and classes the model was fitted to."""
+    manifest = reader.manifest
+    pairs = (
+        ("features", model.feature_names, tuple(manifest.feature_names)),
+        ("targets", model.target_names, tuple(manifest.target_names)),
+        ("classes", model.class_names, None if manifest.class_names is None else tuple(manifest.class_names)),
+    )
+    for what, mine, theirs in pairs:
+        if mine != theirs:
+            different = _first_difference(mine, theirs)
+            raise InputError(
+                f"{reader.path} has other {what} than the model: {different}; convert it in the same way"
+            )
+
+
+def _first_difference(mine: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> str:
+    if mine is None or theirs is None:
+        return "one is for classification, the other for regression"
+    if len(mine) != len(theirs):
+        return f"{len(theirs)} where the model has {len(mine)}"
+    place = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+    return f"number {place + 1} is {theirs[place]!r} where the model has {mine[place]!r}"
+
+
+def _outputs(
+    model: KernelModel, reader: SplitReader, device: torch.device
+) -> Iterator[tuple[Tensor, NDArray[Any]]]:
+    model = model.to(device)
+    prepared = model.prepared()
+    for x, y in scan(reader):
+        yield model.outputs(torch.from_numpy(x).to(device).float(), prepared), y
+
+
+def _write_npy(model: KernelModel, reader: SplitReader, out: Path, scores: bool) -> None:
+    n_rows, n_outputs = reader.info.n_rows, len(model.targets.offset)
+    as_ids = model.class_names is not None and not scores
+    flat = as_ids or (n_outputs == 1 and not scores)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        array = np.lib.format.open_memmap(
+            partial, "w+", np.int32 if as_ids else np.float32, (n_rows,) if flat else (n_rows, n_outputs)
+        )
+        first = 0
+        for outputs, _ in _outputs(model, reader, _device()):
+            values = (outputs.argmax(1) if as_ids else outputs).cpu().numpy()
+            array[first : first + len(values)] = values.reshape(len(values), *array.shape[1:])
+            first += len(values)
+        array.flush()
+        del array
+        partial.replace(out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error}); free space or choose another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_store(model: KernelModel, reader: SplitReader, out: Path, scores: bool) -> None:
+    manifest = reader.manifest
+    spec = StoreSpec(
+        task=manifest.task,
+        n_features=manifest.n_outputs,
+        n_outputs=manifest.n_outputs,
+        x_dtype="float32",
+        feature_names=model.class_names or model.target_names,
+        target_names=model.target_names,
+        class_names=model.class_names,
+        columns={"predictions_of": manifest.fingerprint},
+        shuffle_seed=manifest.shuffle_seed,
+        source=(),
+        segment_bytes=max(4096, reader.info.segment_rows * manifest.n_outputs * 4),
+    )
+    chosen: Format = "hdf5" if out.suffix in (".h5", ".hdf5") else "zarr"
+    with create_store(out, spec, chosen) as writer:
+        for outputs, y in _outputs(model, reader, _device()):
+            writer.append(reader.info.name, outputs.cpu().numpy(), y)
+        writer.commit()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,64 @@
+"""Models on disk: written at the end of a fit, read back from a finished or an unfinished run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ep3stream.errors import DamagedDataError, InputError
+from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.checkpoint import load_newest_checkpoint
+from ep3stream.run.directory import RunDirectory
+from ep3stream.run.setup import Setup
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import KernelModel
+
+logger = logging.getLogger(__name__)
+
+_KIND = "model"
+
+
+def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> KernelModel:
+    """The model with these weights, (p, c), on the CPU."""
+    names = setup.description["names"]
+    return KernelModel(
+        setup.kernel(function),
+        setup.tensors["centers"],
+        weights.cpu(),
+        setup.inputs(),
+        setup.targets(),
+        tuple(names["features"]),
+        tuple(names["targets"]),
+        None if names["classes"] is None else tuple(names["classes"]),
+    )
+
+
+def save_model(directory: RunDirectory, model: KernelModel) -> None:
+    """Writes RUN/model."""
+    write_bundle(directory.model, _KIND, model.tensors(), model.description())
+
+
+def load(run: Path | str, kernel: KernelFunction | None = None) -> KernelModel:
+    """The model of a run, checked against its digests; that of the newest checkpoint if the fit is unfinished.
+
+    `kernel`: the callable the fit was given, if any. Raises InputError where there is no model yet,
+    DamagedDataError where there is one that is not as written.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    if directory.model.exists():
+        bundle = read_bundle(directory.model, _KIND)
+        try:
+            return KernelModel.of(bundle.tensors, bundle.description, kernel)
+        except (KeyError, TypeError) as error:
+            raise DamagedDataError(f"{directory.model} lacks a field ({error!r}); fit again") from error
+    if not directory.setup.exists():
+        raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
+    setup = Setup.load(directory.setup)
+    progress = load_newest_checkpoint(directory.checkpoints, setup.digest, torch.device("cpu"))
+    if progress is None:
+        raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
+    logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
+    return build_model(setup, progress.state.average.T.contiguous(), kernel)

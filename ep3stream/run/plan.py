@@ -1,0 +1,141 @@
+"""The sizes of a fit, from the settings, the data and the memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ep3stream.config import MIB, SolverConfig
+from ep3stream.errors import ConfigError
+from ep3stream.solver.exact import ExactProjection
+
+_AUTO_CENTERS = 5000
+_AUTO_MODEL_RANK = 500
+_AUTO_SAMPLES = 2000
+_MAX_BATCH = 4096
+_MIN_BATCH = 16
+_STREAM_BYTES = 96 * MIB
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of the problem: rows n, features d, outputs c, and the rows and bytes of a segment."""
+
+    n_rows: int
+    n_features: int
+    n_outputs: int
+    segment_rows: int
+    row_bytes: int
+    is_shuffled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes fixed before the set-up. `memory` names what the arrays of the fit take, in bytes.
+
+    max_batch_size: the largest m whose kernel block fits; the step-size measurement chooses m up to it.
+    """
+
+    n_centers: int
+    model_rank: int
+    data_rank: int
+    n_landmarks: int
+    nystrom_samples: int
+    window_segments: int
+    max_batch_size: int
+    memory: Mapping[str, int]
+
+    @classmethod
+    def of(cls, shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int) -> Plan:
+        """Ranks and samples clipped to the data, the batch to the memory.
+
+        Raises ConfigError when the model does not fit the memory, naming the parts and what would fit.
+        """
+        model_rank = min(config.model_rank or _AUTO_MODEL_RANK, n_centers)
+        samples = min(config.nystrom_samples or _AUTO_SAMPLES, shape.n_rows)
+        n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
+        data_rank = min(config.data_rank or max(1, 2 * model_rank // 5), samples - 1, model_rank)
+        window = _window_segments(shape, memory_bytes)
+        memory = _memory(shape, config, n_centers, model_rank, n_landmarks, samples, window)
+        spare = memory_bytes - sum(memory.values())
+        # A batch is held three times over by the read-ahead, and once or twice prepared.
+        batch_row = _FLOAT * n_centers + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
+        max_batch = min(_MAX_BATCH, spare // batch_row, shape.n_rows)
+        _require_fit(config, shape, n_centers, memory_bytes, memory, batch_row, max_batch)
+        batch = config.batch_size or max_batch
+        memory["kernel block and batches"] = batch * batch_row
+        return cls(n_centers, model_rank, data_rank, n_landmarks, samples, window, batch, memory)
+
+
+def automatic_centers(shape: Shape) -> int:
+    """5000, but at most a fifth of the rows: centers are not trained on."""
+    return max(1, min(_AUTO_CENTERS, shape.n_rows // 5))
+
+
+def _window_segments(shape: Shape, memory_bytes: int) -> int:
+    """Segments whose rows are mixed: two windows are held. More of them if the store itself is not shuffled."""
+    budget = _STREAM_BYTES if shape.is_shuffled else max(_STREAM_BYTES, memory_bytes // 4)
+    segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
+    n_segments = -(-shape.n_rows // shape.segment_rows)
+    return max(1, min(budget // (2 * segment_bytes), n_segments))
+
+
+def _memory(
+    shape: Shape, config: SolverConfig, n_centers: int, rank: int, landmarks: int, samples: int, window: int
+) -> dict[str, int]:
+    segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
+    largest = max(landmarks, samples)
+    setup_tiles = 2 * _FLOAT * min(1024, n_centers) * largest + 3 * 8 * landmarks * landmarks
+    parts = {
+        "centers": _FLOAT * n_centers * (2 * shape.n_features + 2),
+        "weights, velocity, average and their last good state": 5 * _FLOAT * n_centers * shape.n_outputs,
+        "read-ahead": 2 * window * segment_bytes,
+    }
+    if config.projection == "exact":
+        return parts | {
+            "exact projection": ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
+        }
+    return parts | {"Nystrom basis": _FLOAT * n_centers * rank, "set-up of the basis": setup_tiles}
+
+
+def _require_fit(
+    config: SolverConfig,
+    shape: Shape,
+    n_centers: int,
+    memory_bytes: int,
+    memory: Mapping[str, int],
+    batch_row: int,
+    max_batch: int,
+) -> None:
+    wanted = config.batch_size or min(_MIN_BATCH, shape.n_rows)
+    if config.batch_size > shape.n_rows:
+        raise ConfigError(
+            f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on"
+        )
+    if config.batch_size and config.batch_size * batch_row + sum(memory.values()) <= memory_bytes:
+        return
+    if max_batch >= wanted and not config.batch_size:
+        return
+    needed = sum(memory.values()) + wanted * batch_row
+    listed = ", ".join(f"{name} {n_bytes / 1e6:.0f} MB" for name, n_bytes in memory.items())
+    fits = max(1, n_centers * memory_bytes // needed)
+    raise ConfigError(
+        f"memory is {memory_bytes / 1e6:.0f} MB but {n_centers} centers with batches of {wanted} take "
+        f"{needed / 1e6:.0f} MB ({listed}); give at least that much --memory, or about {fits} centers"
+    )
+
+
+def describe(plan: Plan, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan as JSON, with what the set-up has decided since."""
+    return {
+        "n_centers": plan.n_centers,
+        "model_rank": plan.model_rank,
+        "data_rank": plan.data_rank,
+        "n_landmarks": plan.n_landmarks,
+        "nystrom_samples": plan.nystrom_samples,
+        "window_segments": plan.window_segments,
+        "memory": dict(plan.memory),
+        **extra,
+    }

@@ -1,0 +1,151 @@
+"""The report page: one self-contained HTML file drawn from whatever a run directory holds."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ep3stream.run import report_charts as charts
+from ep3stream.run import report_words as words
+from ep3stream.run.curves import DASH
+from ep3stream.run.report_inputs import RunRecords, Table, real, table, texts
+
+Bar = tuple[str, str, float]
+"""A name, its quantity as text and its length in percent of the longest bar."""
+
+_MOST_NAMES = 40
+_MOST_EVENTS = 40
+_LABELS = {
+    "path": "store", "n_rows": "rows", "n_features": "features", "n_outputs": "outputs",
+    "n_centers": "centers", "n_steps": "steps in all", "nystrom_samples": "Nyström samples",
+    "mu": "μ of the model preconditioner", "lambda_max": "λ max of the step's operator",
+    "torch": "PyTorch", "python": "Python",
+}  # fmt: skip
+
+
+def write_report(run: Path) -> Path:
+    """Draws RUN/report.html and returns its path; the same run directory gives the same bytes.
+
+    Missing or damaged inputs only leave their part of the page out. Raises InputError if `run` is not a
+    directory, and OSError if the page cannot be written; an older page then stays as it was.
+    """
+    page = _render(RunRecords.read(run)).encode("utf-8", errors="replace")
+    target, partial = run / "report.html", run / f".report.html.{os.getpid()}"
+    try:
+        with partial.open("wb") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    directory = os.open(run, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return target
+
+
+def _render(records: RunRecords) -> str:
+    environment = Environment(
+        loader=PackageLoader("ep3stream", "run"),
+        # Names of stores, targets and classes come from other people's files.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(_view(records))
+
+
+def _view(records: RunRecords) -> dict[str, Any]:
+    """Everything the template shows, as text, charts and bars."""
+    store, plan = table(records.run.get("store")), table(records.run.get("plan"))
+    setup, memory = table(records.run.get("setup")), table(plan.get("memory"))
+    heads, rows = words.evaluation_table(records)
+    return {
+        "name": records.name,
+        "created_by": str(records.run.get("created_by", "ep3stream")),
+        "status": words.status(records),
+        "headline": words.headline(records),
+        "summary": words.summary(records),
+        "tiles": words.tiles(records),
+        "evaluation_heads": heads,
+        "evaluation_rows": rows,
+        "loss_charts": [(key, chart) for key in charts.X_AXES if (chart := charts.loss_chart(records, key))],
+        "speed_charts": [
+            chart for chart in (charts.rate_chart(records), charts.wait_chart(records)) if chart
+        ],
+        "limit": words.limit(records),
+        "setup_bars": _bars(table(setup.get("elapsed_s")), words.duration),
+        "setup_total": words.duration(words.setup_seconds(records)),
+        "spectra": charts.spectra(records),
+        "step_size_chart": charts.step_size_chart(records),
+        "memory_bars": _bars(memory, words.size),
+        "memory_total": words.size(math.fsum(b for b in map(real, memory.values()) if math.isfinite(b))),
+        "events": _events(records),
+        "tables": _tables(records),
+        "config": records.config,
+        "command": f"ep3stream fit {shlex.quote(str(store.get('path', 'STORE')))} RUN --config config.toml",
+    }
+
+
+def _bars(quantities: Table, text: Callable[[float], str]) -> list[Bar]:
+    """Bars for named quantities, in their order; what is not a number is left out."""
+    known = {name: real(value) for name, value in quantities.items() if 0 <= real(value) < math.inf}
+    longest = max(known.values(), default=0.0) or 1.0
+    return [(name, text(value), round(100 * value / longest, 2)) for name, value in known.items()]
+
+
+def _events(records: RunRecords) -> list[tuple[str, str, str, str]]:
+    """The newest events as (time, step, event, message), only the last of the checkpoints."""
+    last_checkpoint = [e for e in records.events if e.get("event") == "checkpoint"][-1:]
+    told = [e for e in records.events if e.get("event") != "checkpoint" or e in last_checkpoint]
+    return [
+        (
+            words.duration(real(e.get("elapsed_s"))),
+            words.count(e.get("step")),
+            str(e.get("event", DASH)),
+            str(e.get("message") or ""),
+        )
+        for e in told[-_MOST_EVENTS:]
+    ]
+
+
+def _tables(records: RunRecords) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Titled name-value tables of the data, the plan, what the set-up measured and the environment."""
+    names = {
+        "targets": _names(texts(records.run.get("target_names"))),
+        "classes": _names(texts(records.run.get("class_names"))),
+    }
+    titled = {
+        "Data": {**table(records.run.get("store")), **names},
+        "Plan": {**table(records.run.get("plan")), **table(records.run.get("setup"))},
+        "Environment": table(records.run.get("environment")),
+    }
+    facts = {title: _facts(values) for title, values in titled.items()}
+    return [(title, rows) for title, rows in facts.items() if rows]
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _facts(values: Table) -> list[tuple[str, str]]:
+    """The texts and numbers among `values`, labelled; lists and tables are shown elsewhere."""
+    rows = []
+    for name, value in values.items():
+        label = _LABELS.get(name, name.replace("_", " "))
+        if isinstance(value, str) and value:
+            rows.append((label, value))
+        elif isinstance(value, int | float):
+            rows.append((label, f"{value:,}" if isinstance(value, int) else f"{value:.4g}"))
+    return rows

@@ -1,0 +1,105 @@
+"""The whole way on real data: table, store, fit, kill, resume, evaluation, report.
+
+    python examples/flights_demo.py [DIRECTORY]
+
+Predicts the arrival delay of New York's flights of 2013. The fit is killed without warning in the middle of its
+epoch and started again by the same command; a ridge regression on the same features stands beside the result.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flights_table
+import numpy as np
+
+import ep3stream
+
+KILL_AFTER_CHECKPOINTS = 2
+
+
+def main(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    table, store, run = directory / "flights.csv.gz", directory / "flights.zarr", directory / "run"
+
+    heading("1. A table of flights, with what is known before take-off")
+    flights_table.main(str(table))
+
+    heading("2. convert: a shuffled, checksummed store with two splits")
+    command = ["convert", table, store, "--target", "arr_delay", "--split", "train=0.9,test=0.1"]
+    ep3stream_command(*command).wait_successfully()
+
+    heading("3. fit, killed in the middle of its epoch")
+    fit = ["fit", store, run, "--centers", "8000", "--bandwidth", "4", "--checkpoint-steps", "100"]
+    process = ep3stream_command(*fit)
+    wait_for_checkpoints(process, run, KILL_AFTER_CHECKPOINTS)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    print(f"killed by {signal.Signals(-process.returncode).name}")
+
+    heading("4. The same command again: it resumes")
+    ep3stream_command(*fit).wait_successfully()
+    ep3stream_command("verify", run).wait_successfully()
+
+    heading("5. evaluate on flights never seen, beside a ridge regression")
+    ridge = {"name": "ridge regression", "r2": ridge_r2(store)}
+    scores = ep3stream.evaluate(run, store, reference=ridge)
+    report = ep3stream.write_report(run)
+    print(f"kernel machine   R2 {scores['r2']:.3f}   rmse {scores['rmse']:.1f} minutes   {scores['n']} flights")
+    print(f"ridge            R2 {ridge['r2']:.3f}")
+    print(f"\nOpen {report}")
+
+
+class Command(subprocess.Popen[bytes]):
+    """`ep3stream ...` as a process of its own."""
+
+    def wait_successfully(self) -> None:
+        """Waits for the end; leaves with its exit code if it failed."""
+        if self.wait() != 0:
+            sys.exit(self.returncode)
+
+
+def ep3stream_command(*arguments: str | Path) -> Command:
+    print("$ ep3stream", *arguments, flush=True)
+    return Command([sys.executable, "-m", "ep3stream.cli", *map(str, arguments)])
+
+
+def wait_for_checkpoints(process: Command, run: Path, n_checkpoints: int) -> None:
+    while process.poll() is None:
+        if len(list((run / "checkpoints").glob("step-*"))) >= n_checkpoints:
+            return
+        time.sleep(0.05)
+    sys.exit(f"the fit ended before it could be killed, with exit code {process.returncode}")
+
+
+def ridge_r2(store: Path, penalty: float = 1e-3) -> float:
+    """R2 on `test` of a ridge regression on standardised features, from sums over the segments of `train`."""
+    with ep3stream.open_store(store) as rows:
+        train, test = rows.split("train"), rows.split("test")
+        mean, std = (np.array(getattr(train.info.features, name)) for name in ("mean", "std"))
+        scale = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
+        y_mean = train.info.targets.mean[0]
+        gram, moment = np.zeros((len(mean), len(mean))), np.zeros(len(mean))
+        for segment in range(train.info.n_segments):
+            x, y = train.read_segment(segment)
+            x = (x - mean) * scale
+            gram += x.T @ x
+            moment += x.T @ (y[:, 0] - y_mean)
+        weights = np.linalg.solve(gram + penalty * train.info.n_rows * np.eye(len(mean)), moment)
+        x, y = test.read_rows(np.arange(test.info.n_rows))
+    error = y[:, 0] - y_mean - (x - mean) * scale @ weights
+    return float(1 - np.mean(error**2) / np.var(y[:, 0]))
+
+
+def heading(text: str) -> None:
+    print(f"\n{text}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else ".demo"))
