@@ -6,13 +6,12 @@ Exit codes: 0 done; 2 bad usage or input; 3 damaged data; 4 diverged; 75 interru
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from rich.console import Console
 from rich.highlighter import NullHighlighter
@@ -22,6 +21,7 @@ from ep3stream.config import (
     ConvertConfig,
     FitConfig,
     Format,
+    KernelName,
     Projection,
     Scale,
     Task,
@@ -32,42 +32,49 @@ from ep3stream.config import (
 from ep3stream.errors import ConfigError, Ep3streamError
 from ep3stream.package import created_by
 from ep3stream.run.describe import describe_evaluation, describe_new_store, describe_path
+from ep3stream.run.metrics import json_text
 
 _DAMAGED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code. Errors made on purpose are one line on stderr."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    console = Console(stderr=True, quiet=options.quiet)
-    logging.basicConfig(
-        level=logging.WARNING if options.quiet else logging.INFO,
-        format="%(message)s",
-        handlers=[
-            RichHandler(
-                console=console,
-                show_path=False,
-                show_time=False,
-                show_level=False,
-                highlighter=NullHighlighter(),
-            )
-        ],
-        force=True,
-    )
+    """Runs one command; returns the exit code. An error is one line on stderr."""
+    try:
+        options = _parser().parse_args(arguments)
+        code = int(options.command(options, _stderr(options.quiet)) or 0)
+        sys.stdout.flush()  # A reader that has gone away shows here, where it can be told.
+        return code
+    except Ep3streamError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (OSError, MemoryError) as error:
+        return _fail(f"{type(error).__name__}: {error}; free memory or disk space, or correct permissions", 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print("ep3stream:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _stderr(quiet: bool) -> Console:
+    """The console of messages and bars, which log records go to as well; plain lines unless it is a terminal."""
+    is_terminal = sys.stderr.isatty()
+    # Not left to rich, which takes a file for a terminal when FORCE_COLOR is set.
+    console = Console(stderr=True, quiet=quiet, force_terminal=None if is_terminal else False)
+    handler: logging.Handler = logging.StreamHandler()
+    if is_terminal:
+        handler = RichHandler(
+            console=console, show_path=False, show_time=False, show_level=False, highlighter=NullHighlighter()
+        )
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     for name in ("distributed", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        return int(options.command(options, console) or 0)
-    except Ep3streamError as error:
-        print(f"ep3stream: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("ep3stream: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
+    return console
 
 
 def _convert(options: argparse.Namespace, console: Console) -> None:
@@ -131,8 +138,7 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
         if (value := getattr(options, option)) is not None:
             settings.setdefault(table, {})[name] = value
     config = config.with_settings(settings, "command line")
-    bar: AbstractContextManager[Any] = fit_bar(console)
-    with bar as show:
+    with fit_bar(console) as show:
         run = fit(options.store, options.run, config, observe=show)
     _say(console, f"model in {run / 'model'}, report in {run / 'report.html'}")
 
@@ -143,7 +149,7 @@ def _say(console: Console, text: str) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
 
@@ -154,7 +160,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
     scores = evaluate(options.run, options.store, options.split)
     write_report(options.run)
-    print(json.dumps(scores) if options.json else describe_evaluation(scores))
+    print(json_text(scores) if options.json else describe_evaluation(scores))
 
 
 def _predict(options: argparse.Namespace, console: Console) -> None:
@@ -167,7 +173,7 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
 def _inspect(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.run.inspect import inspect
 
-    print(json.dumps(inspect(options.path)) if options.json else describe_path(options.path))
+    print(json_text(inspect(options.path)) if options.json else describe_path(options.path))
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
@@ -175,9 +181,9 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
 
     problems = verify(options.path)
     if options.json:
-        print(json.dumps({"path": str(options.path), "sound": not problems, "problems": problems}))
+        print(json_text({"path": str(options.path), "sound": not problems, "problems": problems}))
     else:
-        print("\n".join(problems) or f"{options.path} is sound: every byte is as it was written")
+        print("\n".join(problems) or f"{options.path} is sound: every digest is right")
     return _DAMAGED if problems else 0
 
 
@@ -214,8 +220,16 @@ def _centers(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are raised, to be told in one line like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Names the command's --help as the remedy."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "ep3stream",
         description="Large kernel machines on data that does not fit in memory.",
         epilog="Exit codes: 0 done, 2 bad usage or input, 3 damaged data, 4 diverged, 75 interrupted and saved.",
@@ -283,7 +297,7 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument(
         "--centers", type=_centers, metavar="N|FILE", help="rows drawn, or an NPY file of (p, d)"
     )
-    fit.add_argument("--kernel", metavar="NAME", help="laplacian (default) or gaussian")
+    fit.add_argument("--kernel", choices=get_args(KernelName), help="default: laplacian")
     fit.add_argument("--bandwidth", type=_number_or("median", float), metavar="median|FLOAT")
     fit.add_argument("--epochs", type=int, metavar="N", help="default: 1")
     fit.add_argument("--batch-size", type=int, metavar="N", help="default: measured")

@@ -19,6 +19,7 @@ CONFIG_VERSION = 1
 Task = Literal["regression", "classification"]
 Format = Literal["zarr", "hdf5"]
 XDtype = Literal["float32", "float16"]
+KernelName = Literal["laplacian", "gaussian"]
 Projection = Literal["nystrom", "eigenpro", "exact"]
 Scale = Literal["none", "standard", "minmax"]
 
@@ -34,19 +35,20 @@ def parse_bytes(text: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     if match is None or match[2].upper() not in _BYTE_UNITS:
         raise ConfigError(f"{text!r} is not a number of bytes; write it like 512MB or 8GiB")
-    n_bytes = int(float(match[1]) * _BYTE_UNITS[match[2].upper()])
-    if n_bytes < 1:
-        raise ConfigError(f"{text!r} is no memory at all; give at least one byte")
-    return n_bytes
+    n_bytes = float(match[1]) * _BYTE_UNITS[match[2].upper()]
+    if not 1 <= n_bytes < 1 << 63:
+        raise ConfigError(f"{text!r} is {n_bytes:g} bytes; give at least one and fewer than 2^63")
+    return int(n_bytes)
 
 
 def parse_splits(text: str) -> dict[str, float]:
     """`train=0.9,test=0.1` as a mapping of split name to its share of the rows."""
     splits: dict[str, float] = {}
     for part in text.split(","):
-        name, _, fraction = part.partition("=")
+        name, _, fraction = (piece.strip() for piece in part.partition("="))
+        _require(name not in splits, f"split {name!r} is given twice; give each name once")
         try:
-            splits[name.strip()] = float(fraction)
+            splits[name] = float(fraction)
         except ValueError:
             raise ConfigError(
                 f"split {part!r} is not NAME=FRACTION; write it like train=0.9,test=0.1"
@@ -121,10 +123,11 @@ class DataConfig:
 class KernelConfig:
     """The kernel by name and its bandwidth, in the unit of scaled inputs; `median` is the median distance."""
 
-    name: str = "laplacian"
+    name: KernelName = "laplacian"
     bandwidth: float | Literal["median"] = "median"
 
     def __post_init__(self) -> None:
+        _require_choice("kernel", self.name, KernelName)
         if self.bandwidth != "median":
             _require(
                 isinstance(self.bandwidth, int | float) and 0 < self.bandwidth < math.inf,
@@ -159,7 +162,7 @@ class SolverConfig:
             value = getattr(self, name)
             _require(value >= 0, f"{name} is {value}; use a positive number, or 0 to have it chosen")
         _require(0 <= self.momentum < 1, f"momentum is {self.momentum}; use a number in [0, 1)")
-        _require(self.averaging >= 0, f"averaging is {self.averaging}; use 0 or more")
+        _require(0 <= self.averaging < math.inf, f"averaging is {self.averaging}; use 0 or a positive number")
         if self.nystrom_samples and self.data_rank:
             _require(
                 self.data_rank < self.nystrom_samples,
@@ -265,13 +268,22 @@ def _check_type(table: type, name: str, value: Any, where: str) -> None:
     """A TOML value against the field's annotation; a whole number will do where a float is asked for."""
     hints = get_type_hints(table)
     _require(name in hints, f"{where} is not a setting; use one of {', '.join(hints)}")
-    allowed = _plain_types(hints[name])
+    allowed = _plain_types(hints[name]) - {type(None)}
     if float in allowed:
         allowed |= {int}
     _require(
         type(value) in allowed,
         f"{where} is {value!r}; it must be {' or '.join(sorted(kind.__name__ for kind in allowed))}",
     )
+    if isinstance(value, int):
+        _require(abs(value) < 1 << 63, f"{where} has more than 64 bits; use a smaller number")
+    if isinstance(value, str):
+        _require(_is_unicode(value), f"{where} is {value!r}, which is not UTF-8; use another name")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it: a file name in another encoding reaches Python with lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _plain_types(hint: Any) -> set[type]:

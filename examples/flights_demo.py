@@ -51,7 +51,9 @@ def main(directory: Path) -> None:
     ridge = {"name": "ridge regression", "r2": ridge_r2(store)}
     scores = ep3stream.evaluate(run, store, reference=ridge)
     report = ep3stream.write_report(run)
-    print(f"kernel machine   R2 {scores['r2']:.3f}   rmse {scores['rmse']:.1f} minutes   {scores['n']} flights")
+    print(
+        f"kernel machine   R2 {scores['r2']:.3f}   rmse {scores['rmse']:.1f} minutes   {scores['n']} flights"
+    )
     print(f"ridge            R2 {ridge['r2']:.3f}")
     print(f"\nOpen {report}")
 

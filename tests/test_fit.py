@@ -131,7 +131,9 @@ def test_with_no_sound_checkpoint_left_the_fit_refuses_to_go_on(store, tmp_path)
         ep3stream.fit(store, tmp_path / "run", settings())
 
 
-@pytest.mark.parametrize("piece", ["setup/tensors.safetensors", "setup/manifest.json", "model/tensors.safetensors"])
+@pytest.mark.parametrize(
+    "piece", ["setup/tensors.safetensors", "setup/manifest.json", "model/tensors.safetensors"]
+)
 def test_a_damaged_set_up_or_model_is_named_and_never_used(store, tmp_path, piece):
     run = ep3stream.fit(store, tmp_path / "run", settings())
     damage(run / piece)
@@ -162,7 +164,9 @@ def test_more_epochs_go_on_from_the_end_of_a_finished_fit(store, tmp_path):
     first = model_bytes(tmp_path / "run")
     ep3stream.fit(store, tmp_path / "run", settings())
     assert model_bytes(tmp_path / "run") != first
-    resumed = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if line.get("event") == "resume"]
+    resumed = [
+        line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if line.get("event") == "resume"
+    ]
     assert len(resumed) == 1
 
 
@@ -203,7 +207,9 @@ def test_a_second_fit_on_the_same_run_is_refused_with_the_holder_named(store, tm
         inside.set()
         release.wait(30)
 
-    first = threading.Thread(target=ep3stream.fit, args=(store, tmp_path / "run", settings()), kwargs={"observe": hold})
+    first = threading.Thread(
+        target=ep3stream.fit, args=(store, tmp_path / "run", settings()), kwargs={"observe": hold}
+    )
     first.start()
     assert inside.wait(60)
     with pytest.raises(InputError, match=f"in use by process {os.getpid()}"):
@@ -299,7 +305,9 @@ def test_metrics_of_a_resumed_fit_tell_each_step_once(store, tmp_path):
     with pytest.raises(Stop):
         ep3stream.fit(store, tmp_path / "run", settings(), observe=kill_at(24))
     ep3stream.fit(store, tmp_path / "run", settings())
-    steps = [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "step"]
+    steps = [
+        line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "step"
+    ]
     assert steps == sorted(set(steps))
     assert len(steps) > 5
 

@@ -186,8 +186,9 @@ class _Window:
         manifest = reader.manifest
         shape = (min(order.window_segments, order.n_segments), min(order.segment_rows, order.n_rows))
         y_shape = y_row(manifest.task, manifest.n_outputs)
-        self._x = np.zeros((*shape, manifest.n_features), manifest.x_dtype)
-        self._y = np.zeros((*shape, *y_shape), manifest.y_dtype)
+        # Written to, and so taken from the system now: a machine that is too small shows it before the first step.
+        self._x = np.full((*shape, manifest.n_features), 0, manifest.x_dtype)
+        self._y = np.full((*shape, *y_shape), 0, manifest.y_dtype)
         self._flat = self._x.reshape(-1, manifest.n_features), self._y.reshape(-1, *y_shape)
         self._order, self._reads, self._sorter = order, reads, sorter
         self._begun: deque[Finish] = deque()

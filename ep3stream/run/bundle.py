@@ -3,7 +3,8 @@
     NAME/tensors.safetensors
     NAME/manifest.json          kind, version, description, size and digest of the tensors, its own digest
 
-Set-ups, checkpoints and models are bundles. Written under a temporary name, fsynced, then renamed.
+Set-ups, checkpoints and models are bundles. Written under a temporary name, fsynced, then renamed; one of the
+same name is set aside first and removed last, so that at any moment `find_bundle` finds the old or the new one.
 """
 
 from __future__ import annotations
@@ -45,33 +46,48 @@ def write_bundle(
     Raises InputError naming the path, the bytes needed and the remedy when the disk refuses; nothing that was
     there before is lost then.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial, aside = _partial(path), _aside(path)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sync(path.parent.parent)
         shutil.rmtree(partial, ignore_errors=True)
         _require_space(path.parent, n_bytes)
-        partial.mkdir()
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial / _TENSORS)
-        _sync(partial / _TENSORS)
-        content = {
-            "kind": kind,
-            "format_version": BUNDLE_VERSION,
-            "description": dict(description),
-            "tensors": {
-                "bytes": (partial / _TENSORS).stat().st_size,
-                "digest": file_digest(partial / _TENSORS),
-            },
-        }
-        (partial / _MANIFEST).write_bytes(canonical_json(content | {"digest": json_digest(content)}))
-        _sync(partial / _MANIFEST)
-        _sync(partial)
-        _replace(partial, path)
+        _fill(partial, kind, tensors, description)
+        if path.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+        partial.replace(path)
+        _sync(path.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(
             f"{path} cannot be written ({error}); it needs {n_bytes / 1e6:.1f} MB: free space or correct permissions"
         ) from error
+
+
+def _fill(partial: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    partial.mkdir()
+    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial / _TENSORS)
+    _sync(partial / _TENSORS)
+    content = {
+        "kind": kind,
+        "format_version": BUNDLE_VERSION,
+        "description": dict(description),
+        "tensors": {
+            "bytes": (partial / _TENSORS).stat().st_size,
+            "digest": file_digest(partial / _TENSORS),
+        },
+    }
+    (partial / _MANIFEST).write_bytes(canonical_json(content | {"digest": json_digest(content)}))
+    _sync(partial / _MANIFEST)
+    _sync(partial)
+
+
+def find_bundle(path: Path) -> Path | None:
+    """Where the bundle `path` lies: under its name, or set aside by a writer killed between two renames."""
+    return next((place for place in (path, _aside(path)) if place.is_dir()), None)
 
 
 def read_bundle(path: Path, kind: str) -> Bundle:
@@ -104,7 +120,7 @@ def _manifest(path: Path, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise DamagedDataError(f"{manifest} cannot be read ({error}); restore it or remove {path}") from error
     version = content.get("format_version")
-    if isinstance(version, int) and version > BUNDLE_VERSION:
+    if type(version) is int and version > BUNDLE_VERSION:
         raise InputError(
             f"{path} has format version {version}, this ep3stream reads up to {BUNDLE_VERSION}; update it"
         )
@@ -116,11 +132,12 @@ def _manifest(path: Path, kind: str) -> dict[str, Any]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Replaces a file's content all or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     try:
         partial.write_bytes(data)
         _sync(partial)
-        _replace(partial, path)
+        partial.replace(path)
+        _sync(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written ({error}); free space or correct permissions") from error
@@ -146,11 +163,12 @@ def _require_space(directory: Path, n_bytes: int) -> None:
         raise OSError(f"only {free / 1e6:.1f} MB are free")
 
 
-def _replace(partial: Path, final: Path) -> None:
-    if final.is_dir():
-        shutil.rmtree(final)
-    partial.replace(final)
-    _sync(final.parent)
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _sync(path: Path) -> None:

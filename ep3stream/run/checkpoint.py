@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.bundle import Bundle, read_bundle, write_bundle
+from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.guard import Guard, RunningLoss
 from ep3stream.solver.step import SolverState
 
 logger = logging.getLogger(__name__)
 
 _KIND = "checkpoint"
+_TENSORS = ("weights", "velocity", "average", "good_weights", "good_average")
 _NAME = re.compile(r"step-(\d{12})")
 
 
@@ -27,7 +29,7 @@ _NAME = re.compile(r"step-(\d{12})")
 class Progress:
     """Everything a fit needs to go on: solver and guard, the cursor, and losses the guard has yet to see.
 
-    elapsed_s, waited_s: seconds over all sittings.
+    elapsed_s, waited_s: seconds over all sittings. model_loss: running loss of the average, over n_scored batches.
     """
 
     step: int
@@ -36,6 +38,8 @@ class Progress:
     unseen_losses: list[float]
     elapsed_s: float = 0.0
     waited_s: float = 0.0
+    model_loss: float = 0.0
+    n_scored: int = 0
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -52,7 +56,7 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep: int) -> Path:
-    """Writes the checkpoint of `progress` and removes all but the newest `keep`."""
+    """Writes the checkpoint of `progress` and removes all but the newest `keep`, and what killed writers left."""
     path = checkpoint_path(directory, progress.step)
     guard = progress.guard
     tensors = progress.state.tensors() | guard.tensors()
@@ -63,17 +67,20 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
         "unseen_losses": [_encode(loss) for loss in progress.unseen_losses],
         "elapsed_s": progress.elapsed_s,
         "waited_s": progress.waited_s,
+        "model_loss": _encode(progress.model_loss),
+        "n_scored": progress.n_scored,
         "guard": {
             "step_size": guard.step_size,
             "loss": _encode_loss(guard.loss),
             "good_loss": _encode_loss(guard.good_loss),
             "good_averaged": guard.good_averaged,
             "good_step": guard.good_step,
+            "due_step": guard.due_step,
             "n_cuts": guard.n_cuts,
         },
     }
     write_bundle(path, _KIND, tensors, description)
-    for _, old in list_checkpoints(directory)[keep:]:
+    for old in [*(old for _, old in list_checkpoints(directory)[keep:]), *directory.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return path
 
@@ -86,7 +93,7 @@ def load_newest_checkpoint(directory: Path, setup_digest: str, device: torch.dev
     damage = []
     for _, path in list_checkpoints(directory):
         try:
-            return _progress(read_bundle(path, _KIND), path, setup_digest, device)
+            return load_checkpoint(path, setup_digest, device)
         except DamagedDataError as error:
             logger.warning("passing over a damaged checkpoint: %s", error)
             damage.append(error)
@@ -97,28 +104,60 @@ def load_newest_checkpoint(directory: Path, setup_digest: str, device: torch.dev
     return None
 
 
-def _progress(bundle: Bundle, path: Path, setup_digest: str, device: torch.device) -> Progress:
+def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Progress:
+    """The checkpoint at `path`; DamagedDataError unless it is as written and of the run with this set-up."""
+    bundle = read_bundle(path, _KIND)
     content = bundle.description
     try:
         if content["setup_digest"] != setup_digest:
             raise DamagedDataError(f"{path} belongs to another set-up than the one in its run; remove it")
         tensors = {name: tensor.to(device) for name, tensor in bundle.tensors.items()}
-        state = SolverState(tensors["weights"], tensors["velocity"], tensors["average"], content["averaged"])
+        _require_alike([tensors[name] for name in _TENSORS])
+        state = SolverState(
+            tensors["weights"], tensors["velocity"], tensors["average"], _count(content["averaged"])
+        )
         saved = content["guard"]
         guard = Guard(
-            saved["step_size"],
+            float(saved["step_size"]),
             _decode_loss(saved["loss"]),
             tensors["good_weights"],
             tensors["good_average"],
-            saved["good_averaged"],
+            _count(saved["good_averaged"]),
             _decode_loss(saved["good_loss"]),
-            saved["good_step"],
-            saved["n_cuts"],
+            _count(saved["good_step"]),
+            _count(saved["due_step"]),
+            _count(saved["n_cuts"]),
         )
         losses = [float(loss) for loss in content["unseen_losses"]]
-        return Progress(content["step"], state, guard, losses, content["elapsed_s"], content["waited_s"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedDataError(f"{path} lacks a field ({error!r}); remove it") from error
+        step = _count(content["step"])
+        if checkpoint_path(path.parent, step) != path:
+            raise ValueError(f"step {step}")
+        return Progress(
+            step,
+            state,
+            guard,
+            losses,
+            float(content["elapsed_s"]),
+            float(content["waited_s"]),
+            float(content["model_loss"]),
+            _count(content["n_scored"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); remove it") from error
+
+
+def _require_alike(tensors: Sequence[Tensor]) -> None:
+    """ValueError unless all are float32 matrices of one shape, (c, p)."""
+    if len({tuple(tensor.shape) for tensor in tensors}) > 1 or tensors[0].ndim != 2:
+        raise ValueError(f"shapes {[tuple(tensor.shape) for tensor in tensors]}")
+    if any(tensor.dtype != torch.float32 for tensor in tensors):
+        raise ValueError(f"dtypes {[tensor.dtype for tensor in tensors]}")
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.50} is not a number of steps")
+    return value
 
 
 def _encode(value: float) -> str:

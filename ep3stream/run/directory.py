@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError, InputError
@@ -16,10 +17,12 @@ from ep3stream.run.bundle import write_file
 
 # Settings that may differ when a fit is resumed: they change how long it goes on or what it costs, not its path.
 _FREE_SETTINGS = {
+    "data.validate",
     "solver.epochs",
     "run.checkpoint_steps",
     "run.checkpoint_minutes",
     "run.keep_checkpoints",
+    "run.devices",
     "run.dask",
 }
 
@@ -68,37 +71,32 @@ class RunDirectory:
     def settle_config(self, config: FitConfig) -> FitConfig:
         """Writes the settings of a new run, or checks those of a resumed one against what it was started with.
 
-        Raises ConfigError naming each setting that may not change, InputError when the directory holds
-        something else.
+        A run without a set-up has nothing yet that depends on them: a corrected command starts it anew.
+        Raises ConfigError naming each setting that may not change.
         """
-        if self.config.exists():
-            started = self.read_config()
-            differences = started.differences(config)
-            changed = {name: pair for name, pair in differences.items() if name not in _FREE_SETTINGS}
-            if changed:
-                listed = "; ".join(
-                    f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items()
-                )
-                raise ConfigError(
-                    f"{self.path} was started with other settings: {listed}. Restore them or use a new RUN"
-                )
-            if config.solver.epochs < started.solver.epochs:
-                raise ConfigError(
-                    f"epochs is {config.solver.epochs} but {self.path} was started with {started.solver.epochs}; "
-                    "raise it, leave it, or use a new RUN"
-                )
-            if not differences:
-                return config
-        elif strangers := self._strangers():
-            raise InputError(
-                f"{self.path} is not a run but holds {strangers[0]!r}; use a new or empty directory"
-            )
-        write_file(self.config, config.to_toml().encode())
+        started = self.read_config() if self.config.exists() else None
+        if started is not None and self.setup.exists():
+            self._require_same(started, config)
+        if started != config:
+            write_file(self.config, config.to_toml().encode())
         return config
 
-    def _strangers(self) -> list[str]:
-        names = [item.name for item in self.path.iterdir()]
-        return sorted(name for name in names if name != "lock" and not name.endswith(".partial"))
+    def _require_same(self, started: FitConfig, config: FitConfig) -> None:
+        changed = [
+            f"{name} was {old!r} and is now {new!r}"
+            for name, (old, new) in started.differences(config).items()
+            if name not in _FREE_SETTINGS
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was started with other settings: {'; '.join(changed)}. "
+                "Restore them or use a new RUN"
+            )
+        if config.solver.epochs < started.solver.epochs:
+            raise ConfigError(
+                f"epochs is {config.solver.epochs} but {self.path} was started with {started.solver.epochs}; "
+                "raise it, leave it, or use a new RUN"
+            )
 
     def read_config(self) -> FitConfig:
         """The settings of an existing run."""
@@ -111,23 +109,38 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the directory and holds it against a second fit; the kernel lets go when this process ends."""
+        """Makes the directory and holds it against a second fit; the kernel lets go when this process ends.
+
+        Raises InputError when it cannot be made, holds something else, or is held by another fit.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_strangers()
             lock = (self.path / "lock").open("a+")
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be made or written ({error}); choose another RUN"
             ) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                raise InputError(
-                    f"{self.path} is in use by {lock.read(200)}; wait for it or stop it"
-                ) from None
+            self._take(lock)
+            yield
+
+    def _refuse_strangers(self) -> None:
+        names = [item.name for item in self.path.iterdir()]
+        strangers = sorted(name for name in names if name != "lock" and not name.endswith(".partial"))
+        if strangers and not self.config.exists():
+            raise InputError(
+                f"{self.path} is not a run but holds {strangers[0]!r}; use a new or empty directory"
+            )
+
+    def _take(self, lock: TextIO) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
-            yield
+        except BlockingIOError:
+            lock.seek(0)
+            raise InputError(f"{self.path} is in use by {lock.read(200)}; wait for it or stop it") from None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be locked ({error}); choose another RUN") from error

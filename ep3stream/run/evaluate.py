@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores of the run's model on a split of any store with the same columns.
 
-    n and mse; rmse and r2 for regression; accuracy, top5 (from six classes on) and auc (two classes) for
-    classification. The result is added to RUN/evaluations.jsonl, with `reference`, {"name": ..., score: ...},
-    another method's scores for the report to show beside it. Raises InputError naming columns that differ.
+    n and mse; rmse and r2 for regression; accuracy, top5 and auc (two classes) for classification; nan for a
+    score that the rows do not define. The result is added to RUN/evaluations.jsonl, with `reference`,
+    {"name": ..., score: ...}, another method's scores for the report to show beside it. Raises InputError
+    naming columns that differ.
     """
     model = load(run, kernel)
     with open_store(store) as rows:
@@ -119,18 +121,22 @@ def _write_npy(model: KernelModel, reader: SplitReader, out: Path, scores: bool)
     n_rows, n_outputs = reader.info.n_rows, len(model.targets.offset)
     as_ids = model.class_names is not None and not scores
     flat = as_ids or (n_outputs == 1 and not scores)
+    dtype = np.dtype(np.int32 if as_ids else np.float32)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (n_rows,) if flat else (n_rows, n_outputs),
+    }
     partial = out.with_name(f".{out.name}.partial")
     try:
-        array = np.lib.format.open_memmap(
-            partial, "w+", np.int32 if as_ids else np.float32, (n_rows,) if flat else (n_rows, n_outputs)
-        )
-        first = 0
-        for outputs, _ in _outputs(model, reader, _device()):
-            values = (outputs.argmax(1) if as_ids else outputs).cpu().numpy()
-            array[first : first + len(values)] = values.reshape(len(values), *array.shape[1:])
-            first += len(values)
-        array.flush()
-        del array
+        # Not a memory map: on a full disk, writing to one ends the process by SIGBUS.
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for outputs, _ in _outputs(model, reader, _device()):
+                values = (outputs.argmax(1) if as_ids else outputs).cpu().numpy()
+                file.write(values.astype(dtype, order="C", copy=False).data)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(out)
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error}); free space or choose another place") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -36,11 +37,17 @@ logger = logging.getLogger(__name__)
 # Losses are read, and the guard acts, every so many steps of the whole fit: on a GPU each reading waits for it.
 _WATCH_STEPS = 8
 _METRIC_LINES = 1000
+# The running loss is that of the averaged model on batches it has not seen, over the last this many watched ones.
+_SCORED_MEMORY = 16
 
 
 @dataclass(frozen=True, slots=True)
 class FitProgress:
-    """How far a fit is. loss: running mean squared error; starved: share of the time spent waiting for data."""
+    """How far a fit is.
+
+    loss: mean squared error of the model so far on rows before they are used, over the last 128 steps; starved:
+    share of the time spent waiting for data.
+    """
 
     step: int
     n_steps: int
@@ -147,14 +154,16 @@ class _Fit:
 
     def _steps(self, progress: Progress, stop: StopRequest) -> None:
         device, dask = self.mesh.device, self.config.run.dask
-        unread: list[Tensor] = []
+        unread: list[tuple[Tensor, Tensor]] = []
         with BatchStream(self.reader, self.order, progress.step, self.n_steps, device, dask) as stream:
             for batch in stream:
                 x = self.inputs(batch.x)
-                unread.append(self.solver.step(progress.state, x, batch.y, progress.guard.step_size))
+                is_watched = (progress.step + 1) % _WATCH_STEPS == 0
+                step_size = progress.guard.step_size
+                unread.append(self.solver.step(progress.state, x, batch.y, step_size, score=is_watched))
                 progress.step += 1
                 self.clock.tick(progress, batch)
-                if progress.step % _WATCH_STEPS == 0:
+                if is_watched:
                     _read(unread, progress)
                     self._watch(progress)
                 if progress.step % self.order.steps_per_epoch == 0:
@@ -236,11 +245,18 @@ class _Fit:
         logger.log(logging.WARNING if event == "rollback" else logging.INFO, message)
 
 
-def _read(unread: list[Tensor], progress: Progress) -> None:
+def _read(unread: list[tuple[Tensor, Tensor]], progress: Progress) -> None:
     """Reads the losses of the steps since the last reading; on a GPU this waits for them."""
-    if unread:
-        progress.unseen_losses += torch.stack(unread).tolist()
-        unread.clear()
+    if not unread:
+        return
+    losses, averages = (torch.stack(column).tolist() for column in zip(*unread, strict=True))
+    progress.unseen_losses += losses
+    unread.clear()
+    for loss in averages:
+        if math.isfinite(loss):
+            progress.n_scored += 1
+            share = 1 / min(progress.n_scored, _SCORED_MEMORY)
+            progress.model_loss += share * (loss - progress.model_loss)
 
 
 class _Clock:
@@ -274,5 +290,5 @@ class _Clock:
         rows = round(epoch * order.epoch_rows)
         to_go = order.epoch_rows * n_steps / order.steps_per_epoch - rows
         starved = (progress.waited_s - self.waited_before_s) / here_s
-        loss = progress.guard.loss.mean
+        loss = progress.model_loss
         return FitProgress(progress.step, n_steps, epoch, rows, rate, loss, starved, to_go / max(rate, 1e-9))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ep3stream.data.manifest import ColumnStatistics, SplitInfo
 from ep3stream.data.store import open_store
-from ep3stream.errors import DamagedDataError, InputError
-from ep3stream.run.bundle import read_bundle
-from ep3stream.run.checkpoint import list_checkpoints
+from ep3stream.errors import ConfigError, DamagedDataError
+from ep3stream.run.bundle import file_digest, find_bundle, read_bundle
+from ep3stream.run.checkpoint import list_checkpoints, load_checkpoint
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import read_lines
 
@@ -92,30 +97,51 @@ def _columns(names: tuple[str, ...], statistics: ColumnStatistics) -> list[dict[
 
 
 def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
-    config = directory.read_config()
-    events = [record for record in read_lines(directory.metrics) if record.get("kind") == "event"]
-    steps = [record for record in read_lines(directory.metrics) if record.get("kind") == "step"]
+    config, summary = directory.read_config(), _summary(directory)
+    last = {record.get("kind"): record for record in read_lines(directory.metrics)}
     return {
         "what": "run",
         "path": str(directory.path),
-        "finished": directory.model.is_dir(),
+        "created_by": summary.get("created_by"),
+        "finished": find_bundle(directory.model) is not None,
+        "store": summary.get("store"),
+        "plan": summary.get("plan"),
         "checkpoints": [step for step, _ in list_checkpoints(directory.checkpoints)],
-        "last_step": steps[-1] if steps else None,
-        "last_event": events[-1] if events else None,
+        "last_step": last.get("step"),
+        "last_validation": last.get("validation"),
+        "last_event": last.get("event"),
         "evaluations": read_lines(directory.evaluations),
         "config": config.to_toml(),
     }
 
 
+def _summary(directory: RunDirectory) -> dict[str, Any]:
+    """run.json; empty before the set-up is done, or where somebody changed it to something else."""
+    try:
+        content = json.loads(directory.summary.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _verify_run(directory: RunDirectory) -> list[str]:
-    bundles = [(directory.setup, "set-up"), (directory.model, "model")]
-    pieces = [(path, kind) for path, kind in bundles if path.exists()]
-    pieces += [(path, "checkpoint") for _, path in list_checkpoints(directory.checkpoints)]
+    """A newer format version is raised as the InputError it is: nobody knows whether that is damaged."""
+    checks: list[Callable[[], object]] = [directory.read_config]
+    if directory.setup.exists():
+        checks.append(lambda: read_bundle(directory.setup, "set-up"))
+    if (model := find_bundle(directory.model)) is not None:
+        checks.append(lambda: read_bundle(model, "model"))
+    manifest = directory.setup / "manifest.json"
+    digest = file_digest(manifest) if manifest.is_file() else ""
+    checks += [
+        partial(load_checkpoint, path, digest, torch.device("cpu"))
+        for _, path in list_checkpoints(directory.checkpoints)
+    ]
     problems = []
-    for path, kind in pieces:
+    for check in checks:
         try:
-            read_bundle(path, kind)
-        except (DamagedDataError, InputError) as error:
+            check()
+        except (DamagedDataError, ConfigError) as error:
             problems.append(str(error))
     return problems
 

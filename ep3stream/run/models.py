@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ep3stream.errors import DamagedDataError, InputError
-from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
+from ep3stream.run.bundle import find_bundle, read_bundle, write_bundle
 from ep3stream.run.checkpoint import load_newest_checkpoint
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.setup import Setup
@@ -48,12 +48,8 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> KernelModel:
     DamagedDataError where there is one that is not as written.
     """
     directory = RunDirectory(Path(run).absolute())
-    if directory.model.exists():
-        bundle = read_bundle(directory.model, _KIND)
-        try:
-            return KernelModel.of(bundle.tensors, bundle.description, kernel)
-        except (KeyError, TypeError) as error:
-            raise DamagedDataError(f"{directory.model} lacks a field ({error!r}); fit again") from error
+    if (finished := find_bundle(directory.model)) is not None:
+        return _read_model(finished, kernel)
     if not directory.setup.exists():
         raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
     setup = Setup.load(directory.setup)
@@ -62,3 +58,11 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> KernelModel:
         raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
     logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
     return build_model(setup, progress.state.average.T.contiguous(), kernel)
+
+
+def _read_model(path: Path, kernel: KernelFunction | None) -> KernelModel:
+    bundle = read_bundle(path, _KIND)
+    try:
+        return KernelModel.of(bundle.tensors, bundle.description, kernel)
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); fit again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ _AUTO_MODEL_RANK = 500
 _AUTO_SAMPLES = 2000
 _MAX_BATCH = 4096
 _MIN_BATCH = 16
-_STREAM_BYTES = 96 * MIB
+_STREAM_BYTES = 40 * MIB
 _FLOAT = 4
 
 
@@ -51,21 +52,24 @@ class Plan:
     def of(cls, shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int) -> Plan:
         """Ranks and samples clipped to the data, the batch to the memory.
 
-        Raises ConfigError when the model does not fit the memory, naming the parts and what would fit.
+        Raises ConfigError when the model does not fit the memory, naming the parts and what would fit, or when
+        the batch has more rows than there are.
         """
-        model_rank = min(config.model_rank or _AUTO_MODEL_RANK, n_centers)
-        samples = min(config.nystrom_samples or _AUTO_SAMPLES, shape.n_rows)
-        n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
-        data_rank = min(config.data_rank or max(1, 2 * model_rank // 5), samples - 1, model_rank)
+        model_rank, data_rank, n_landmarks, samples = _ranks(shape, config, n_centers)
         window = _window_segments(shape, memory_bytes)
-        memory = _memory(shape, config, n_centers, model_rank, n_landmarks, samples, window)
-        spare = memory_bytes - sum(memory.values())
-        # A batch is held three times over by the read-ahead, and once or twice prepared.
-        batch_row = _FLOAT * n_centers + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
-        max_batch = min(_MAX_BATCH, spare // batch_row, shape.n_rows)
-        _require_fit(config, shape, n_centers, memory_bytes, memory, batch_row, max_batch)
-        batch = config.batch_size or max_batch
-        memory["kernel block and batches"] = batch * batch_row
+        memory = _memory(shape, config, n_centers, window)
+        if config.batch_size > shape.n_rows:
+            raise ConfigError(
+                f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on; "
+                f"use at most {shape.n_rows}, or 0 to have it chosen"
+            )
+        row = _batch_row_bytes(shape, n_centers)
+        batch = config.batch_size or min(
+            _MAX_BATCH, (memory_bytes - sum(memory.values())) // row, shape.n_rows
+        )
+        if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
+            raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory))
+        memory["kernel block and batches"] = batch * row
         return cls(n_centers, model_rank, data_rank, n_landmarks, samples, window, batch, memory)
 
 
@@ -82,9 +86,18 @@ def _window_segments(shape: Shape, memory_bytes: int) -> int:
     return max(1, min(budget // (2 * segment_bytes), n_segments))
 
 
-def _memory(
-    shape: Shape, config: SolverConfig, n_centers: int, rank: int, landmarks: int, samples: int, window: int
-) -> dict[str, int]:
+def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
+    """Model rank, data rank, landmarks and Nystrom samples."""
+    model_rank = min(config.model_rank or _AUTO_MODEL_RANK, n_centers)
+    samples = min(config.nystrom_samples or _AUTO_SAMPLES, shape.n_rows)
+    n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
+    data_rank = min(config.data_rank or max(1, 2 * model_rank // 5), samples - 1, model_rank)
+    return model_rank, data_rank, n_landmarks, samples
+
+
+def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int) -> dict[str, int]:
+    """What the arrays of a fit take beside the batches, by part, in bytes; grows with the number of centers."""
+    rank, _, landmarks, samples = _ranks(shape, config, n_centers)
     segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
     largest = max(landmarks, samples)
     setup_tiles = 2 * _FLOAT * min(1024, n_centers) * largest + 3 * 8 * landmarks * landmarks
@@ -100,30 +113,38 @@ def _memory(
     return parts | {"Nystrom basis": _FLOAT * n_centers * rank, "set-up of the basis": setup_tiles}
 
 
-def _require_fit(
-    config: SolverConfig,
-    shape: Shape,
-    n_centers: int,
-    memory_bytes: int,
-    memory: Mapping[str, int],
-    batch_row: int,
-    max_batch: int,
-) -> None:
-    wanted = config.batch_size or min(_MIN_BATCH, shape.n_rows)
-    if config.batch_size > shape.n_rows:
-        raise ConfigError(
-            f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on"
-        )
-    if config.batch_size and config.batch_size * batch_row + sum(memory.values()) <= memory_bytes:
-        return
-    if max_batch >= wanted and not config.batch_size:
-        return
-    needed = sum(memory.values()) + wanted * batch_row
-    listed = ", ".join(f"{name} {n_bytes / 1e6:.0f} MB" for name, n_bytes in memory.items())
-    fits = max(1, n_centers * memory_bytes // needed)
-    raise ConfigError(
-        f"memory is {memory_bytes / 1e6:.0f} MB but {n_centers} centers with batches of {wanted} take "
-        f"{needed / 1e6:.0f} MB ({listed}); give at least that much --memory, or about {fits} centers"
+def _batch_row_bytes(shape: Shape, n_centers: int) -> int:
+    """Of one row of a batch: held three times over by the read-ahead, once or twice prepared; its kernel values."""
+    return _FLOAT * n_centers + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
+
+
+def _least_batch(shape: Shape, config: SolverConfig) -> int:
+    return config.batch_size or min(_MIN_BATCH, shape.n_rows)
+
+
+def _needed(shape: Shape, config: SolverConfig, n_centers: int, window: int) -> int:
+    """Bytes without which a fit of this many centers does not start."""
+    batches = _least_batch(shape, config) * _batch_row_bytes(shape, n_centers)
+    return sum(_memory(shape, config, n_centers, window).values()) + batches
+
+
+def _too_large(
+    shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int, memory: Mapping[str, int]
+) -> str:
+    window = _window_segments(shape, memory_bytes)
+    needed = enough = _needed(shape, config, n_centers, window)
+    # More memory may be lent a longer read-ahead, a quarter of it at most: this settles within a few rounds.
+    while (more := _needed(shape, config, n_centers, _window_segments(shape, enough))) > enough:
+        enough = more
+    listed = ", ".join(f"{name} {n_bytes / 1e6:.1f} MB" for name, n_bytes in memory.items())
+    # The number of centers up to which the need, which grows with it, is within the memory.
+    fits = bisect_right(
+        range(n_centers), memory_bytes, key=lambda fewer: _needed(shape, config, fewer + 1, window)
+    )
+    return (
+        f"memory is {memory_bytes / 1e6:.1f} MB but {n_centers} centers with batches of "
+        f"{_least_batch(shape, config)} take {needed / 1e6:.1f} MB ({listed}); give --memory "
+        f"{-(-enough // 10**6)}MB or more" + (f", or use at most {fits} centers" if fits else "")
     )
 
 

@@ -26,7 +26,8 @@ class RegressionScores:
     def add(self, outputs: Outputs, y: NDArray[Any]) -> None:
         """Outputs and targets, both (rows, c)."""
         if self._shift is None:
-            self._shift = y.mean(0, dtype=np.float64)  # Squares about a value near the mean cancel little.
+            # Squares about a value near the mean cancel little; in the precision of y, those of a constant are zero.
+            self._shift = y.mean(0, dtype=np.float64).astype(y.dtype).astype(np.float64)
         centred = y - self._shift
         self._n += len(y)
         self._squares = self._squares + np.square(outputs - y).sum(0)
@@ -44,7 +45,7 @@ class RegressionScores:
 
 
 class ClassScores:
-    """mse against one-hot rows, accuracy, top5 from six classes on, auc for two."""
+    """mse against one-hot rows, accuracy, top5 (1 for up to five classes), auc for two."""
 
     def __init__(self, class_names: tuple[str, ...]) -> None:
         self._n_classes = len(class_names)
@@ -67,14 +68,13 @@ class ClassScores:
                 self._histograms[label] += np.bincount(bins[y == label], minlength=self._histograms.shape[1])
 
     def result(self) -> dict[str, Any]:
-        """n, mse, accuracy, and top5 or auc where they say something."""
+        """n, mse, accuracy, top5, and auc for two classes."""
         result = {
             "n": self._n,
             "mse": self._squares / (self._n * self._n_classes),
             "accuracy": self._hits / self._n,
+            "top5": self._top_hits / self._n,
         }
-        if self._n_classes > _TOP:
-            result["top5"] = self._top_hits / self._n
         if self._n_classes == 2:
             result["auc"] = self._auc()
         return result

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
+from ep3stream.data.npy import open_array
 from ep3stream.data.order import RowOrder
 from ep3stream.data.sample import sample_rows
 from ep3stream.data.store import SplitReader
-from ep3stream.errors import ConfigError
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import Bundle, file_digest, read_bundle, write_bundle
 from ep3stream.run.plan import Plan, Shape, automatic_centers, describe
@@ -51,6 +53,12 @@ class Setup:
     def load(cls, path: Path) -> Setup:
         """Checked against its digests; raises DamagedDataError."""
         bundle: Bundle = read_bundle(path, _KIND)
+        try:
+            _require_complete(bundle)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedDataError(
+                f"{path} has a missing or impossible field ({error!r}); use a new RUN"
+            ) from error
         return cls(bundle.tensors, bundle.description, file_digest(path / "manifest.json"))
 
     @property
@@ -69,7 +77,13 @@ class Setup:
         return TargetCode(is_classification, self.tensors["target_offset"], self.tensors["target_scale"])
 
     def kernel(self, function: KernelFunction | None) -> Kernel:
-        """The kernel with its measured bandwidth."""
+        """The kernel with its measured bandwidth, or `function`; InputError unless the set-up was done with it."""
+        named = "kernel_centre" in self.tensors
+        if named == (function is not None):
+            remedy = "leave kernel= out" if named else "pass that callable as kernel="
+            raise InputError(
+                f"the fit was set up with the {self.plan['kernel']} kernel; {remedy} or use a new RUN"
+            )
         if function is not None:
             return CallableKernel(function)
         return RadialKernel(self.plan["kernel"], self.plan["bandwidth"], self.tensors["kernel_centre"])
@@ -131,15 +145,16 @@ class _Preparation:
     ) -> None:
         self.reader, self.config, self.function, self.mesh = reader, config, function, mesh
         self.elapsed_s: dict[str, float] = {}
-        self.generator = torch.Generator().manual_seed(config.run.seed * 4 + _ALGEBRA)
+        self.generator = torch.Generator().manual_seed((config.run.seed * 4 + _ALGEBRA) % 2**64)
 
     def run(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The set-up's tensors and description."""
         solver_config, seed = self.config.solver, self.config.run.seed
         shape = _shape(self.reader)
-        given = _given_centers(solver_config.centers, shape.n_features)
-        n_centers = _n_centers(solver_config.centers, given, shape)
+        file = _centers_file(solver_config.centers, shape.n_features)
+        n_centers = _n_centers(solver_config.centers, file, shape)
         plan = Plan.of(shape, solver_config, n_centers, self.config.run.memory_bytes)
+        given = None if file is None else _given_centers(file, str(solver_config.centers))
         inputs, targets = _scaling(self.reader, self.config), _target_code(self.reader)
         with self._stage("centers and samples"):
             drawn = None if given is not None else sample_rows(self.reader.info, n_centers, seed, _CENTERS)
@@ -153,11 +168,11 @@ class _Preparation:
         excluded = np.empty(0, np.int64)
         if drawn is not None and not self.config.data.keep_center_rows:
             excluded = np.sort(drawn)
-        scaled_rows = inputs(rows).to(self.mesh.device)
+        scaled_rows = _in_range(inputs(rows)).to(self.mesh.device)
         with self._stage("bandwidth"):
             kernel = self._kernel(scaled_rows[: plan.nystrom_samples], inputs)
         with self._stage("preconditioner"):
-            scaled_centers = inputs(centers).to(self.mesh.device)
+            scaled_centers = _in_range(inputs(centers)).to(self.mesh.device)
             sample = scaled_rows[: plan.nystrom_samples]
             projection, spectra = self._projection(kernel, scaled_centers, sample, plan)
         with self._stage("step size"):
@@ -272,6 +287,27 @@ class _Preparation:
         }
 
 
+def _require_complete(bundle: Bundle) -> None:
+    """KeyError, TypeError or ValueError unless sizes are whole numbers and every tensor has the shape they say."""
+    plan, tensors = bundle.description["plan"], bundle.tensors
+    sizes = {name: plan[name] for name in ("n_centers", "window_segments", "batch_size")}
+    if any(type(size) is not int or not 1 <= size < 1 << 40 for size in sizes.values()):
+        raise ValueError(f"sizes {sizes}")
+    names = bundle.description["names"]
+    p, d, c = plan["n_centers"], len(names["features"]), len(names["classes"] or names["targets"])
+    shapes = {"centers": (p, d), "input_shift": (d,), "input_scale": (d,)}
+    shapes |= {"target_offset": (c,), "target_scale": (c,)}
+    if plan["projection"] == "exact":
+        q = len(tensors["shrink"])
+        shapes |= {"factor": (p, p), "directions": (p, q)}
+    else:
+        r = len(tensors["core"])
+        shapes |= {"basis": (p, r), "core": (r, r)}
+    wrong = [name for name, shape in shapes.items() if tuple(tensors[name].shape) != shape]
+    if wrong:
+        raise ValueError(f"shape {tuple(tensors[wrong[0]].shape)} of {wrong[0]}, not {shapes[wrong[0]]}")
+
+
 def _shape(reader: SplitReader) -> Shape:
     manifest, info = reader.manifest, reader.info
     y_values = 1 if manifest.task == "classification" else manifest.n_outputs
@@ -282,26 +318,42 @@ def _shape(reader: SplitReader) -> Shape:
     )
 
 
-def _given_centers(centers: int | str, n_features: int) -> Tensor | None:
-    """The centers of an NPY file, (p, d) in the units of the data; None if rows are to be drawn."""
+def _centers_file(centers: int | str, n_features: int) -> NDArray[Any] | None:
+    """The points of an NPY file, (p, d) in the units of the data, not read yet; None if rows are to be drawn."""
     if not isinstance(centers, str) or centers == "auto":
         return None
     try:
-        points = np.load(centers, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        points = open_array(Path(centers))
+    except InputError as error:
         raise ConfigError(
-            f"centers is {centers!r}, which is not a readable NPY file of (p, d) numbers: {error}"
+            f"centers is {centers!r}, which is no NPY file of (p, {n_features}) numbers: {error}"
         ) from error
     if points.ndim != 2 or points.shape[1] != n_features or not len(points):
         raise ConfigError(
             f"centers in {centers} have the shape {points.shape}; they must be (p, {n_features})"
         )
-    if not np.issubdtype(points.dtype, np.number) or not np.isfinite(points).all():
-        raise ConfigError(f"centers in {centers} hold values that are not finite numbers; remove those rows")
-    return torch.from_numpy(points.astype(np.float32))
+    return points
 
 
-def _n_centers(centers: int | str, given: Tensor | None, shape: Shape) -> int:
+def _given_centers(points: NDArray[Any], file: str) -> Tensor:
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite and is refused.
+        centers = points.astype(np.float32)
+    if not np.isfinite(centers).all():
+        raise ConfigError(f"centers in {file} hold values that are not finite in float32; remove those rows")
+    return torch.from_numpy(centers)
+
+
+def _in_range(x: Tensor) -> Tensor:
+    """x, (m, d), if distances between its rows are finite in float32."""
+    if not bool(torch.isfinite(x.square().sum(1)).all()):
+        raise ConfigError(
+            f"inputs reach {float(x.abs().max()):.3g} after scaling, whose squares are not finite in float32; "
+            "use --scale standard, or convert them in a larger unit"
+        )
+    return x
+
+
+def _n_centers(centers: int | str, given: NDArray[Any] | None, shape: Shape) -> int:
     if given is not None:
         return len(given)
     n_centers = automatic_centers(shape) if centers == "auto" else int(centers)

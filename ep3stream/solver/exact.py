@@ -77,7 +77,7 @@ def build_exact(
     right = kernel.right(centers)
     for rows in tiles(len(centers)):
         k_zz[rows] = kernel.block(left[rows], right).double()
-    k_zz = (k_zz + k_zz.T) / 2
+    # Cholesky reads the lower triangle alone: no symmetric copy, which would cost p^2 more memory.
     jitter = _JITTER * float(k_zz.diagonal().mean())
     k_zz.diagonal().add_(jitter)
     factor, failed_at = torch.linalg.cholesky_ex(k_zz)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -11,15 +11,16 @@ from ep3stream.errors import DivergedError
 from ep3stream.solver.step import SolverState
 
 _MEMORY_STEPS = 50
+_SETTLING_STEPS = 8
 _GOOD_STATE_EVERY_STEPS = 64
 _MAX_CUTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class RunningLoss:
-    """Mean of the batch losses so far, over about the last 50 steps; `best` is the least it has been.
+    """Mean of the batch losses over about the last 50 steps; `best` is the least it has been, `first` its start.
 
-    Each is measured on rows before they are used, so it is an honest estimate of the test error.
+    A single batch counts for at most 10 times the mean: targets with heavy tails are no divergence.
     """
 
     n_steps: int = 0
@@ -30,18 +31,19 @@ class RunningLoss:
     def after(self, loss: float) -> RunningLoss:
         """With one more batch's loss."""
         n_steps = self.n_steps + 1
+        settled = n_steps > _SETTLING_STEPS
+        if settled and math.isfinite(loss):
+            loss = min(loss, 10 * self.mean)
         mean = self.mean + (loss - self.mean) / min(n_steps, _MEMORY_STEPS)
-        settled = n_steps >= 8
-        return RunningLoss(
-            n_steps, mean, min(self.first, loss), min(self.best, mean) if settled else self.best
-        )
+        first = loss if self.n_steps == 0 else self.first
+        return RunningLoss(n_steps, mean, first, min(self.best, mean) if settled else self.best)
 
     @property
     def has_blown_up(self) -> bool:
         """Not finite, or far above both its best and half of what the zero model loses."""
         if not math.isfinite(self.mean):
             return True
-        return self.mean > 5 * self.best and self.mean > 0.5 * self.first
+        return self.mean > 3 * self.best and self.mean > 0.5 * self.first
 
     @property
     def is_calm(self) -> bool:
@@ -51,7 +53,11 @@ class RunningLoss:
 
 @dataclass(slots=True)
 class Guard:
-    """The last good state and the step size in force; both are part of a checkpoint."""
+    """The last good state and the step size in force; both are part of a checkpoint.
+
+    due_step: from here on a calm state is kept as the good one, 64 steps after the last or after a roll-back: a
+    step size that is still too large looks calm for a few.
+    """
 
     step_size: float
     loss: RunningLoss
@@ -60,6 +66,7 @@ class Guard:
     good_averaged: int = 0
     good_loss: RunningLoss = RunningLoss()
     good_step: int = 0
+    due_step: int = _GOOD_STATE_EVERY_STEPS
     n_cuts: int = 0
 
     @classmethod
@@ -78,10 +85,11 @@ class Guard:
             if self.loss.has_blown_up:
                 self._roll_back(step, state)
                 return True
-        if self.loss.is_calm and step >= self.good_step + _GOOD_STATE_EVERY_STEPS:
+        if self.loss.is_calm and step >= self.due_step:
             self.good_weights.copy_(state.weights)
             self.good_average.copy_(state.average)
             self.good_averaged, self.good_loss, self.good_step = state.averaged, self.loss, step
+            self.due_step = step + _GOOD_STATE_EVERY_STEPS
         return False
 
     def _roll_back(self, step: int, state: SolverState) -> None:
@@ -96,7 +104,8 @@ class Guard:
         state.average.copy_(self.good_average)
         state.velocity.zero_()
         state.averaged = self.good_averaged
-        self.loss = replace(self.good_loss)
+        self.loss = self.good_loss
+        self.due_step = step + _GOOD_STATE_EVERY_STEPS
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for checkpoints."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import Scale
-from ep3stream.errors import InputError
+from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.solver.blocks import times_kernel
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, Points, RadialKernel
 from ep3stream.solver.targets import TargetCode
@@ -104,13 +104,13 @@ class KernelModel:
         """Targets, (n,) or (n, c), for regression; class names, (n,), for classification. x: (n, d)."""
         outputs = self.decision_function(x)
         if self.class_names is not None:
-            names: NDArray[np.str_] = np.asarray(self.class_names)
-            return names[outputs.argmax(1)]
+            labels: NDArray[np.str_] = np.asarray(self.class_names)[outputs.argmax(1)]
+            return labels
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
     def decision_function(self, x: NDArray[Any] | Tensor) -> NDArray[np.float32]:
         """The scores behind `predict`, (n, c)."""
-        scores: NDArray[np.float32] = self.outputs(torch.as_tensor(x)).cpu().numpy()
+        scores: NDArray[np.float32] = self.outputs(_as_tensor(x)).cpu().numpy()
         return scores
 
     def tensors(self) -> dict[str, Tensor]:
@@ -144,10 +144,16 @@ class KernelModel:
         description: Mapping[str, Any],
         function: KernelFunction | None = None,
     ) -> KernelModel:
-        """The model that `tensors` and `description` came from; a callable kernel must be given again."""
+        """The model that `tensors` and `description` came from; a callable kernel must be given again.
+
+        Raises InputError when `function` is missing or not wanted, DamagedDataError for shapes that do not fit.
+        """
         spec = description["kernel"]
         kernel: Kernel
+        _require_shapes(tensors, description)
         if "kernel_centre" in tensors:
+            if function is not None:
+                raise InputError(f"the model was fitted with the {spec['name']} kernel; leave kernel= out")
             kernel = RadialKernel(spec["name"], spec["bandwidth"], tensors["kernel_centre"])
         elif function is None:
             raise InputError("the model was fitted with a callable kernel; pass it as kernel=")
@@ -164,3 +170,28 @@ class KernelModel:
             tuple(description["target_names"]),
             None if classes is None else tuple(classes),
         )
+
+
+def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
+    """x as it is, or as a float32 tensor over memory that torch may call its own; raises InputError."""
+    if isinstance(x, Tensor):
+        return x
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"x holds {array.dtype}, not numbers; give an array of numbers, (n, d)")
+    with np.errstate(over="ignore"):  # Such values become infinite, which `outputs` names.
+        return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+
+
+def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """DamagedDataError unless d, p and c agree among the tensors and with the names."""
+    d, c = len(description["feature_names"]), len(description["class_names"] or description["target_names"])
+    p = len(tensors["centers"])
+    vectors = {"input_shift": d, "input_scale": d, "target_offset": c, "target_scale": c, "kernel_centre": d}
+    expected = {"centers": (p, d), "weights": (p, c)} | {name: (size,) for name, size in vectors.items()}
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected.get(name) or tensor.dtype != torch.float32:
+            raise DamagedDataError(
+                f"{name} of the model is {tensor.dtype} {tuple(tensor.shape)}, not float32 {expected.get(name)}; "
+                "fit again"
+            )

@@ -59,21 +59,30 @@ class Solver:
         """K(Z_shard, X) for x of (m, d), in the solver's own block memory."""
         return BatchBlock(self.kernel, self.centers, self.kernel.right(x), self.block_memory)
 
-    def step(self, state: SolverState, x: Tensor, y: Tensor, step_size: float) -> Tensor:
-        """One step on x, (m, d), and y; changes `state` and returns the mean squared error before it.
+    def step(
+        self, state: SolverState, x: Tensor, y: Tensor, step_size: float, score: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """One step on x, (m, d), and y; changes `state` and returns two mean squared errors before it.
 
-        The error is that of the look-ahead point alpha + beta v on rows not yet used, in the units of y, as a
-        0-d tensor: reading it is left to the caller, since it waits for the device.
+        That of the look-ahead point alpha + beta v, and with `score` that of the average, which becomes the
+        model (else nan): honest estimates on rows not yet used, in the squared unit of y, for one skinny product
+        more. They are 0-d tensors: reading them is left to the caller, since it waits for the device.
         """
         block = self.block(x)
         ahead = torch.add(state.weights, state.velocity, alpha=self.momentum)
-        residual = self.mesh.all_reduce(block.left_times(ahead))
+        both = torch.cat([ahead, state.average]) if score else ahead
+        residual, scored = self.mesh.all_reduce(block.left_times(both)).tensor_split([len(ahead)])
+        residual = residual.contiguous()
         self.targets.subtract_(residual, y)
         loss = self.targets.mean_squared_error(residual)
+        average_loss = torch.full_like(loss, torch.nan)
+        if score:
+            self.targets.subtract_(scored, y)
+            average_loss = self.targets.mean_squared_error(scored)
         theta = self.projection.direction(block.times(residual))
         state.velocity.mul_(self.momentum).add_(theta, alpha=-step_size)
         state.weights.add_(state.velocity)
         share = self.averaging / (state.averaged + self.averaging) if self.averaging else 1.0
         state.average.lerp_(state.weights, share)
         state.averaged += 1
-        return loss
+        return loss, average_loss

@@ -3,7 +3,7 @@
 Two limits hold for a batch of m rows, B = Q K(Z, X_b) K(X_b, Z) and momentum beta:
 
     eta <= safety / lambda_max(B)                the step along the batch's own leading direction;
-    eta <= 2 safety (1 - beta) / kappa_max       kappa(x) = K(x, Z) Q K(Z, x), the push of one row on itself:
+    eta <= safety (1 - beta) / kappa_max         kappa(x) = K(x, Z) Q K(Z, x), the push of one row on itself:
                                                  momentum repeats it 1 / (1 - beta) times before the row returns.
 
 The first grows with m, the second does not (Ma, Bassily, Belkin, "The power of interpolation", 2018, call
@@ -36,11 +36,11 @@ class Stability:
 
     def step_size(self, momentum: float, safety: float = 1.0) -> float:
         """The smaller of the two limits."""
-        return safety * min(1 / self.lambda_max, 2 * (1 - momentum) / self.kappa_max)
+        return safety * min(1 / self.lambda_max, (1 - momentum) / self.kappa_max)
 
     def critical_batch_size(self, momentum: float) -> float:
         """The m at which the two limits meet, lambda_max taken as proportional to m."""
-        return self.batch_size * self.kappa_max / (2 * (1 - momentum) * self.lambda_max)
+        return self.batch_size * self.kappa_max / ((1 - momentum) * self.lambda_max)
 
 
 def measure_stability(
