@@ -155,6 +155,10 @@ class SolverConfig:
 
     def __post_init__(self) -> None:
         _require_choice("projection", self.projection, Projection)
+        _require(
+            self.projection != "eigenpro",
+            "projection is 'eigenpro', which this version does not have yet; use nystrom or exact",
+        )
         if isinstance(self.centers, int):
             _require(self.centers >= 1, f"centers is {self.centers}; use at least 1")
         _require(self.epochs >= 1, f"epochs is {self.epochs}; use at least 1")

@@ -31,12 +31,21 @@ def main(directory: Path) -> None:
     heading("1. A table of flights, with what is known before take-off")
     flights_table.main(str(table))
 
-    heading("2. convert: a shuffled, checksummed store with two splits")
-    command = ["convert", table, store, "--target", "arr_delay", "--split", "train=0.9,test=0.1"]
+    heading("2. convert: a shuffled, checksummed store with three splits")
+    command = [
+        "convert",
+        table,
+        store,
+        "--target",
+        "arr_delay",
+        "--split",
+        "train=0.85,validation=0.05,test=0.1",
+    ]
     ep3stream_command(*command).wait_successfully()
 
-    heading("3. fit, killed in the middle of its epoch")
-    fit = ["fit", store, run, "--centers", "8000", "--bandwidth", "4", "--checkpoint-steps", "100"]
+    heading("3. fit, killed in the middle of its first epoch")
+    fit = ["fit", store, run, "--centers", "12000", "--bandwidth", "4", "--epochs", "2"]
+    fit += ["--validate", "validation", "--checkpoint-steps", "100"]
     process = ep3stream_command(*fit)
     wait_for_checkpoints(process, run, KILL_AFTER_CHECKPOINTS)
     process.send_signal(signal.SIGKILL)

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_stores import make_store, smooth_rows
 
 import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, Interrupted
 from ep3stream.run.checkpoint import list_checkpoints
 from ep3stream.run.metrics import read_lines
-from small_stores import make_store, smooth_rows
 
 SMALL = {
     "solver": {"centers": 150, "model_rank": 40, "batch_size": 32, "epochs": 2},
@@ -138,11 +138,9 @@ def test_a_damaged_set_up_or_model_is_named_and_never_used(store, tmp_path, piec
     run = ep3stream.fit(store, tmp_path / "run", settings())
     damage(run / piece)
     assert ep3stream.verify(run)
+    use = ep3stream.load if piece.startswith("model") else lambda run: ep3stream.fit(store, run, settings())
     with pytest.raises(DamagedDataError, match=piece.split("/")[0]):
-        if piece.startswith("model"):
-            ep3stream.load(run)
-        else:
-            ep3stream.fit(store, run, settings())
+        use(run)
 
 
 def damage(file: Path) -> None:
@@ -187,7 +185,7 @@ def test_another_setting_is_refused_by_name(store, tmp_path):
 def test_fewer_epochs_than_at_the_start_are_refused(store, tmp_path):
     with pytest.raises(Stop):
         ep3stream.fit(store, tmp_path / "run", settings(), observe=kill_at(8))
-    with pytest.raises(ConfigError, match="epochs is 1 but .* 2"):
+    with pytest.raises(ConfigError, match=r"epochs is 1 but .* 2"):
         ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}))
 
 
@@ -335,5 +333,5 @@ def test_predicting_onto_something_that_exists_is_refused(store, reference, tmp_
 
 def test_a_store_with_other_columns_is_refused_by_name(reference, tmp_path):
     other = make_store(tmp_path / "classes.zarr", "classification")
-    with pytest.raises(InputError, match="targets|classes"):
+    with pytest.raises(InputError, match=r"targets|classes"):
         ep3stream.evaluate(reference, other)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ep3stream.config import FitConfig
 from ep3stream.data.order import RowOrder
 from ep3stream.data.prefetch import Batch, BatchStream
-from ep3stream.data.store import RowStore, SplitReader, open_store
+from ep3stream.data.store import RowStore, open_store
 from ep3stream.errors import DivergedError, InputError, Interrupted
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_json
@@ -25,8 +25,9 @@ from ep3stream.run.directory import RunDirectory
 from ep3stream.run.evaluate import score
 from ep3stream.run.metrics import append_line, drop_after
 from ep3stream.run.models import build_model, save_model
+from ep3stream.run.prepare import write_setup
 from ep3stream.run.report import write_report
-from ep3stream.run.setup import Setup, write_setup
+from ep3stream.run.setup import Setup
 from ep3stream.run.signals import StopRequest
 from ep3stream.run.summary import summary
 from ep3stream.solver.guard import Guard
@@ -81,7 +82,8 @@ def fit(
             rows.split(split)
         directory = RunDirectory(Path(run).absolute())
         resources.enter_context(directory.locked())
-        _Fit(directory, rows, directory.settle_config(config), kernel, observe).run()
+        stop = resources.enter_context(StopRequest())
+        _Fit(directory, rows, directory.settle_config(config), kernel, observe).run(stop)
     return directory.path
 
 
@@ -107,16 +109,21 @@ class _Fit:
         self.n_steps = self.order.steps_per_epoch * config.solver.epochs
         self.log_every = _WATCH_STEPS * max(1, self.n_steps // (_WATCH_STEPS * _METRIC_LINES))
 
-    def run(self) -> None:
+    def run(self, stop: StopRequest) -> None:
         """From the newest checkpoint, or from zero, to the model."""
         write_json(
             self.directory.summary, summary(self.setup, self.store, self.order, self.config, self.mesh)
         )
-        progress = self._resume() or self._start()
-        self.clock = _Clock(progress, self.reader)
+        progress = load_newest_checkpoint(self.directory.checkpoints, self.setup.digest, self.mesh.device)
+        if progress is not None and progress.step >= self.n_steps and self.directory.model.exists():
+            logger.info("already finished after %d steps; raise the epochs to go on", progress.step)
+            return
+        progress = self._start() if progress is None else self._resume(progress)
+        self.clock = _Clock(progress)
         self.last_saved, self.last_saved_at = progress.step, time.monotonic()
-        with StopRequest() as stop:
-            self._steps(progress, stop)
+        if stop.signal_name is not None:
+            self._interrupt(progress, stop.signal_name)
+        self._steps(progress, stop)
         if not bool(torch.isfinite(progress.state.average).all()):
             raise DivergedError(
                 "the weights are not finite at the end; try a larger bandwidth or a smaller data_rank"
@@ -138,11 +145,9 @@ class _Fit:
             )
         return setup
 
-    def _resume(self) -> Progress | None:
-        progress = load_newest_checkpoint(self.directory.checkpoints, self.setup.digest, self.mesh.device)
-        if progress is not None:
-            drop_after(self.directory.metrics, progress.step)
-            self._event("resume", progress, f"resumed at step {progress.step} of {self.n_steps}")
+    def _resume(self, progress: Progress) -> Progress:
+        drop_after(self.directory.metrics, progress.step)
+        self._event("resume", progress, f"resumed at step {progress.step} of {self.n_steps}")
         return progress
 
     def _start(self) -> Progress:
@@ -231,8 +236,8 @@ class _Fit:
     def _interrupt(self, progress: Progress, signal_name: str) -> None:
         write_report(self.directory.path)
         raise Interrupted(
-            f"{signal_name}: stopped at step {progress.step} of {self.n_steps}, checkpoint saved; "
-            "the same command goes on from there"
+            f"{signal_name}: stopped at step {progress.step} of {self.n_steps}, all up to there is saved; "
+            "the same command goes on"
         )
 
     def _weights(self, progress: Progress) -> Tensor:
@@ -262,7 +267,7 @@ def _read(unread: list[tuple[Tensor, Tensor]], progress: Progress) -> None:
 class _Clock:
     """Times of this sitting, added to those of the sittings before."""
 
-    def __init__(self, progress: Progress, reader: SplitReader) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.began, self.before_s = time.perf_counter(), progress.elapsed_s
         self.waited_before_s = progress.waited_s
         self.rows = self.lap_rows = 0

@@ -132,10 +132,12 @@ def _too_large(
     shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int, memory: Mapping[str, int]
 ) -> str:
     window = _window_segments(shape, memory_bytes)
-    needed = enough = _needed(shape, config, n_centers, window)
-    # More memory may be lent a longer read-ahead, a quarter of it at most: this settles within a few rounds.
-    while (more := _needed(shape, config, n_centers, _window_segments(shape, enough))) > enough:
-        enough = more
+    needed = more = _needed(shape, config, n_centers, window)
+    enough_mb = 0
+    # More memory may buy a longer read-ahead, a quarter of it at most: this settles within a few rounds.
+    while more > enough_mb * 10**6:
+        enough_mb = -(-more // 10**6)
+        more = _needed(shape, config, n_centers, _window_segments(shape, enough_mb * 10**6))
     listed = ", ".join(f"{name} {n_bytes / 1e6:.1f} MB" for name, n_bytes in memory.items())
     # The number of centers up to which the need, which grows with it, is within the memory.
     fits = bisect_right(
@@ -144,7 +146,7 @@ def _too_large(
     return (
         f"memory is {memory_bytes / 1e6:.1f} MB but {n_centers} centers with batches of "
         f"{_least_batch(shape, config)} take {needed / 1e6:.1f} MB ({listed}); give --memory "
-        f"{-(-enough // 10**6)}MB or more" + (f", or use at most {fits} centers" if fits else "")
+        f"{enough_mb}MB or more" + (f", or use at most {fits} centers" if fits else "")
     )
 
 

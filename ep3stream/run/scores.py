@@ -26,8 +26,7 @@ class RegressionScores:
     def add(self, outputs: Outputs, y: NDArray[Any]) -> None:
         """Outputs and targets, both (rows, c)."""
         if self._shift is None:
-            # Squares about a value near the mean cancel little; in the precision of y, those of a constant are zero.
-            self._shift = y.mean(0, dtype=np.float64).astype(y.dtype).astype(np.float64)
+            self._shift = y.mean(0, dtype=np.float64)  # Squares about a value near the mean cancel little.
         centred = y - self._shift
         self._n += len(y)
         self._squares = self._squares + np.square(outputs - y).sum(0)

@@ -1,0 +1,323 @@
+"""Whole commands: their output, their errors in one line, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_stores import make_store, smooth_rows
+
+from ep3stream import cli
+from ep3stream.run.checkpoint import list_checkpoints
+
+FIT = ["--centers", "60", "--model-rank", "30", "--batch-size", "32", "--epochs", "2"]
+
+
+def write_csv(file: Path, n_rows: int = 800) -> Path:
+    x, y = smooth_rows(n_rows)
+    columns = [*(f"x{i}" for i in range(5)), "kind", "delay"]
+    rows = [
+        ",".join([*(f"{v:.6g}" for v in row), "ab"[int(target > 10)], f"{target:.6g}"])
+        for row, target in zip(x, y[:, 0], strict=True)
+    ]
+    file.write_text("\n".join([",".join(columns), *rows]) + "\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """flights.csv, its store, and a fit on it."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_csv(folder / "flights.csv")
+    store = str(folder / "flights.zarr")
+    assert cli.main(["convert", str(folder / "flights.csv"), store, "--target", "delay",
+                     "--split", "train=0.8,test=0.2"]) == 0  # fmt: skip
+    assert cli.main(["fit", store, str(folder / "run"), *FIT, "--validate", "test"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run_cli(capsys):
+    """Runs a command; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def assert_one_line_error(result: tuple[int, str, str], code: int, words: str) -> None:
+    assert result[0] == code, result
+    assert result[1] == ""
+    assert result[2].startswith("ep3stream: ")
+    assert result[2].count("\n") == 1
+    assert words in result[2]
+
+
+def test_evaluate_prints_scores_as_one_json_object_and_nothing_else(folder, run_cli):
+    code, out, _ = run_cli("evaluate", folder / "run", folder / "flights.zarr", "--json")
+    scores = json.loads(out)
+    assert code == 0
+    assert set(scores) == {"n", "mse", "rmse", "r2"}
+    assert scores["r2"] > 0.8
+    assert (folder / "run" / "report.html").exists()
+
+
+def test_a_score_that_is_undefined_is_null_in_json(run_cli, tmp_path):
+    """With a single yes, one of the two splits has rows of one class alone, which have no auc."""
+    rows = [f"{row[0]:.6g},{row[1]:.6g},{'no' if i else 'yes'}" for i, row in enumerate(smooth_rows(300)[0])]
+    (tmp_path / "votes.csv").write_text("\n".join(["a,b,vote", *rows]) + "\n")
+    store, run = tmp_path / "votes.zarr", tmp_path / "run"
+    split = ["--split", "train=0.8,test=0.2"]
+    assert run_cli("convert", tmp_path / "votes.csv", store, "--target", "vote", *split)[0] == 0
+    assert run_cli("fit", store, run, *FIT)[0] == 0
+    printed = [run_cli("evaluate", run, store, "--json", "--split", name)[1] for name in ("train", "test")]
+    scores = [json.loads(text) for text in printed]
+    assert all(set(found) == {"n", "mse", "accuracy", "top5", "auc"} for found in scores)
+    assert [found["auc"] is None for found in scores].count(True) == 1
+    assert "NaN" not in "".join(printed)
+
+
+def test_evaluate_for_people_has_one_score_a_line(folder, run_cli):
+    code, out, _ = run_cli("evaluate", folder / "run", folder / "flights.zarr", "--split", "train")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["n", "mse", "rmse", "r2"]
+
+
+def test_predict_writes_one_prediction_a_row(folder, run_cli, tmp_path):
+    code, out, err = run_cli("predict", folder / "run", folder / "flights.zarr", tmp_path / "out.npy")
+    predictions = np.load(tmp_path / "out.npy")
+    assert code == 0
+    assert out == ""
+    assert f"{len(predictions)} predictions in" in err
+    assert predictions.dtype == np.float32
+    again = run_cli("predict", folder / "run", folder / "flights.zarr", tmp_path / "out.npy")
+    assert_one_line_error(again, 2, "exists; remove it or choose another name")
+
+
+def test_inspect_tells_a_store_as_json_and_in_80_columns(folder, run_cli):
+    code, out, _ = run_cli("inspect", folder / "flights.zarr", "--json")
+    content = json.loads(out)
+    assert code == 0
+    assert (content["what"], content["task"]) == ("store", "regression")
+    assert sum(split["rows"] for split in content["splits"].values()) == 800
+    code, out, _ = run_cli("inspect", folder / "flights.zarr")
+    assert code == 0
+    assert [line for line in out.splitlines()[1:] if len(line) > 80] == []
+    assert "features in train" in out
+
+
+def test_inspect_tells_a_run_as_json_and_in_80_columns(folder, run_cli):
+    content = json.loads(run_cli("inspect", folder / "run", "--json")[1])
+    assert (content["what"], content["finished"]) == ("run", True)
+    assert content["plan"]["n_centers"] == 60
+    assert content["store"]["path"] == str(folder / "flights.zarr")
+    out = run_cli("inspect", folder / "run")[1]
+    long = [line for line in out.splitlines() if len(line) > 80 and str(folder) not in line]
+    assert long == []
+    assert "finished" in out
+
+
+def test_inspect_of_a_run_that_was_meddled_with_still_prints_json(folder, run_cli, tmp_path):
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "loss": NaN}\n[1]\n"x"\n{"kind": "st')
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    code, out, _ = run_cli("inspect", tmp_path, "--json")
+    assert code == 0
+    assert "NaN" not in out
+    assert json.loads(out)["last_step"] == {"kind": "step", "loss": None}
+    assert run_cli("inspect", tmp_path)[0] == 0
+
+
+def test_verify_finds_a_sound_store_and_run_sound(folder, run_cli):
+    for path in (folder / "flights.zarr", folder / "run"):
+        code, out, err = run_cli("verify", path, "--json")
+        assert (code, json.loads(out), err) == (0, {"path": str(path), "sound": True, "problems": []}, "")
+        assert "is sound" in run_cli("verify", path)[1]
+
+
+def test_verify_of_a_damaged_store_names_the_segment_and_exits_with_3(run_cli, tmp_path):
+    store = make_store(tmp_path / "small.zarr", n_rows=100)
+    chunk = next(file for file in sorted((store / "train" / "x").rglob("c/**/*")) if file.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    code, out, err = run_cli("verify", store, "--json")
+    verdict = json.loads(out)
+    assert (code, verdict["sound"], err) == (3, False, "")
+    assert "segment 0" in verdict["problems"][0]
+    assert run_cli("verify", store)[0] == 3
+    assert_one_line_error(run_cli("fit", store, tmp_path / "run", "--centers", 10), 3, "segment")
+
+
+def test_verify_of_a_damaged_run_names_the_piece(folder, run_cli, tmp_path):
+    import shutil
+
+    shutil.copytree(folder / "run", tmp_path / "run")
+    manifest = tmp_path / "run" / "setup" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    code, out, _ = run_cli("verify", tmp_path / "run")
+    assert code == 3
+    assert "setup/manifest.json" in out
+    assert "belongs to another set-up" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required: COMMAND"),
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["fit", "only-a-store"], "required: RUN; see ep3stream fit --help"),
+        (["fit", "{store}", "{new}", "--kernel", "sinc"], "--kernel: invalid choice: 'sinc'"),
+        (["fit", "{store}", "{new}", "--bandwidth", "wide"], "'wide' is neither 'median' nor a number"),
+        (["fit", "{store}", "{new}", "--bandwidth", "-1"], "bandwidth is -1.0"),
+        (["fit", "{store}", "{new}", "--epochs", "0"], "epochs is 0; use at least 1"),
+        (["fit", "{store}", "{new}", "--memory", "lots"], "'lots' is not a number of bytes"),
+        (["fit", "{store}", "{new}", "--devices", "2"], "devices is 2, but this version"),
+        (["fit", "{store}", "{new}", "--split", "dev"], "no split 'dev'; it has test, train"),
+        (["fit", "{store}", "{new}", "--validate", "dev"], "no split 'dev'"),
+        (["fit", "{store}", "{new}", "--config", "{missing}"], "cannot be read"),
+        (["fit", "{store}", "{new}", "--config", "{sinc}"], "kernel is 'sinc'; choose one of"),
+        (["fit", "{missing}", "{new}"], "does not exist"),
+        (["evaluate", "{run}", "{store}", "--split", "dev"], "no split 'dev'; it has test, train"),
+        (["evaluate", "{missing}", "{store}"], "no model and no set-up"),
+        (["evaluate", "{run}", "{store}", "--json", "--split", "dev"], "no split 'dev'"),
+        (["predict", "{run}", "{store}", "{missing}/deep/out.npy"], "cannot be written"),
+        (["inspect", "{missing}"], "does not exist"),
+        (["inspect", "{missing}", "--json"], "does not exist"),
+        (["verify", "{missing}"], "does not exist"),
+        (["verify", "{folder}"], "not a finished store"),
+        (["convert", "{store}"], ""),
+        (["convert", "{missing}", "{new}", "--target", "delay"], "missing"),
+        (["convert", "{folder}/flights.csv", "{new}", "--target", "deley"], "deley"),
+        (["convert", "{folder}/flights.csv", "{new}", "--target", "delay", "--split", "a=2"], "fraction 2"),
+    ],
+)
+def test_bad_usage_and_input_is_one_line_and_exit_code_2_and_leaves_nothing(
+    folder, run_cli, tmp_path, arguments, words
+):
+    (tmp_path / "sinc.toml").write_text('[kernel]\nname = "sinc"\n')
+    places = {
+        "store": folder / "flights.zarr",
+        "run": folder / "run",
+        "folder": folder,
+        "new": tmp_path / "new",
+        "missing": tmp_path / "missing",
+        "sinc": tmp_path / "sinc.toml",
+    }
+    result = run_cli(*(argument.format(**places) for argument in arguments))
+    assert_one_line_error(result, 2, words)
+    assert [item.name for item in tmp_path.iterdir()] == ["sinc.toml"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--centers", "100000"], ["--memory", "100KB"], ["--centers", "/no/file.npy"]]
+)
+def test_after_an_error_in_the_set_up_the_corrected_command_works_on_the_same_run(
+    folder, run_cli, tmp_path, wrong
+):
+    failed = run_cli("fit", folder / "flights.zarr", tmp_path / "run", *FIT, *wrong)
+    assert failed[0] == 2
+    assert failed[2].splitlines()[-1].startswith(("ep3stream: centers is", "ep3stream: memory is"))
+    assert run_cli("fit", folder / "flights.zarr", tmp_path / "run", *FIT)[0] == 0
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing_and_another_setting_is_refused(folder, run_cli):
+    model = (folder / "run" / "model" / "tensors.safetensors").read_bytes()
+    command = ["fit", folder / "flights.zarr", folder / "run", *FIT, "--validate", "test"]
+    assert run_cli(*command)[0] == 0
+    assert (folder / "run" / "model" / "tensors.safetensors").read_bytes() == model
+    assert_one_line_error(run_cli(*command, "--seed", 1), 2, "run.seed was 0 and is now 1")
+
+
+def test_options_come_before_the_settings_of_a_file(folder, run_cli, tmp_path):
+    (tmp_path / "fit.toml").write_text("[solver]\ncenters = 70\nmodel_rank = 20\n[kernel]\nbandwidth = 3\n")
+    command = ["fit", folder / "flights.zarr", tmp_path / "run", "--config", tmp_path / "fit.toml"]
+    assert run_cli(*command, "--centers", 50, "--kernel", "gaussian")[0] == 0
+    plan = json.loads(run_cli("inspect", tmp_path / "run", "--json")[1])["plan"]
+    assert (plan["n_centers"], plan["model_rank"], plan["kernel"], plan["bandwidth"]) == (
+        50,
+        20,
+        "gaussian",
+        3.0,
+    )
+
+
+def test_inputs_too_large_for_float32_are_refused_by_their_size(run_cli, tmp_path):
+    x, y = smooth_rows(300)
+    np.save(tmp_path / "x.npy", x * np.float32(1e30))
+    np.save(tmp_path / "y.npy", y)
+    store = tmp_path / "huge.zarr"
+    assert run_cli("convert", store, "--x", tmp_path / "x.npy", "--y", tmp_path / "y.npy")[0] == 0
+    code, _, err = run_cli("fit", store, tmp_path / "run", *FIT, "--scale", "none", "--bandwidth", 1)
+    assert code == 2
+    assert "not finite in float32; use --scale standard" in err.splitlines()[-1]
+    assert run_cli("fit", store, tmp_path / "run", *FIT, "--seed", 2**63 - 1)[0] == 0
+
+
+def test_stderr_that_is_no_terminal_gets_plain_lines_and_no_bar(folder, run_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    code, out, err = run_cli("fit", folder / "flights.zarr", tmp_path / "run", *FIT)
+    assert (code, out) == (0, "")
+    assert "\x1b" not in err
+    assert "rows/s" not in err
+    assert "\r" not in err
+    assert err.splitlines()[-1].startswith("model in ")
+
+
+def test_quiet_says_nothing_at_all(folder, run_cli, tmp_path):
+    command = ["--quiet", "fit", folder / "flights.zarr", tmp_path / "run", *FIT]
+    assert run_cli(*command) == (0, "", "")
+
+
+@pytest.mark.parametrize("command", ["convert", "fit", "evaluate", "predict", "inspect", "verify"])
+def test_the_help_of_each_command_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as raised:
+        cli.main([command, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert raised.value.code == 0
+    assert f"Example: ep3stream {command} " in out
+
+
+def test_the_examples_of_the_help_are_commands_that_parse():
+    parser = cli._parser()
+    (commands,) = (action.choices for action in parser._actions if action.choices)
+    for name, command in commands.items():
+        example = command.epilog.removeprefix("Example: ep3stream ").split()
+        assert parser.parse_args(example).command is commands[name].get_default("command")
+
+
+def start(*arguments: object, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ep3stream.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_with_75_and_the_same_command_goes_on(folder, tmp_path, run_cli):
+    command = ["fit", folder / "flights.zarr", tmp_path / "run", *FIT, "--epochs", 100_000]
+    process = start(*command, "--checkpoint-steps", 500)
+    deadline = time.monotonic() + 60
+    while not list_checkpoints(tmp_path / "run" / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert err.splitlines()[-1].startswith("ep3stream: SIGTERM: stopped at step")
+    assert json.loads(run_cli("inspect", tmp_path / "run", "--json")[1])["finished"] is False
+    assert run_cli("evaluate", tmp_path / "run", folder / "flights.zarr", "--json")[0] == 0
+
+
+def test_a_reader_that_has_gone_away_is_no_traceback(folder):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ep3stream.cli", "inspect", str(folder / "flights.zarr")]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -1,0 +1,180 @@
+"""Settings: what they refuse, in which words, and that TOML gives back what it was given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ep3stream.config import (
+    ConvertConfig,
+    DataConfig,
+    FitConfig,
+    KernelConfig,
+    KernelName,
+    RunConfig,
+    SolverConfig,
+    parse_bytes,
+    parse_splits,
+)
+from ep3stream.errors import ConfigError
+from ep3stream.solver.kernels import RADIAL_KERNELS
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
+sizes = st.integers(0, 2**40)
+configs = st.builds(
+    FitConfig,
+    st.builds(
+        DataConfig,
+        names,
+        st.none() | names,
+        st.sampled_from(["none", "standard", "minmax"]),
+        st.booleans(),
+    ),
+    st.builds(
+        KernelConfig,
+        st.sampled_from(get_args(KernelName)),
+        st.just("median") | st.floats(1e-300, 1e300),
+    ),
+    st.builds(
+        SolverConfig,
+        st.integers(1, 2**40) | names,
+        st.sampled_from(["nystrom", "exact"]),
+        st.integers(1, 2**40),
+        sizes,
+        sizes,
+        momentum=st.floats(0, 1, exclude_max=True),
+        averaging=st.floats(0, 1e300),
+    ),
+    st.builds(
+        RunConfig,
+        st.integers(1, 2**62),
+        sizes,
+        st.floats(0, 1e300),
+        st.integers(1, 2**40),
+        st.sampled_from([1, "auto"]),
+        st.integers(0, 2**63 - 1),
+        st.none() | names,
+    ),
+)
+
+
+@given(configs)
+def test_settings_come_back_from_toml_as_they_went(config):
+    again = FitConfig.from_toml(config.to_toml(), "test")
+    assert again == config
+    assert config.differences(again) == {}
+
+
+def test_a_missing_setting_has_its_default():
+    assert FitConfig.from_toml("", "test") == FitConfig()
+    assert FitConfig.from_toml("[solver]\nepochs = 3", "test").solver == SolverConfig(epochs=3)
+
+
+def test_differences_name_table_setting_and_both_values():
+    other = replace(FitConfig(), solver=SolverConfig(epochs=3))
+    assert FitConfig().differences(other) == {"solver.epochs": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("epochs", "settings.toml is not TOML"),
+        ("format_version = 2", "format_version 2; this version of ep3stream reads 1"),
+        ("[sover]\nepochs = 1", r"unknown table \['sover'\]; use data, kernel, solver, run"),
+        ("solver = 1", "solver must be a table"),
+        ("[solver]\nepoch = 1", "solver.epoch is not a setting; use one of centers"),
+        ("[solver]\nepochs = 1.5", "solver.epochs is 1.5; it must be int"),
+        ("[solver]\nepochs = true", "solver.epochs is True; it must be int"),
+        ("[solver]\nepochs = 0", "epochs is 0; use at least 1"),
+        (f"[solver]\nbatch_size = {10**400}", "solver.batch_size has more than 64 bits"),
+        ("[solver]\nbatch_size = -1", "batch_size is -1; use a positive number, or 0"),
+        ("[solver]\ncenters = 0", "centers is 0; use at least 1"),
+        ("[solver]\nmomentum = 1", r"momentum is 1; use a number in \[0, 1\)"),
+        ("[solver]\nmomentum = nan", "momentum is nan"),
+        ("[solver]\naveraging = inf", "averaging is inf"),
+        ("[solver]\nprojection = 'none'", "projection is 'none'; choose one of nystrom"),
+        ("[solver]\nprojection = 'eigenpro'", "does not have yet; use nystrom or exact"),
+        ("[solver]\ndata_rank = 5\nnystrom_samples = 5", "data_rank < 5 or more nystrom_samples"),
+        ("[kernel]\nname = 'sinc'", "kernel is 'sinc'; choose one of laplacian, gaussian"),
+        ("[kernel]\nbandwidth = 'mean'", "bandwidth is 'mean'; use 'median' or a positive"),
+        ("[kernel]\nbandwidth = 0", "bandwidth is 0"),
+        ("[kernel]\nbandwidth = inf", "bandwidth is inf"),
+        ("[data]\nscale = 'log'", "scale is 'log'; choose one of none, standard, minmax"),
+        ("[run]\nmemory_bytes = 0", "memory is 0 bytes"),
+        ("[run]\nseed = -1", "seed is -1"),
+        ("[run]\ndevices = 2", "devices is 2, but this version trains on one device"),
+        ("[run]\ndask = 1", "run.dask is 1; it must be str"),
+        ("[run]\ncheckpoint_minutes = nan", "checkpoint_minutes is nan"),
+        ("[run]\ncheckpoint_steps = -1", "checkpoint_steps is -1"),
+        ("[run]\nkeep_checkpoints = 0", "keep_checkpoints is 0; use at least 1"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value_and_the_remedy(toml, words):
+    with pytest.raises(ConfigError, match=words):
+        FitConfig.from_toml(toml, "settings.toml")
+
+
+def test_a_file_name_that_is_not_utf8_is_refused_before_it_is_written():
+    with pytest.raises(ConfigError, match=r"solver\.centers .* not UTF-8"):
+        FitConfig().with_settings({"solver": {"centers": "z\udcff.npy"}}, "command line")
+
+
+def test_the_kernels_of_the_settings_are_those_of_the_solver():
+    assert get_args(KernelName) == RADIAL_KERNELS
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("1", 1), ("512MB", 512 * 10**6), ("8GiB", 8 << 30), (" 1.5 kib ", 1536), ("2TB", 2 * 10**12)],
+)
+def test_bytes_read_with_their_unit(text, n_bytes):
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-1", "1e9", "3 parsecs", "0", "0.2B", "1 2", "9" * 400, "9999999999TB"]
+)
+def test_bytes_that_are_none_are_refused(text):
+    with pytest.raises(ConfigError, match="bytes"):
+        parse_bytes(text)
+
+
+def test_splits_read_as_names_and_fractions():
+    assert parse_splits("train=0.9, test = 0.1") == {"train": 0.9, "test": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train", "NAME=FRACTION"),
+        ("train=most", "NAME=FRACTION"),
+        ("train=0.5,train=0.5", "'train' is given twice"),
+        ("train=0.5", "sum to 0.5; they must sum to 1"),
+        ("train=1.5,test=-0.5", "split train has the fraction 1.5"),
+        ("train=nan", "split train has the fraction nan"),
+        ("../up=1", r"split name '\.\./up' is not allowed"),
+    ],
+)
+def test_bad_splits_are_refused_by_name(text, words):
+    with pytest.raises(ConfigError, match=words):
+        ConvertConfig(splits=parse_splits(text))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"task": "ranking"}, "task is 'ranking'; choose one of regression, classification"),
+        ({"format": "csv"}, "format is 'csv'"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"segment_bytes": 1}, "segment_bytes is 1; use at least 4KiB"),
+        ({"memory_bytes": 1}, "memory is 1 bytes but segments have"),
+    ],
+)
+def test_bad_settings_of_a_conversion_are_refused_by_name(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        ConvertConfig(**settings)
