@@ -35,6 +35,7 @@ from ep3stream.run.describe import describe_evaluation, describe_new_store, desc
 from ep3stream.run.metrics import json_text
 
 _DAMAGED = 3
+_LOGGER = logging.getLogger("ep3stream")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except (OSError, MemoryError) as error:
         return _fail(f"{type(error).__name__}: {error}; free memory or disk space, or correct permissions", 2)
+    finally:
+        _LOGGER.handlers.clear()
 
 
 def _fail(message: str, code: int) -> int:
@@ -70,10 +73,8 @@ def _stderr(quiet: bool) -> Console:
         handler = RichHandler(
             console=console, show_path=False, show_time=False, show_level=False, highlighter=NullHighlighter()
         )
-    level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
-    for name in ("distributed", "asyncio"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    _LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
+    _LOGGER.addHandler(handler)
     return console
 
 

@@ -141,7 +141,7 @@ def test_measured_lambda_and_kappa_are_those_of_the_dense_operator(m: int, data_
 def test_the_step_size_is_the_smaller_of_its_two_limits() -> None:
     assert Stability(100, 4.0, 0.1).step_size(0.9) == pytest.approx(0.25)
     assert Stability(100, 4.0, 8.0).step_size(0.9) == pytest.approx(0.1 / 8.0)
-    assert Stability(100, 4.0, 8.0).step_size(0.9, safety=0.5) == pytest.approx(0.1 / 8.0)
+    assert Stability(100, 4.0, 8.0).step_size(0.9, safety=0.5) == pytest.approx(0.05 / 8.0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
