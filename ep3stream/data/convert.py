@@ -37,12 +37,12 @@ class ConvertProgress:
 
 
 def convert(
-    sources: Sequence[Path],
-    store: Path,
+    sources: Sequence[Path | str],
+    store: Path | str,
     config: ConvertConfig,
     *,
-    x_file: Path | None = None,
-    y_file: Path | None = None,
+    x_file: Path | str | None = None,
+    y_file: Path | str | None = None,
     progress: Callable[[ConvertProgress], None] | None = None,
 ) -> Manifest:
     """Read tables, or a pair of .npy files, once, and commit them as one store at `store`.
@@ -53,7 +53,9 @@ def convert(
     store = Path(store).absolute()
     if store.exists() or store.is_symlink():
         raise InputError(f"{store} exists; remove it or choose another name")
-    source = open_source(sources, x_file, y_file, config.target, config.task)
+    paths = [Path(source) for source in sources]
+    x_path, y_path = (None if file is None else Path(file) for file in (x_file, y_file))
+    source = open_source(paths, x_path, y_path, config.target, config.task)
     _require_space(source, store, config)
     reader = _Reader(source, config, progress or (lambda _: None))
     if not config.shuffle and reader.encoder.is_complete:

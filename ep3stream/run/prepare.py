@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 _CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
 _PROBES = 3
 _PROBE_ROWS = 1024
+_MAX_PROBES = 64  # batches
+_FEW_ROWS = 256
 _MIN_AUTO_BATCH = 512
 
 
@@ -68,7 +71,8 @@ class _Preparation:
         inputs, targets = _scaling(self.reader, self.config), _target_code(self.reader)
         with self._stage("centers and samples"):
             drawn = None if given is not None else sample_rows(self.reader.info, n_centers, seed, _CENTERS)
-            n_others = min(shape.n_rows, plan.nystrom_samples + _PROBES * plan.max_batch_size)
+            n_probes = max(_PROBES * plan.max_batch_size, _PROBE_ROWS)
+            n_others = min(shape.n_rows, plan.nystrom_samples + n_probes)
             others = sample_rows(self.reader.info, n_others, seed, _SAMPLES)
             if drawn is not None and not np.isin(others, drawn).all():
                 # A center leans far more on its own weight than the rows that are trained on.
@@ -149,7 +153,7 @@ class _Preparation:
             raise ConfigError(
                 f"centers is {plan.n_centers}, which leaves no rows to train on; use fewer centers or more rows"
             )
-        probes = rows[-_PROBES * plan.max_batch_size :]
+        probes = rows[plan.nystrom_samples :] if len(rows) > plan.nystrom_samples + _FEW_ROWS else rows
         asked = self.config.solver.batch_size
         if asked:
             return self._measure(solver, probes, min(asked, epoch_rows))
@@ -162,9 +166,15 @@ class _Preparation:
         return first if batch_size == first.batch_size else self._measure(solver, probes, batch_size)
 
     def _measure(self, solver: Solver, probes: Tensor, batch_size: int) -> Stability:
-        n_batches = max(1, min(_PROBES, len(probes) // batch_size))
-        batches = probes[: n_batches * batch_size].split(min(batch_size, len(probes)))
-        return measure_stability(solver.block, batches, solver.projection, self.mesh, self.generator)
+        """On a few batches, on more of them if they are small: the worst of three single rows says little."""
+        probed = min(batch_size, len(probes))
+        n_batches = min(max(_PROBES, min(_PROBE_ROWS // probed, _MAX_PROBES)), len(probes) // probed)
+        batches = probes[: n_batches * probed].split(probed)
+        stability = measure_stability(solver.block, batches, solver.projection, self.mesh, self.generator)
+        # With fewer rows at hand than a batch has, its leading eigenvalue is bounded by theirs in proportion.
+        return replace(
+            stability, batch_size=batch_size, lambda_max=stability.lambda_max * batch_size / probed
+        )
 
     def _description(
         self, plan: Plan, kernel: Kernel, projection: Projection, spectra: Spectra, stability: Stability
