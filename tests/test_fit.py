@@ -224,11 +224,11 @@ def test_a_directory_with_other_things_is_not_taken_for_a_run(store, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_the_guard_recovers_from_a_step_a_hundred_times_too_large(store, tmp_path, monkeypatch):
+def test_the_guard_recovers_from_a_step_many_times_too_large(store, tmp_path, monkeypatch):
     from ep3stream.solver.stepsize import Stability
 
     sound = Stability.step_size
-    monkeypatch.setattr(Stability, "step_size", lambda *arguments: 6 * sound(*arguments))
+    monkeypatch.setattr(Stability, "step_size", lambda *arguments: 20 * sound(*arguments))
     run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 6}))
     events = [line for line in read_lines(run / "metrics.jsonl") if line.get("event") == "rollback"]
     assert 1 <= len(events) <= 3
