@@ -243,7 +243,9 @@ def test_a_hopeless_step_ends_with_a_clear_error_and_a_usable_checkpoint(store, 
     monkeypatch.setattr(Stability, "step_size", lambda *arguments: 1e9 * sound(*arguments))
     with pytest.raises(ep3stream.DivergedError, match="blew up"):
         ep3stream.fit(store, tmp_path / "run", settings())
-    assert np.isfinite(ep3stream.load(tmp_path / "run").predict(smooth_rows(5)[0])).all()
+    x, y = smooth_rows(200)
+    error = ep3stream.load(tmp_path / "run").predict(x) - y
+    assert np.square(error).mean() < 1.1 * y.var(0).mean()  # the last good state: the zero model or better
 
 
 def test_rows_drawn_as_centers_are_not_trained_on(store, tmp_path):

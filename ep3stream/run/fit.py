@@ -184,8 +184,12 @@ class _Fit:
         """Shows the guard the losses since the last time, and reports."""
         guard = progress.guard
         batch_loss = progress.unseen_losses[-1]
-        rolled_back = guard.watch(progress.step, progress.unseen_losses, progress.state)
-        progress.unseen_losses = []
+        losses, progress.unseen_losses = progress.unseen_losses, []
+        try:
+            rolled_back = guard.watch(progress.step, losses, progress.state)
+        except DivergedError:
+            self._save(progress)  # The guard has put the last good weights back.
+            raise
         if rolled_back:
             message = (
                 f"the loss blew up; back to step {guard.good_step}'s weights, step size {guard.step_size:.3g}"

@@ -93,6 +93,12 @@ class Guard:
         return False
 
     def _roll_back(self, step: int, state: SolverState) -> None:
+        state.weights.copy_(self.good_weights)
+        state.average.copy_(self.good_average)
+        state.velocity.zero_()
+        state.averaged = self.good_averaged
+        self.loss = self.good_loss
+        self.due_step = step + _GOOD_STATE_EVERY_STEPS
         if self.n_cuts == _MAX_CUTS:
             raise DivergedError(
                 f"the loss blew up at step {step} with step size {self.step_size:.3g}, after {_MAX_CUTS} cuts by half; "
@@ -100,12 +106,6 @@ class Guard:
             )
         self.n_cuts += 1
         self.step_size /= 2
-        state.weights.copy_(self.good_weights)
-        state.average.copy_(self.good_average)
-        state.velocity.zero_()
-        state.averaged = self.good_averaged
-        self.loss = self.good_loss
-        self.due_step = step + _GOOD_STATE_EVERY_STEPS
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for checkpoints."""
