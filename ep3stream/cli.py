@@ -303,7 +303,9 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--epochs", type=int, metavar="N", help="default: 1")
     fit.add_argument("--batch-size", type=int, metavar="N", help="default: measured")
     fit.add_argument("--projection", choices=get_args(Projection), help="default: nystrom")
-    fit.add_argument("--model-rank", type=int, metavar="N", help="eigenpairs of K(Z, Z); default: 500")
+    fit.add_argument(
+        "--model-rank", type=int, metavar="N", help="eigenpairs of K(Z, Z); default: centers / 8, at most 500"
+    )
     fit.add_argument("--data-rank", type=int, metavar="N", help="of the data; default: 2/5 of the model rank")
     fit.add_argument(
         "--nystrom-samples", type=int, metavar="N", help="rows the data's are estimated on; 2000"

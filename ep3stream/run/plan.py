@@ -13,6 +13,7 @@ from ep3stream.solver.exact import ExactProjection
 
 _AUTO_CENTERS = 5000
 _AUTO_MODEL_RANK = 500
+_CENTERS_PER_PAIR = 8
 _AUTO_SAMPLES = 2000
 _MAX_BATCH = 4096
 _MIN_BATCH = 16
@@ -88,7 +89,9 @@ def _window_segments(shape: Shape, memory_bytes: int) -> int:
 
 def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
     """Model rank, data rank, landmarks and Nystrom samples."""
-    model_rank = min(config.model_rank or _AUTO_MODEL_RANK, n_centers)
+    # Pairs beyond an eighth of the centers are badly estimated, and shrink mu until the measured step crawls.
+    automatic = min(_AUTO_MODEL_RANK, max(1, n_centers // _CENTERS_PER_PAIR))
+    model_rank = min(config.model_rank or automatic, n_centers)
     samples = min(config.nystrom_samples or _AUTO_SAMPLES, shape.n_rows)
     n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
     data_rank = min(config.data_rank or max(1, 2 * model_rank // 5), samples - 1, model_rank)

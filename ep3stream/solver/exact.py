@@ -73,17 +73,19 @@ def build_exact(
     centers coincide.
     """
     left = kernel.left(centers)
+    # Distances in float64: in float32 the rounding of nearly coincident centers makes K(Z, Z) indefinite.
+    exact_left = kernel.left(centers.double())
     k_zz = torch.empty(len(centers), len(centers), dtype=torch.float64, device=centers.device)
-    right = kernel.right(centers)
+    right = kernel.right(centers.double())
     for rows in tiles(len(centers)):
-        k_zz[rows] = kernel.block(left[rows], right).double()
+        k_zz[rows] = kernel.block(exact_left[rows], right)
     # Cholesky reads the lower triangle alone: no symmetric copy, which would cost p^2 more memory.
     jitter = _JITTER * float(k_zz.diagonal().mean())
     k_zz.diagonal().add_(jitter)
     factor, failed_at = torch.linalg.cholesky_ex(k_zz)
     if int(failed_at):
         raise ConfigError(
-            f"K(Z, Z) of {len(centers)} centers is not positive definite in float32; "
+            f"K(Z, Z) of {len(centers)} centers is not positive definite in float64; "
             "remove centers that coincide, or use --projection nystrom"
         )
     factor = mesh.broadcast(factor.contiguous())
