@@ -10,7 +10,6 @@ same name is set aside first and removed last, so that at any moment `find_bundl
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ep3stream.data.backend import fsync
 from ep3stream.data.signed_json import canonical_json, json_digest, signed_object
 from ep3stream.errors import DamagedDataError, InputError
 
@@ -50,7 +50,7 @@ def write_bundle(
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sync(path.parent.parent)
+        fsync(path.parent.parent)
         shutil.rmtree(partial, ignore_errors=True)
         _require_space(path.parent, n_bytes)
         _fill(partial, kind, tensors, description)
@@ -58,7 +58,7 @@ def write_bundle(
             shutil.rmtree(aside, ignore_errors=True)
             path.replace(aside)
         partial.replace(path)
-        _sync(path.parent)
+        fsync(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -70,7 +70,7 @@ def write_bundle(
 def _fill(partial: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     partial.mkdir()
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial / _TENSORS)
-    _sync(partial / _TENSORS)
+    fsync(partial / _TENSORS)
     content = {
         "kind": kind,
         "format_version": BUNDLE_VERSION,
@@ -81,8 +81,8 @@ def _fill(partial: Path, kind: str, tensors: Mapping[str, Tensor], description: 
         },
     }
     (partial / _MANIFEST).write_bytes(canonical_json(content | {"digest": json_digest(content)}))
-    _sync(partial / _MANIFEST)
-    _sync(partial)
+    fsync(partial / _MANIFEST)
+    fsync(partial)
 
 
 def find_bundle(path: Path) -> Path | None:
@@ -135,9 +135,9 @@ def write_file(path: Path, data: bytes) -> None:
     partial = _partial(path)
     try:
         partial.write_bytes(data)
-        _sync(partial)
+        fsync(partial)
         partial.replace(path)
-        _sync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written ({error}); free space or correct permissions") from error
@@ -169,11 +169,3 @@ def _partial(path: Path) -> Path:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
