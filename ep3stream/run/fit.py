@@ -195,10 +195,10 @@ class _Fit:
                 f"the loss blew up; back to step {guard.good_step}'s weights, step size {guard.step_size:.3g}"
             )
             self._event("rollback", progress, message)
+        now = self.clock.report(progress, self.n_steps, self.order)
         if self.observe is not None:
-            self.observe(self.clock.report(progress, self.n_steps, self.order))
+            self.observe(now)
         if progress.step % self.log_every == 0:
-            now = self.clock.report(progress, self.n_steps, self.order)
             record = {
                 "kind": "step",
                 "step": progress.step,

@@ -74,9 +74,10 @@ class _Preparation:
             n_probes = max(_PROBES * plan.max_batch_size, _PROBE_ROWS)
             n_others = min(shape.n_rows, plan.nystrom_samples + n_probes)
             others = sample_rows(self.reader.info, n_others, seed, _SAMPLES)
-            if drawn is not None and not np.isin(others, drawn).all():
+            fresh = ~np.isin(others, () if drawn is None else drawn)
+            if fresh.any():
                 # A center leans far more on its own weight than the rows that are trained on.
-                others = others[~np.isin(others, drawn)]
+                others = others[fresh]
             centers, rows = _read_rows(self.reader, drawn, others)
             centers = given if given is not None else centers
         excluded = np.empty(0, np.int64)
