@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
@@ -19,8 +21,16 @@ CONFIG_VERSION = 1
 Task = Literal["regression", "classification"]
 Format = Literal["zarr", "hdf5"]
 XDtype = Literal["float32", "float16"]
-KernelName = Literal["laplacian", "gaussian"]
+Codec = Literal["auto", "none", "lz4", "zstd"]
+Categories = Literal["onehot", "codes"]
+Missing = Literal["error", "mean", "drop"]
+DatePart = Literal["days", "month", "day", "weekday", "hour"]
+KernelName = Literal[
+    "laplacian", "gaussian", "matern32", "matern52", "dispersal", "rational_quadratic",
+    "polynomial", "ntk_relu", "ntk_relu_unit_sphere",
+]  # fmt: skip
 Projection = Literal["nystrom", "eigenpro", "exact"]
+StepRule = Literal["measured", "published"]
 Scale = Literal["none", "standard", "minmax"]
 
 _BYTE_UNITS = {
@@ -56,9 +66,47 @@ def parse_splits(text: str) -> dict[str, float]:
     return splits
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """`a,b,c` as names; one with a comma in it stands in double quotes, as in CSV."""
+    names = tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
+    _require(bool(names) and all(names), f"{text!r} has an empty name; write it like a,b,c")
+    return names
+
+
+def parse_renames(text: str) -> dict[str, str]:
+    """`OLD=NEW,...` as a mapping of old name to new name."""
+    renames: dict[str, str] = {}
+    for part in parse_names(text):
+        old, _, new = (name.strip() for name in part.partition("="))
+        _require(
+            bool(old and new), f"rename {part!r} is not OLD=NEW; write it like dep=departure,arr=arrival"
+        )
+        _require(old not in renames, f"rename has {old!r} twice; give each column one new name")
+        renames[old] = new
+    return renames
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`NAME=WEIGHT,...` as a mapping of name to weight."""
+    weights: dict[str, float] = {}
+    for part in parse_names(text):
+        name, _, weight = (piece.strip() for piece in part.rpartition("="))
+        _require(name not in weights, f"weight of {name!r} is given twice; give each name once")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise ConfigError(f"weight {part!r} is not NAME=WEIGHT; write it like cat=2,dog=0.5") from None
+    return weights
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_distinct(field_name: str, names: Sequence[str]) -> None:
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    _require(twice is None, f"{field_name} has {twice!r} twice; give each name once")
 
 
 def _require_choice(field_name: str, value: str, choices: Any) -> None:
@@ -68,24 +116,56 @@ def _require_choice(field_name: str, value: str, choices: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ConvertConfig:
-    """How `convert` reads a source and lays out the store. Bytes are bytes; fractions sum to 1."""
+    """How `convert` reads a source and lays out the store. Bytes are bytes; fractions sum to 1.
 
-    target: str | None = None
+    target: the column to predict, or several of numbers. columns, drop: names or patterns (`px_*`) of the
+    features; none chosen means all. rename: name in the source -> name in the store.
+    categories: how texts are stored, `onehot` unless said. category: further columns to treat like texts.
+    dates: the features of a date or time; those that fit its type unless said.
+    missing: what becomes of an empty cell or NaN, `error` unless said.
+    like: a store whose columns, mappings and dtype are taken over, so that a model fits both.
+    dtype, categories, missing: None leaves the choice to `like`, or to the default.
+    features, index_base: of svmlight files, how many features there are (None: a first pass counts them) and
+    whether the first has the index 1 or 0.
+    codec: `auto` is lz4 where it shrinks a sample of the rows to four fifths or less, else none.
+    """
+
+    target: str | Sequence[str] | None = None
     task: Task | None = None
+    columns: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    categories: Categories | None = None
+    category: Sequence[str] = ()
+    dates: Sequence[DatePart] = ()
+    missing: Missing | None = None
+    like: Path | str | None = None
+    features: int | None = None
+    index_base: int = 1
     splits: Mapping[str, float] = field(default_factory=lambda: {"train": 1.0})
     format: Format | None = None
-    dtype: XDtype = "float32"
+    dtype: XDtype | None = None
+    codec: Codec = "auto"
     shuffle: bool = True
     seed: int = 0
     memory_bytes: int = 1024 * MIB
     segment_bytes: int = 16 * MIB
 
     def __post_init__(self) -> None:
-        if self.task is not None:
-            _require_choice("task", self.task, Task)
-        if self.format is not None:
-            _require_choice("format", self.format, Format)
-        _require_choice("dtype", self.dtype, XDtype)
+        choices = {
+            "task": Task,
+            "format": Format,
+            "dtype": XDtype,
+            "codec": Codec,
+            "categories": Categories,
+            "missing": Missing,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) is not None:
+                _require_choice(name, getattr(self, name), allowed)
+        self._check_columns()
+        _require(self.features is None or self.features >= 1, f"features is {self.features}; use at least 1")
+        _require(self.index_base in (0, 1), f"index_base is {self.index_base}; use 0 or 1")
         _require(self.seed >= 0, f"seed is {self.seed}; use 0 or more")
         _require(self.segment_bytes >= 4096, f"segment_bytes is {self.segment_bytes}; use at least 4KiB")
         _require(
@@ -102,77 +182,235 @@ class ConvertConfig:
         total = math.fsum(self.splits.values())
         _require(abs(total - 1) < 1e-6, f"split fractions sum to {total:g}; they must sum to 1")
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to predict; none when none was chosen."""
+        return (self.target,) if isinstance(self.target, str) else tuple(self.target or ())
+
+    def _check_columns(self) -> None:
+        for name in ("columns", "drop", "category", "dates"):
+            given = getattr(self, name)
+            _require(not isinstance(given, str), f"{name} is {given!r}; give a list of names")
+            _require_distinct(name, given)
+        _require_distinct("target", self.targets)
+        for part in self.dates:
+            _require_choice("dates", part, DatePart)
+        _require_distinct("rename", list(self.rename.values()))
+        _require(all(self.rename.values()), "rename has an empty new name; use one of a letter at least")
+
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """Which rows a fit streams and how their inputs are scaled (part of the model, not of the store).
 
     keep_center_rows: train on the rows that were drawn as centers too, which overfits.
+    feature_scale: the path of an NPY file of (d,) positive factors, which multiply the scaled inputs; read
+    once, by the set-up.
     """
 
     split: str = "train"
     validate: str | None = None
     scale: Scale = "standard"
     keep_center_rows: bool = False
+    feature_scale: str | None = None
 
     def __post_init__(self) -> None:
         _require_choice("scale", self.scale, Scale)
 
 
+# Every parameter of every kernel, and what it is where the settings leave it out.
+KERNEL_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "laplacian": {"bandwidth": "median"},
+    "gaussian": {"bandwidth": "median"},
+    "matern32": {"bandwidth": "median"},
+    "matern52": {"bandwidth": "median"},
+    "dispersal": {"bandwidth": "median", "shape": 1.5},
+    "rational_quadratic": {"bandwidth": "median", "shape": 1.0},
+    "polynomial": {"bandwidth": "median", "degree": 3, "offset": 1.0},
+    "ntk_relu": {"depth": 2, "bias": 1.0},
+    "ntk_relu_unit_sphere": {"depth": 2, "bias": 1.0},
+}
+
+_KERNEL_LIMITS: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "bandwidth": (lambda length: 0 < length < math.inf, "'median' or a positive, finite distance"),
+    "shape": (lambda shape: 0 < shape < math.inf, "a positive, finite number"),
+    "degree": (lambda degree: degree in range(1, 101), "a whole number from 1 to 100"),
+    "offset": (lambda offset: 0 <= offset < math.inf, "0 or a positive, finite number"),
+    "depth": (lambda depth: depth in range(1, 1001), "a whole number from 1 to 1000"),
+    "bias": (lambda bias: 0 <= bias < math.inf, "0 or a positive, finite number"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """The kernel by name and its bandwidth, in the unit of scaled inputs; `median` is the median distance."""
+    """The kernel by name and its parameters, those of `KERNEL_DEFAULTS[name]`; formulas are in docs/kernels.md.
+
+    bandwidth: a length in the unit of scaled inputs; `median` is the median distance between rows, and for
+    `polynomial` their median norm. The others have the kernel's default while they are None.
+    shape: gamma of `dispersal`, in (0, 2]; alpha of `rational_quadratic`.
+    """
 
     name: KernelName = "laplacian"
     bandwidth: float | Literal["median"] = "median"
+    shape: float | None = None
+    degree: int | None = None
+    offset: float | None = None
+    depth: int | None = None
+    bias: float | None = None
 
     def __post_init__(self) -> None:
         _require_choice("kernel", self.name, KernelName)
-        if self.bandwidth != "median":
+        own = KERNEL_DEFAULTS[self.name]
+        for name, value in self._given().items():
             _require(
-                isinstance(self.bandwidth, int | float) and 0 < self.bandwidth < math.inf,
-                f"bandwidth is {self.bandwidth!r}; use 'median' or a positive, finite distance",
+                name in own,
+                f"{name} is {value!r}, which the {self.name} kernel does not have; leave it out: "
+                f"this kernel takes {', '.join(own)}",
             )
+            is_allowed, allowed = _KERNEL_LIMITS[name]
+            is_number = isinstance(value, int | float)
+            _require(is_number and is_allowed(value), f"{name} is {value!r}; use {allowed}")
+        if self.name == "dispersal" and self.shape is not None:
+            _require(self.shape <= 2, f"shape is {self.shape}; the dispersal kernel takes one in (0, 2]")
+
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter of this kernel, with its value or its default."""
+        return {**KERNEL_DEFAULTS[self.name], **self._given()}
+
+    def _given(self) -> dict[str, Any]:
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
+        return {name: value for name, value in values.items() if value is not None and value != "median"}
 
 
 @dataclass(frozen=True, slots=True)
 class SolverConfig:
     """The model's size and the method's parameters; 0 means chosen from the data and the memory budget.
 
-    centers: how many rows to draw, `auto`, or the path of an NPY file of (p, d).
-    averaging: a of the tail average w_t = min(1, a / (t + a)); 0 switches it off.
+    centers: how many rows to draw; `auto`; `kmeans:N`, the means of N clusters; the path of an NPY file of (p, d);
+    or `STORE/split`, all rows of a split of any store with the same features.
+    epochs: passes over the rows, 0.5 for a half.
+    momentum, averaging: beta of the heavy ball and a of the tail average w_t = min(1, a / (t + a)), 0 for none;
+    while they are None, 0.9 and 3, but 0 and 0 with `eigenpro`, which is the published method and has neither.
+    step: how batch and step size are chosen; while it is None, `published` with `eigenpro`, else `measured`.
+    projection_passes, projection_tolerance: where `eigenpro` ends its passes over K(Z, Z) theta = h: after so
+    many, or at an error of that share of |h|.
+    ridge: lambda of the objective 1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets.
+    validate_every: after how many epochs, or what part of one, the split data.validate is scored.
+    patience: after how many validations without a better one the fit ends; its best model is then kept. 0 for never.
+    class_weights: what a row of a class counts in the loss; `balanced`, inverse to the class's frequency, or by
+    class name, 1 for those left out. output_weights: what each target counts, by name.
     """
 
     centers: int | str = "auto"
     projection: Projection = "nystrom"
-    epochs: int = 1
+    epochs: float = 1
     batch_size: int = 0
     model_rank: int = 0
     data_rank: int = 0
     nystrom_samples: int = 0
-    momentum: float = 0.9
-    averaging: float = 3.0
+    momentum: float | None = None
+    averaging: float | None = None
+    step: StepRule | None = None
+    projection_passes: int = 2
+    projection_tolerance: float = 1e-3
+    ridge: float = 0.0
+    validate_every: float = 1
+    patience: int = 0
+    class_weights: Literal["none", "balanced"] | Mapping[str, float] = "none"
+    output_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_choice("projection", self.projection, Projection)
-        _require(
-            self.projection != "eigenpro",
-            "projection is 'eigenpro', which this version does not have yet; use nystrom or exact",
-        )
         if isinstance(self.centers, int):
             _require(self.centers >= 1, f"centers is {self.centers}; use at least 1")
-        _require(self.epochs >= 1, f"epochs is {self.epochs}; use at least 1")
+        for name in ("epochs", "validate_every"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"{name} is {value}; use a positive number, like 2 or 0.5")
+        _require(self.patience >= 0, f"patience is {self.patience}; use a positive number, or 0 for none")
+        self._check_weights()
         for name in ("batch_size", "model_rank", "data_rank", "nystrom_samples"):
             value = getattr(self, name)
             _require(value >= 0, f"{name} is {value}; use a positive number, or 0 to have it chosen")
-        _require(0 <= self.momentum < 1, f"momentum is {self.momentum}; use a number in [0, 1)")
-        _require(0 <= self.averaging < math.inf, f"averaging is {self.averaging}; use 0 or a positive number")
+        _require(0 <= self.used_momentum < 1, f"momentum is {self.momentum}; use a number in [0, 1)")
+        _require(
+            0 <= self.used_averaging < math.inf, f"averaging is {self.averaging}; use 0 or a positive number"
+        )
+        self._check_published()
         if self.nystrom_samples and self.data_rank:
             _require(
                 self.data_rank < self.nystrom_samples,
                 f"data_rank is {self.data_rank} but only {self.nystrom_samples} Nystrom samples are drawn; "
                 f"use data_rank < {self.nystrom_samples} or more nystrom_samples",
             )
+
+    def n_steps(self, steps_per_epoch: int) -> int:
+        """Of the whole fit, at least one."""
+        return max(1, round(self.epochs * steps_per_epoch))
+
+    def validation_steps(self, steps_per_epoch: int) -> int:
+        """Between two validations, at least one."""
+        return max(1, round(self.validate_every * steps_per_epoch))
+
+    def in_use(self) -> SolverConfig:
+        """With what the projection decides filled in."""
+        return replace(self, momentum=self.used_momentum, averaging=self.used_averaging, step=self.used_step)
+
+    @property
+    def used_momentum(self) -> float:
+        """`momentum`, or the projection's own."""
+        own = 0.0 if self.projection == "eigenpro" else 0.9
+        return own if self.momentum is None else self.momentum
+
+    @property
+    def used_averaging(self) -> float:
+        """`averaging`, or the projection's own."""
+        own = 0.0 if self.projection == "eigenpro" else 3.0
+        return own if self.averaging is None else self.averaging
+
+    @property
+    def used_step(self) -> StepRule:
+        """`step`, or the projection's own."""
+        return self.step or ("published" if self.projection == "eigenpro" else "measured")
+
+    def _check_weights(self) -> None:
+        if isinstance(self.class_weights, str):
+            _require_choice("class_weights", self.class_weights, Literal["none", "balanced"])
+        given = [("output_weights", self.output_weights)]
+        if isinstance(self.class_weights, Mapping):
+            _require(bool(self.class_weights), "class_weights has no class; leave it out, or name one")
+            given.append(("class_weights", self.class_weights))
+        for name, weights in given:
+            for key, value in weights.items():
+                is_weight = type(value) in (int, float) and 0 < value < math.inf
+                _require(is_weight, f"{name} of {key!r} is {value!r}; use a positive, finite number")
+                _require(_is_unicode(key), f"{name} has {key!r}, which is not UTF-8; use another name")
+
+    def _check_published(self) -> None:
+        for name in ("momentum", "averaging"):
+            value = getattr(self, name)
+            _require(
+                self.projection != "eigenpro" or not value,
+                f"{name} is {value}, but projection is 'eigenpro', the published method, which has none; "
+                f"leave {name} out, or use nystrom or exact",
+            )
+        if self.step is not None:
+            _require_choice("step", self.step, StepRule)
+        _require(
+            self.used_step == "measured" or self.projection == "eigenpro",
+            f"step is 'published' but projection is {self.projection!r}, whose preconditioner that rule does not "
+            "know; use --step measured or --projection eigenpro",
+        )
+        passes, tolerance = self.projection_passes, self.projection_tolerance
+        _require(passes >= 1, f"projection_passes is {passes}; use at least 1")
+        _require(0 <= tolerance < 1, f"projection_tolerance is {tolerance}; use a number in [0, 1)")
+        _require(
+            0 <= self.ridge < math.inf, f"ridge is {self.ridge}; use 0 for none, or a positive, finite number"
+        )
+        _require(
+            not self.ridge or self.projection != "eigenpro",
+            f"ridge is {self.ridge}, but projection is 'eigenpro', the published method, which has none; "
+            "leave ridge out, or use nystrom or exact",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +487,11 @@ class FitConfig:
             tables[table] = replace(current, **values)
         return replace(self, **tables)
 
+    def in_use(self) -> FitConfig:
+        """With every setting that stands for another value replaced by that value."""
+        kernel = replace(self.kernel, **self.kernel.parameters())
+        return replace(self, kernel=kernel, solver=self.solver.in_use())
+
     def differences(self, other: FitConfig) -> dict[str, tuple[Any, Any]]:
         """`table.setting` -> (this value, the other value) wherever the two differ."""
         return {
@@ -265,7 +508,7 @@ _TABLES = tuple(item.name for item in fields(FitConfig))
 
 def _set_values(table: Any) -> dict[str, Any]:
     values = {item.name: getattr(table, item.name) for item in fields(table)}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
 def _check_type(table: type, name: str, value: Any, where: str) -> None:
@@ -293,6 +536,8 @@ def _is_unicode(text: str) -> bool:
 def _plain_types(hint: Any) -> set[type]:
     if get_origin(hint) is Literal:
         return {type(value) for value in get_args(hint)}
+    if get_origin(hint) is Mapping:
+        return {dict}
     if get_args(hint):
         return set().union(*(_plain_types(part) for part in get_args(hint)))
     return {hint}

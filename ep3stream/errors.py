@@ -3,7 +3,8 @@
 Ep3streamError
 ├── InputError (also ValueError)       2   a setting, an argument or a source file is wrong
 │   ├── ConfigError                        a setting: names field, value, limit and remedy
-│   └── SourceError                        a file to convert: names file, row or column and remedy
+│   ├── SourceError                        a file to convert: names file, row or column and remedy
+│   └── DiskError                          the disk refuses to take more; what was done stays, to go on
 ├── DamagedDataError                   3   a store, checkpoint or model failed its checks; it was not used
 ├── DivergedError                      4   the fit blew up and could not be saved by smaller steps
 └── Interrupted                       75   a signal arrived; the checkpoint was saved first
@@ -30,6 +31,10 @@ class ConfigError(InputError):
 
 class SourceError(InputError):
     """A file given to `convert` cannot be turned into rows."""
+
+
+class DiskError(InputError):
+    """The disk refused to write; free space or correct permissions, and the same call goes on."""
 
 
 class DamagedDataError(Ep3streamError):

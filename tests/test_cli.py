@@ -15,6 +15,7 @@ import pytest
 from small_stores import make_store, smooth_rows
 
 from ep3stream import cli
+from ep3stream.data.store import open_store
 from ep3stream.run.checkpoint import list_checkpoints
 
 FIT = ["--centers", "60", "--model-rank", "30", "--batch-size", "32", "--epochs", "2"]
@@ -140,7 +141,10 @@ def test_inspect_of_a_run_that_was_meddled_with_still_prints_json(folder, run_cl
 def test_verify_finds_a_sound_store_and_run_sound(folder, run_cli):
     for path in (folder / "flights.zarr", folder / "run"):
         code, out, err = run_cli("verify", path, "--json")
-        assert (code, json.loads(out), err) == (0, {"path": str(path), "sound": True, "problems": []}, "")
+        verdict = json.loads(out)
+        assert (code, err) == (0, "")
+        assert (verdict["path"], verdict["sound"], verdict["problems"]) == (str(path), True, [])
+        assert verdict["bytes_read"] > 0
         assert "is sound" in run_cli("verify", path)[1]
 
 
@@ -179,7 +183,8 @@ def test_verify_of_a_damaged_run_names_the_piece(folder, run_cli, tmp_path):
         (["fit", "{store}", "{new}", "--kernel", "sinc"], "--kernel: invalid choice: 'sinc'"),
         (["fit", "{store}", "{new}", "--bandwidth", "wide"], "'wide' is neither 'median' nor a number"),
         (["fit", "{store}", "{new}", "--bandwidth", "-1"], "bandwidth is -1.0"),
-        (["fit", "{store}", "{new}", "--epochs", "0"], "epochs is 0; use at least 1"),
+        (["fit", "{store}", "{new}", "--degree", "2"], "the laplacian kernel does not have; leave it out"),
+        (["fit", "{store}", "{new}", "--epochs", "0"], "epochs is 0; use a positive number, like 2 or 0.5"),
         (["fit", "{store}", "{new}", "--memory", "lots"], "'lots' is not a number of bytes"),
         (["fit", "{store}", "{new}", "--devices", "2"], "devices is 2, but this version"),
         (["fit", "{store}", "{new}", "--split", "dev"], "no split 'dev'; it has test, train"),
@@ -195,7 +200,10 @@ def test_verify_of_a_damaged_run_names_the_piece(folder, run_cli, tmp_path):
         (["inspect", "{missing}", "--json"], "does not exist"),
         (["verify", "{missing}"], "does not exist"),
         (["verify", "{folder}"], "not a finished store"),
-        (["convert", "{store}"], ""),
+        (
+            ["convert", "{folder}/flights.csv"],
+            "flights.csv was given; name what to convert and then the store",
+        ),
         (["convert", "{missing}", "{new}", "--target", "delay"], "missing"),
         (["convert", "{folder}/flights.csv", "{new}", "--target", "deley"], "deley"),
         (["convert", "{folder}/flights.csv", "{new}", "--target", "delay", "--split", "a=2"], "fraction 2"),
@@ -251,6 +259,21 @@ def test_options_come_before_the_settings_of_a_file(folder, run_cli, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("rational_quadratic --bandwidth 2 --shape 0.5", {"bandwidth": 2.0, "shape": 0.5}),
+        ("polynomial --bandwidth 4 --degree 2 --offset 3", {"bandwidth": 4.0, "degree": 2, "offset": 3.0}),
+        ("ntk_relu --depth 3 --bias 0.5", {"bandwidth": None, "depth": 3, "bias": 0.5}),
+    ],
+)
+def test_the_options_of_a_kernel_reach_its_fit(folder, run_cli, tmp_path, options, expected):
+    command = ["fit", folder / "flights.zarr", tmp_path / "run", *FIT, "--kernel", *options.split()]
+    assert run_cli(*command)[0] == 0
+    plan = json.loads(run_cli("inspect", tmp_path / "run", "--json")[1])["plan"]
+    assert {name: plan[name] for name in expected} == expected
+
+
 def test_inputs_too_large_for_float32_are_refused_by_their_size(run_cli, tmp_path):
     x, y = smooth_rows(300)
     np.save(tmp_path / "x.npy", x * np.float32(1e30))
@@ -278,6 +301,70 @@ def test_quiet_says_nothing_at_all(folder, run_cli, tmp_path):
     assert run_cli(*command) == (0, "", "")
 
 
+def test_quiet_may_stand_behind_the_command_too(folder, run_cli, tmp_path):
+    command = ["convert", folder / "flights.csv", tmp_path / "store", "--target", "delay"]
+    assert "store: regression" in run_cli(*command)[2]
+    for first, last in (([], ["--quiet"]), (["--quiet"], [])):
+        assert run_cli(*first, *command[:2], tmp_path / f"store{len(first)}", *command[3:], *last) == (
+            0,
+            "",
+            "",
+        )
+
+
+def test_the_store_may_stand_behind_the_options(folder, run_cli, tmp_path):
+    options = ["--target", "delay"]
+    assert run_cli("convert", folder / "flights.csv", *options, tmp_path / "a.zarr")[0] == 0
+    assert run_cli("convert", *options, folder / "flights.csv", tmp_path / "b.h5")[0] == 0
+    wrong = run_cli("convert", folder / "flights.csv", *options, tmp_path / "c.zarr", "--colums", "a")
+    assert_one_line_error(wrong, 2, "unrecognized arguments")
+    assert_one_line_error(run_cli("inspect", tmp_path / "a.zarr", "more"), 2, "unrecognized arguments: more")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [["rows.npz"], ["rows.h5"], ["--x", "rows.h5:/x", "--y", "rows.npz:y"], ["made.zarr/train"]],
+)
+def test_arrays_are_converted_by_the_name_of_their_file(run_cli, tmp_path, monkeypatch, source):
+    import h5py
+
+    monkeypatch.chdir(tmp_path)
+    x, y = smooth_rows(50)
+    np.savez("rows.npz", x=x, y=y)
+    with h5py.File("rows.h5", "w") as file:
+        file["x"], file["y"] = x, y
+    assert run_cli("convert", "rows.npz", "made.zarr", "--no-shuffle")[0] == 0
+    assert run_cli("convert", *source, "new.zarr", "--no-shuffle")[0] == 0
+    with open_store("new.zarr") as store:
+        for read, given in zip(store.split("train").read_segment(0), (x, y), strict=True):
+            np.testing.assert_array_equal(read, given)
+
+
+def test_svmlight_takes_its_number_of_features_and_first_index(run_cli, tmp_path):
+    (tmp_path / "t.svmlight").write_text("1 0:2 3:4\n-1 1:5\n")
+    command = ["convert", tmp_path / "t.svmlight", tmp_path / "t.zarr", "--task", "classification"]
+    assert run_cli(*command, "--features", 6, "--index-base", 0)[0] == 0
+    assert json.loads(run_cli("inspect", tmp_path / "t.zarr", "--json")[1])["n_features"] == 6
+
+
+def test_an_interrupted_conversion_says_how_to_go_on_and_another_begins_again_by_restart(
+    folder, run_cli, tmp_path, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    command = ["convert", folder / "flights.csv", tmp_path / "store", "--target", "delay"]
+    with monkeypatch.context() as patch:
+        patch.setattr("ep3stream.data.shuffle.RowSorter.finish", interrupt)
+        stopped = run_cli(*command)
+    assert stopped == (130, "", "ep3stream: interrupted; run the same command to go on\n")
+    assert_one_line_error(
+        run_cli(*command, "--seed", 1), 2, "had seed 0, now it is 1; give what it had, or --restart"
+    )
+    assert run_cli(*command, "--seed", 1, "--restart")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
 @pytest.mark.parametrize("command", ["convert", "fit", "evaluate", "predict", "inspect", "verify"])
 def test_the_help_of_each_command_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as raised:
@@ -291,8 +378,10 @@ def test_the_examples_of_the_help_are_commands_that_parse():
     parser = cli._parser()
     (commands,) = (action.choices for action in parser._actions if action.choices)
     for name, command in commands.items():
-        example = command.epilog.removeprefix("Example: ep3stream ").split()
-        assert parser.parse_args(example).command is commands[name].get_default("command")
+        for example in command.epilog.removeprefix("Example: ").splitlines():
+            program, *words = example.split()
+            assert program == "ep3stream"
+            assert parser.parse_args(words).command is commands[name].get_default("command")
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ep3stream.config import (
+    KERNEL_DEFAULTS,
     ConvertConfig,
     DataConfig,
     FitConfig,
@@ -19,12 +20,22 @@ from ep3stream.config import (
     SolverConfig,
     parse_bytes,
     parse_splits,
+    parse_weights,
 )
 from ep3stream.errors import ConfigError
-from ep3stream.solver.kernels import RADIAL_KERNELS
+from ep3stream.solver.named_kernels import NAMED_KERNELS
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 sizes = st.integers(0, 2**40)
+weights = st.dictionaries(names, st.floats(1e-300, 1e300) | st.integers(1, 2**40), max_size=3)
+kernel_values = {
+    "bandwidth": st.just("median") | st.floats(1e-300, 1e300),
+    "shape": st.floats(0, 2, exclude_min=True),
+    "degree": st.integers(1, 100),
+    "offset": st.floats(0, 1e300),
+    "depth": st.integers(1, 1000),
+    "bias": st.floats(0, 1e300),
+}
 configs = st.builds(
     FitConfig,
     st.builds(
@@ -34,20 +45,24 @@ configs = st.builds(
         st.sampled_from(["none", "standard", "minmax"]),
         st.booleans(),
     ),
-    st.builds(
-        KernelConfig,
-        st.sampled_from(get_args(KernelName)),
-        st.just("median") | st.floats(1e-300, 1e300),
+    st.sampled_from(get_args(KernelName)).flatmap(
+        lambda name: st.fixed_dictionaries(
+            {"name": st.just(name)}, optional={item: kernel_values[item] for item in KERNEL_DEFAULTS[name]}
+        ).map(lambda values: KernelConfig(**values))
     ),
     st.builds(
         SolverConfig,
         st.integers(1, 2**40) | names,
         st.sampled_from(["nystrom", "exact"]),
-        st.integers(1, 2**40),
+        st.integers(1, 2**40) | st.floats(1e-300, 1e300),
         sizes,
         sizes,
         momentum=st.floats(0, 1, exclude_max=True),
         averaging=st.floats(0, 1e300),
+        validate_every=st.floats(1e-300, 1e300),
+        patience=sizes,
+        class_weights=st.sampled_from(["none", "balanced"]) | weights.filter(bool),
+        output_weights=weights,
     ),
     st.builds(
         RunConfig,
@@ -87,9 +102,21 @@ def test_differences_name_table_setting_and_both_values():
         ("[sover]\nepochs = 1", r"unknown table \['sover'\]; use data, kernel, solver, run"),
         ("solver = 1", "solver must be a table"),
         ("[solver]\nepoch = 1", "solver.epoch is not a setting; use one of centers"),
-        ("[solver]\nepochs = 1.5", "solver.epochs is 1.5; it must be int"),
-        ("[solver]\nepochs = true", "solver.epochs is True; it must be int"),
-        ("[solver]\nepochs = 0", "epochs is 0; use at least 1"),
+        ("[solver]\npatience = 1.5", "solver.patience is 1.5; it must be int"),
+        ("[solver]\npatience = -1", "patience is -1; use a positive number, or 0 for none"),
+        ("[solver]\nvalidate_every = 0", "validate_every is 0; use a positive number"),
+        ("[solver]\nepochs = inf", "epochs is inf; use a positive number"),
+        ("[solver]\nclass_weights = 'even'", "class_weights is 'even'; choose one of none, balanced"),
+        ("[solver]\nclass_weights = 2", "class_weights is 2; it must be dict or str"),
+        ("[solver.class_weights]\ncat = 0", "class_weights of 'cat' is 0; use a positive, finite number"),
+        ("[solver.class_weights]", "class_weights has no class; leave it out, or name one"),
+        ("[solver.output_weights]\ndelay = 'big'", "output_weights of 'delay' is 'big'; use a positive"),
+        (
+            "[solver]\nridge = 0.1\nprojection = 'eigenpro'",
+            "ridge is 0.1, but projection is 'eigenpro', the published method, which has none",
+        ),
+        ("[solver]\nepochs = true", "solver.epochs is True; it must be float or int"),
+        ("[solver]\nepochs = 0", "epochs is 0; use a positive number, like 2 or 0.5"),
         (f"[solver]\nbatch_size = {10**400}", "solver.batch_size has more than 64 bits"),
         ("[solver]\nbatch_size = -1", "batch_size is -1; use a positive number, or 0"),
         ("[solver]\ncenters = 0", "centers is 0; use at least 1"),
@@ -97,12 +124,20 @@ def test_differences_name_table_setting_and_both_values():
         ("[solver]\nmomentum = nan", "momentum is nan"),
         ("[solver]\naveraging = inf", "averaging is inf"),
         ("[solver]\nprojection = 'none'", "projection is 'none'; choose one of nystrom"),
-        ("[solver]\nprojection = 'eigenpro'", "does not have yet; use nystrom or exact"),
         ("[solver]\ndata_rank = 5\nnystrom_samples = 5", "data_rank < 5 or more nystrom_samples"),
         ("[kernel]\nname = 'sinc'", "kernel is 'sinc'; choose one of laplacian, gaussian"),
         ("[kernel]\nbandwidth = 'mean'", "bandwidth is 'mean'; use 'median' or a positive"),
         ("[kernel]\nbandwidth = 0", "bandwidth is 0"),
         ("[kernel]\nbandwidth = inf", "bandwidth is inf"),
+        ("[kernel]\nshape = 1.0", "shape is 1.0, which the laplacian kernel does not have; leave it out"),
+        ("[kernel]\nname = 'ntk_relu'\nbandwidth = 2", "bandwidth is 2, .* this kernel takes depth, bias"),
+        ("[kernel]\nname = 'dispersal'\nshape = 2.5", r"shape is 2.5; the dispersal kernel .* \(0, 2\]"),
+        ("[kernel]\nname = 'rational_quadratic'\nshape = 0", "shape is 0; use a positive"),
+        ("[kernel]\nname = 'polynomial'\ndegree = 0", "degree is 0; use a whole number from 1 to 100"),
+        ("[kernel]\nname = 'polynomial'\ndegree = 2.5", "kernel.degree is 2.5; it must be int"),
+        ("[kernel]\nname = 'polynomial'\noffset = -1", "offset is -1; use 0 or a positive"),
+        ("[kernel]\nname = 'ntk_relu'\ndepth = 0", "depth is 0; use a whole number from 1"),
+        ("[kernel]\nname = 'ntk_relu'\nbias = nan", "bias is nan; use 0 or a positive"),
         ("[data]\nscale = 'log'", "scale is 'log'; choose one of none, standard, minmax"),
         ("[run]\nmemory_bytes = 0", "memory is 0 bytes"),
         ("[run]\nseed = -1", "seed is -1"),
@@ -124,7 +159,7 @@ def test_a_file_name_that_is_not_utf8_is_refused_before_it_is_written():
 
 
 def test_the_kernels_of_the_settings_are_those_of_the_solver():
-    assert get_args(KernelName) == RADIAL_KERNELS
+    assert get_args(KernelName) == NAMED_KERNELS
 
 
 @pytest.mark.parametrize(
@@ -178,3 +213,34 @@ def test_bad_splits_are_refused_by_name(text, words):
 def test_bad_settings_of_a_conversion_are_refused_by_name(settings, words):
     with pytest.raises(ConfigError, match=words):
         ConvertConfig(**settings)
+
+
+def test_whole_epochs_are_written_whole():
+    assert "epochs = 1\n" in FitConfig().to_toml()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(1, 100), (0.5, 50), (2.25, 225), (1e-9, 1), (0.004, 1), (0.016, 2)]
+)
+def test_a_part_of_an_epoch_is_that_part_of_its_steps_but_one_at_least(epochs, steps):
+    assert SolverConfig(epochs=epochs).n_steps(100) == steps
+    assert SolverConfig(validate_every=epochs).validation_steps(100) == steps
+
+
+def test_settings_in_use_are_those_that_the_left_out_ones_stand_for():
+    given = SolverConfig(momentum=0.9, averaging=3.0, step="measured")
+    assert SolverConfig().in_use() == given.in_use()
+    published = FitConfig(solver=SolverConfig(projection="eigenpro")).in_use().solver
+    assert (published.momentum, published.averaging, published.step) == (0, 0, "published")
+    kernel = KernelConfig("dispersal")
+    assert FitConfig(kernel=kernel).in_use() == FitConfig(kernel=replace(kernel, shape=1.5)).in_use()
+
+
+def test_weights_are_parsed_by_name_and_refused_by_part():
+    assert parse_weights('cat=2, "a=b,c"=0.5') == {"cat": 2, "a=b,c": 0.5}
+    for text, words in (
+        ("cat", "weight 'cat' is not NAME=WEIGHT"),
+        ("a=1,a=2", "weight of 'a' is given twice"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            parse_weights(text)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ep3stream.data.manifest import ColumnStatistics, Manifest, SplitInfo
+from ep3stream.data.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
 from ep3stream.data.signed_json import canonical_json, json_digest
 from ep3stream.errors import DamagedDataError, Ep3streamError, InputError
 
 _STATISTICS = ColumnStatistics((0.5, 1.0), (0.1, 0.0), (0.0, 1.0), (1.0, 1.0), (0, 3))
 _SPLIT = SplitInfo("train", 10, 4, 1, ("0" * 32, "1" * 32, "2" * 32), _STATISTICS, None, (4, 5, 1))
 MANIFEST = Manifest(
-    format_version=1,
+    format_version=STORE_FORMAT_VERSION,
     created_by="ep3stream test",
     task="classification",
     n_features=2,
@@ -30,6 +30,7 @@ MANIFEST = Manifest(
     columns={"a": {"kind": "number"}},
     shuffle_seed=None,
     source=({"name": "rows.csv", "bytes": 12, "digest": "ab"},),
+    conversion={"dropped_rows": 3},
     codec="none",
     splits={"train": _SPLIT},
 )
@@ -69,8 +70,16 @@ def test_every_truncation_is_found() -> None:
 
 
 def test_a_newer_format_is_named_as_such() -> None:
-    with pytest.raises(InputError, match=r"here has store format 2 .* upgrade"):
-        Manifest.from_json(_signed({**_content(), "format_version": 2}), "here")
+    with pytest.raises(InputError, match=r"here has store format 3 .* upgrade"):
+        Manifest.from_json(_signed({**_content(), "format_version": 3}), "here")
+
+
+def test_format_1_which_had_no_field_conversion_is_read_and_kept_as_it_was() -> None:
+    content = {**_content(), "format_version": 1}
+    del content["conversion"]
+    manifest = Manifest.from_json(_signed(content), "here")
+    assert manifest.conversion == {}
+    assert manifest.to_json() == _signed(content)
 
 
 def test_deep_nesting_is_refused() -> None:

@@ -6,12 +6,15 @@ only moves bytes. It raises whatever fits (OSError, ValueError) and its caller a
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.data.manifest import Codec, Manifest, SplitInfo
@@ -51,8 +54,20 @@ def y_row(task: str, n_outputs: int) -> tuple[int, ...]:
     return (n_outputs,) if task == "regression" else ()
 
 
+def row_bytes(manifest: Manifest) -> int:
+    """Bytes of one row, x and y, as it lies in memory."""
+    n_y = math.prod(y_row(manifest.task, manifest.n_outputs))
+    x_bytes = manifest.n_features * np.dtype(manifest.x_dtype).itemsize
+    return x_bytes + n_y * np.dtype(manifest.y_dtype).itemsize
+
+
 class WritingBackend(Protocol):
-    """A store being made where nobody looks. `write` is called from several threads, for different rows."""
+    """A store being made where nobody looks. `write` is called from several threads, for different rows.
+
+    writes_in_order: `write` must be called in the order of the rows, or the same rows become other bytes.
+    """
+
+    writes_in_order: ClassVar[bool]
 
     def create_split(self, layout: SplitLayout) -> None:
         """Make the empty arrays of one split."""
@@ -73,8 +88,11 @@ class ReadingBackend(Protocol):
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
         """Fill x and y (C-contiguous, exactly the segment's rows); the digest is not checked."""
 
-    def inventory(self) -> list[str]:
-        """A sentence for each piece, apart from segments, that is missing or does not belong here."""
+    def pieces(self, info: SplitInfo, index: int) -> tuple[str, ...]:
+        """Names of the pieces of storage that hold segment `index`, for messages."""
+
+    def inventory(self) -> dict[str, str]:
+        """Piece -> what is wrong with it, as far as presence, sizes and metadata tell; no row is read."""
 
 
 def fsync(path: Path) -> None:
@@ -84,3 +102,14 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove(path: Path) -> bool:
+    """Remove a file or a tree; whether there was one."""
+    if not os.path.lexists(path):
+        return False
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return True

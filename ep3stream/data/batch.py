@@ -15,11 +15,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ep3stream.config import Task
+from ep3stream.config import Categories, DatePart, Task
 from ep3stream.errors import SourceError
 
 MAX_CATEGORIES = 1000
 MAX_LABELS = 10_000
+
+Family = Literal[
+    "number", "integer", "boolean", "text", "date", "timestamp", "zoned timestamp", "time of day", "duration"
+]
 
 # RuntimeError is what zipfile raises for an encrypted member or an unknown compression.
 _READ_ERRORS = (
@@ -36,18 +40,31 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A feature column: one number per row, or a text that becomes one-hot features."""
+    """A feature column: one number per row, or a category that becomes one-hot features or a code.
+
+    name: in the store; source: in the files; family: of the type read there (see column_types);
+    part: what of a date or time it is; encoding: of a category.
+    """
 
     name: str
     kind: Literal["numeric", "category"]
+    source: str = ""
+    family: Family | None = None
+    part: DatePart | None = None
+    encoding: Categories = "onehot"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is learned: c numbers per row, or one label per row given as an integer or a text."""
+    """What is learned: c numbers per row, or one label per row given as an integer or a text.
+
+    names: in the store; sources and families: of each in the files.
+    """
 
     names: tuple[str, ...]
     kind: Literal["number", "integer", "text"]
+    sources: tuple[str, ...] = ()
+    families: tuple[Family, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -56,27 +73,46 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """A place between two rows of a source, where reading can start again.
+
+    `row` rows of file `file` lie before it, the last of them ending at byte `byte` of the unpacked text where
+    the format is text (0 where rows are found by number).
+    """
+
+    file: int = 0
+    row: int = 0
+    byte: int = 0
+
+
+START = Position()
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Consecutive rows of one file, in the order of the source's columns.
 
     numeric: arrays (b,) or (b, k) that fill the numeric columns from left to right;
-    texts: one arrow dictionary array (b,) for each category column;
-    target: numbers (b,) or (b, c), integer labels (b,), or an arrow dictionary array of text labels.
+    texts: one arrow dictionary array (b,) for each category column, of texts or numbers;
+    target: numbers (b,) or (b, c), integer labels (b,), or an arrow dictionary array of labels.
+    NaN and null are missing values.
     """
 
-    file: Path
-    target_file: Path
+    file: Path | str  # a name where it is no file, for messages
+    target_file: Path | str
     file_index: int
     first_row: int
     n_rows: int
     end_byte: int  # how far the file has been read, for progress and digests
+    next: Position  # behind the last of these rows
     numeric: tuple[NDArray[Any], ...]
     texts: tuple[pa.DictionaryArray, ...]
     target: NDArray[Any] | pa.DictionaryArray
+    raw: memoryview | None = None  # the last bytes of the file before `end_byte`, where they are at hand
 
 
 class Source(Protocol):
-    """Files of one format, read once from front to back."""
+    """Files of one format, read from front to back."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -102,12 +138,26 @@ class Source(Protocol):
     def expected_bytes(self) -> int:
         """About how many bytes the rows will take as float32."""
 
-    def batches(self, block_bytes: int) -> Iterator[Batch]:
-        """All rows in order, about `block_bytes` at a time; raises SourceError naming file and row."""
+    @property
+    def name(self) -> str:
+        """What messages about the whole source call it."""
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """What tells as JSON whether it is the same source as before: stamps of files, shapes, columns."""
+
+    def described(self) -> tuple[dict[str, Any], ...]:
+        """What the manifest says of a source without files."""
+
+    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+        """All rows from `start` on in order, about `block_bytes` at a time; raises SourceError naming file and row.
+
+        `start` is the source's beginning, START, or the `next` of an earlier batch: the rows that follow
+        are then the same, wherever batches begin and end.
+        """
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """Turn whatever a reader raises about `path` into a SourceError that names it."""
     try:
         yield

@@ -1,117 +1,182 @@
-"""Reads CSV and TSV files, plain, .gz or .zip, block by block through pyarrow's reader threads."""
+"""Reads CSV and TSV files, plain, .gz, .zst or .zip, in blocks of whole rows that two threads parse."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from ep3stream.data.batch import reading
+from ep3stream.data.text_blocks import TextBlock, TextFault, text_blocks, unpacked_name
 from ep3stream.errors import SourceError
 
-# Types are inferred from the first block alone, and a row must fit into one block.
+# Types are inferred from the first block; a column without any value there may have one further on.
 _BLOCK_BYTES = 4 << 20
+_INFERENCE_BYTES = 64 << 20
+_HEADER_BYTES = 1 << 16
+_PARSERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CsvRows:
+    """Parsed rows; where the unpacked text goes on behind them; how far the file itself was read."""
+
+    rows: pa.RecordBatch
+    next_byte: int
+    end_byte: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What the header tells: the columns' names, and where in the unpacked text the rows begin."""
+
+    file: Path
+    delimiter: str
+    names: tuple[str, ...]
+    first_byte: int
+
+    @classmethod
+    def of(cls, file: Path) -> _Layout:
+        """Read the header; raises SourceError when there is none."""
+        delimiter = "\t" if unpacked_name(file).endswith(".tsv") else ","
+        try:
+            block = next(text_blocks(file, _HEADER_BYTES, 0, delimiter), None)
+            text = block.text if block else b""
+            lines = io.BytesIO(text)
+            # It takes no more lines than the header has, so that `lines` stands behind it.
+            names = next(
+                filter(
+                    None,
+                    csv.reader((line.decode() for line in iter(lines.readline, b"")), delimiter=delimiter),
+                ),
+                [],
+            )
+        except (TextFault, csv.Error, UnicodeDecodeError) as error:
+            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            raise SourceError(
+                f"{file}: the header cannot be read ({reason}); give a CSV file in UTF-8"
+            ) from error
+        if block is None or not names:
+            raise SourceError(f"{file}: is empty; leave it out or give a file with data")
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise SourceError(f"{file}: has {name!r} twice among its columns; rename one")
+        return cls(file, delimiter, tuple(names), block.next_byte - len(text) + lines.tell())
+
+    def blocks(self, block_bytes: int, start_byte: int) -> Iterator[TextBlock]:
+        """The rows' text from `start_byte` on, or from the first row on."""
+        return text_blocks(self.file, block_bytes, max(start_byte, self.first_byte), self.delimiter)
+
+    def parse(self, text: bytes, types: Mapping[str, pa.DataType | None]) -> pa.RecordBatch:
+        """The rows of whole lines with the columns of `types`, None being inferred; raises ArrowInvalid."""
+        table = pa_csv.read_csv(
+            pa.BufferReader(text),
+            # One thread counts the rows that it names in errors; several blocks are parsed side by side.
+            pa_csv.ReadOptions(column_names=self.names, block_size=len(text) + 1, use_threads=False),
+            pa_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+            pa_csv.ConvertOptions(
+                column_types={name: dtype for name, dtype in types.items() if dtype is not None},
+                include_columns=list(types),
+                strings_can_be_null=True,
+            ),
+        )
+        columns = [
+            column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in table.columns
+        ]
+        return pa.record_batch(columns, names=table.column_names)
+
+    def fault(self, row: int, error: Exception) -> SourceError:
+        """What is wrong, in words, with the rows behind the first `row` ones."""
+        if isinstance(error, TextFault):
+            return SourceError(f"{self.file}: row {row + 1}: {error}")
+        found = re.search(r"Row #(\d+)", str(error))
+        where = f"row {row + int(found[1])}" if found else f"a row behind row {row}"
+        return SourceError(f"{self.file}: {self._explain(where, str(error))}")
+
+    def _explain(self, where: str, reason: str) -> str:
+        if ragged := re.search(r"Expected (\d+) columns, got (\d+)", reason):
+            return f"{where} has {ragged[2]} fields but the header {ragged[1]}; correct the row"
+        if misfit := re.search(r"CSV column #(\d+).*conversion error to (.*?): (.*)", reason, re.DOTALL):
+            value = " ".join(misfit[3].split())[:80]
+            column = f"column {self.names[int(misfit[1])]!r}, {where}"
+            return f"{column}: {value} for a column read as {misfit[2]}; correct it"
+        return f"cannot be read at {where} ({' '.join(reason.split())[:200]}); correct the file"
 
 
 def csv_header(file: Path) -> list[str]:
-    """The names in the first line that is not empty; none when there is no such line."""
-    with _open_text(file) as (text, _):
-        lines = io.TextIOWrapper(text, encoding="utf-8-sig", newline="")
-        return next((row for row in csv.reader(lines, delimiter=_delimiter(file)) if row), [])
+    """The names in the first line that is not empty; raises SourceError when there is none."""
+    return list(_Layout.of(file).names)
 
 
 def csv_schema(file: Path) -> pa.Schema:
-    """Names and types as the first block suggests them; raises SourceError."""
-    with _csv_errors(file, {}), _open_text(file) as (text, _):
-        return _csv_reader(text, file, {}).schema
+    """Names and types as the first block suggests them; null for a column without a value in 64 MiB.
 
-
-def csv_records(file: Path, types: dict[str, pa.DataType]) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """All rows with the columns of `types`, and how many bytes of the file were read; raises SourceError."""
-    with _csv_errors(file, types), _open_text(file) as (text, raw):
-        for record in _csv_reader(text, file, types):
-            yield record, raw.tell()
-
-
-def _delimiter(file: Path) -> str:
-    name = _zip_member(file) if file.suffix.lower() == ".zip" else file.name
-    return "\t" if name.lower().removesuffix(".gz").endswith(".tsv") else ","
-
-
-def _zip_member(file: Path) -> str:
-    with reading(file), zipfile.ZipFile(file) as archive:
-        names = [name for name in archive.namelist() if name.lower().endswith((".csv", ".tsv"))]
-    names = [name for name in names if not name.startswith("__MACOSX/")]
-    if len(names) != 1:
-        raise SourceError(f"{file}: holds {len(names)} tables; make it one .csv or .tsv per .zip")
-    return names[0]
-
-
-@contextmanager
-def _open_text(file: Path) -> Iterator[tuple[Any, IO[bytes]]]:
-    """The unpacked bytes as a stream, and the packed file whose position tells how far it was read."""
-    with ExitStack() as stack:
-        raw = stack.enter_context(file.open("rb"))
-        if file.suffix.lower() == ".gz":
-            yield stack.enter_context(pa.CompressedInputStream(pa.PythonFile(raw), "gzip")), raw
-        elif file.suffix.lower() == ".zip":
-            archive = stack.enter_context(zipfile.ZipFile(raw))
-            yield stack.enter_context(archive.open(_zip_member(file))), raw
-        else:
-            yield raw, raw
-
-
-def _csv_reader(text: Any, file: Path, types: dict[str, pa.DataType], threads: bool = True) -> Any:
-    return pa_csv.open_csv(
-        text,
-        read_options=pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=threads),
-        parse_options=pa_csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(
-            column_types=types, include_columns=list(types), strings_can_be_null=True
-        ),
-    )
-
-
-@contextmanager
-def _csv_errors(file: Path, types: dict[str, pa.DataType]) -> Iterator[None]:
-    """Say what pyarrow says by column name and data row; `types` are those the file was being read as."""
+    Raises SourceError, naming the row of what cannot be read there.
+    """
+    layout = _Layout.of(file)
+    types: dict[str, pa.DataType] = {}
+    row = 0
     try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{file}: {_explain(file, _reason_with_row(file, types, error))}") from error
+        for block in layout.blocks(_BLOCK_BYTES, 0):
+            rows = layout.parse(block.text, {name: None for name in layout.names if name not in types})
+            for field in rows.schema:
+                if pa.types.is_binary(field.type):  # inferred for what is not UTF-8: have the row named
+                    layout.parse(block.text, {field.name: pa.string()})
+                if not pa.types.is_null(field.type):
+                    types[field.name] = field.type
+            row += rows.num_rows
+            if len(types) == len(layout.names) or block.next_byte > _INFERENCE_BYTES:
+                break
+    except (TextFault, pa.ArrowInvalid) as error:
+        raise layout.fault(row, error) from error
+    if row == 0:
+        raise SourceError(f"{file}: has a header but no rows; leave it out or give a file with data")
+    return pa.schema([(name, types.get(name, pa.null())) for name in layout.names])
 
 
-def _reason_with_row(file: Path, types: dict[str, pa.DataType], error: pa.ArrowInvalid) -> str:
-    """The reader's message. Its threads do not count rows, so without a row read once more without them."""
-    if "Row #" not in str(error):
-        try:
-            with _open_text(file) as (text, _):
-                for _ in _csv_reader(text, file, types, threads=False):
-                    pass
-        except pa.ArrowInvalid as repeated:
-            return str(repeated)
-    return str(error)
+def csv_records(
+    file: Path, types: Mapping[str, pa.DataType], block_bytes: int, start_row: int = 0, start_byte: int = 0
+) -> Iterator[CsvRows]:
+    """The rows behind row `start_row`, which ends at `start_byte` of the text, with the columns of `types`.
+
+    Raises SourceError naming column and row, counted from 1 without the header.
+    """
+    layout = _Layout.of(file)
+    blocks = layout.blocks(min(block_bytes, _BLOCK_BYTES), start_byte)
+    row = start_row
+    try:
+        with ThreadPoolExecutor(_PARSERS, "ep3stream-csv") as pool:
+            for block, parsing in _ahead(blocks, lambda block: pool.submit(layout.parse, block.text, types)):
+                rows = parsing.result()
+                row += rows.num_rows
+                yield CsvRows(rows, block.next_byte, block.end_byte)
+    except (TextFault, pa.ArrowInvalid) as error:
+        raise layout.fault(row, error) from error
 
 
-def _explain(file: Path, reason: str) -> str:
-    row = re.search(r"Row #(\d+)", reason)
-    where = f"row {int(row[1]) - 1}" if row else "some row"  # pyarrow counts the header too
-    if ragged := re.search(r"Expected (\d+) columns, got (\d+)", reason):
-        return f"{where} has {ragged[2]} fields but the header {ragged[1]}; correct the row"
-    if misfit := re.search(r"CSV column #(\d+).*conversion error to (\w+): (.*)", reason, re.DOTALL):
-        column = csv_header(file)[int(misfit[1])]
-        value = " ".join(misfit[3].split())[:80]
-        return f"column {column!r}, {where}: {value} for a column read as {misfit[2]}; correct it"
-    if "Empty CSV" in reason:
-        return "is empty; leave it out or give a file with data"
-    if "straddling" in reason:
-        return f"a row is longer than {_BLOCK_BYTES} bytes, or a quote is never closed; correct it"
-    return f"cannot be read ({' '.join(reason.split())[:200]}); correct the file"
+_Parsing = Future[pa.RecordBatch]
+
+
+def _ahead(
+    blocks: Iterator[TextBlock], submit: Callable[[TextBlock], _Parsing]
+) -> Iterator[tuple[TextBlock, _Parsing]]:
+    """The blocks in order with their futures, some submitted ahead; a fault comes behind all good blocks."""
+    pending: deque[tuple[TextBlock, _Parsing]] = deque()
+    fault = None
+    try:
+        for block in blocks:
+            pending.append((block, submit(block)))
+            if len(pending) > _PARSERS:
+                yield pending.popleft()
+    except TextFault as error:
+        fault = error
+    yield from pending
+    if fault is not None:
+        raise fault

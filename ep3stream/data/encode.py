@@ -1,114 +1,149 @@
-"""Turns batches into compact rows (numbers and category codes), and compact rows into the store's x and y."""
+"""Turns batches into encoded rows: numbers, category codes, a target or label."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import xxhash
 from numpy.typing import NDArray
 
-from ep3stream.config import XDtype
-from ep3stream.data.batch import MAX_CATEGORIES, MAX_LABELS, Batch, Source, first_true
+from ep3stream.config import ConvertConfig, Missing, XDtype
+from ep3stream.data.batch import MAX_CATEGORIES, MAX_LABELS, Batch, Column, Source, Target
+from ep3stream.data.codebook import Codebook, Distinct, Place
+from ep3stream.data.expand import Expansion
+from ep3stream.data.finite import all_finite
+from ep3stream.data.number_cells import ColumnMeans, Rounding, fill, missing_cells
+from ep3stream.data.recorded import Recorded
+from ep3stream.data.rows import RowLayout, Rows
 from ep3stream.errors import SourceError
 
-COLUMNS_VERSION = 1
+__all__ = ["Expansion", "RowEncoder", "Rows"]
 
-Rows = NDArray[np.void]
+# A code must come out of the store's dtype as it went in: float16 holds whole numbers up to 2^11.
+_MAX_CODES: Mapping[XDtype, int] = {"float32": 10_000, "float16": 2048}
+_TOLD_ERROR_PER_STD = 0.01
+_LOGGER = logging.getLogger(__name__)
 
 
-class Codebook:
-    """The distinct values of one column, numbered in order of appearance: one pass will do."""
+@dataclass(slots=True)
+class _Tally:
+    """Rows kept and left out, and missing cells by column."""
 
-    def __init__(self, column: str, limit: int, remedy: str) -> None:
-        self.column = column
-        self._limit, self._remedy = limit, remedy
-        self._codes: dict[Any, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._codes)
-
-    def codes(self, distinct: Sequence[Any], file: Path) -> NDArray[np.int32]:
-        """The code of each value, new ones being added; raises SourceError naming `file` beyond the limit."""
-        codes = [self._codes.setdefault(value, len(self._codes)) for value in distinct[: self._limit + 1]]
-        if len(self._codes) > self._limit:
-            raise SourceError(
-                f"{file}: column {self.column!r} has more than {self._limit} different values; {self._remedy}"
-            )
-        return np.asarray(codes, np.int32)
-
-    def sorted_values(self) -> list[Any]:
-        """The values in their own order: integers by size, texts by letters."""
-        return sorted(self._codes)
-
-    def ranks(self) -> NDArray[np.int32]:
-        """Place of each code's value among the sorted values, (len,)."""
-        ranks = np.empty(len(self), np.int32)
-        ranks[[self._codes[value] for value in self.sorted_values()]] = np.arange(len(self), dtype=np.int32)
-        return ranks
-
-    def hashes(self) -> NDArray[np.uint32]:
-        """A hash of each code's text, which unlike the code is the same in any order of the rows; (len,)."""
-        return np.array([xxhash.xxh32_intdigest(str(value).encode()) for value in self._codes], np.uint32)
+    kept: int = 0
+    dropped: int = 0
+    missing: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
 class RowEncoder:
-    """Encodes the batches of one source as records of `dtype`: key, x (numeric columns), codes, y.
+    """Encodes the batches of one source as rows of `layout`: key, x (numeric columns), codes, y.
 
     y is the label's code (int32) in classification and (c,) float32 in regression; key is left to the caller.
+    names: of the numeric columns; books: of the category columns; means: of numeric columns, under `mean`;
+    fills: means that were taken over from another store; rounding: of float16.
     """
 
     names: tuple[str, ...]
-    target_names: tuple[str, ...]
-    dtype: np.dtype[np.void]
+    target: Target
+    layout: RowLayout
     books: tuple[Codebook, ...]
     labels: Codebook | None
+    missing: Missing
+    means: ColumnMeans | None
+    fills: NDArray[np.float64] | None
+    rounding: Rounding | None
+    tally: _Tally
 
     @classmethod
-    def build(cls, source: Source, x_dtype: XDtype) -> RowEncoder:
-        """The record layout and empty codebooks for the source's columns."""
-        texts = [column.name for column in source.columns if column.kind == "category"]
-        n_numeric = len(source.columns) - len(texts)
-        target, labels = source.target, None
-        if target.kind != "number":
-            labels = Codebook(target.names[0], MAX_LABELS, "take --task regression if they are amounts")
-            labels.codes(source.label_values or (), source.files[-1])
-        y_dtype: tuple[Any, ...] = ("y", "<i4") if labels is not None else ("y", "<f4", (len(target.names),))
-        fields = [("key", "<u8"), ("x", x_dtype, (n_numeric,)), ("codes", "<i4", (len(texts),)), y_dtype]
-        remedy = "it looks like an identifier: leave it out, or store it as numbers"
+    def build(cls, source: Source, config: ConvertConfig, like: Recorded | None = None) -> RowEncoder:
+        """The row layout and codebooks for the source's columns, those of `like` with its values.
+
+        Of the config, as `take_over` left it, dtype and missing count.
+        """
+        x_dtype, missing = config.dtype or "float32", config.missing or "error"
+        names = tuple(column.name for column in source.columns if column.kind == "numeric")
+        books = tuple(_book(c, x_dtype, like) for c in source.columns if c.kind == "category")
+        labels = _labels(source, like)
+        y_shape, y_dtype = ((), "int32") if labels is not None else ((len(source.target.names),), "float32")
+        fills = None
+        if missing == "mean" and like is not None:
+            fills = np.array([like.fills[name] for name in names], np.float64)
         return cls(
-            names=tuple(column.name for column in source.columns if column.kind == "numeric"),
-            target_names=target.names,
-            dtype=np.dtype(fields),
-            books=tuple(Codebook(name, MAX_CATEGORIES, remedy) for name in texts),
+            names=names,
+            target=source.target,
+            layout=RowLayout.of(len(names), len(books), y_shape, x_dtype, y_dtype),
+            books=books,
             labels=labels,
+            missing=missing,
+            means=ColumnMeans(len(names)) if missing == "mean" and fills is None else None,
+            fills=fills,
+            rounding=Rounding(len(names)) if x_dtype == "float16" and names else None,
+            tally=_Tally(),
         )
 
     def encode(self, batch: Batch) -> Rows:
-        """The batch as b records; raises SourceError naming file, column and row of an impossible value."""
-        rows = np.empty(batch.n_rows, self.dtype)
-        where = _Place(batch.file, batch.first_row)
-        _fill(rows["x"], batch.numeric, self.names, where)
-        for j, (book, text) in enumerate(zip(self.books, batch.texts, strict=True)):
-            rows["codes"][:, j] = _text_codes(book, text, where)
-        where = _Place(batch.target_file, batch.first_row)
+        """The batch as at most b rows; raises SourceError naming file, column and row of an impossible value.
+
+        Under `drop` rows with a missing value are left out; under `mean` x holds NaN for it, and missing
+        texts are a category of their own.
+        """
+        ready = self._ready(batch)
+        rows = self.layout.around(ready, batch.n_rows)
+        where, target_where = Place(batch.file, batch.first_row), Place(batch.target_file, batch.first_row)
+        texts = [Distinct.of(cells) for cells in batch.texts]
+        lost = {} if ready else self._numbers(rows.x, batch.numeric, self.names, where)
+        for book, cells in zip(self.books, texts, strict=True):
+            lost |= self._gaps([book.column], cells.missing, "text", where)
+        label = None
         if self.labels is None:
-            _fill(rows["y"], (batch.target,), self.target_names, where)
-        elif isinstance(batch.target, pa.DictionaryArray):
-            rows["y"] = _text_codes(self.labels, batch.target, where)
+            lost |= self._numbers(rows.y, (batch.target,), self.target.names, target_where)
         else:
-            rows["y"] = _integer_codes(self.labels, batch.target, where)
+            label = Distinct.of(batch.target)
+            lost |= self._gaps([self.labels.column], label.missing, "label", target_where)
+            if self.target.kind == "integer":
+                label = label.as_integers(self.labels.column, target_where)
+        if self.rounding is not None:
+            self.rounding.add(batch.numeric, rows.x)
+        if lost and self.missing == "drop":
+            kept = np.flatnonzero(~np.logical_or.reduce(list(lost.values())))
+            rows, texts = rows.take(kept), [cells.only(kept) for cells in texts]
+            label = label and label.only(kept)
+        for j, (book, cells) in enumerate(zip(self.books, texts, strict=True)):
+            rows.codes[:, j] = book.encode(cells, where)
+        if self.labels is not None and label is not None:
+            rows.y[:] = self.labels.encode(label, target_where)
+        self.tally.kept += len(rows)
+        self.tally.dropped += batch.n_rows - len(rows)
         return rows
+
+    def _ready(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """The batch's own numbers where they are x as it will be stored: no copy is made then."""
+        if len(batch.numeric) != 1 or batch.numeric[0].dtype != self.layout.dtypes["x"]:
+            return {}
+        (x,) = batch.numeric
+        return {"x": x} if x.ndim == 2 and x.flags.c_contiguous and all_finite(x) else {}
+
+    def observe(self, rows: Rows, split_ids: NDArray[np.intp]) -> None:
+        """Take the means of the first split's rows into account; nothing to do unless they fill what is missing."""
+        if self.means is not None:
+            first = split_ids == 0
+            self.means.add(rows.x if first.all() else rows.x[first])
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Of the store."""
+        return self.target.names
 
     @property
     def is_complete(self) -> bool:
-        """Whether all categories and labels are known before the rows were read."""
-        return not self.books and (self.labels is None or len(self.labels) > 0)
+        """Whether all categories, labels and fills are known before the rows are read."""
+        books = [*self.books, *([self.labels] if self.labels is not None else [])]
+        return self.means is None and all(book.is_closed for book in books)
 
     @property
     def word_names(self) -> tuple[str, ...]:
@@ -118,137 +153,141 @@ class RowEncoder:
 
     def words(self, rows: Rows) -> NDArray[np.uint32]:
         """Each row's content as 32-bit words, (b, width): equal rows have equal words wherever they are."""
-        codes = [book.hashes()[rows["codes"][:, j], None] for j, book in enumerate(self.books)]
-        y = _float_words(rows["y"]) if self.labels is None else self.labels.hashes()[rows["y"], None]
-        return np.concatenate([_float_words(rows["x"]), *codes, y], axis=1)
+        words = np.empty((len(rows), len(self.word_names)), np.uint32)
+        n_numeric, n_texts = len(self.names), len(self.books)
+        _put_float_words(words[:, :n_numeric], rows.x)
+        for j, book in enumerate(self.books):
+            words[:, n_numeric + j] = book.hashes()[rows.codes[:, j]]
+        if self.labels is None:
+            _put_float_words(words[:, n_numeric + n_texts :], rows.y)
+        else:
+            words[:, -1] = self.labels.hashes()[rows.y]
+        return words
 
-
-@dataclass(frozen=True, slots=True)
-class Expansion:
-    """How compact rows become the store's x and y, once every category and label is known.
-
-    numeric: the features filled by the numeric columns; offsets and ranks: for each category column its first
-    feature and the place of each code among the sorted categories; label_ranks: the same for class ids.
-    """
-
-    feature_names: tuple[str, ...]
-    class_names: tuple[str, ...] | None
-    columns: Mapping[str, Any]
-    numeric: NDArray[np.intp]
-    offsets: tuple[int, ...]
-    ranks: tuple[NDArray[np.int32], ...]
-    label_ranks: NDArray[np.int32] | None
-
-    @classmethod
-    def build(cls, source: Source, encoder: RowEncoder) -> Expansion:
-        """Lay out the features in the source's order, each category as `column=value`."""
-        names: list[str] = []
-        described: list[dict[str, Any]] = []
-        numeric: list[int] = []
-        offsets: list[int] = []
-        books = iter(encoder.books)
-        for column in source.columns:
-            described.append({"name": column.name, "kind": column.kind})
-            if column.kind == "numeric":
-                numeric.append(len(names))
-                names.append(column.name)
-            else:
-                values = next(books).sorted_values()
-                described[-1]["values"] = values
-                offsets.append(len(names))
-                names.extend(f"{column.name}={value}" for value in values)
-        labels, target = encoder.labels, source.target.names
-        return cls(
-            feature_names=tuple(names),
-            class_names=tuple(str(value) for value in labels.sorted_values()) if labels is not None else None,
-            columns={
-                "version": COLUMNS_VERSION,
-                "target": target[0] if len(target) == 1 else list(target),
-                "columns": described,
-            },
-            numeric=np.asarray(numeric, np.intp),
-            offsets=tuple(offsets),
-            ranks=tuple(book.ranks() for book in encoder.books),
-            label_ranks=labels.ranks() if labels is not None else None,
-        )
-
-    @property
-    def n_features(self) -> int:
-        """Columns of x."""
-        return len(self.feature_names)
-
-    def expand(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The store's x (b, d) with one 1 for each category, and y as class ids (b,) or numbers (b, c)."""
-        y = rows["y"] if self.label_ranks is None else self.label_ranks[rows["y"]]
-        if not self.ranks:
-            return rows["x"], y
-        x = np.zeros((len(rows), self.n_features), rows["x"].dtype)
-        x[:, self.numeric] = rows["x"]
-        each = np.arange(len(rows))
-        for j, (offset, ranks) in enumerate(zip(self.offsets, self.ranks, strict=True)):
-            x[each, offset + ranks[rows["codes"][:, j]]] = 1
-        return x, y
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a batch starts, for messages."""
-
-    file: Path
-    first_row: int
-
-    def of(self, column: str, index: int) -> str:
-        """File, column and data row, counted from 1 without the header."""
-        return f"{self.file}: column {column!r}, row {self.first_row + index + 1}"
-
-
-def _fill(out: NDArray[Any], pieces: tuple[NDArray[Any], ...], names: tuple[str, ...], where: _Place) -> None:
-    """Cast pieces, (b,) or (b, k) each, into the columns of out, left to right; all must be finite."""
-    start = 0
-    for piece in pieces:
-        columns = piece.reshape(len(out), -1)
-        filled = out[:, start : start + columns.shape[1]]
-        with np.errstate(over="ignore", under="ignore"):  # an overflow becomes inf, and is reported as such
-            filled[...] = columns
-        finite = np.isfinite(filled)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0]
+    def require_usable(self, file: Path) -> None:
+        """After the last batch: there must be rows, and two classes; raises SourceError naming `file`."""
+        if self.tally.kept == 0:
             raise SourceError(
-                _not_finite(where.of(names[start + column], row), columns[row, column], out.dtype)
+                f"{file}: none of the {self.tally.dropped} rows is left, each having a missing value; "
+                "fill some in, leave the emptiest columns out with --drop, or take --missing mean"
             )
-        start += columns.shape[1]
+        if self.labels is not None and len(self.labels) < 2:
+            raise SourceError(
+                f"{file}: every row has the label {self.labels.sorted_values()[0]!r} in "
+                f"{self.labels.column!r}; classification needs at least two classes"
+            )
+
+    def fill_values(self) -> dict[str, float]:
+        """The number each numeric column's missing values become, by column, under `mean`; raises SourceError."""
+        fills = self.fills if self.means is None else self.means.means()
+        if fills is None:
+            return {}
+        for name, value in zip(self.names, fills, strict=True):
+            if np.isnan(value):
+                raise SourceError(
+                    f"column {name!r} has no value in any row of the first split, so no mean; "
+                    "leave it out with --drop"
+                )
+        return dict(zip(self.names, fills.tolist(), strict=True))
+
+    def report(self) -> dict[str, Any]:
+        """What was left out, filled and rounded, for the manifest; warns of columns that float16 spoils."""
+        report: dict[str, Any] = {}
+        if self.tally.dropped:
+            report["dropped_rows"] = self.tally.dropped
+        if self.tally.missing:
+            report["missing"] = dict(sorted(self.tally.missing.items()))
+            fills = self.fill_values()
+            filled = {name: fills[name] for name in report["missing"] if name in fills}
+            report |= {"fills": filled} if filled else {}
+        if self.rounding is not None:
+            report["rounding"] = self.rounding.report(self.names)
+            for name, share in zip(self.names, self.rounding.error_per_std(), strict=True):
+                if share > _TOLD_ERROR_PER_STD:
+                    _LOGGER.warning(
+                        "column %r: rounding to float16 moves values by %.2g of their standard deviation; "
+                        "use --dtype float32, or subtract its mean first",
+                        name,
+                        share,
+                    )
+        return report
+
+    def state(self) -> dict[str, Any]:
+        """Everything learned from the batches so far, as JSON can hold it exactly, for `restore`."""
+        return {
+            "books": [book.state() for book in self.books],
+            "labels": None if self.labels is None else self.labels.state(),
+            "kept": self.tally.kept,
+            "dropped": self.tally.dropped,
+            "missing": dict(self.tally.missing),
+            "means": None if self.means is None else self.means.state(),
+            "rounding": None if self.rounding is None else self.rounding.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `state` of an encoder built alike."""
+        for book, values in zip(self.books, state["books"], strict=True):
+            book.restore(values)
+        if self.labels is not None:
+            self.labels.restore(state["labels"])
+        self.tally.kept, self.tally.dropped = state["kept"], state["dropped"]
+        self.tally.missing = Counter(state["missing"])
+        if self.means is not None:
+            self.means.restore(state["means"])
+        if self.rounding is not None:
+            self.rounding.restore(state["rounding"])
+
+    def _numbers(
+        self, out: NDArray[Any], pieces: Sequence[Any], names: Sequence[str], where: Place
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Fill `out` with the pieces; the rows with a missing value by the column's name."""
+        if fill(out, pieces):
+            return {}
+        missing = missing_cells(out, pieces, names, where)
+        return self._gaps(names, missing, "value", where) if missing.any() else {}
+
+    def _gaps(
+        self, names: Sequence[str], missing: NDArray[np.bool_] | None, what: str, where: Place
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Count the missing cells, (b,) or (b, k), of these columns; raises SourceError unless they may be."""
+        if missing is None:
+            return {}
+        missing = missing.reshape(len(missing), -1)
+        is_target = names[0] in self.target_names
+        if self.missing == "error" or (self.missing == "mean" and is_target):
+            row, column = (int(place) for place in np.argwhere(missing)[0])
+            remedy = "--missing drop" if is_target else "--missing mean or drop"
+            raise SourceError(
+                f"{where.of(names[column], row)}: the {what} is missing; fill it in, or take {remedy}"
+            )
+        counts = np.count_nonzero(missing, axis=0)
+        found = {name: missing[:, j] for j, name in enumerate(names) if counts[j]}
+        self.tally.missing.update({name: int(counts[j]) for j, name in enumerate(names) if counts[j]})
+        return found
 
 
-def _not_finite(place: str, value: Any, dtype: np.dtype[Any]) -> str:
-    if np.isfinite(value):
-        remedy = "use --dtype float32 or scale the column" if dtype == np.float16 else "scale the column"
-        return f"{place}: {value} is beyond {np.finfo(dtype).max}, the largest {dtype}; {remedy}"
-    return f"{place}: the value is missing or not finite ({value}); fill it in or leave the row out"
-
-
-def _text_codes(book: Codebook, texts: pa.DictionaryArray, where: _Place) -> NDArray[np.int32]:
-    if texts.null_count:
-        index = first_true(texts.is_null().to_numpy(zero_copy_only=False))
-        raise SourceError(
-            f"{where.of(book.column, index)}: the text is missing; fill it in or leave the row out"
+def _book(column: Column, x_dtype: XDtype, like: Recorded | None) -> Codebook:
+    known, store = ((), None) if like is None else (like.values[column.name], like.store)
+    if column.encoding == "codes":
+        return Codebook(
+            column.name, _MAX_CODES[x_dtype], "leave it out, or store it as numbers", known, store
         )
-    table = book.codes(texts.dictionary.to_pylist(), where.file)
-    codes: NDArray[np.int32] = table[texts.indices.to_numpy()]
-    return codes
+    remedy = "it looks like an identifier: leave it out, or store it as numbers or with --categories codes"
+    return Codebook(column.name, MAX_CATEGORIES, remedy, known, store)
 
 
-def _integer_codes(book: Codebook, labels: NDArray[Any], where: _Place) -> NDArray[np.int32]:
-    distinct, places = np.unique(labels, return_inverse=True)
-    whole = np.isfinite(distinct) & (distinct == np.rint(distinct))
-    if not whole.all():
-        index = first_true(~whole[places])
-        raise SourceError(
-            f"{where.of(book.column, index)}: the label is missing or no whole number "
-            f"({labels[index]}); correct it, or take --task regression"
-        )
-    return book.codes([int(value) for value in distinct], where.file)[places]
+def _labels(source: Source, like: Recorded | None) -> Codebook | None:
+    """The labels of classification, known where `like` or the source lists them."""
+    target = source.target
+    if target.kind == "number":
+        return None
+    known: tuple[int | str, ...] = source.label_values or ()
+    store: Path | str | None = (source.files or ("the source",))[-1] if known else None
+    if like is not None:
+        known, store = like.classes(target.kind) or (), like.store
+    return Codebook(target.names[0], MAX_LABELS, "take --task regression if they are amounts", known, store)
 
 
-def _float_words(values: NDArray[Any]) -> NDArray[np.uint32]:
-    """The float32 bits of (b, k) values, with -0 as 0."""
-    return (values.astype(np.float32) + np.float32(0)).view(np.uint32)
+def _put_float_words(words: NDArray[np.uint32], values: NDArray[Any]) -> None:
+    """The float32 bits of (b, k) values, with -0 as 0, in one pass."""
+    np.add(values, np.float32(0), out=words.view(np.float32), casting="same_kind")

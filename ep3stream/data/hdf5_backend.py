@@ -7,11 +7,12 @@ process. No HDF5 handle outlives the look-up of those places, so threads and for
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -22,6 +23,8 @@ from ep3stream.data.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest,
 
 # Every structure of this version of the format carries a checksum; older ones hide flipped bits.
 _LIBRARY_VERSION = ("v110", "v110")
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_CHECKSUM_BYTES = 4  # Behind the rows of each chunk, by the filter fletcher32.
 
 
 class _DiskFile:
@@ -70,6 +73,8 @@ class _DiskFile:
 
 class Hdf5Writer:
     """Writes the arrays of a new file at `path`, which must not exist."""
+
+    writes_in_order: ClassVar[bool] = True  # A chunk lies where the file ended when it was written.
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -147,29 +152,67 @@ class Hdf5Reader:
     def _find_chunks(self, info: SplitInfo) -> dict[str, NDArray[np.int64]]:
         layout = SplitLayout.of(self._manifest, info)
         with h5py.File(self._path, "r") as file:
-            return {name: _chunk_places(file[info.name][name], name, layout, info) for name in ARRAYS}
+            return {
+                name: _chunk_places(_own(file, f"{info.name}/{name}"), name, layout, info) for name in ARRAYS
+            }
 
-    def inventory(self) -> list[str]:
-        """Groups and datasets that no part of the store explains."""
+    def pieces(self, info: SplitInfo, index: int) -> tuple[str, ...]:
+        """The chunks that hold segment `index`."""
+        return tuple(f"chunk {index} of {info.name}/{name}" for name in ARRAYS)
+
+    def inventory(self) -> dict[str, str]:
+        """A file of another size than HDF5 gave it, chunks without a place, links, foreign groups and datasets."""
+        size, end = self._path.stat().st_size, _end_of_file(self._path)
+        problems = {} if size == end else {"the file": f"has {size} bytes; it must have {end}"}
+        for info in self._manifest.splits.values():
+            try:
+                places = self._find_chunks(info)
+            except (OSError, KeyError, ValueError, RuntimeError) as error:
+                problems[f"split {info.name}"] = f"is not as written ({error!r:.300})"
+                continue
+            for index in range(info.n_segments):
+                for name, piece in zip(ARRAYS, self.pieces(info, index), strict=True):
+                    if places[name][index] < 0:
+                        problems[piece] = "is missing"
         expected = {MANIFEST_NAME, *self._manifest.splits}
         expected |= {f"{split}/{name}" for split in self._manifest.splits for name in ARRAYS}
         found: list[str] = []
         with h5py.File(self._path, "r") as file:
             file.visit_links(found.append)
-        return [f"{name} does not belong to the store" for name in sorted(set(found) - expected)]
+        return problems | dict.fromkeys(sorted(set(found) - expected), "does not belong to the store")
+
+
+def _own(file: h5py.File, name: str) -> Any:
+    """The dataset `name`, which no link may take from elsewhere; ValueError if one does."""
+    parts = name.split("/")
+    for path in ("/".join(parts[: n + 1]) for n in range(len(parts))):
+        if not isinstance(file.get(path, getlink=True), h5py.HardLink):
+            raise ValueError(f"{path} is a link; put the dataset itself in the store")
+    return file[name]
+
+
+def _end_of_file(path: Path) -> int:
+    """The file's size as its superblock (version 2 or 3) has it; ValueError if that is another version."""
+    with path.open("rb") as file:
+        head = file.read(36)
+    if head[:8] != _SIGNATURE or head[8] not in (2, 3):
+        raise ValueError("the superblock is not one of version 2 or 3")
+    return int.from_bytes(head[28:36], "little")
 
 
 def _chunk_places(dataset: Any, name: str, layout: SplitLayout, info: SplitInfo) -> NDArray[np.int64]:
     """Byte offset of each chunk in the file, -1 where there is none."""
-    row = layout.rows[name]
+    row, dtype = layout.rows[name], layout.dtypes[name]
     found = (dataset.shape, str(dataset.dtype), dataset.chunks, dataset.compression)
-    promised = ((info.n_rows, *row), layout.dtypes[name], (layout.chunk_rows, *row), None)
+    promised = ((info.n_rows, *row), dtype, (layout.chunk_rows, *row), None)
     if found != promised:
         raise ValueError(f"{layout.name}/{name} declares {found} but the manifest {promised}")
+    n_bytes = layout.chunk_rows * math.prod(row) * np.dtype(dtype).itemsize + _CHECKSUM_BYTES
     places = np.full(info.n_segments, -1, np.int64)
 
     def note(chunk: Any) -> None:
-        places[chunk.chunk_offset[0] // layout.chunk_rows] = chunk.byte_offset
+        if chunk.size == n_bytes and not chunk.filter_mask:
+            places[chunk.chunk_offset[0] // layout.chunk_rows] = chunk.byte_offset
 
     dataset.id.chunk_iter(note)
     return places
@@ -182,7 +225,7 @@ def read_manifest(path: Path) -> bytes | None:
     with h5py.File(path, "r") as file:
         if MANIFEST_NAME not in file:
             return None
-        dataset = file[MANIFEST_NAME]
+        dataset = _own(file, MANIFEST_NAME)
         if dataset.dtype != np.uint8 or dataset.ndim != 1 or dataset.size > MAX_MANIFEST_BYTES:
             raise ValueError(f"{MANIFEST_NAME} is {dataset.dtype} {dataset.shape}")
         return bytes(dataset[:])

@@ -20,14 +20,14 @@ from ep3stream.config import MIB, Task, XDtype
 from ep3stream.data.signed_json import JsonObject, canonical_json, json_digest, signed_object
 from ep3stream.errors import DamagedDataError, InputError
 
-STORE_FORMAT_VERSION = 1
+STORE_FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * MIB
 # HDF5 cannot hold a chunk of 4 GiB.
 MAX_SEGMENT_BYTES = (1 << 32) - 1
 
 YDtype = Literal["int32", "float32"]
-Codec = Literal["none", "lz4"]
+Codec = Literal["none", "lz4", "zstd"]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -86,7 +86,11 @@ class SplitInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything a reader must know about a store; equal manifests have equal fingerprints."""
+    """Everything a reader must know about a store; equal manifests have equal fingerprints.
+
+    conversion: what the conversion did beside putting rows into their places, for people; free in form.
+    Format 1 had no such field, and reads as one that says nothing.
+    """
 
     format_version: int
     created_by: str
@@ -101,17 +105,24 @@ class Manifest:
     columns: Mapping[str, Any]
     shuffle_seed: int | None
     source: tuple[Mapping[str, Any], ...]
+    conversion: Mapping[str, Any]
     codec: Codec
     splits: Mapping[str, SplitInfo]
 
     @property
     def fingerprint(self) -> str:
         """xxh3_128 of the canonical JSON: names the store's content, in 32 hex digits."""
-        return json_digest(asdict(self))
+        return json_digest(self._content())
 
     def to_json(self) -> bytes:
         """The manifest with its digest, in canonical JSON."""
-        return canonical_json({**asdict(self), "digest": self.fingerprint})
+        return canonical_json({**self._content(), "digest": self.fingerprint})
+
+    def _content(self) -> dict[str, Any]:
+        content = asdict(self)
+        if self.format_version == 1:
+            del content["conversion"]
+        return content
 
     @classmethod
     def from_json(cls, data: bytes, origin: str) -> Manifest:
@@ -130,6 +141,10 @@ class Manifest:
                 f"{origin} has store format {version} but this version reads up to {STORE_FORMAT_VERSION}; "
                 "upgrade ep3stream or convert again"
             )
+        if version == 1:
+            if "conversion" in content:
+                raise DamagedDataError(f"{origin} has a field that format 1 has not: conversion")
+            content["conversion"] = {}
         manifest = _read_manifest(JsonObject(content, origin, Manifest))
         for problem in _problems(manifest):
             raise DamagedDataError(f"{origin}: {problem}")
@@ -170,6 +185,7 @@ def _read_manifest(top: JsonObject) -> Manifest:
         columns=top.mapping("columns"),
         shuffle_seed=top.optional("shuffle_seed", lambda: top.integer("shuffle_seed", 0)),
         source=top.sequence("source", dict),
+        conversion=top.mapping("conversion"),
         codec=top.choice("codec", Codec),
         splits={
             name: _read_split(JsonObject(split, f"{top.where}: split {name!r:.70}", SplitInfo))

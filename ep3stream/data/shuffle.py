@@ -6,23 +6,33 @@ random keys the sorted order is a uniformly random one, and it does not depend o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 import xxhash
 from numpy.typing import NDArray
 
-from ep3stream.data.encode import RowEncoder, Rows
+from ep3stream.data.encode import RowEncoder
+from ep3stream.data.rows import RowLayout, Rows
+from ep3stream.data.spill import (
+    MAX_SPLITS,
+    SPLIT_SHIFT,
+    Spill,
+    cells_of,
+    cells_of_split,
+    read_spills,
+    spill_path,
+)
 from ep3stream.errors import InputError
 
-MAX_SPLITS = 256
-_SPLIT_SHIFT = 56
-# Sorting needs, beside the rows, their keys, prefixes and order.
+# Sorting needs, beside the rows, their keys once more, sorted keys and order.
 _SORT_BYTES = 32
-_FIRST_BITS = 10
-_DIVIDE_BITS = 8
+_BUFFERS = 2
 _SHUFFLE_PURPOSE = 1
 
 
@@ -40,12 +50,18 @@ class RowKeys:
         # One 64-bit draw per row in the source's order: row i has the same key however the rows are batched.
         self._generator = np.random.PCG64([seed, _SHUFFLE_PURPOSE]) if shuffle else None
 
+    def skip(self, n_rows: int) -> None:
+        """Go on as if n rows had been given their keys."""
+        if self._generator is not None:
+            self._generator.advance(n_rows)
+
     def assign(self, rows: Rows) -> NDArray[np.intp]:
         """Set the keys of the next rows: the split, then 56 random bits or zeros; returns the splits."""
         split_ids = self._split_ids(rows) if len(self._bounds) else np.zeros(len(rows), np.intp)
-        rows["key"] = split_ids.astype(np.uint64) << np.uint64(_SPLIT_SHIFT)
+        rows.key[:] = split_ids
+        rows.key[:] <<= np.uint64(SPLIT_SHIFT)
         if self._generator is not None:
-            rows["key"] |= self._generator.random_raw(len(rows)) >> np.uint64(64 - _SPLIT_SHIFT)
+            rows.key[:] |= self._generator.random_raw(len(rows)) >> np.uint64(64 - SPLIT_SHIFT)
         return split_ids
 
     def _split_ids(self, rows: Rows) -> NDArray[np.intp]:
@@ -61,110 +77,166 @@ class RowKeys:
         return np.searchsorted(self._bounds, fractions, side="right")
 
 
-def rows_by_split(rows: Rows) -> Iterator[tuple[int, Rows]]:
-    """Each split among the rows with its rows, in their order."""
-    split_ids = rows["key"] >> np.uint64(_SPLIT_SHIFT)
-    present = np.unique(split_ids)
-    for split in present:
-        yield int(split), rows if len(present) == 1 else rows.take(np.flatnonzero(split_ids == split))
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Rows put in order together, behind `start` others of their split: cells `cell` to `behind` of the spills."""
+
+    split: int
+    start: int
+    spills: Sequence[Spill]
+    cell: int
+    behind: int
+    n_rows: int
 
 
-class KeyOrder:
+class RowSorter:
     """Sorts rows by key; rows of equal keys stay in the order they came.
 
-    What does not fit the buffer goes to one file per range of keys, and each file is later sorted by itself.
-    Holds half of `memory_bytes`: a buffer, used on the way in and out, and what sorting it needs. A row is
-    written and read once, or twice where a range turned out larger than the buffer.
+    What does not fit one buffer is spilled, parted by key, and later sorted a range of keys at a time. Holds
+    half of `memory_bytes`: two buffers, one being filled while the other is on its way to or from the disk,
+    and what sorting one needs. A row is written and read once. A context manager, for its thread.
     """
 
-    def __init__(self, directory: Path, dtype: np.dtype[np.void], memory_bytes: int, shuffled: bool) -> None:
+    def __init__(
+        self, directory: Path, layout: RowLayout, memory_bytes: int, n_splits: int, shuffled: bool
+    ) -> None:
         self._directory = directory
-        # Pages that are never written take no memory.
-        self._buffer = np.empty(max(1, memory_bytes // 2 // (dtype.itemsize + _SORT_BYTES)), dtype)
-        self._filled = 0
+        self._layout = layout
+        self._n_splits = n_splits
         self._shuffled = shuffled
-        self._shift: int | None = None
+        capacity = max(1, memory_bytes // 2 // _BUFFERS // (layout.row_bytes + _SORT_BYTES))
+        # Pages that are never written take no memory.
+        self._buffers = [layout.empty(capacity) for _ in range(_BUFFERS)]
+        self._filled = 0
+        self._mark: Callable[[], Mapping[str, Any]] = dict
+        self._spills: list[Spill] = []
+        self._spilling: Future[Spill] | None = None
+        self._thread = ThreadPoolExecutor(1, "ep3stream-sorter")
 
-    def add(self, rows: Rows, progress: float) -> None:
-        """Take a copy of the rows; progress: the share of the source, in (0, 1], read so far."""
-        while len(rows):
-            if self._filled == len(self._buffer):
-                self._spill(progress)
-            taken = min(len(rows), len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + taken] = rows[:taken]
-            self._filled += taken
-            rows = rows[taken:]
+    def __enter__(self) -> RowSorter:
+        return self
 
-    def blocks(self, block_rows: int) -> Iterator[Rows]:
-        """All rows by ascending key, at most `block_rows` at a time."""
-        if self._shift is None:
-            yield from _sorted_blocks(self._buffer[: self._filled], block_rows)
-            return
-        self._spill(1.0)
-        yield from self._file_blocks(sorted(self._directory.iterdir()), self._shift, block_rows)
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _spill(self, progress: float) -> None:
-        if self._shift is None:
-            # Ranges of half a buffer on average, so that an estimate that is somewhat off does no harm.
-            bits = int(np.clip(np.ceil(np.log2(2 / progress)), 1, _FIRST_BITS))
-            self._shift = _SPLIT_SHIFT - bits if self._shuffled else _SPLIT_SHIFT
-        self._disperse(self._buffer[: self._filled], self._shift)
+    @property
+    def n_spills(self) -> int:
+        """Files of rows on the disk; once `finish` was called, all rows are in them or none."""
+        return len(self._spills)
+
+    def restore(self) -> Mapping[str, Any] | None:
+        """Take over the spills of an earlier process; the mark of the last, None where there is none."""
+        self._spills = read_spills(self._directory, self._layout)
+        return self._spills[-1].mark if self._spills else None
+
+    def add(self, rows: Rows, mark: Callable[[], Mapping[str, Any]]) -> None:
+        """Take a copy of the rows; `mark` tells the source's state behind them as JSON, for `restore`."""
+        if self._filled and self._filled + len(rows) > len(self._buffers[0]):
+            self._spill()
+        if len(rows) > len(self._buffers[0]):
+            self._buffers = [self._layout.empty(len(rows)), self._buffers[1]]
+        self._buffers[0].copy_from(self._filled, rows)
+        self._filled += len(rows)
+        self._mark = mark
+
+    def finish(self) -> None:
+        """No rows follow. Rows that all fit the buffer stay there; otherwise all of them are on the disk."""
+        if (self._spills or self._spilling) and self._filled:
+            self._spill()
+        self._settle()
+
+    def _spill(self) -> None:
+        """Write the filled buffer in the thread, once the one before is written, and go on with the other."""
+        self._settle()
+        path = spill_path(self._directory, len(self._spills))
+        rows = self._buffers[0][: self._filled]
+        self._spilling = self._thread.submit(
+            Spill.write, path, self._layout, rows, self._n_splits, self._mark()
+        )
+        self._buffers.reverse()
         self._filled = 0
 
-    def _disperse(self, rows: Rows, shift: int) -> None:
-        """Append each row to the file of its key's bits above `shift`."""
-        prefixes = rows["key"] >> np.uint64(shift)
-        order = np.argsort(prefixes, kind="stable")
-        present, starts = np.unique(prefixes[order], return_index=True)
-        for prefix, piece in zip(present, np.split(order, starts[1:]), strict=True):
-            _append(self._directory / f"{shift:02d}-{prefix:016x}", rows.take(piece))
+    def _settle(self) -> None:
+        if self._spilling is not None:
+            self._spills.append(self._spilling.result())
+            self._spilling = None
 
-    def _file_blocks(self, files: list[Path], shift: int, block_rows: int) -> Iterator[Rows]:
-        for file in files:
-            if self._shuffled and file.stat().st_size > self._buffer.nbytes:
-                yield from self._file_blocks(self._divide(file, shift), shift - _DIVIDE_BITS, block_rows)
+    def blocks(self, block_rows: int, done: Sequence[int]) -> Iterator[tuple[int, Rows]]:
+        """All rows by ascending key but the first done[s] of split s: the split, and at most `block_rows` rows.
+
+        A block's memory is used again for the next one.
+        """
+        block = self._layout.empty(block_rows)
+        for load, rows, order in self._spilled_loads(done) if self._spills else self._kept_loads():
+            for start in range(max(0, done[load.split] - load.start), load.n_rows, block_rows):
+                yield load.split, rows.take(order[start : start + block_rows], out=block)
+
+    def _kept_loads(self) -> Iterator[tuple[_Load, Rows, NDArray[np.intp]]]:
+        rows = self._buffers[0][: self._filled]
+        cells = cells_of(rows.key, self._n_splits)
+        for split in range(self._n_splits):
+            first, behind = cells_of_split(split, self._n_splits)
+            inside = (
+                rows.take(np.flatnonzero((cells >= first) & (cells < behind))) if self._n_splits > 1 else rows
+            )
+            yield _Load(split, 0, (), first, behind, len(inside)), inside, self._order(inside)
+
+    def _spilled_loads(self, done: Sequence[int]) -> Iterator[tuple[_Load, Rows, NDArray[np.intp]]]:
+        """Load by load; while one is in use, the next is read and put in order."""
+        loads = [load for load in self._loads() if load.start + load.n_rows > done[load.split]]
+        largest = max((load.n_rows for load in loads), default=0)
+        # A cell alone may have more rows than a buffer, and memory may have become less.
+        if largest > min(map(len, self._buffers)):
+            self._buffers = [self._layout.empty(largest) for _ in self._buffers]
+        following = [self._thread.submit(self._load, load) for load in loads[:1]]
+        for index, load in enumerate(loads):
+            rows, order = following.pop().result()
+            self._buffers.reverse()
+            following = [self._thread.submit(self._load, load) for load in loads[index + 1 : index + 2]]
+            yield load, rows, order
+
+    def _load(self, load: _Load) -> tuple[Rows, NDArray[np.intp]]:
+        rows, start = self._buffers[0][: load.n_rows], 0
+        for spill in load.spills:
+            count = spill.count(load.cell, load.behind)
+            if count:
+                spill.load(load.cell, load.behind, rows[start : start + count])
+            start += count
+        return rows, self._order(rows)
+
+    def _order(self, rows: Rows) -> NDArray[np.intp]:
+        """Of the rows of one split: by key, and rows of equal keys as they are."""
+        if not self._shuffled:
+            return np.arange(len(rows))
+        # torch sorts 64-bit integers several times as fast as numpy does.
+        low_bits = (rows.key & np.uint64((1 << SPLIT_SHIFT) - 1)).view(np.int64)
+        order: NDArray[np.intp] = torch.sort(torch.from_numpy(low_bits), stable=True).indices.numpy()
+        return order
+
+    def _loads(self) -> Iterator[_Load]:
+        """The loads in order: neighbouring cells that fit one buffer, or spill by spill where order is kept."""
+        for split in range(self._n_splits):
+            first, behind = cells_of_split(split, self._n_splits)
+            if self._shuffled:
+                yield from self._shuffled_loads(split, first, behind)
                 continue
-            # Several pieces only where all keys of the file are equal.
-            for rows in _read_pieces(file, self._buffer):
-                yield from _sorted_blocks(rows, block_rows)
-            file.unlink()
+            start = 0
+            for spill in self._spills:
+                n_rows = spill.count(first, behind)
+                if n_rows:
+                    yield _Load(split, start, (spill,), first, behind, n_rows)
+                start += n_rows
 
-    def _divide(self, file: Path, shift: int) -> list[Path]:
-        """Replace a file of more rows than the buffer holds by files of narrower ranges, in order."""
-        for rows in _read_pieces(file, self._buffer):
-            self._disperse(rows, shift - _DIVIDE_BITS)
-        file.unlink()
-        return sorted(self._directory.glob(f"{shift - _DIVIDE_BITS:02d}-*"))
-
-
-def _sorted_blocks(rows: Rows, block_rows: int) -> Iterator[Rows]:
-    order = np.argsort(rows["key"], kind="stable")
-    for start in range(0, len(rows), block_rows):
-        # Of records, `take` copies several times as many in a second as indexing does.
-        yield rows.take(order[start : start + block_rows])
-
-
-@contextmanager
-def _spilling(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{file}: rows cannot be kept here while they are put in order ({error.strerror or error}); "
-            "free space beside the store, or put the store elsewhere"
-        ) from error
-
-
-def _append(file: Path, rows: Rows) -> None:
-    with _spilling(file), file.open("ab", buffering=0) as stream:
-        data = np.ascontiguousarray(rows).view(np.uint8).data
-        while data:
-            data = data[stream.write(data) :]
-
-
-def _read_pieces(file: Path, buffer: Rows) -> Iterator[Rows]:
-    """The file's rows, as many at a time as the buffer holds; each piece is overwritten by the next."""
-    memory = buffer.view(np.uint8).data
-    with _spilling(file), file.open("rb") as stream:
-        while n_bytes := stream.readinto(memory):
-            yield buffer[: n_bytes // buffer.itemsize]
+    def _shuffled_loads(self, split: int, first: int, behind: int) -> Iterator[_Load]:
+        counts = np.zeros(behind - first, np.int64)
+        for spill in self._spills:
+            inside = (spill.cells >= first) & (spill.cells < behind)
+            counts[spill.cells[inside] - first] += np.diff(spill.starts)[inside]
+        start, cell, n_rows = 0, first, 0
+        for last, count in enumerate(counts.tolist(), first):
+            if n_rows and n_rows + count > len(self._buffers[0]):
+                yield _Load(split, start, self._spills, cell, last, n_rows)
+                start, cell, n_rows = start + n_rows, last, 0
+            n_rows += count
+        if n_rows:
+            yield _Load(split, start, self._spills, cell, behind, n_rows)

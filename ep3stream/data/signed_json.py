@@ -25,8 +25,11 @@ def json_digest(value: object) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json(value))
 
 
-def signed_object(data: bytes, origin: str) -> dict[str, Any]:
-    """The JSON object in `data` without its field `digest`, which must be right; else DamagedDataError."""
+def signed_object(data: bytes, origin: str, remedy: str = "restore it or convert again") -> dict[str, Any]:
+    """The JSON object in `data` without its field `digest`, which must be right.
+
+    Raises DamagedDataError naming `origin` and ending with `remedy`.
+    """
     try:
         content = json.loads(data.decode("utf-8"))
         _limit_nesting(content)
@@ -35,13 +38,9 @@ def signed_object(data: bytes, origin: str) -> dict[str, Any]:
         digest = content.pop("digest")
         actual = json_digest(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedDataError(
-            f"{origin} is not what was written ({error!r:.200}); restore it or convert again"
-        ) from error
+        raise DamagedDataError(f"{origin} is not what was written ({error!r:.200}); {remedy}") from error
     if digest != actual:
-        raise DamagedDataError(
-            f"{origin} declares digest {digest!r:.50} but has {actual}; restore it or convert again"
-        )
+        raise DamagedDataError(f"{origin} declares digest {digest!r:.50} but has {actual}; {remedy}")
     return cast(dict[str, Any], content)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.config import MIB, Task, XDtype
+from ep3stream.config import MIB, Codec, Task, XDtype
 from ep3stream.data.backend import y_row
+from ep3stream.data.finite import all_finite
 from ep3stream.data.manifest import MAX_SEGMENT_BYTES, YDtype, naming_problems
 from ep3stream.data.signed_json import canonical_json
 from ep3stream.errors import InputError
@@ -41,7 +42,7 @@ class StoreSpec:
     shuffle_seed: int | None
     source: tuple[Mapping[str, Any], ...]
     segment_bytes: int
-    codec: Literal["auto", "none", "lz4"] = "auto"
+    codec: Codec = "auto"
     expected_rows: int | None = None
 
     def __post_init__(self) -> None:
@@ -115,9 +116,8 @@ def _finite(
         raise InputError(f"{where}: rows have dtype {rows.dtype}; convert them to numbers first")
     with np.errstate(over="ignore"):  # An overflow becomes inf, and is refused by name below.
         cast = rows.astype(dtype, copy=False)
-    finite = np.isfinite(cast)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
+    if not all_finite(cast):
+        row, column = np.argwhere(~np.isfinite(cast))[0]
         raise InputError(
             f"{where}: row {first_row + row} has {rows[row, column]} in column {names[column]!r}, "
             f"which is not finite in {dtype}; fill it in, scale it or leave the row out"

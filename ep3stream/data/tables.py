@@ -1,8 +1,7 @@
-"""Tables (CSV, TSV, Parquet) as one stream of batches, whose columns and types the first file fixes."""
+"""Tables, of files or of Python, as one stream of batches, whose columns and types the first file fixes."""
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,202 +9,155 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from ep3stream.config import Task
-from ep3stream.data.batch import Batch, Column, Target, reading
-from ep3stream.data.csv_text import csv_header, csv_records, csv_schema
+from ep3stream.config import ConvertConfig
+from ep3stream.data.batch import START, Batch, Column, Position, Target, reading
+from ep3stream.data.column_types import family_of
+from ep3stream.data.columns import ColumnPlan, plan_columns
+from ep3stream.data.recorded import Recorded, plan_like, same_family
+from ep3stream.data.table_files import (
+    Record,
+    Table,
+    float32_bytes,
+    has_types,
+    stated_rows,
+    table_fingerprint,
+    table_header,
+    table_records,
+    table_schema,
+)
 from ep3stream.errors import SourceError
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".zip", ".parquet")
-# Bytes of text, plain or deflated, for a byte of float32. High on purpose: a refusal for want of space must
-# be right, while a disk that fills up later is reported all the same.
-_TEXT_RATIO = 4
-_DEFLATED_RATIO = 1
 
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """One or several tables with the same columns; the first file's order and types hold for all.
+    """One or several tables with the same columns; the first file's order and types hold for all."""
 
-    types: the arrow type each column is read as, in the first file's order.
-    """
-
-    files: tuple[Path, ...]
-    types: dict[str, pa.DataType]
-    columns: tuple[Column, ...]
-    target: Target
+    tables: tuple[Table, ...]
+    plan: ColumnPlan
     expected_rows: int | None
     expected_bytes: int
 
     @classmethod
-    def open(cls, files: Sequence[Path], target: str | None, task: Task | None) -> TableSource:
-        """Check every file's columns and choose how each is read; raises SourceError."""
-        types = _fixed_types(files[0])
-        for file in files[1:]:
-            _require_same_columns(file, types, files[0])
-        if target is None or target not in types:
-            raise SourceError(f"{files[0]}: {_which_target(target, list(types))}")
-        features = {name: dtype for name, dtype in types.items() if name != target}
-        if not features:
-            raise SourceError(f"{files[0]}: has no column beside the target {target!r}; add the features")
-        n_rows = _parquet_rows(files)
-        n_bytes = 4 * n_rows * len(types) if n_rows is not None else sum(map(_float32_bytes, files))
-        return cls(
-            files=tuple(files),
-            types=types,
-            columns=tuple(
-                Column(name, "category" if pa.types.is_string(dtype) else "numeric")
-                for name, dtype in features.items()
-            ),
-            target=_choose_target(files[0], target, types[target], task),
-            expected_rows=n_rows,
-            expected_bytes=n_bytes,
-        )
+    def open(cls, tables: Sequence[Table], config: ConvertConfig) -> TableSource:
+        """Check every table's columns and plan how each is read; raises SourceError or ConfigError."""
+        first = tables[0]
+        schema = _schema(first)
+        like = None if config.like is None else Recorded.of(Path(config.like))
+        if like is not None:
+            plan = plan_like(str(first), schema, has_types(first), like)
+        else:
+            plan = plan_columns(str(first), schema, config)
+        takes_any = bool(config.columns) or like is not None
+        for table in tables[1:]:
+            _require_columns(table, plan, first, None if takes_any else set(schema))
+        n_rows = _stated_rows(tables)
+        n_bytes = 4 * n_rows * len(plan.types) if n_rows is not None else sum(map(float32_bytes, tables))
+        return cls(tuple(tables), plan, n_rows, n_bytes)
+
+    @property
+    def name(self) -> str:
+        """What messages about the whole source call it."""
+        return str(self.tables[-1])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read, in order."""
+        return tuple(table for table in self.tables if isinstance(table, Path))
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """What tells as JSON whether these are the same tables as before."""
+        return [table_fingerprint(table) for table in self.tables]
+
+    def described(self) -> tuple[dict[str, Any], ...]:
+        """What the manifest says of tables without files."""
+        return tuple({"name": str(table), "rows": stated_rows(table)} for table in self.tables)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The feature columns."""
+        return self.plan.columns
+
+    @property
+    def target(self) -> Target:
+        """What is learned."""
+        return self.plan.target
 
     @property
     def label_values(self) -> None:
         """Tables are read once, so their labels are known at the end only."""
         return
 
-    def batches(self, block_bytes: int) -> Iterator[Batch]:
-        """All rows in order, in the blocks of the CSV reader or about `block_bytes` at a time."""
-        for index, file in enumerate(self.files):
-            records = self._parquet(file, block_bytes) if _is_parquet(file) else csv_records(file, self.types)
-            row = 0
-            with reading(file):
-                for record, end_byte in records:
-                    if record.num_rows:
-                        yield self._to_batch(record, file, index, row, end_byte)
-                    row += record.num_rows
+    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+        """All rows from `start` on in order, in the blocks of the reader or about `block_bytes` at a time."""
+        for index, table in list(enumerate(self.tables))[start.file :]:
+            begin = start if index == start.file else Position(index)
+            row = begin.row
+            with reading(table):
+                for record in table_records(table, self.plan.types, block_bytes, begin):
+                    row += record.rows.num_rows
+                    if record.rows.num_rows:
+                        yield self._to_batch(record, table, index)
             if row == 0:
-                raise SourceError(f"{file}: has a header but no rows; leave it out or give a file with data")
+                raise SourceError(f"{table}: has a header but no rows; leave it out or give a file with data")
 
-    def _parquet(self, file: Path, block_bytes: int) -> Iterator[tuple[pa.RecordBatch, int]]:
-        with pq.ParquetFile(file) as table:
-            n_rows, n_bytes = max(1, table.metadata.num_rows), file.stat().st_size
-            block_rows = max(1, block_bytes // (8 * len(self.types)))
-            row = 0
-            for record in table.iter_batches(block_rows, columns=list(self.types)):
-                row += record.num_rows
-                yield record, n_bytes * row // n_rows
-
-    def _to_batch(self, record: pa.RecordBatch, file: Path, index: int, row: int, end_byte: int) -> Batch:
-        target = record.column(self.target.names[0])
-        texts = [column.name for column in self.columns if column.kind == "category"]
-        numeric = [column.name for column in self.columns if column.kind == "numeric"]
+    def _to_batch(self, record: Record, table: Table, index: int) -> Batch:
+        rows = record.rows
+        file = table if isinstance(table, Path) else str(table)
+        numeric, texts, target = self.plan.cells(rows, str(file))
         return Batch(
             file=file,
             target_file=file,
             file_index=index,
-            first_row=row,
-            n_rows=record.num_rows,
-            end_byte=end_byte,
-            numeric=tuple(_numbers(record.column(name)) for name in numeric),
-            texts=tuple(_texts(record.column(name)) for name in texts),
-            target=_texts(target) if self.target.kind == "text" else _numbers(target),
+            first_row=record.first_row,
+            n_rows=rows.num_rows,
+            end_byte=record.end_byte,
+            next=Position(index, record.first_row + rows.num_rows, record.next_byte),
+            numeric=numeric,
+            texts=texts,
+            target=target,
         )
 
 
-def _texts(values: pa.Array) -> pa.DictionaryArray:
-    """The distinct texts and their places; booleans become `false` and `true`."""
-    return values.cast(pa.string()).dictionary_encode()
+def _stated_rows(tables: Sequence[Table]) -> int | None:
+    stated = [stated_rows(table) for table in tables]
+    counts = [count for count in stated if count is not None]
+    return sum(counts) if len(counts) == len(stated) else None
 
 
-def _numbers(values: pa.Array) -> NDArray[Any]:
-    """The values with their own precision; missing ones become NaN, which the encoder reports by row."""
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.uint8())
-    elif pa.types.is_decimal(values.type):
-        values = values.cast(pa.float64())
-    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
-    return array
+def _schema(table: Table) -> dict[str, pa.DataType]:
+    """The type of each column by its name, for CSV as the first rows suggest it; raises SourceError."""
+    with reading(table):
+        schema = table_schema(table)
+    _require_unique(table, schema.names)
+    return {field.name: field.type for field in schema}
 
 
-def _is_parquet(file: Path) -> bool:
-    return file.name.lower().endswith(".parquet")
-
-
-def _float32_bytes(file: Path) -> int:
-    deflated = _is_parquet(file) or file.suffix.lower() in (".gz", ".zip")
-    return file.stat().st_size // (_DEFLATED_RATIO if deflated else _TEXT_RATIO)
-
-
-def _parquet_rows(files: Sequence[Path]) -> int | None:
-    if not all(map(_is_parquet, files)):
-        return None
-    return sum(int(pq.read_metadata(file).num_rows) for file in files)
-
-
-def _fixed_types(file: Path) -> dict[str, pa.DataType]:
-    """The type each column of the first file is read as, by name; raises SourceError."""
-    with reading(file):
-        schema = pq.read_schema(file) if _is_parquet(file) else csv_schema(file)
-    _require_unique(file, schema.names)
-    return {field.name: _read_type(file, field.name, field.type) for field in schema}
-
-
-def _require_unique(file: Path, names: list[str]) -> None:
+def _require_unique(table: Table, names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
-            raise SourceError(f"{file}: has {name!r} twice among its columns; rename one")
+            raise SourceError(f"{table}: has {name!r} twice among its columns; rename one")
 
 
-def _read_type(file: Path, name: str, dtype: pa.DataType) -> pa.DataType:
-    """float64 for numbers (the first block's integers may go on as fractions), bool, or string."""
-    if pa.types.is_dictionary(dtype):
-        dtype = dtype.value_type
-    if pa.types.is_boolean(dtype):
-        return pa.bool_()
-    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype):
-        return pa.float64()
-    if pa.types.is_string(dtype) or pa.types.is_large_string(dtype) or dtype == pa.string_view():
-        return pa.string()
-    if pa.types.is_null(dtype):
-        raise SourceError(f"{file}: column {name!r} is empty from row 1 on; fill it in or remove it")
-    if pa.types.is_temporal(dtype):
-        raise SourceError(
-            f"{file}: column {name!r} holds {dtype}; turn it into numbers or text, or remove it"
-        )
-    raise SourceError(
-        f"{file}: column {name!r} holds {dtype}, neither numbers nor UTF-8 text; convert or remove it"
-    )
+def _require_columns(table: Table, plan: ColumnPlan, first: Table, allowed: set[str] | None) -> None:
+    """The planned columns must be there, and beside them none but those `allowed`; None allows all.
 
-
-def _require_same_columns(file: Path, types: dict[str, pa.DataType], first: Path) -> None:
-    """Names for CSV, whose types only show while it is read; names and types for Parquet."""
-    with reading(file):
-        names = [] if _is_parquet(file) else csv_header(file)
-        _require_unique(file, names)
-        found = _fixed_types(file) if _is_parquet(file) else dict.fromkeys(names)
-    for name in [*types, *found]:
-        if name not in found or name not in types:
-            difference = f"only {first if name in types else file} has {name!r}"
-        elif found[name] is not None and found[name] != types[name]:
-            difference = f"{name!r} is {found[name]} but {types[name]} there"
+    Names for CSV, whose types only show while it is read; names and types for what states them.
+    """
+    with reading(table):
+        names = table_header(table)
+    _require_unique(table, names)
+    found = _schema(table) if has_types(table) else {}
+    others = [] if allowed is None else [name for name in names if name not in allowed]
+    for name in [*plan.types, *others]:
+        if name not in names or name not in plan.types:
+            difference = f"only {first if name in plan.types else table} has {name!r}"
+        elif name in found and not same_family(
+            family_of(found[name], f"{table}: column {name!r}"), plan.families[name]
+        ):
+            difference = f"{name!r} is {found[name]} but {plan.types[name]} there"
         else:
             continue
         raise SourceError(
-            f"{file}: its columns differ from those of {first}: {difference}; convert it separately"
+            f"{table}: its columns differ from those of {first}: {difference}; convert it separately"
         )
-
-
-def _which_target(target: str | None, names: list[str]) -> str:
-    if target is None:
-        shown = ", ".join(names[-5:])
-        return f"no target column was chosen; give --target NAME, one of {'..., ' * (len(names) > 5)}{shown}"
-    close = difflib.get_close_matches(target, names, n=3, cutoff=0.4) or names[-5:]
-    return f"there is no column {target!r} for --target; did you mean {' or '.join(close)}?"
-
-
-def _choose_target(file: Path, name: str, dtype: pa.DataType, task: Task | None) -> Target:
-    if pa.types.is_string(dtype):
-        if task == "regression":
-            raise SourceError(
-                f"{file}: target {name!r} is text; regression needs numbers, or --task classification"
-            )
-        return Target((name,), "text")
-    if pa.types.is_boolean(dtype) and task != "regression":
-        return Target((name,), "text")
-    return Target((name,), "integer" if task == "classification" else "number")

@@ -109,6 +109,15 @@ def read_bundle(path: Path, kind: str) -> Bundle:
         ) from error
 
 
+def check_bundle_size(path: Path, kind: str) -> None:
+    """Raises as `read_bundle` does, but reads the manifest only and compares the tensors' size with it."""
+    declared, tensors = _manifest(path, kind)["tensors"].get("bytes"), path / _TENSORS
+    size = tensors.stat().st_size if tensors.is_file() else None
+    if size is None or size != declared:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise DamagedDataError(f"{tensors} {found}; it must have {declared}; restore it or remove {path}")
+
+
 def _manifest(path: Path, kind: str) -> dict[str, Any]:
     manifest = path / _MANIFEST
     try:
@@ -116,7 +125,7 @@ def _manifest(path: Path, kind: str) -> dict[str, Any]:
             raise DamagedDataError(
                 f"{manifest} is larger than {_MAX_MANIFEST_BYTES} bytes; it is not one of ours"
             )
-        content = signed_object(manifest.read_bytes(), str(manifest))
+        content = signed_object(manifest.read_bytes(), str(manifest), f"restore it or remove {path}")
     except OSError as error:
         raise DamagedDataError(f"{manifest} cannot be read ({error}); restore it or remove {path}") from error
     version = content.get("format_version")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ep3stream.data.convert import ConvertProgress
+from ep3stream.data.verify import VerifyProgress
 from ep3stream.run.fit import FitProgress
 
 
@@ -31,20 +32,40 @@ def fit_bar(console: Console) -> Iterator[Callable[[FitProgress], None]]:
 
 @contextmanager
 def convert_bar(console: Console) -> Iterator[Callable[[ConvertProgress], None]]:
-    """A bar for `convert`, with stage, rows/s and MB/s of the source."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    """A bar for each stage of `convert`, with rows/s, MB/s and the time to go; bytes of the source, then rows'."""
+    columns = (TextColumn("{task.description:<5}"), BarColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
-        task = progress.add_task("convert", total=None, text="")
+        tasks: dict[str, TaskID] = {}
 
         def show(now: ConvertProgress) -> None:
+            if now.stage not in tasks:
+                for task in tasks.values():
+                    progress.update(task, completed=1.0)
+                tasks[now.stage] = progress.add_task(now.stage, total=1.0, text="")
             seconds = max(now.elapsed_s, 1e-9)
             text = (
                 f"{_count(now.rows)} rows  {_count(now.rows / seconds)} rows/s  "
-                f"{now.bytes_read / seconds / 1e6:.0f} MB/s"
+                f"{now.n_bytes / seconds / 1e6:.0f} MB/s  {_clock(now.eta_s)} to go"
             )
-            progress.update(
-                task, description=now.stage, total=now.bytes_total, completed=now.bytes_read, text=text
-            )
+            if now.stage == "sync":
+                text = "bringing all of it to the disk"
+            progress.update(tasks[now.stage], completed=now.share, text=text)
+
+        yield show
+
+
+@contextmanager
+def verify_bar(console: Console) -> Iterator[Callable[[VerifyProgress], None]]:
+    """A bar for `verify`, with MB/s."""
+    columns = (TextColumn("verify"), BarColumn(), TextColumn("{task.percentage:>3.0f}% {task.fields[text]}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None, text="")
+
+        def show(now: VerifyProgress) -> None:
+            rate = now.bytes_read / max(now.elapsed_s, 1e-9)
+            left_s = (now.bytes_total - now.bytes_read) / max(rate, 1e-9)
+            text = f"{now.bytes_read / 1e6:,.0f} MB  {rate / 1e6:.0f} MB/s  {_clock(left_s)} to go"
+            progress.update(task, total=now.bytes_total, completed=now.bytes_read, text=text)
 
         yield show
 

@@ -1,0 +1,166 @@
+"""The files of a store in Zarr: which there must be and what size each must have, told without reading a row.
+
+    SPLIT/ARRAY/c/NUMBER[/0]     one chunk (a segment), or a shard: its chunks, then their places, then a crc32c
+
+The places are pairs (offset, bytes) of 64-bit numbers, little-endian, both 2^64 - 1 for a chunk that is not there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ep3stream.data.backend import ARRAYS, SplitLayout
+from ep3stream.data.manifest import MANIFEST_NAME, Manifest, SplitInfo
+
+METADATA = "zarr.json"
+_CHECKSUM_BYTES = 4
+_BLOSC_HEADER_BYTES = 16
+_ABSENT = np.iinfo(np.uint64).max
+
+
+def chunk_file(info: SplitInfo, name: str, n_dimensions: int, number: int) -> str:
+    """Path inside the store of file `number` of array `name`."""
+    return "/".join([info.name, name, "c", str(number), *["0"] * (n_dimensions - 1)])
+
+
+def metadata_files(manifest: Manifest) -> Iterator[str]:
+    """The manifest and the zarr.json of every group and array."""
+    yield from (MANIFEST_NAME, METADATA)
+    for split in manifest.splits:
+        yield f"{split}/{METADATA}"
+        yield from (f"{split}/{name}/{METADATA}" for name in ARRAYS)
+
+
+def inside(root: Path, name: str) -> Path:
+    """The file `name` of the store at `root`; ValueError where a link leads to another place."""
+    path = os.path.join(root, name)
+    if os.path.realpath(path) != os.path.join(os.path.realpath(root), name):
+        raise ValueError(f"{name} is a link or lies behind one; put the file itself in the store")
+    return Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkFile:
+    """What the manifest promises of one file: chunks of `array` that lie in it."""
+
+    layout: SplitLayout
+    array: str
+    n_chunks: int
+
+
+def unknown_keys(raw: Any, understood: Any) -> Iterator[str]:
+    """The keys, at any depth, with a value in `raw` JSON that are not in what a library understood of it."""
+    if isinstance(raw, dict) and isinstance(understood, Mapping):
+        for key, value in raw.items():
+            if key in understood:
+                yield from unknown_keys(value, understood[key])
+            elif value is not None:
+                yield key
+    elif isinstance(raw, list) and isinstance(understood, list | tuple):
+        for value, other in zip(raw, understood, strict=False):
+            yield from unknown_keys(value, other)
+
+
+def file_problems(path: Path, manifest: Manifest) -> dict[str, str]:
+    """File -> what is wrong, of those missing, of another size than they must have, or foreign to the store."""
+    found, chunks = dict(_walk(path)), dict(_chunk_files(manifest))
+    expected = {*metadata_files(manifest), *chunks}
+    folders = {str(folder) for name in expected for folder in PurePosixPath(name).parents}
+    problems = dict.fromkeys(sorted(expected - set(found)), "is missing")
+    for name, mode in sorted(found.items()):
+        if name not in expected and name not in folders:
+            problems[name] = "does not belong to the store"
+        elif stat.S_ISREG(mode) and name in chunks:
+            if problem := _chunk_problem(path / name, chunks[name]):
+                problems[name] = problem
+        elif stat.S_ISLNK(mode) or stat.S_ISREG(mode) != (name in expected):
+            problems[name] = "is a link, or not the kind of file it must be; put the file itself there"
+    return problems
+
+
+def _chunk_files(manifest: Manifest) -> Iterator[tuple[str, _ChunkFile]]:
+    for info in manifest.splits.values():
+        layout, per_file = SplitLayout.of(manifest, info), info.segments_per_file
+        for array in ARRAYS:
+            for number in range(-(-info.n_segments // per_file)):
+                n_chunks = min(per_file, info.n_segments - number * per_file)
+                name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
+                yield name, _ChunkFile(layout, array, n_chunks)
+
+
+def _walk(path: Path) -> Iterator[tuple[str, int]]:
+    """Every file, link and empty directory below `path`, with its mode; links are not followed."""
+    for folder, folders, files in os.walk(path, onerror=_raise):
+        names = [*files, *(name for name in folders if os.path.islink(os.path.join(folder, name)))]
+        for name in names:
+            file = Path(folder, name)
+            yield file.relative_to(path).as_posix(), file.lstat().st_mode
+        if not folders and not files:
+            yield Path(folder).relative_to(path).as_posix(), os.lstat(folder).st_mode
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _chunk_problem(file: Path, chunk: _ChunkFile) -> str | None:
+    layout = chunk.layout
+    row, dtype = layout.rows[chunk.array], np.dtype(layout.dtypes[chunk.array])
+    chunk_bytes = layout.chunk_rows * math.prod(row) * dtype.itemsize
+    stored_bytes = chunk_bytes + _CHECKSUM_BYTES if layout.codec == "none" else None
+    size = file.stat().st_size
+    if layout.chunks_per_file > 1:
+        return _shard_problem(file, size, layout.chunks_per_file, chunk.n_chunks, stored_bytes)
+    expected = _blosc_bytes(file, chunk_bytes) if stored_bytes is None else stored_bytes
+    if expected is None:
+        return f"has {size} bytes, which do not begin a compressed chunk"
+    return None if size == expected else f"has {size} bytes; it must have {expected}"
+
+
+def _blosc_bytes(file: Path, chunk_bytes: int) -> int | None:
+    """Size the file must have by the header of its compressed chunk; None where that is none of ours."""
+    with file.open("rb") as stream:
+        header = np.frombuffer(stream.read(_BLOSC_HEADER_BYTES), np.uint8)
+    if len(header) < _BLOSC_HEADER_BYTES:
+        return None
+    n_decoded, _, n_encoded = header[4:].view("<u4").tolist()
+    return n_encoded + _CHECKSUM_BYTES if n_decoded == chunk_bytes else None
+
+
+def _shard_problem(
+    file: Path, size: int, n_places: int, n_chunks: int, stored_bytes: int | None
+) -> str | None:
+    index_bytes = 16 * n_places + _CHECKSUM_BYTES
+    if size < index_bytes:
+        return f"has {size} bytes; its index alone has {index_bytes}"
+    with file.open("rb") as stream:
+        stream.seek(size - index_bytes)
+        index = np.frombuffer(stream.read(16 * n_places), "<u8").reshape(n_places, 2)
+    present = index[(index != _ABSENT).any(axis=1)]
+    absent = [str(chunk) for chunk in np.flatnonzero((index[:n_chunks] == _ABSENT).all(axis=1))]
+    if absent:
+        return f"lacks chunk {', '.join(absent[:9])}"
+    if not _fills(present, size - index_bytes) or (
+        stored_bytes is not None and bool((present[:, 1] != stored_bytes).any())
+    ):
+        return f"has {size} bytes, which its index does not account for"
+    return None
+
+
+def _fills(places: NDArray[np.uint64], n_bytes: int) -> bool:
+    """Whether the chunks lie one behind the other, in any order, from the first byte to the last."""
+    ends = 0
+    for offset, length in sorted(places.tolist()):  # Python's numbers: a damaged index overflows 64 bits.
+        if offset != ends:
+            return False
+        ends += length
+    return ends == n_bytes

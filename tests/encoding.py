@@ -1,0 +1,85 @@
+"""Tables encoded and expanded in memory, and stores that are nothing but what `like` reads of them."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ep3stream.config import ConvertConfig
+from ep3stream.data import recorded as recorded_module
+from ep3stream.data.batch import Source
+from ep3stream.data.encode import Expansion, RowEncoder
+from ep3stream.data.recorded import take_over
+from ep3stream.data.tables import TableSource
+
+
+class Encoded(NamedTuple):
+    """What a conversion would store."""
+
+    expansion: Expansion
+    encoder: RowEncoder
+    source: Source
+    x: np.ndarray
+    y: np.ndarray
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.expansion.feature_names)
+
+
+def write(path: Path, table: str | dict[str, Any]) -> Path:
+    """CSV text or the columns of a Parquet file."""
+    if isinstance(table, str):
+        path = path.with_suffix(".csv")
+        path.write_text(table)
+    else:
+        path = path.with_suffix(".parquet")
+        pq.write_table(pa.table(table), path)
+    return path
+
+
+def encode_source(source: Source, config: ConvertConfig, block_bytes: int = 1 << 20) -> Encoded:
+    config, like = take_over(config)
+    encoder = RowEncoder.build(source, config, like)
+    parts = []
+    for batch in source.batches(block_bytes):
+        rows = encoder.encode(batch)
+        encoder.observe(rows, np.zeros(len(rows), np.intp))
+        parts.append(rows)
+    encoder.require_usable(Path("last.csv"))
+    expansion = Expansion.build(source, encoder)
+    expanded = [expansion.expand(rows) for rows in parts]
+    x, y = (np.concatenate([part[i] for part in expanded]) for i in (0, 1))
+    return Encoded(expansion, encoder, source, x, y)
+
+
+def encode(path: Path, table: str | dict[str, Any], **settings: Any) -> Encoded:
+    config = ConvertConfig(**{"target": "y", **settings})
+    return encode_source(TableSource.open([write(path, table)], take_over(config)[0]), config)
+
+
+def pretend_store(monkeypatch: pytest.MonkeyPatch, encoded: Encoded, **changes: Any) -> Path:
+    """A path whose store says it was made of what was encoded."""
+    manifest = SimpleNamespace(
+        task=encoded.source.target.task,
+        x_dtype=encoded.encoder.layout.dtypes["x"],
+        columns=json.loads(json.dumps(encoded.expansion.columns)),
+        target_names=encoded.source.target.names,
+        class_names=encoded.expansion.class_names,
+    )
+    vars(manifest).update(changes)
+
+    @contextmanager
+    def open_store(_: Path) -> Any:
+        yield SimpleNamespace(manifest=manifest)
+
+    monkeypatch.setattr(recorded_module, "open_store", open_store)
+    return Path("first.zarr")

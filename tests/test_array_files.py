@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ep3stream.config import ConvertConfig
+from ep3stream.data.array_files import open_row_array
+from ep3stream.data.batch import START, Position, Source
+from ep3stream.data.sources import open_source
+from ep3stream.errors import SourceError
+
+X = np.random.default_rng(0).standard_normal((57, 3, 2)).astype(np.float32)
+
+
+def idx(array: np.ndarray) -> bytes:
+    codes = {"u1": 8, "i1": 9, "i2": 0xB, "i4": 0xC, "f4": 0xD, "f8": 0xE}
+    code = codes[array.dtype.str[1:]]
+    header = bytes([0, 0, code, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def save_hdf5(path: Path, x: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        file.create_dataset("group/x", data=x, chunks=(10, *x.shape[1:]), compression="gzip", fletcher32=True)
+    return Path(f"{path}:/group/x")
+
+
+def save_zarr(path: Path, x: np.ndarray) -> Path:
+    group = zarr.open_group(path, mode="w")
+    array = group.create_array("train/x", shape=x.shape, dtype=x.dtype, chunks=(5, *x.shape[1:]),
+                               shards=(20, *x.shape[1:]))  # fmt: skip
+    array[:] = x
+    return path / "train" / "x"
+
+
+def saved(save: Callable[..., Any]) -> Callable[[Path, np.ndarray], Path]:
+    def save_and_name(path: Path, x: np.ndarray) -> Path:
+        save(path, x)
+        return path
+
+    return save_and_name
+
+
+def member(save: Callable[..., Any]) -> Callable[[Path, np.ndarray], Path]:
+    def save_and_name(path: Path, x: np.ndarray) -> Path:
+        save(path, other=np.zeros(3), inputs=x)
+        return Path(f"{path}:inputs")
+
+    return save_and_name
+
+
+SAVERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
+    "x.npy": saved(np.save),
+    "fortran.npy": saved(lambda path, x: np.save(path, np.asfortranarray(x))),
+    "stored.npz": member(np.savez),
+    "deflated.npz": member(np.savez_compressed),
+    "x-idx3-ubyte": saved(lambda path, x: path.write_bytes(idx(x))),
+    "x-idx3-ubyte.gz": saved(lambda path, x: path.write_bytes(gzip.compress(idx(x)))),
+    "x.h5": save_hdf5,
+    "x.zarr": save_zarr,
+}
+
+
+def rows_of(source: Source, block_bytes: int = 1 << 20, start: Position = START) -> tuple[Any, Any]:
+    batches = list(source.batches(block_bytes, start))
+    return (
+        np.concatenate([np.hstack([p.reshape(b.n_rows, -1) for p in b.numeric]) for b in batches]),
+        np.concatenate([np.asarray(b.target) for b in batches]),
+    )
+
+
+@pytest.mark.parametrize("name", SAVERS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(block_rows=st.integers(1, 70), start_row=st.integers(0, 56))
+def test_any_block_size_and_any_start_give_the_same_rows(
+    tmp_path: Path, name: str, block_rows: int, start_row: int
+) -> None:
+    array = open_row_array(SAVERS[name](tmp_path / name, X), "x")
+    assert (array.shape, array.dtype.newbyteorder("=")) == (X.shape, X.dtype)
+    blocks, ends = zip(*array.blocks(block_rows, start_row), strict=True)
+    np.testing.assert_array_equal(np.concatenate(blocks), X[start_row:])
+    assert max(map(len, blocks)) <= block_rows
+    assert list(ends) == sorted(ends)
+    assert all(file.is_dir() or ends[-1] <= file.stat().st_size for file in array.files)
+
+
+@pytest.mark.parametrize(
+    "name", ["x.npy", "stored.npz", "deflated.npz", "x-idx3-ubyte", "x-idx3-ubyte.gz", "x.h5"]
+)
+def test_a_file_truncated_anywhere_is_an_error_and_never_fewer_rows(tmp_path: Path, name: str) -> None:
+    path = SAVERS[name](tmp_path / name, X)
+    data = (tmp_path / name).read_bytes()
+    for end in np.linspace(0, len(data) - 1, 40).astype(int):
+        (tmp_path / name).write_bytes(data[:end])
+        with pytest.raises(SourceError, match=name):
+            list(open_row_array(path, "x").blocks(10, 0))
+
+
+def test_a_stored_array_longer_than_its_header_says_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(X) + b"more"))
+    with pytest.raises(SourceError, match="holds more than its header says"):
+        list(open_row_array(path, "x").blocks(100, 0))
+
+
+@pytest.mark.parametrize("name", ["deflated.npz", "x-idx3-ubyte.gz", "x.h5"])
+def test_a_flipped_byte_never_changes_a_value_silently(tmp_path: Path, name: str) -> None:
+    path = SAVERS[name](tmp_path / name, X)
+    data = bytearray((tmp_path / name).read_bytes())
+    found = 0
+    for place in np.linspace(len(data) // 4, len(data) * 3 // 4, 30).astype(int):
+        data[place] ^= 0x10
+        (tmp_path / name).write_bytes(data)
+        try:
+            blocks = [block for block, _ in open_row_array(path, "x").blocks(10, 0)]
+        except SourceError:
+            found += 1
+        else:
+            np.testing.assert_array_equal(np.concatenate(blocks), X)
+        data[place] ^= 0x10
+    assert found
+
+
+def test_mnist_like_files_are_flattened_and_keep_their_values(tmp_path: Path) -> None:
+    images = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(5, dtype=np.uint8))))
+    source = open_source(
+        None,
+        ConvertConfig(),
+        tmp_path / "train-images-idx3-ubyte.gz",
+        tmp_path / "train-labels-idx1-ubyte.gz",
+    )
+    x, y = rows_of(source, block_bytes=20)
+    np.testing.assert_array_equal(x, images.reshape(5, 12))
+    assert (y.tolist(), source.target.kind, source.label_values) == ([*range(5)], "integer", (0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("name", ["d.npz", "d.h5", "d.zarr"])
+def test_one_file_may_hold_both_arrays(tmp_path: Path, name: str) -> None:
+    path, y = tmp_path / name, np.arange(57.0)
+    if name == "d.npz":
+        np.savez(path, x=X, y=y)
+    elif name == "d.h5":
+        with h5py.File(path, "w") as file:
+            file["x"], file["y"] = X, y
+    else:
+        group = zarr.open_group(path, mode="w")
+        group["x"], group["y"] = X, y
+    source = open_source(path, ConvertConfig())
+    x_read, y_read = rows_of(source, 100)
+    np.testing.assert_array_equal(x_read, X.reshape(57, 6))
+    np.testing.assert_array_equal(y_read[:, 0], y)
+    assert len(source.files) == (2 if name == "d.zarr" else 1)
+
+
+def test_x_and_y_may_be_of_different_formats_with_other_chunks(tmp_path: Path) -> None:
+    x = SAVERS["x.zarr"](tmp_path / "x.zarr", X)
+    np.savez_compressed(tmp_path / "y.npz", labels=np.arange(57) % 3)
+    source = open_source([], ConvertConfig(), x, tmp_path / "y.npz:labels")
+    x_read, y_read = rows_of(source, 7 * 24)
+    np.testing.assert_array_equal(x_read, X.reshape(57, 6))
+    np.testing.assert_array_equal(y_read, np.arange(57) % 3)
+    (*_, last) = source.batches(7 * 24)
+    assert last.next == Position(0, 57)
+    np.testing.assert_array_equal(rows_of(source, 99, Position(0, 31))[1], (np.arange(57) % 3)[31:])
+
+
+def test_columns_are_chosen_and_renamed(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, y=np.arange(57.0))
+    config = ConvertConfig(columns=["x4", "x0"], rename={"x0": "first", "y": "out"})
+    source = open_source(tmp_path / "d.npz", config)
+    assert [column.name for column in source.columns] == ["x4", "first"]
+    assert source.target.names == ("out",)
+    np.testing.assert_array_equal(rows_of(source)[0], X.reshape(57, 6)[:, [4, 0]])
+
+
+BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "no member": (lambda d: (np.savez(d / "x.npz", a=X), d / "x.npz")[1], "has no array 'x'; name one of a"),
+    "no dataset": (lambda d: save_hdf5(d / "x.h5", X) and Path(f"{d}/x.h5:/other"), "has no array '/other'"),
+    "no such file": (lambda d: d / "x.npy", "no such file"),
+    "another format": (lambda d: (d / "x.mat").write_bytes(b"x") and d / "x.mat", "is no .npy"),
+    "no idx": (lambda d: (d / "x-idx1-ubyte").write_bytes(b"hello") and d / "x-idx1-ubyte", "is no idx file"),
+    "objects": (
+        lambda d: (np.save(d / "x.npy", np.array([None]), allow_pickle=True), d / "x.npy")[1],
+        "holds object, not numbers",
+    ),
+    "text": (lambda d: (np.save(d / "x.npy", np.array(["a"])), d / "x.npy")[1], "holds <U1, not numbers"),
+    "fortran and deflated": (
+        lambda d: (np.savez_compressed(d / "x.npz", x=np.asfortranarray(X)), d / "x.npz")[1],
+        "deflated column by column",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_what_is_no_array_is_refused_by_name(
+    tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    path = make(tmp_path)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_row_array(path, "x")
+    assert "x" in str(caught.value)
+
+
+def test_rows_of_hdf5_that_were_never_written_are_no_zeros(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        written = file.create_dataset("x", (30, 2), "f4", chunks=(10, 2))
+        written[:20] = 1
+    with pytest.raises(SourceError, match="/x lacks some of its 3 chunks"):
+        open_row_array(tmp_path / "x.h5", "x")

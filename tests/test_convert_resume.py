@@ -1,0 +1,289 @@
+"""Conversions that are stopped and go on: the store has the same bytes as one made in one go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ep3stream.config import ConvertConfig, Format
+from ep3stream.data import convert as convert_module
+from ep3stream.data.convert import ConvertProgress, convert
+from ep3stream.errors import DiskError, InputError, SourceError
+
+CONFIG = ConvertConfig(target="y", segment_bytes=4096, memory_bytes=4 * 4096)
+N_ROWS = 3000
+
+
+@pytest.fixture(autouse=True)
+def _saved_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert_module, "_PROGRESS_EVERY_S", 0.0)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Two files with numbers, a category that appears late, missing cells and labels."""
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        rows = range(number * N_ROWS // 2, (number + 1) * N_ROWS // 2)
+        lines = [f"{i},{i * 0.37 if i % 7 else ''},{'ab'[i > N_ROWS - 300]},{i % 3}" for i in rows]
+        (tmp_path / "in" / f"{number}.csv").write_text("\n".join(["i,v,kind,y", *lines, ""]))
+    return tmp_path / "in"
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Every file of a store by its name."""
+    if store.is_file():
+        return {"": store.read_bytes()}
+    files = [file for file in store.rglob("*") if file.is_file()]
+    return {file.relative_to(store).as_posix(): file.read_bytes() for file in files}
+
+
+def stop_after(calls: int) -> Callable[[ConvertProgress], None]:
+    """Progress that raises what Ctrl-C raises at this call."""
+    left = [calls]
+
+    def count(_: ConvertProgress) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    return count
+
+
+def convert_with_stops(source: object, store: Path, config: ConvertConfig, stops: list[int]) -> int:
+    """How many of the stops came before the end."""
+    for number, calls in enumerate(stops):
+        try:
+            convert(source, store, config, progress=stop_after(calls))
+        except KeyboardInterrupt:
+            continue
+        return number
+    convert(source, store, config)
+    return len(stops)
+
+
+CONFIGS = {
+    "shuffled": replace(CONFIG, missing="mean", splits={"train": 0.8, "test": 0.2}),
+    "in order": replace(CONFIG, missing="drop", shuffle=False),
+    "straight": replace(CONFIG, missing="drop", shuffle=False, columns=("i", "v"), task="regression"),
+    "hdf5": replace(CONFIG, missing="drop", splits={"train": 0.5, "test": 0.5}, format="hdf5"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(
+    max_examples=6,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(stops=st.lists(st.integers(0, 12), min_size=1, max_size=4))
+def test_a_conversion_stopped_anywhere_ends_with_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory, table: Path, name: str, stops: list[int]
+) -> None:
+    directory = tmp_path_factory.mktemp("stores")
+    convert([table], directory / "whole", CONFIGS[name])
+    stopped = convert_with_stops([table], directory / "stopped", CONFIGS[name], stops)
+    assert stopped or stops[0] == 12
+    assert contents(directory / "stopped") == contents(directory / "whole")
+    assert sorted(path.name for path in directory.iterdir()) == ["stopped", "whole"]
+
+
+@pytest.mark.parametrize("name", ["shuffled", "straight"])
+def test_what_was_done_before_a_stop_is_not_done_again(tmp_path: Path, table: Path, name: str) -> None:
+    told: list[ConvertProgress] = []
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", CONFIGS[name], progress=stop_after(40))
+    convert([table], tmp_path / "store", CONFIGS[name], progress=told.append)
+    assert told[0].rows > 500
+
+
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+@pytest.mark.parametrize("damage", ["rows", "store", "progress.json"])
+def test_what_was_damaged_between_two_processes_is_made_again(
+    tmp_path: Path, table: Path, format: Format, damage: str
+) -> None:
+    config = replace(CONFIGS["shuffled"], format=format)
+    convert([table], tmp_path / "whole", config)
+    reads = sum(1 for _ in progress_calls(table, tmp_path / "counted", config) if _.stage == "read")
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", config, progress=stop_after(reads + 3))
+    work = tmp_path / ".store.convert" / damage
+    for file in [work] if work.is_file() else [file for file in work.rglob("*") if file.is_file()]:
+        if file.stat().st_size:
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 4
+            file.write_bytes(data)
+    convert([table], tmp_path / "store", config)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def progress_calls(table: Path, store: Path, config: ConvertConfig) -> list[ConvertProgress]:
+    told: list[ConvertProgress] = []
+    convert([table], store, config, progress=told.append)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "unfinished conversion had seed 0, now it is 1"),
+        ({"splits": {"train": 1.0}}, "had splits .*test.*, now it is"),
+        ({"dtype": "float16"}, "had dtype 'float32', now it is 'float16'"),
+        ({"shuffle": False}, "had shuffle True, now it is False"),
+    ],
+)
+def test_a_changed_option_is_refused_by_name_until_a_restart(
+    tmp_path: Path, table: Path, change: dict[str, object], message: str
+) -> None:
+    config, store = CONFIGS["shuffled"], tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], store, config, progress=stop_after(4))
+    changed = replace(config, **change)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        convert([table], store, changed)
+    convert([table], store, changed, restart=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
+
+
+def test_memory_may_change_and_the_bytes_do_not(tmp_path: Path, table: Path) -> None:
+    config = CONFIGS["shuffled"]
+    convert([table], tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", config, progress=stop_after(4))
+    convert([table], tmp_path / "store", replace(config, memory_bytes=1 << 20))
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_a_file_changed_between_two_processes_is_refused_by_name(tmp_path: Path, table: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(4))
+    text = (table / "0.csv").read_text()
+    (table / "0.csv").write_text(text.replace("7,", "8,", 1))
+    with pytest.raises(InputError, match=r"0\.csv"):
+        convert([table], tmp_path / "store", CONFIGS["shuffled"])
+
+
+def test_a_file_with_a_new_date_and_the_same_bytes_is_accepted(tmp_path: Path, table: Path) -> None:
+    convert([table], tmp_path / "whole", CONFIGS["shuffled"])
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(4))
+    os.utime(table / "0.csv", (1, 1))
+    convert([table], tmp_path / "store", CONFIGS["shuffled"])
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_a_second_conversion_to_the_same_name_is_refused_with_its_holder(tmp_path: Path, table: Path) -> None:
+    def meanwhile(_: ConvertProgress) -> None:
+        with pytest.raises(InputError, match=rf"is being made by process {os.getpid()} on"):
+            convert([table], tmp_path / "store", CONFIG)
+
+    convert([table], tmp_path / "store", replace(CONFIG, missing="drop"), progress=meanwhile)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_disk_that_fills_up_leaves_what_was_done_for_the_same_call(
+    tmp_path: Path, table: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert([table], tmp_path / "whole", CONFIGS[name])
+    with monkeypatch.context() as patch:
+        patch.setattr("ep3stream.data.spill._write_section", _refuse_after(7))
+        patch.setattr("ep3stream.data.zarr_backend.ZarrWriter.write", _refuse_after(3))
+        patch.setattr("ep3stream.data.hdf5_backend.Hdf5Writer.write", _refuse_after(1))
+        with pytest.raises(DiskError, match="No space left"):
+            convert([table], tmp_path / "store", CONFIGS[name])
+    assert not (tmp_path / "store").exists()
+    convert([table], tmp_path / "store", CONFIGS[name])
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def _refuse_after(calls: int) -> Callable[..., None]:
+    """Writes nothing, and in the end says why: what comes before is damaged as well."""
+    left = [calls]
+
+    def write(*_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+
+    return write
+
+
+def test_a_file_that_zarr_was_writing_when_it_was_killed_does_not_stay(tmp_path: Path, table: Path) -> None:
+    config = CONFIGS["straight"]
+    convert([table], tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", config, progress=stop_after(40))
+    for folder in ("", "train", "train/x", "train/y/c"):
+        (tmp_path / ".store.convert" / "store" / folder / "zarr.0f.partial").write_text("{")
+    convert([table], tmp_path / "store", config)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("is_removing", [False, True])
+def test_a_conversion_killed_when_the_store_has_its_place_is_done(
+    tmp_path: Path, table: Path, name: str, is_removing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    cut_off = "shutil.rmtree" if is_removing else "ConversionWork.remove"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"ep3stream.data.work.{cut_off}", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert([table], store, CONFIGS[name])
+    made = contents(store)
+    assert convert([table], store, CONFIGS[name]).splits.keys() == CONFIGS[name].splits.keys()
+    assert contents(store) == made
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
+    with pytest.raises(InputError, match="store exists"):
+        convert([table], store, CONFIGS[name])
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_bad_row_after_a_stop_leaves_nothing(tmp_path: Path, table: Path) -> None:
+    lines = (table / "1.csv").read_text().splitlines()
+    (table / "1.csv").write_text("\n".join([*lines[:-1], "inf,0,a,0", ""]))
+    config = replace(CONFIG, missing="drop")
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", config, progress=stop_after(3))
+    with pytest.raises(SourceError, match=r"1\.csv: column 'i', row 1500"):
+        convert([table], tmp_path / "store", config)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_killed_process_is_gone_on_with_by_the_same_command(tmp_path: Path, table: Path) -> None:
+    def command(store: str) -> list[str]:
+        options = ["--target", "y", "--missing", "drop", "--memory", "16KiB", "--segment-bytes", "4KiB"]
+        return [
+            sys.executable,
+            "-m",
+            "ep3stream",
+            "--quiet",
+            "convert",
+            str(table),
+            str(tmp_path / store),
+            *options,
+        ]
+
+    subprocess.run(command("whole"), check=True, timeout=60)
+    process = subprocess.Popen(command("store"))
+    rows = tmp_path / ".store.convert" / "rows"
+    while process.poll() is None and not (rows / "000003.json").exists():
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "store").exists()
+    subprocess.run(command("store"), check=True, timeout=60)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
