@@ -29,9 +29,10 @@ from ep3stream.errors import (
 from ep3stream.run.evaluate import evaluate, predict
 from ep3stream.run.fit import fit
 from ep3stream.run.inspect import inspect, verify
+from ep3stream.run.kernel_model import KernelModel
 from ep3stream.run.models import load
 from ep3stream.run.report import write_report
-from ep3stream.solver.model import KernelModel
+from ep3stream.run.tune import TuneResult, tune
 
 __all__ = [
     "ConfigError",
@@ -48,6 +49,7 @@ __all__ = [
     "RunConfig",
     "SolverConfig",
     "SourceError",
+    "TuneResult",
     "convert",
     "evaluate",
     "fit",
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "open_store",
     "predict",
+    "tune",
     "verify",
     "write_report",
 ]

@@ -51,7 +51,7 @@ def test_products_by_tiles_equal_dense_ones(kernel: Kernel, p: int, m: int, k: i
     torch.testing.assert_close(times_kernel(kernel, left, z, x), left @ k_zx, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("first", ["left_times", "times", "whole"])
+@pytest.mark.parametrize("first", ["left_times", "times", "whole", "columns"])
 @pytest.mark.parametrize("memory", ["none", "exact", "more than enough"])
 @pytest.mark.parametrize(("p", "m", "k"), SHAPES)
 @pytest.mark.usefixtures("tile_rows")
@@ -67,11 +67,13 @@ def test_a_batch_block_gives_the_same_whichever_product_comes_first(
     }
     block = BatchBlock(kernel, z, x, rooms[memory])
     k_zb, left, right = kernel.block(z, x), points(k, p, 2), points(k, m, 3)
-    expected = {"left_times": left @ k_zb, "times": right @ k_zb.T, "whole": k_zb}
+    some = slice(m // 3, m // 3 + 2)
+    expected = {"left_times": left @ k_zb, "times": right @ k_zb.T, "whole": k_zb, "columns": k_zb[:, some]}
     got = {
         "left_times": lambda: block.left_times(left),
         "times": lambda: block.times(right),
         "whole": block.whole,
+        "columns": lambda: block.columns(some),
     }
     for product in [first, *expected]:
         torch.testing.assert_close(got[product](), expected[product], atol=1e-5, rtol=1e-5)

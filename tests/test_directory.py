@@ -60,6 +60,7 @@ def test_once_there_is_a_set_up_epochs_may_only_grow(run):
         {"run": {"devices": 1}},
         {"run": {"dask": "tcp://other:8786"}},
         {"data": {"validate": "test"}},
+        {"solver": {"validate_every": 0.5}},
     ],
 )
 def test_settings_that_do_not_change_the_path_of_the_fit_may_change(run, change):
@@ -67,6 +68,24 @@ def test_settings_that_do_not_change_the_path_of_the_fit_may_change(run, change)
     changed = settings(solver={"epochs": 2}).with_settings(change, "test")
     run.settle_config(changed)
     assert run.read_config() == changed
+
+
+@pytest.mark.parametrize("change", [{"data": {"validate": "other"}}, {"solver": {"validate_every": 0.5}}])
+def test_with_patience_the_validations_are_part_of_the_path(run, change):
+    started = settings(solver={"epochs": 2, "patience": 3}, data={"validate": "test"})
+    run.settle_config(started)
+    run.setup.mkdir()
+    with pytest.raises(ConfigError, match=r"(data\.validate|solver\.validate_every) was"):
+        run.settle_config(started.with_settings(change, "test"))
+
+
+def test_a_setting_may_be_left_out_where_its_default_was_given_before(run):
+    given = {"momentum": 0.9, "averaging": 3.0, "step": "measured"}
+    run.settle_config(settings(solver={"epochs": 2, **given}, kernel={"name": "dispersal", "shape": 1.5}))
+    run.setup.mkdir()
+    run.settle_config(settings(solver={"epochs": 2}, kernel={"name": "dispersal"}))
+    with pytest.raises(ConfigError, match=r"solver\.averaging was 3\.0 and is now 0\.0"):
+        run.settle_config(settings(solver={"epochs": 2, "averaging": 0.0}, kernel={"name": "dispersal"}))
 
 
 def test_the_same_settings_write_nothing(run):

@@ -41,7 +41,7 @@ def test_the_direction_is_that_of_dense_algebra():
 def test_the_leverage_is_that_of_dense_algebra():
     k_zb = k(laplacian(3), Z, points(7, 3, 4))
     expected = (k_zb * (dense_q() @ k_zb)).sum(0)
-    assert torch.allclose(build()[0].leverage(k_zb), expected, rtol=1e-7)
+    assert torch.allclose(build()[0].leverage(k_zb, points(7, 3, 4)), expected, rtol=1e-7)
 
 
 def test_the_leading_data_directions_are_all_shrunk_to_the_next_one():

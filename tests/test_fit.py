@@ -273,6 +273,28 @@ def test_every_projection_kernel_and_scale_learns(store, tmp_path, projection, s
     assert ep3stream.evaluate(run, store)["r2"] > 0.85
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        {"name": "matern52", "bandwidth": 3.0},
+        {"name": "polynomial", "bandwidth": 2.5, "degree": 3, "offset": 1.5},
+        {"name": "ntk_relu", "depth": 3, "bias": 0.8},
+    ],
+    ids=lambda kernel: kernel["name"],
+)
+def test_a_fit_with_any_kind_of_kernel_resumes_to_the_same_bytes_and_loads(tmp_path, kernel):
+    store, config = make_store(tmp_path / "store.zarr"), settings(kernel=kernel)
+    whole = ep3stream.fit(store, tmp_path / "whole", config)
+    with pytest.raises(Stop):
+        ep3stream.fit(store, tmp_path / "run", config, observe=kill_at(24))
+    unfinished = ep3stream.load(tmp_path / "run").kernel
+    ep3stream.fit(store, tmp_path / "run", config)
+    assert model_bytes(tmp_path / "run") == model_bytes(whole)
+    for read in (unfinished, ep3stream.load(whole).kernel):
+        assert {"name": read.name, **read.parameters} == kernel
+    assert ep3stream.evaluate(whole, store)["r2"] > 0.85
+
+
 def test_a_callable_kernel_fits_and_must_be_given_again(store, tmp_path):
     def rational(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return 1 / (1 + torch.cdist(z, x).square() / 4)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.models import load
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
-from ep3stream.solver.model import InputScaling, KernelModel
+from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.solver.named_kernels import NAMED_KERNELS, named_kernel
 from ep3stream.solver.targets import TargetCode
 
 P, D = 30, 4
@@ -20,8 +22,8 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def model(n_outputs: int = 2, classes=None, kernel=None) -> KernelModel:
-    return KernelModel(
+def model(n_outputs: int = 2, classes=None, kernel=None) -> Predictor:
+    return Predictor(
         kernel or RadialKernel("gaussian", 1.5, draw(D)),
         draw(P, D),
         draw(P, n_outputs),
@@ -33,7 +35,7 @@ def model(n_outputs: int = 2, classes=None, kernel=None) -> KernelModel:
     )
 
 
-def dense(made: KernelModel, x: np.ndarray) -> np.ndarray:
+def dense(made: Predictor, x: np.ndarray) -> np.ndarray:
     """offset + scale * K(x, Z) weights in float64."""
     scaled = [(a - made.inputs.shift.double().numpy()) * made.inputs.scale.double().numpy()
               for a in (x, made.centers.double().numpy())]  # fmt: skip
@@ -106,7 +108,7 @@ def test_what_is_no_number_is_refused_by_its_type(x):
         model().predict(x)
 
 
-def written(tmp_path, made: KernelModel, **changes):
+def written(tmp_path, made: Predictor, **changes):
     write_bundle(tmp_path / "model", "model", made.tensors(), made.description() | changes)
     return tmp_path
 
@@ -119,10 +121,11 @@ def test_a_model_comes_back_from_its_files_bit_for_bit(tmp_path, classes):
     assert np.array_equal(again.decision_function(X), made.decision_function(X))
 
 
-def test_a_callable_kernel_must_be_given_again_and_a_named_one_may_not(tmp_path):
-    def function(z, x):
-        return torch.exp(-torch.cdist(z, x))
+def function(z, x):
+    return torch.exp(-torch.cdist(z, x))
 
+
+def test_a_callable_kernel_must_be_given_again_and_a_named_one_may_not(tmp_path):
     made = model(kernel=CallableKernel(function))
     run = written(tmp_path / "callable", made)
     assert np.array_equal(load(run, function).predict(X), made.predict(X))
@@ -130,6 +133,26 @@ def test_a_callable_kernel_must_be_given_again_and_a_named_one_may_not(tmp_path)
         load(run)
     with pytest.raises(InputError, match="gaussian kernel; leave kernel= out"):
         load(written(tmp_path / "named", model()), function)
+
+
+@pytest.mark.parametrize("kernel", [None, CallableKernel(function)])
+def test_a_model_of_the_first_files_which_named_a_bandwidth_only_is_read(tmp_path, kernel):
+    made = model(kernel=kernel)
+    kept = (
+        {"name": "gaussian", "bandwidth": 1.5} if kernel is None else {"name": "callable", "bandwidth": None}
+    )
+    again = load(written(tmp_path, made, kernel=kept), kernel and function)
+    assert np.array_equal(again.predict(X[:50]), made.predict(X[:50]))
+
+
+@pytest.mark.parametrize("name", NAMED_KERNELS)
+def test_every_kernel_comes_back_from_its_files_bit_for_bit(tmp_path, name):
+    parameters = {"bandwidth": 1.5, "shape": 0.7, "degree": 2, "offset": 0.3, "depth": 4, "bias": 0.6}
+    own = {item: parameters[item] for item in KERNEL_DEFAULTS[name]}
+    made = model(kernel=named_kernel(name, own, draw(D)))
+    again = load(written(tmp_path, made))
+    assert again.description()["kernel"] == {"name": name, **own}
+    assert np.array_equal(again.predict(X[:50]), made.predict(X[:50]))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +164,11 @@ def test_a_callable_kernel_must_be_given_again_and_a_named_one_may_not(tmp_path)
         {"kernel": {"name": "sinc", "bandwidth": 1.0}},
         {"kernel": {"name": "gaussian", "bandwidth": -1.0}},
         {"kernel": {"name": "gaussian", "bandwidth": "wide"}},
+        {"kernel": {"name": "gaussian", "bandwidth": "median"}},
+        {"kernel": {"name": "gaussian", "bandwidth": 1.5, "degree": 3}},
+        {"kernel": {"name": "gaussian", "bandwidth": 1.5, "width": 3}},
+        {"kernel": {"name": "dispersal", "bandwidth": 1.5}},
+        {"kernel": {"name": ["gaussian"]}},
         {"kernel": "gaussian"},
     ],
 )

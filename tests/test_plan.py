@@ -25,6 +25,11 @@ def test_a_plan_stays_within_its_memory_and_says_what_takes_it():
     assert plan.max_batch_size == 4096
 
 
+def test_patience_costs_one_more_copy_of_the_weights():
+    plain, patient = (Plan.of(SHAPE, SolverConfig(patience=n), 5000, 1000 * MB).memory for n in (0, 3))
+    assert patient == {**plain, "weights of the best model": 4 * 5000}
+
+
 def test_the_largest_batch_is_the_one_that_still_fits():
     tight = Plan.of(SHAPE, SolverConfig(), 50_000, 500 * MB)
     row = tight.memory["kernel block and batches"] // tight.max_batch_size
@@ -55,7 +60,7 @@ def remedies(error: ConfigError) -> tuple[int, int | None]:
     return parse_bytes(memory[1]), int(centers[1]) if centers else None
 
 
-@pytest.mark.parametrize("projection", ["nystrom", "exact"])
+@pytest.mark.parametrize("projection", ["nystrom", "exact", "eigenpro"])
 @pytest.mark.parametrize("is_shuffled", [True, False])
 @settings(max_examples=40)
 @given(

@@ -68,7 +68,7 @@ def test_q_is_symmetric_and_positive_semidefinite(model_rank: int) -> None:
 def test_leverage_is_the_diagonal_of_the_operator(model_rank: int) -> None:
     case = problem(model_rank=model_rank)
     k_zb = k(case.kernel, case.z, case.x[:20])
-    leverage = case.projection()[0].leverage(k_zb)
+    leverage = case.projection()[0].leverage(k_zb, case.x[:20])
     torch.testing.assert_close(leverage, (k_zb.T @ q_matrix(case) @ k_zb).diagonal(), rtol=1e-8, atol=0)
 
 
@@ -108,7 +108,7 @@ def test_a_degenerate_problem_gives_a_usable_projection(name: str) -> None:
     descent = projection.direction(k_zb.sum(1)[None])
     assert torch.isfinite(descent).all()
     assert float((descent @ k_zb.sum(1)).sum()) >= 0
-    assert torch.isfinite(projection.leverage(k_zb)).all()
+    assert torch.isfinite(projection.leverage(k_zb, case.x[:16])).all()
     assert projection.basis.shape[1] == len(spectra.model) <= min(case.model_rank, len(case.z))
 
 

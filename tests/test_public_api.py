@@ -19,6 +19,7 @@ NAMES = [
     "RunConfig",
     "SolverConfig",
     "SourceError",
+    "TuneResult",
     "convert",
     "evaluate",
     "fit",
@@ -26,6 +27,7 @@ NAMES = [
     "load",
     "open_store",
     "predict",
+    "tune",
     "verify",
     "write_report",
 ]

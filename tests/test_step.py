@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_problem import Problem, k, laplacian, points, unit_targets
+from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points, unit_targets
 from torch import Tensor
 
+from ep3stream.config import SolverConfig
+from ep3stream.run.plan import Plan, Shape
+from ep3stream.solver.build import SolverBuilder
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.stepsize import Stability
@@ -46,7 +50,7 @@ def test_one_step_is_the_formula(m: int, c: int, keep_block: bool) -> None:
     average = average + 3 / (7 + 3) * (alpha - average)
 
     state = some_state(solver)
-    loss, _ = solver.step(state, x, y, eta)
+    loss = solver.step(state, x, y, eta).loss
     torch.testing.assert_close(state.weights, alpha)
     torch.testing.assert_close(state.velocity, v)
     torch.testing.assert_close(state.average, average)
@@ -142,6 +146,30 @@ def test_the_step_size_is_the_smaller_of_its_two_limits() -> None:
     assert Stability(100, 4.0, 0.1).step_size(0.9) == pytest.approx(0.25)
     assert Stability(100, 4.0, 8.0).step_size(0.9) == pytest.approx(0.1 / 8.0)
     assert Stability(100, 4.0, 8.0).step_size(0.9, safety=0.5) == pytest.approx(0.05 / 8.0)
+
+
+@pytest.mark.parametrize(
+    ("lambda_max", "measured"), [(0.5, [1024]), (2.0, [1024, 512]), (0.01, [1024, 2048])]
+)
+def test_a_smaller_batch_is_measured_again_only_if_its_leading_eigenvalue_may_limit_the_step(
+    lambda_max: float, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def stability(self: SolverBuilder, projection: object, probes: Tensor, m: int, y: Tensor | None) -> Stability:
+        asked.append(m)
+        return Stability(m, lambda_max, 0.1)
+
+    monkeypatch.setattr(SolverBuilder, "stability", stability)
+    small = problem(20, 30)
+    sizes = Plan.of(Shape(10**6, 2, 1, 1000, 12, True), SolverConfig(), 20, 1 << 30)
+    sizes = replace(sizes, max_batch_size=2048)
+    builder = SolverBuilder(small.kernel, small.z, small.x, sizes, SolverConfig(), ONE_RANK, generator())
+    projection, spectra = small.projection()
+    limits = builder.step_limits(projection, spectra, small.x, 10**6)
+    assert asked == measured
+    assert limits.batch_size == (512 if measured == [1024] else measured[-1])
+    assert limits.step_size == pytest.approx(min(1 / lambda_max, 1.0))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -25,11 +25,25 @@ _TENSORS = ("weights", "velocity", "average", "good_weights", "good_average")
 _NAME = re.compile(r"step-(\d{12})")
 
 
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best model a fit has validated. weights: (c, p_shard); error: its weighted squared error, at `step`.
+
+    n_since: validations since then.
+    """
+
+    weights: Tensor
+    error: float
+    step: int
+    n_since: int = 0
+
+
 @dataclass(slots=True)
 class Progress:
     """Everything a fit needs to go on: solver and guard, the cursor, and losses the guard has yet to see.
 
     elapsed_s, waited_s: seconds over all sittings. model_loss: running loss of the average, over n_scored batches.
+    best: the best model validated, of a fit that may stop early.
     """
 
     step: int
@@ -40,6 +54,7 @@ class Progress:
     waited_s: float = 0.0
     model_loss: float = 0.0
     n_scored: int = 0
+    best: Best | None = None
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -79,6 +94,9 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
             "n_cuts": guard.n_cuts,
         },
     }
+    if (best := progress.best) is not None:
+        tensors["best_weights"] = best.weights
+        description["best"] = {"error": _encode(best.error), "step": best.step, "n_since": best.n_since}
     write_bundle(path, _KIND, tensors, description)
     for old in [*(old for _, old in list_checkpoints(directory)[keep:]), *directory.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
@@ -112,7 +130,9 @@ def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Prog
         if content["setup_digest"] != setup_digest:
             raise DamagedDataError(f"{path} belongs to another set-up than the one in its run; remove it")
         tensors = {name: tensor.to(device) for name, tensor in bundle.tensors.items()}
-        _require_alike([tensors[name] for name in _TENSORS])
+        best = content.get("best")
+        names = _TENSORS if best is None else (*_TENSORS, "best_weights")
+        _require_alike([tensors[name] for name in names])
         state = SolverState(
             tensors["weights"], tensors["velocity"], tensors["average"], _count(content["averaged"])
         )
@@ -141,9 +161,14 @@ def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Prog
             float(content["waited_s"]),
             float(content["model_loss"]),
             _count(content["n_scored"]),
+            None if best is None else _decode_best(best, tensors["best_weights"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); remove it") from error
+
+
+def _decode_best(saved: Mapping[str, Any], weights: Tensor) -> Best:
+    return Best(weights, float(saved["error"]), _count(saved["step"]), _count(saved["n_since"]))
 
 
 def _require_alike(tensors: Sequence[Tensor]) -> None:

@@ -17,7 +17,6 @@ from ep3stream.run.bundle import write_file
 
 # Settings that may differ when a fit is resumed: they change how long it goes on or what it costs, not its path.
 _FREE_SETTINGS = {
-    "data.validate",
     "solver.epochs",
     "run.checkpoint_steps",
     "run.checkpoint_minutes",
@@ -25,6 +24,8 @@ _FREE_SETTINGS = {
     "run.devices",
     "run.dask",
 }
+# Which these are too, unless the fit may stop by what they find.
+_VALIDATION_SETTINGS = {"data.validate", "solver.validate_every"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,12 @@ class RunDirectory:
         return config
 
     def _require_same(self, started: FitConfig, config: FitConfig) -> None:
+        free = _FREE_SETTINGS if started.solver.patience else _FREE_SETTINGS | _VALIDATION_SETTINGS
+        # Of the values in use: to leave a setting out is the same as to give what it then stands for.
         changed = [
             f"{name} was {old!r} and is now {new!r}"
-            for name, (old, new) in started.differences(config).items()
-            if name not in _FREE_SETTINGS
+            for name, (old, new) in started.in_use().differences(config.in_use()).items()
+            if name not in free
         ]
         if changed:
             raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ep3stream.config import Format
-from ep3stream.data.scan import scan
+from ep3stream.config import MIB, Format
+from ep3stream.data.scan import Segment, scan
 from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
 from ep3stream.errors import InputError
 from ep3stream.run.directory import RunDirectory
@@ -21,7 +21,12 @@ from ep3stream.run.metrics import append_line
 from ep3stream.run.models import load
 from ep3stream.run.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import KernelModel
+from ep3stream.solver.model import Predictor
+from ep3stream.solver.targets import TargetCode
+
+_OUTPUT_ROWS = 8192
+_OUTPUT_VALUES = 1 << 22
+_SEGMENT_BYTES = 16 * MIB
 
 
 def evaluate(
@@ -48,13 +53,33 @@ def evaluate(
     return scores
 
 
-def score(model: KernelModel, reader: SplitReader, device: torch.device) -> dict[str, Any]:
+def score(model: Predictor, reader: SplitReader, device: torch.device) -> dict[str, Any]:
     """The scores of a model on the rows of a split."""
+    return score_rows(model, reader, device, scan(reader))
+
+
+def score_rows(
+    model: Predictor,
+    reader: SplitReader,
+    device: torch.device,
+    parts: Iterable[Segment],
+    targets: TargetCode | None = None,
+) -> dict[str, Any]:
+    """The scores on `parts` of a split's rows; with `targets`, a fit's own, `weighted_error` in its units too.
+
+    That is the mean over rows and outputs of what the fit makes small, less the ridge.
+    """
     check_columns(model, reader)
     totals = ClassScores(model.class_names) if model.class_names is not None else RegressionScores()
-    for outputs, y in _outputs(model, reader, device):
+    weighted = 0.0
+    for outputs, y in _outputs(model, parts, device):
         totals.add(outputs.double().cpu().numpy(), y)
-    return totals.result()
+        if targets is not None:
+            weighted += float(targets.weighted_squares(outputs.cpu(), torch.from_numpy(y)))
+    scores = totals.result()
+    if targets is not None:
+        scores["weighted_error"] = weighted / (scores["n"] * targets.n_outputs)
+    return scores
 
 
 def predict(
@@ -83,7 +108,7 @@ def predict(
         return reader.info.n_rows
 
 
-def check_columns(model: KernelModel, reader: SplitReader) -> None:
+def check_columns(model: Predictor, reader: SplitReader) -> None:
     """Raises InputError unless the store has the columns and classes the model was fitted to."""
     manifest = reader.manifest
     pairs = (
@@ -109,15 +134,19 @@ def _first_difference(mine: tuple[str, ...] | None, theirs: tuple[str, ...] | No
 
 
 def _outputs(
-    model: KernelModel, reader: SplitReader, device: torch.device
+    model: Predictor, parts: Iterable[Segment], device: torch.device
 ) -> Iterator[tuple[Tensor, NDArray[Any]]]:
+    """Outputs and y of a few rows at a time: those of a whole segment, rows x c, may be far more than its inputs."""
     model = model.to(device)
     prepared = model.prepared()
-    for x, y in scan(reader):
-        yield model.outputs(torch.from_numpy(x).to(device).float(), prepared), y
+    n_rows = max(1, min(_OUTPUT_ROWS, _OUTPUT_VALUES // model.targets.n_outputs))
+    for x, y in parts:
+        for start in range(0, len(x), n_rows):
+            rows = torch.from_numpy(x[start : start + n_rows])
+            yield model.outputs(rows.to(device).float(), prepared), y[start : start + n_rows]
 
 
-def _write_npy(model: KernelModel, reader: SplitReader, out: Path, scores: bool) -> None:
+def _write_npy(model: Predictor, reader: SplitReader, out: Path, scores: bool) -> None:
     n_rows, n_outputs = reader.info.n_rows, len(model.targets.offset)
     as_ids = model.class_names is not None and not scores
     flat = as_ids or (n_outputs == 1 and not scores)
@@ -132,7 +161,7 @@ def _write_npy(model: KernelModel, reader: SplitReader, out: Path, scores: bool)
         # Not a memory map: on a full disk, writing to one ends the process by SIGBUS.
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for outputs, _ in _outputs(model, reader, _device()):
+            for outputs, _ in _outputs(model, scan(reader), _device()):
                 values = (outputs.argmax(1) if as_ids else outputs).cpu().numpy()
                 file.write(values.astype(dtype, order="C", copy=False).data)
             file.flush()
@@ -144,7 +173,7 @@ def _write_npy(model: KernelModel, reader: SplitReader, out: Path, scores: bool)
         partial.unlink(missing_ok=True)
 
 
-def _write_store(model: KernelModel, reader: SplitReader, out: Path, scores: bool) -> None:
+def _write_store(model: Predictor, reader: SplitReader, out: Path, scores: bool) -> None:
     manifest = reader.manifest
     spec = StoreSpec(
         task=manifest.task,
@@ -157,11 +186,11 @@ def _write_store(model: KernelModel, reader: SplitReader, out: Path, scores: boo
         columns={"predictions_of": manifest.fingerprint},
         shuffle_seed=manifest.shuffle_seed,
         source=(),
-        segment_bytes=max(4096, reader.info.segment_rows * manifest.n_outputs * 4),
+        segment_bytes=min(max(4096, reader.info.segment_rows * manifest.n_outputs * 4), _SEGMENT_BYTES),
     )
     chosen: Format = "hdf5" if out.suffix in (".h5", ".hdf5") else "zarr"
     with create_store(out, spec, chosen) as writer:
-        for outputs, y in _outputs(model, reader, _device()):
+        for outputs, y in _outputs(model, scan(reader), _device()):
             writer.append(reader.info.name, outputs.cpu().numpy(), y)
         writer.commit()
 

@@ -7,22 +7,21 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ep3stream.config import FitConfig
-from ep3stream.data.order import RowOrder
-from ep3stream.data.prefetch import Batch, BatchStream
+from ep3stream.data.prefetch import BatchStream
 from ep3stream.data.store import RowStore, open_store
 from ep3stream.errors import DivergedError, InputError, Interrupted
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_json
 from ep3stream.run.checkpoint import Progress, load_newest_checkpoint, save_checkpoint
+from ep3stream.run.clock import Clock
+from ep3stream.run.clock import FitProgress as FitProgress
 from ep3stream.run.directory import RunDirectory
-from ep3stream.run.evaluate import score
 from ep3stream.run.metrics import append_line, drop_after
 from ep3stream.run.models import build_model, save_model
 from ep3stream.run.prepare import write_setup
@@ -30,8 +29,10 @@ from ep3stream.run.report import write_report
 from ep3stream.run.setup import Setup
 from ep3stream.run.signals import StopRequest
 from ep3stream.run.summary import summary
+from ep3stream.run.validation import Validation, after_validation, require_validation
 from ep3stream.solver.guard import Guard
 from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.step import StepErrors
 
 logger = logging.getLogger(__name__)
 
@@ -40,24 +41,6 @@ _WATCH_STEPS = 8
 _METRIC_LINES = 1000
 # The running loss is that of the averaged model on batches it has not seen, over the last this many watched ones.
 _SCORED_MEMORY = 16
-
-
-@dataclass(frozen=True, slots=True)
-class FitProgress:
-    """How far a fit is.
-
-    loss: mean squared error of the model so far on rows before they are used, over the last 128 steps; starved:
-    share of the time spent waiting for data.
-    """
-
-    step: int
-    n_steps: int
-    epoch: float
-    rows: int
-    rows_per_s: float
-    loss: float
-    starved: float
-    eta_s: float
 
 
 def fit(
@@ -76,6 +59,7 @@ def fit(
     or SIGINT, once the checkpoint is saved.
     """
     config = config or FitConfig()
+    require_validation(config)
     with ExitStack() as resources:
         rows = resources.enter_context(open_store(store))
         for split in filter(None, (config.data.split, config.data.validate)):
@@ -106,7 +90,8 @@ class _Fit:
         self.solver = self.setup.solver(config, kernel, self.mesh)
         self.inputs = self.setup.inputs().to(self.mesh.device)
         self.order = self.setup.order(self.reader, config.run.seed)
-        self.n_steps = self.order.steps_per_epoch * config.solver.epochs
+        self.n_steps = config.solver.n_steps(self.order.steps_per_epoch)
+        self.validation = Validation.of(store, config, self.order.steps_per_epoch)
         self.log_every = _WATCH_STEPS * max(1, self.n_steps // (_WATCH_STEPS * _METRIC_LINES))
 
     def run(self, stop: StopRequest) -> None:
@@ -115,22 +100,24 @@ class _Fit:
             self.directory.summary, summary(self.setup, self.store, self.order, self.config, self.mesh)
         )
         progress = load_newest_checkpoint(self.directory.checkpoints, self.setup.digest, self.mesh.device)
-        if progress is not None and progress.step >= self.n_steps and self.directory.model.exists():
+        if progress is not None and self._is_over(progress) and self.directory.model.exists():
             logger.info("already finished after %d steps; raise the epochs to go on", progress.step)
             return
         progress = self._start() if progress is None else self._resume(progress)
-        self.clock = _Clock(progress)
+        self.clock = Clock(progress)
         self.last_saved, self.last_saved_at = progress.step, time.monotonic()
         if stop.signal_name is not None:
             self._interrupt(progress, stop.signal_name)
         self._steps(progress, stop)
-        if not bool(torch.isfinite(progress.state.average).all()):
+        if not bool(torch.isfinite(self._model_shard(progress)).all()):
             raise DivergedError(
                 "the weights are not finite at the end; try a larger bandwidth or a smaller data_rank"
             )
         self._save(progress)
-        save_model(self.directory, build_model(self.setup, self._weights(progress), self.kernel))
-        self._event("finish", progress, f"finished after {self.n_steps} steps")
+        save_model(
+            self.directory, build_model(self.setup, self._whole(self._model_shard(progress)), self.kernel)
+        )
+        self._event("finish", progress, self._ending(progress))
         write_report(self.directory.path)
 
     def _set_up(self) -> Setup:
@@ -159,7 +146,9 @@ class _Fit:
 
     def _steps(self, progress: Progress, stop: StopRequest) -> None:
         device, dask = self.mesh.device, self.config.run.dask
-        unread: list[tuple[Tensor, Tensor]] = []
+        unread: list[StepErrors] = []
+        if self._is_over(progress):
+            return
         with BatchStream(self.reader, self.order, progress.step, self.n_steps, device, dask) as stream:
             for batch in stream:
                 x = self.inputs(batch.x)
@@ -169,19 +158,20 @@ class _Fit:
                 progress.step += 1
                 self.clock.tick(progress, batch)
                 if is_watched:
-                    _read(unread, progress)
-                    self._watch(progress)
-                if progress.step % self.order.steps_per_epoch == 0:
+                    self._watch(progress, inexactness=_read(unread, progress))
+                if self._validation_due(progress):
                     self._validate(progress)
                 if stop.signal_name is not None or self._checkpoint_due(progress):
                     _read(unread, progress)
                     self._save(progress)
                 if stop.signal_name is not None:
                     self._interrupt(progress, stop.signal_name)
+                if self._is_over(progress):
+                    break
             _read(unread, progress)
 
-    def _watch(self, progress: Progress) -> None:
-        """Shows the guard the losses since the last time, and reports."""
+    def _watch(self, progress: Progress, inexactness: float) -> None:
+        """Shows the guard the losses since the last time, and reports, with the last step's `inexactness`."""
         guard = progress.guard
         batch_loss = progress.unseen_losses[-1]
         losses, progress.unseen_losses = progress.unseen_losses, []
@@ -211,19 +201,43 @@ class _Fit:
                 "wait_s": progress.waited_s,
                 "step_size": guard.step_size,
             }
+            if math.isfinite(inexactness):
+                record["projection_error"] = inexactness
             append_line(self.directory.metrics, record)
 
+    def _is_over(self, progress: Progress) -> bool:
+        """At the last step, or out of patience."""
+        best, patience = progress.best, self.config.solver.patience
+        return progress.step >= self.n_steps or (best is not None and 0 < patience <= best.n_since)
+
+    def _ending(self, progress: Progress) -> str:
+        if (best := progress.best) is None:
+            return f"finished after {progress.step} steps"
+        early = ""
+        if progress.step < self.n_steps:
+            plural = "s" if best.n_since > 1 else ""
+            early = f"stopped early: {best.n_since} validation{plural} without a better one; "
+        return (
+            f"{early}finished after {progress.step} steps with the model of step {best.step}, the best of all "
+            f"validations (weighted error {best.error:.4g})"
+        )
+
+    def _validation_due(self, progress: Progress) -> bool:
+        if self.validation is None:
+            return False
+        return progress.step % self.validation.every_steps == 0 or progress.step == self.n_steps
+
     def _validate(self, progress: Progress) -> None:
-        split = self.config.data.validate
-        if split is None:
-            return
-        model = build_model(self.setup, self._weights(progress), self.kernel)
-        scores = score(model, self.store.split(split), self.mesh.device)
-        epoch = progress.step // self.order.steps_per_epoch
-        position = {"step": progress.step, "epoch": epoch, "rows": epoch * self.order.epoch_rows}
+        assert self.validation is not None  # `_validation_due` has asked
+        model = build_model(self.setup, self._whole(progress.state.average), self.kernel)
+        scores = self.validation.score(model, self.setup.targets(), self.mesh.device)
+        if self.config.solver.patience:
+            progress.best = after_validation(progress.best, scores, progress.state.average, progress.step)
+        split, epoch = self.config.data.validate, progress.step / self.order.steps_per_epoch
+        position = {"step": progress.step, "epoch": epoch, "rows": round(epoch * self.order.epoch_rows)}
         record = {"kind": "validation", **position, "elapsed_s": progress.elapsed_s, "split": split, **scores}
         append_line(self.directory.metrics, record)
-        logger.info("epoch %d on %s: %s", epoch, split, scores)
+        logger.info("epoch %g on %s: %s", epoch, split, scores)
 
     def _checkpoint_due(self, progress: Progress) -> bool:
         steps, minutes = self.config.run.checkpoint_steps, self.config.run.checkpoint_minutes
@@ -244,9 +258,13 @@ class _Fit:
             "the same command goes on"
         )
 
-    def _weights(self, progress: Progress) -> Tensor:
-        """The tail average of all shards, (p, c)."""
-        return self.mesh.gather_rows(progress.state.average.T.contiguous(), self.setup.plan["n_centers"])
+    def _model_shard(self, progress: Progress) -> Tensor:
+        """The weights that become the model, (c, p_shard): the tail average, the best one if the fit keeps it."""
+        return progress.state.average if progress.best is None else progress.best.weights
+
+    def _whole(self, shard: Tensor) -> Tensor:
+        """The weights of all shards, (p, c)."""
+        return self.mesh.gather_rows(shard.T.contiguous(), self.setup.plan["n_centers"])
 
     def _event(self, event: str, progress: Progress, message: str) -> None:
         record = {"kind": "event", "event": event, "step": progress.step, "elapsed_s": progress.elapsed_s}
@@ -254,11 +272,11 @@ class _Fit:
         logger.log(logging.WARNING if event == "rollback" else logging.INFO, message)
 
 
-def _read(unread: list[tuple[Tensor, Tensor]], progress: Progress) -> None:
-    """Reads the losses of the steps since the last reading; on a GPU this waits for them."""
+def _read(unread: list[StepErrors], progress: Progress) -> float:
+    """Reads the errors of the steps since the last reading, on a GPU waiting for them; the last inexactness."""
     if not unread:
-        return
-    losses, averages = (torch.stack(column).tolist() for column in zip(*unread, strict=True))
+        return math.nan
+    losses, averages, inexactness = (torch.stack(column).tolist() for column in zip(*unread, strict=True))
     progress.unseen_losses += losses
     unread.clear()
     for loss in averages:
@@ -266,38 +284,4 @@ def _read(unread: list[tuple[Tensor, Tensor]], progress: Progress) -> None:
             progress.n_scored += 1
             share = 1 / min(progress.n_scored, _SCORED_MEMORY)
             progress.model_loss += share * (loss - progress.model_loss)
-
-
-class _Clock:
-    """Times of this sitting, added to those of the sittings before."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.began, self.before_s = time.perf_counter(), progress.elapsed_s
-        self.waited_before_s = progress.waited_s
-        self.rows = self.lap_rows = 0
-        self.lap_began = self.began
-
-    def tick(self, progress: Progress, batch: Batch) -> None:
-        """After each step."""
-        progress.elapsed_s = self.before_s + time.perf_counter() - self.began
-        progress.waited_s += batch.waited_s
-        self.rows += len(batch.x)
-        self.lap_rows += len(batch.x)
-
-    def lap_rows_per_s(self, progress: Progress) -> float:
-        """Since it was last asked."""
-        now = time.perf_counter()
-        rate = self.lap_rows / max(now - self.lap_began, 1e-9)
-        self.lap_rows, self.lap_began = 0, now
-        return rate
-
-    def report(self, progress: Progress, n_steps: int, order: RowOrder) -> FitProgress:
-        """How far the fit is."""
-        here_s = max(progress.elapsed_s - self.before_s, 1e-9)
-        rate = self.rows / here_s
-        epoch = progress.step / order.steps_per_epoch
-        rows = round(epoch * order.epoch_rows)
-        to_go = order.epoch_rows * n_steps / order.steps_per_epoch - rows
-        starved = (progress.waited_s - self.waited_before_s) / here_s
-        loss = progress.model_loss
-        return FitProgress(progress.step, n_steps, epoch, rows, rate, loss, starved, to_go / max(rate, 1e-9))
+    return float(inexactness[-1])

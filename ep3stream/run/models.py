@@ -14,17 +14,17 @@ from ep3stream.run.checkpoint import load_newest_checkpoint
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.setup import Setup
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import KernelModel
+from ep3stream.solver.model import Predictor
 
 logger = logging.getLogger(__name__)
 
 _KIND = "model"
 
 
-def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> KernelModel:
+def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> Predictor:
     """The model with these weights, (p, c), on the CPU."""
     names = setup.description["names"]
-    return KernelModel(
+    return Predictor(
         setup.kernel(function),
         setup.tensors["centers"],
         weights.cpu(),
@@ -36,12 +36,12 @@ def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None =
     )
 
 
-def save_model(directory: RunDirectory, model: KernelModel) -> None:
+def save_model(directory: RunDirectory, model: Predictor) -> None:
     """Writes RUN/model."""
     write_bundle(directory.model, _KIND, model.tensors(), model.description())
 
 
-def load(run: Path | str, kernel: KernelFunction | None = None) -> KernelModel:
+def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     """The model of a run, checked against its digests; that of the newest checkpoint if the fit is unfinished.
 
     `kernel`: the callable the fit was given, if any. Raises InputError where there is no model yet,
@@ -57,12 +57,13 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> KernelModel:
     if progress is None:
         raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
     logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
-    return build_model(setup, progress.state.average.T.contiguous(), kernel)
+    weights = progress.state.average if progress.best is None else progress.best.weights
+    return build_model(setup, weights.T.contiguous(), kernel)
 
 
-def _read_model(path: Path, kernel: KernelFunction | None) -> KernelModel:
+def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:
     bundle = read_bundle(path, _KIND)
     try:
-        return KernelModel.of(bundle.tensors, bundle.description, kernel)
+        return Predictor.of(bundle.tensors, bundle.description, kernel)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); fit again") from error

@@ -9,12 +9,14 @@ from typing import Any
 
 from ep3stream.config import MIB, SolverConfig
 from ep3stream.errors import ConfigError
+from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
 
 _AUTO_CENTERS = 5000
 _AUTO_MODEL_RANK = 500
 _CENTERS_PER_PAIR = 8
 _AUTO_SAMPLES = 2000
+_SAMPLES_PER_PAIR = 10
 _MAX_BATCH = 4096
 _MIN_BATCH = 16
 _STREAM_BYTES = 40 * MIB
@@ -91,16 +93,30 @@ def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int
     """Model rank, data rank, landmarks and Nystrom samples."""
     # Pairs beyond an eighth of the centers are badly estimated, and shrink mu until the measured step crawls.
     automatic = min(_AUTO_MODEL_RANK, max(1, n_centers // _CENTERS_PER_PAIR))
-    model_rank = min(config.model_rank or automatic, n_centers)
     samples = min(config.nystrom_samples or _AUTO_SAMPLES, shape.n_rows)
+    if config.projection == "eigenpro":
+        return _published_ranks(config, n_centers, samples, automatic)
+    model_rank = min(config.model_rank or automatic, n_centers)
     n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
     data_rank = min(config.data_rank or max(1, 2 * model_rank // 5), samples - 1, model_rank)
     return model_rank, data_rank, n_landmarks, samples
 
 
+def _published_ranks(
+    config: SolverConfig, n_centers: int, samples: int, automatic: int
+) -> tuple[int, int, int, int]:
+    """Its preconditioners are apart: either rank is bounded by its own sample alone."""
+    # The authors' 500 of 5000. With more pairs of a sample the published steps are known to diverge.
+    published = max(1, samples // _SAMPLES_PER_PAIR)
+    model_rank = min(config.model_rank or min(automatic, published), n_centers)
+    n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
+    data_rank = min(config.data_rank or published, samples - 1)
+    return model_rank, data_rank, n_landmarks, samples
+
+
 def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int) -> dict[str, int]:
     """What the arrays of a fit take beside the batches, by part, in bytes; grows with the number of centers."""
-    rank, _, landmarks, samples = _ranks(shape, config, n_centers)
+    rank, data_rank, landmarks, samples = _ranks(shape, config, n_centers)
     segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
     largest = max(landmarks, samples)
     setup_tiles = 2 * _FLOAT * min(1024, n_centers) * largest + 3 * 8 * landmarks * landmarks
@@ -109,10 +125,17 @@ def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int) -> 
         "weights, velocity, average and their last good state": 5 * _FLOAT * n_centers * shape.n_outputs,
         "read-ahead": 2 * window * segment_bytes,
     }
+    if config.patience:
+        parts["weights of the best model"] = _FLOAT * n_centers * shape.n_outputs
     if config.projection == "exact":
         return parts | {
             "exact projection": ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
         }
+    if config.projection == "eigenpro":
+        cost = EigenProProjection.cost_bytes(
+            n_centers, shape.n_features, landmarks, samples, (data_rank, rank)
+        )
+        return parts | {"EigenPro projection": cost, "set-up of the preconditioners": setup_tiles}
     return parts | {"Nystrom basis": _FLOAT * n_centers * rank, "set-up of the basis": setup_tiles}
 
 

@@ -6,13 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
@@ -22,24 +20,21 @@ from ep3stream.data.store import SplitReader
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
+from ep3stream.run.centers import CenterSource
 from ep3stream.run.plan import Plan, Shape, automatic_centers, describe
 from ep3stream.run.setup import SETUP_KIND
-from ep3stream.solver.exact import build_exact
-from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel, median_bandwidth
+from ep3stream.run.weights import with_weights
+from ep3stream.solver.build import PROBE_ROWS, PROBES, SolverBuilder, StepLimits, probes_of
+from ep3stream.solver.eigenpro import EigenProProjection
+from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
-from ep3stream.solver.projection import NystromProjection, Projection, Spectra, build_nystrom
-from ep3stream.solver.step import Solver
-from ep3stream.solver.stepsize import Stability, measure_stability
+from ep3stream.solver.named_kernels import measured_kernel
+from ep3stream.solver.projection import NystromProjection, Projection, Spectra
 from ep3stream.solver.targets import TargetCode
 
 logger = logging.getLogger(__name__)
 
 _CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
-_PROBES = 3
-_PROBE_ROWS = 1024
-_MAX_PROBES = 64  # batches
-_FEW_ROWS = 256
-_MIN_AUTO_BATCH = 512
 
 
 def write_setup(
@@ -64,21 +59,22 @@ class _Preparation:
         """The set-up's tensors and description."""
         solver_config, seed = self.config.solver, self.config.run.seed
         shape = _shape(self.reader)
-        file = _centers_file(solver_config.centers, shape.n_features)
-        n_centers = _n_centers(solver_config.centers, file, shape)
+        source = CenterSource.of(self.config, self.reader, automatic_centers(shape))
+        n_centers = source.n_centers
         plan = Plan.of(shape, solver_config, n_centers, self.config.run.memory_bytes)
-        given = None if file is None else _given_centers(file, str(solver_config.centers))
-        inputs, targets = _scaling(self.reader, self.config), _target_code(self.reader)
+        inputs = input_scaling(self.reader, self.config)
+        targets = with_weights(target_code(self.reader), self.reader, solver_config)
         with self._stage("centers and samples"):
-            drawn = None if given is not None else sample_rows(self.reader.info, n_centers, seed, _CENTERS)
-            n_probes = max(_PROBES * plan.max_batch_size, _PROBE_ROWS)
+            given = None if source.points is None else source.points(inputs)
+            drawn = sample_rows(self.reader.info, n_centers, seed, _CENTERS) if given is None else None
+            n_probes = max(PROBES * plan.max_batch_size, PROBE_ROWS)
             n_others = min(shape.n_rows, plan.nystrom_samples + n_probes)
             others = sample_rows(self.reader.info, n_others, seed, _SAMPLES)
             fresh = ~np.isin(others, () if drawn is None else drawn)
             if fresh.any():
                 # A center leans far more on its own weight than the rows that are trained on.
                 others = others[fresh]
-            centers, rows = _read_rows(self.reader, drawn, others)
+            centers, rows, y = _read_rows(self.reader, drawn, others)
             centers = given if given is not None else centers
         excluded = np.empty(0, np.int64)
         if drawn is not None and not self.config.data.keep_center_rows:
@@ -86,14 +82,23 @@ class _Preparation:
         scaled_rows = _in_range(inputs(rows)).to(self.mesh.device)
         with self._stage("bandwidth"):
             kernel = self._kernel(scaled_rows[: plan.nystrom_samples], inputs)
+        scaled_centers = _in_range(inputs(centers)).to(self.mesh.device)
+        sample = scaled_rows[: plan.nystrom_samples]
+        device = self.mesh.device
+        builder = SolverBuilder(
+            kernel, scaled_centers, sample, plan, solver_config, self.mesh, self.generator, targets.to(device)
+        )
         with self._stage("preconditioner"):
-            scaled_centers = _in_range(inputs(centers)).to(self.mesh.device)
-            sample = scaled_rows[: plan.nystrom_samples]
-            projection, spectra = self._projection(kernel, scaled_centers, sample, plan)
+            projection, spectra = builder.projection()
         with self._stage("step size"):
-            solver = self._probing_solver(kernel, scaled_centers, projection, targets, plan)
             epoch_rows = shape.n_rows - len(excluded)
-            stability = self._stability(solver, scaled_rows, plan, epoch_rows)
+            if epoch_rows < 1:
+                raise ConfigError(
+                    f"centers is {n_centers}, which leaves no rows to train on; use fewer centers or more rows"
+                )
+            probes, probe_y = (probes_of(each, plan.nystrom_samples) for each in (scaled_rows, y.to(device)))
+            limits = builder.step_limits(projection, spectra, probes, epoch_rows, probe_y)
+            projection = builder.settled(projection, limits)
         tensors = {
             "centers": centers,
             "excluded_rows": torch.from_numpy(excluded),
@@ -105,7 +110,9 @@ class _Preparation:
         }
         if isinstance(kernel, RadialKernel):
             tensors["kernel_centre"] = kernel.centre
-        return tensors, self._description(plan, kernel, projection, spectra, stability)
+        if targets.weights is not None:
+            tensors["target_weights"] = targets.weights
+        return tensors, self._description(plan, kernel, projection, spectra, limits)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -117,80 +124,29 @@ class _Preparation:
     def _kernel(self, sample: Tensor, inputs: InputScaling) -> Kernel:
         if self.function is not None:
             return CallableKernel(self.function)
-        choice = self.config.kernel
-        bandwidth = median_bandwidth(sample) if choice.bandwidth == "median" else float(choice.bandwidth)
         mean = torch.tensor(self.reader.info.features.mean, dtype=torch.float64)
-        return RadialKernel(choice.name, bandwidth, inputs(mean).float().to(sample.device))
-
-    def _projection(
-        self, kernel: Kernel, centers: Tensor, sample: Tensor, plan: Plan
-    ) -> tuple[Projection, Spectra]:
-        if self.config.solver.projection == "exact":
-            return build_exact(kernel, centers, sample, plan.data_rank, self.mesh, self.generator)
-        owned = self.mesh.owned(plan.n_centers)
-        return build_nystrom(
-            kernel,
-            centers[owned.start : owned.stop],
-            centers[: plan.n_landmarks],
-            sample,
-            plan.n_centers,
-            plan.model_rank,
-            plan.data_rank,
-            self.mesh,
-            self.generator,
-        )
-
-    def _probing_solver(
-        self, kernel: Kernel, centers: Tensor, projection: Projection, targets: TargetCode, plan: Plan
-    ) -> Solver:
-        owned = self.mesh.owned(plan.n_centers)
-        room = torch.zeros(len(owned) * max(plan.max_batch_size, 1), device=self.mesh.device)
-        shard = kernel.left(centers[owned.start : owned.stop])
-        return Solver(kernel, shard, projection, targets, 0.0, 0.0, self.mesh, room)
-
-    def _stability(self, solver: Solver, rows: Tensor, plan: Plan, epoch_rows: int) -> Stability:
-        """At the batch size asked for, or at the one that a first measurement finds critical."""
-        if epoch_rows < 1:
-            raise ConfigError(
-                f"centers is {plan.n_centers}, which leaves no rows to train on; use fewer centers or more rows"
-            )
-        probes = rows[plan.nystrom_samples :] if len(rows) > plan.nystrom_samples + _FEW_ROWS else rows
-        asked = self.config.solver.batch_size
-        if asked:
-            return self._measure(solver, probes, min(asked, epoch_rows))
-        # A short epoch of few steps learns little, whatever the hardware prefers.
-        largest = max(1, min(plan.max_batch_size, max(epoch_rows // 32, 16), epoch_rows))
-        first = self._measure(solver, probes, min(_PROBE_ROWS, largest))
-        critical = first.critical_batch_size(self.config.solver.momentum)
-        # A quarter of it: rows are then what limits a step's progress, with room for batches worse than the probes.
-        batch_size = min(1 << int(np.log2(max(critical / 4, _MIN_AUTO_BATCH))), largest)
-        return first if batch_size == first.batch_size else self._measure(solver, probes, batch_size)
-
-    def _measure(self, solver: Solver, probes: Tensor, batch_size: int) -> Stability:
-        """On a few batches, on more of them if they are small: the worst of three single rows says little."""
-        probed = min(batch_size, len(probes))
-        n_batches = min(max(_PROBES, min(_PROBE_ROWS // probed, _MAX_PROBES)), len(probes) // probed)
-        batches = probes[: n_batches * probed].split(probed)
-        stability = measure_stability(solver.block, batches, solver.projection, self.mesh, self.generator)
-        # With fewer rows at hand than a batch has, its leading eigenvalue is bounded by theirs in proportion.
-        return replace(
-            stability, batch_size=batch_size, lambda_max=stability.lambda_max * batch_size / probed
-        )
+        return measured_kernel(self.config.kernel, sample, inputs(mean).float().to(sample.device))
 
     def _description(
-        self, plan: Plan, kernel: Kernel, projection: Projection, spectra: Spectra, stability: Stability
+        self, plan: Plan, kernel: Kernel, projection: Projection, spectra: Spectra, limits: StepLimits
     ) -> dict[str, Any]:
         settings, manifest = self.config.solver, self.reader.manifest
         extra = {
             "kernel": kernel.name,
-            "bandwidth": kernel.bandwidth if isinstance(kernel, RadialKernel) else None,
+            "bandwidth": None,
+            **kernel.parameters,
             "projection": settings.projection,
-            "batch_size": stability.batch_size,
-            "step_size": stability.step_size(settings.momentum),
-            "momentum": settings.momentum,
+            "step_rule": settings.used_step,
+            "batch_size": limits.batch_size,
+            "step_size": limits.step_size,
+            "momentum": settings.used_momentum,
+            "ridge": settings.ridge,
             "mu": spectra.damping,
             "n_leading": projection.n_leading if isinstance(projection, NystromProjection) else 0,
         }
+        if isinstance(projection, EigenProProjection):
+            extra["center_batch_size"] = projection.passes.batch_size
+            extra["center_step_size"] = projection.passes.step_size
         return {
             "store_fingerprint": manifest.fingerprint,
             "task": manifest.task,
@@ -203,8 +159,8 @@ class _Preparation:
             "elapsed_s": self.elapsed_s,
             "data_eigenvalues": list(spectra.data),
             "model_eigenvalues": list(spectra.model),
-            "lambda_max": stability.lambda_max,
-            "kappa_max": stability.kappa_max,
+            "lambda_max": limits.lambda_max,
+            "kappa_max": limits.kappa_max,
         }
 
 
@@ -218,31 +174,6 @@ def _shape(reader: SplitReader) -> Shape:
     )
 
 
-def _centers_file(centers: int | str, n_features: int) -> NDArray[Any] | None:
-    """The points of an NPY file, (p, d) in the units of the data, not read yet; None if rows are to be drawn."""
-    if not isinstance(centers, str) or centers == "auto":
-        return None
-    try:
-        points = open_array(Path(centers))
-    except InputError as error:
-        raise ConfigError(
-            f"centers is {centers!r}, which is no NPY file of (p, {n_features}) numbers: {error}"
-        ) from error
-    if points.ndim != 2 or points.shape[1] != n_features or not len(points):
-        raise ConfigError(
-            f"centers in {centers} have the shape {points.shape}; they must be (p, {n_features})"
-        )
-    return points
-
-
-def _given_centers(points: NDArray[Any], file: str) -> Tensor:
-    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite and is refused.
-        centers = points.astype(np.float32)
-    if not np.isfinite(centers).all():
-        raise ConfigError(f"centers in {file} hold values that are not finite in float32; remove those rows")
-    return torch.from_numpy(centers)
-
-
 def _in_range(x: Tensor) -> Tensor:
     """x, (m, d), if distances between its rows are finite in float32."""
     if not bool(torch.isfinite(x.square().sum(1)).all()):
@@ -253,34 +184,53 @@ def _in_range(x: Tensor) -> Tensor:
     return x
 
 
-def _n_centers(centers: int | str, given: NDArray[Any] | None, shape: Shape) -> int:
-    if given is not None:
-        return len(given)
-    n_centers = automatic_centers(shape) if centers == "auto" else int(centers)
-    if n_centers >= shape.n_rows:
-        raise ConfigError(
-            f"centers is {n_centers} but the split has {shape.n_rows} rows, which are not trained on once they are "
-            f"centers; use at most {max(1, shape.n_rows // 2)}, or give centers as a file"
-        )
-    return n_centers
-
-
-def _read_rows(reader: SplitReader, drawn: Any, others: Any) -> tuple[Tensor, Tensor]:
-    """Rows `drawn` and rows `others`, each segment read once."""
+def _read_rows(reader: SplitReader, drawn: Any, others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """x of the rows `drawn`, x and y of the rows `others`, each segment read once."""
     wanted = others if drawn is None else np.concatenate([drawn, others])
     unique, places = np.unique(wanted, return_inverse=True)
-    x = torch.from_numpy(reader.read_rows(unique)[0]).float()[torch.from_numpy(places)]
-    n_drawn = len(wanted) - len(others)
-    return x[:n_drawn].clone(), x[n_drawn:]
+    read_x, read_y = reader.read_rows(unique)
+    x, n_drawn = torch.from_numpy(read_x), len(wanted) - len(others)
+    drawn_x, other_x = (x[torch.from_numpy(part)].float() for part in (places[:n_drawn], places[n_drawn:]))
+    return drawn_x, other_x, torch.from_numpy(read_y[places[n_drawn:]])
 
 
-def _scaling(reader: SplitReader, config: FitConfig) -> InputScaling:
+def input_scaling(reader: SplitReader, config: FitConfig) -> InputScaling:
+    """The model's input transform: by the split's statistics, times the factors of `feature_scale`."""
     features = reader.info.features
     columns = (features.mean, features.std, features.minimum, features.maximum)
-    return InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
+    scaling = InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
+    if config.data.feature_scale is None:
+        return scaling
+    factors = _feature_factors(Path(config.data.feature_scale), reader.manifest.n_features)
+    return InputScaling(scaling.shift, scaling.scale * factors)
 
 
-def _target_code(reader: SplitReader) -> TargetCode:
+def _feature_factors(file: Path, n_features: int) -> Tensor:
+    """(d,), float32; raises ConfigError unless each is positive and finite in float32."""
+    try:
+        stored = open_array(file)
+    except InputError as error:
+        raise ConfigError(
+            f"feature_scale is {str(file)!r}, which is no NPY file of ({n_features},) numbers: {error}"
+        ) from error
+    if stored.shape != (n_features,):
+        raise ConfigError(
+            f"feature_scale in {file} has the shape {stored.shape}; it must be ({n_features},), "
+            "one factor for each feature of the store"
+        )
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite and is refused.
+        factors = stored.astype(np.float32)
+    wrong = np.flatnonzero(~(np.isfinite(factors) & (factors > 0)))
+    if len(wrong):
+        raise ConfigError(
+            f"feature_scale in {file} is {stored[wrong[0]]} for feature {wrong[0]}; "
+            "use positive, finite numbers"
+        )
+    return torch.from_numpy(factors)
+
+
+def target_code(reader: SplitReader) -> TargetCode:
+    """How the split's targets enter the least-squares problem, and come out of it."""
     info = reader.info
     if info.class_counts is not None:
         counts = torch.tensor(info.class_counts, dtype=torch.float64)
@@ -294,4 +244,4 @@ def _target_code(reader: SplitReader) -> TargetCode:
 def _gathered(projection: Projection, n_centers: int, mesh: Mesh) -> dict[str, Tensor]:
     """A projection's tensors with the rows of all shards."""
     gather: Callable[[Tensor], Tensor] = lambda shard: mesh.gather_rows(shard, n_centers)  # noqa: E731
-    return {name: gather(t) if name == "basis" else t for name, t in projection.tensors().items()}
+    return {name: gather(t) if name in ("basis", "tempering") else t for name, t in projection.tensors().items()}

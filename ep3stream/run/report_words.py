@@ -14,9 +14,14 @@ Tile = tuple[str, str, str]
 _KERNELS = {
     "laplacian": "Laplacian kernel machine",
     "gaussian": "Gaussian kernel machine",
+    "matern32": "Matérn 3/2 kernel machine",
+    "matern52": "Matérn 5/2 kernel machine",
     "dispersal": "dispersal kernel machine",
+    "rational_quadratic": "rational quadratic kernel machine",
+    "polynomial": "polynomial kernel machine",
     "ntk_relu": "ReLU neural-tangent kernel machine",
-    "ntk_relu_unit_sphere": "ReLU neural-tangent kernel machine",
+    "ntk_relu_unit_sphere": "ReLU neural-tangent kernel machine on the unit sphere",
+    "callable": "kernel machine with a kernel of its own",
 }
 _METRICS = {
     "accuracy": "accuracy",
@@ -159,8 +164,16 @@ def summary(records: RunRecords) -> str:
         where = f" on {environment['device']}" if "device" in environment else ""
         setup = f", after {duration(setup_seconds(records))} of set-up" if setup_seconds(records) else ""
         sentences.append(f"The fit {made} {duration(elapsed)}{where}{setup}.")
+    sentences += _early_stop(records)
     sentences += _comparison(judgement(records)[1])
     return " ".join(sentences)
+
+
+def _early_stop(records: RunRecords) -> list[str]:
+    """What the end of a fit with patience says of its model, as a sentence."""
+    message = str(records.events[-1].get("message") or "") if records.events else ""
+    is_told = status(records)[0] == "finished" and "best of all validations" in message
+    return [f"It {message}."] if is_told else []
 
 
 def _comparison(figures: Table) -> list[str]:

@@ -39,7 +39,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
         "plan": setup.plan
         | {
             "steps_per_epoch": order.steps_per_epoch,
-            "n_steps": order.steps_per_epoch * config.solver.epochs,
+            "n_steps": config.solver.n_steps(order.steps_per_epoch),
         },
         "setup": {
             name: description[name]

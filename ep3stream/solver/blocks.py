@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ep3stream.solver.kernels import Kernel, Points
 
-TILE_ROWS = 1024
+TILE_ROWS = 512
 
 
 def tiles(n_rows: int) -> Iterator[slice]:
@@ -82,6 +82,12 @@ class BatchBlock:
         if self._kept is None:
             return kernel_times(self._kernel, self._z, self._x, matrix.T).T.contiguous()
         return matrix @ self.whole().T
+
+    def columns(self, rows_of_x: slice) -> Tensor:
+        """K(Z_shard, those rows of X_b), in memory of their own where none was given."""
+        if self._kept is None:
+            return BatchBlock(self._kernel, self._z, self._x[rows_of_x], None).whole()
+        return self.whole()[:, rows_of_x]
 
     def whole(self) -> Tensor:
         """k_zb itself, (p_shard, m), in memory of its own where none was given."""

@@ -34,17 +34,26 @@ class ExactProjection:
         """K(Z, Z) and its factor in float64."""
         return 2 * 8 * n_centers**2
 
+    def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+        """As it is."""
+        return gradient
+
+    def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
+        """nan."""
+        return gradient.new_full((), torch.nan)
+
     def direction(self, gradient: Tensor) -> Tensor:
         """Theta = L^(-T) (I - W D W') L^(-1) h; O(p^2 c)."""
-        n_centers = len(self.factor)
-        whole = self.mesh.gather_rows(gradient.T.contiguous(), n_centers).double()
-        inner = self._preconditioned(torch.linalg.solve_triangular(self.factor, whole, upper=False))
-        theta = torch.linalg.solve_triangular(self.factor.T, inner, upper=True)
-        rows = self.mesh.owned(n_centers)
-        mine: Tensor = theta[rows.start : rows.stop].T.to(gradient)
-        return mine
+        inner = self._preconditioned(
+            torch.linalg.solve_triangular(self.factor, self._whole(gradient), upper=False)
+        )
+        return self._mine(torch.linalg.solve_triangular(self.factor.T, inner, upper=True), gradient)
 
-    def leverage(self, k_zb: Tensor) -> Tensor:
+    def gram_times(self, weights: Tensor) -> Tensor:
+        """K(Z, Z) alpha = L L' alpha, so that a ridge penalises |f|^2 in the kernel's space; O(p^2 c)."""
+        return self._mine(self.factor @ (self.factor.T @ self._whole(weights)), weights)
+
+    def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) Q K(Z, x), (m,); O(p^2 m)."""
         whole = self.mesh.gather_rows(k_zb, len(self.factor)).double()
         inner = torch.linalg.solve_triangular(self.factor, whole, upper=False)
@@ -54,6 +63,15 @@ class ExactProjection:
     def tensors(self) -> dict[str, Tensor]:
         """Factor, directions and shrink."""
         return {"factor": self.factor, "directions": self.directions, "shrink": self.shrink}
+
+    def _whole(self, shard: Tensor) -> Tensor:
+        """(c, p_shard) -> (p, c), float64."""
+        return self.mesh.gather_rows(shard.T.contiguous(), len(self.factor)).double()
+
+    def _mine(self, whole: Tensor, like: Tensor) -> Tensor:
+        """(p, c) -> (c, p_shard)."""
+        rows = self.mesh.owned(len(self.factor))
+        return whole[rows.start : rows.stop].T.to(like)
 
     def _preconditioned(self, inner: Tensor) -> Tensor:
         return inner - self.directions @ (self.shrink[:, None] * (self.directions.T @ inner))

@@ -14,7 +14,8 @@ from torch import Tensor
 from ep3stream.config import Scale
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.solver.blocks import times_kernel
-from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, Points, RadialKernel
+from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, Points, RadialKernel
+from ep3stream.solver.named_kernels import named_kernel
 from ep3stream.solver.targets import TargetCode
 
 _PREDICT_ROWS = 2048
@@ -50,7 +51,7 @@ def _inverse(spread: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelModel:
+class Predictor:
     """A kernel machine ready to predict.
 
     centers: (p, d) in the units of the data; weights: (p, c). class_names is None for regression.
@@ -70,11 +71,11 @@ class KernelModel:
         """d."""
         return self.centers.shape[1]
 
-    def to(self, device: torch.device) -> KernelModel:
+    def to(self, device: torch.device) -> Predictor:
         """The same model on another device."""
         tensors = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         function = self.kernel.function if isinstance(self.kernel, CallableKernel) else None
-        return KernelModel.of(tensors, self.description(), function)
+        return Predictor.of(tensors, self.description(), function)
 
     def prepared(self) -> tuple[Points, Tensor]:
         """Centers ready for blocks and weights outputs-first, to be reused over many calls of `outputs`."""
@@ -129,9 +130,8 @@ class KernelModel:
 
     def description(self) -> dict[str, Any]:
         """Everything else, as JSON."""
-        bandwidth = self.kernel.bandwidth if isinstance(self.kernel, RadialKernel) else None
         return {
-            "kernel": {"name": self.kernel.name, "bandwidth": bandwidth},
+            "kernel": {"name": self.kernel.name, **self.kernel.parameters},
             "feature_names": list(self.feature_names),
             "target_names": list(self.target_names),
             "class_names": None if self.class_names is None else list(self.class_names),
@@ -143,18 +143,19 @@ class KernelModel:
         tensors: Mapping[str, Tensor],
         description: Mapping[str, Any],
         function: KernelFunction | None = None,
-    ) -> KernelModel:
+    ) -> Predictor:
         """The model that `tensors` and `description` came from; a callable kernel must be given again.
 
         Raises InputError when `function` is missing or not wanted, DamagedDataError for shapes that do not fit.
         """
         spec = description["kernel"]
+        name, parameters = spec["name"], {item: spec[item] for item in spec if item != "name"}
         kernel: Kernel
         _require_shapes(tensors, description)
-        if "kernel_centre" in tensors:
+        if name != CALLABLE:
             if function is not None:
-                raise InputError(f"the model was fitted with the {spec['name']} kernel; leave kernel= out")
-            kernel = RadialKernel(spec["name"], spec["bandwidth"], tensors["kernel_centre"])
+                raise InputError(f"the model was fitted with the {name} kernel; leave kernel= out")
+            kernel = named_kernel(name, parameters, tensors.get("kernel_centre"))
         elif function is None:
             raise InputError("the model was fitted with a callable kernel; pass it as kernel=")
         else:

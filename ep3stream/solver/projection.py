@@ -14,7 +14,7 @@ projection has not; and the step needs no kernel block of its own for X_s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -30,12 +30,24 @@ from ep3stream.solver.spectrum import leading_eigenpairs
 class Projection(Protocol):
     """What the step needs of a projection."""
 
+    def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+        """h from K(Z, X_b) g, (c, p_shard), X_b, (m, d), and g, (c, m): itself where Q has both preconditioners."""
+        ...
+
     def direction(self, gradient: Tensor) -> Tensor:
         """theta = Q h for h of (c, p_shard); returns (c, p_shard)."""
         ...
 
-    def leverage(self, k_zb: Tensor) -> Tensor:
-        """K(x, Z) Q K(Z, x) of each row of a batch, from k_zb of (p_shard, m); returns (m,)."""
+    def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
+        """|K(Z, Z) theta - h| / |h|, 0-d, where theta comes from an iteration; nan where it has a closed form."""
+        ...
+
+    def gram_times(self, weights: Tensor) -> Tensor:
+        """K^ alpha for alpha of (c, p_shard), K^ the projection's own K(Z, Z); the ridge's gradient is lambda of it."""
+        ...
+
+    def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
+        """K(x, Z) Q K(Z, x) of each row of x, (m, d), from k_zb of (p_shard, m); returns (m,)."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -47,8 +59,9 @@ class Projection(Protocol):
 class NystromProjection:
     """Q from a rank-r Nystrom approximation K(Z, Z) ~ U diag(l) U' + mu I, mu the `damping`.
 
-    With W restricted to span(U), Q = U core U' + (I - U U') / mu: O(prc) a step, O(pr) memory, no kernel
-    product. basis U: (p_shard, r), orthonormal over the shards, leading columns first; core: (r, r).
+    With W restricted to span(U), Q = U core U' + (I - U U') T (I - U U') / mu: O(prc) a step, O(pr) memory, no
+    kernel product. basis U: (p_shard, r), orthonormal over the shards, leading columns first; core: (r, r);
+    eigenvalues l: (r,). T = diag(tempering), (p_shard,), at most 1; None for I.
     """
 
     basis: Tensor
@@ -56,9 +69,30 @@ class NystromProjection:
     damping: float
     n_leading: int
     mesh: Mesh
+    eigenvalues: Tensor
+    tempering: Tensor | None = None
+
+    def tempered(self, unexplained: Tensor, leverage: float) -> NystromProjection:
+        """With T such that no row's push on itself through one center is above `leverage`.
+
+        unexplained: (p_shard,), the diagonal of K(Z, Z) - U diag(l) U'. A row at center j, with nothing else near,
+        pushes itself by unexplained_j^2 / mu: 1 / mu where U does not know the center at all, say one of the few of
+        a rare category. The probes of the step size hardly ever meet such a row; every epoch does.
+        """
+        tempering = (leverage * self.damping / unexplained.square()).clamp(max=1)
+        is_needed = self.mesh.all_reduce((tempering < 1).sum().to(unexplained)) > 0
+        return replace(self, tempering=tempering) if is_needed else self
+
+    def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
+        """As it is."""
+        return gradient
+
+    def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
+        """nan."""
+        return gradient.new_full((), torch.nan)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """theta = U core U'h + (h - U U'h) / mu.
+        """theta = U core U'h + (I - U U') T (h - U U'h) / mu.
 
         The leading directions come out up to 10^7 times smaller than they went in, the precision of float32:
         what rounding leaves of them outside U is taken out a second time.
@@ -69,20 +103,35 @@ class NystromProjection:
         left_over = self.mesh.all_reduce(outside @ leading)
         inside[:, : self.n_leading] += left_over
         coefficients = inside @ self.core
-        coefficients[:, : self.n_leading] -= left_over / self.damping
+        if self.tempering is not None:
+            outside.addmm_(left_over, leading.T, alpha=-1).mul_(self.tempering)
+            coefficients -= self.mesh.all_reduce(outside @ self.basis) / self.damping
+        else:
+            coefficients[:, : self.n_leading] -= left_over / self.damping
         return torch.addmm(outside, coefficients, self.basis.T, beta=1 / self.damping)
 
-    def leverage(self, k_zb: Tensor) -> Tensor:
+    def gram_times(self, weights: Tensor) -> Tensor:
+        """K^ alpha = mu alpha + U (l - mu) U'alpha with K^ = U diag(l) U' + mu (I - U U'); O(prc).
+
+        alpha' K^ alpha, which a ridge then penalises, is |f|^2 in the kernel's space for r = p. For r < p the part
+        of alpha that U does not hold counts mu instead of its own smaller eigenvalues: a little more than |f|^2.
+        """
+        inside = self.mesh.all_reduce(weights @ self.basis) * (self.eigenvalues - self.damping)
+        return torch.addmm(weights, inside, self.basis.T, beta=self.damping)
+
+    def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) Q K(Z, x), (m,); O(prm)."""
         inside = self.mesh.all_reduce(self.basis.T @ k_zb)
         outside = k_zb.new_zeros(k_zb.shape[1])
         for rows in tiles(len(self.basis)):
-            outside += torch.addmm(k_zb[rows], self.basis[rows], inside, alpha=-1).square().sum(0)
+            part = torch.addmm(k_zb[rows], self.basis[rows], inside, alpha=-1).square()
+            outside += part.sum(0) if self.tempering is None else self.tempering[rows] @ part
         return self.mesh.all_reduce(outside) / self.damping + (inside * (self.core @ inside)).sum(0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Basis shard and core."""
-        return {"basis": self.basis, "core": self.core}
+        """Basis shard and core, and the tempering shard where there is one."""
+        tempering = {} if self.tempering is None else {"tempering": self.tempering}
+        return {"basis": self.basis, "core": self.core, **tempering}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +165,24 @@ def build_nystrom(
     basis, eigenvalues, next_eigenvalue = _nystrom_basis(
         kernel, shard, landmarks, n_centers, model_rank, mesh, generator
     )
-    unexplained = kernel.diagonal(centers)
-    for rows in tiles(len(basis)):
-        unexplained[rows] -= basis[rows].square() @ eigenvalues.to(basis)
-    mean_unexplained = float(mesh.all_reduce(unexplained.clamp_min_(0).double().sum())) / n_centers
+    unexplained = unexplained_diagonal(kernel, centers, basis, eigenvalues)
+    mean_unexplained = float(mesh.all_reduce(unexplained.double().sum())) / n_centers
     damping = max(next_eigenvalue, mean_unexplained, 4 * torch.finfo(basis.dtype).eps * float(eigenvalues[0]))
 
     core, data_eigenvalues = _core(
         kernel, shard, kernel.right(sample), basis, eigenvalues + damping, data_rank, mesh
     )
     n_leading = int((eigenvalues > 30 * damping).sum())
-    projection = NystromProjection(basis, core.to(basis), damping, n_leading, mesh)
+    projection = NystromProjection(basis, core.to(basis), damping, n_leading, mesh, eigenvalues.to(basis))
     return projection, Spectra(tuple(eigenvalues.tolist()), tuple(data_eigenvalues.tolist()), damping)
+
+
+def unexplained_diagonal(kernel: Kernel, centers: Tensor, basis: Tensor, eigenvalues: Tensor) -> Tensor:
+    """Of K(Z, Z) - U diag(l) U', (p_shard,), not below zero; centers are this rank's shard, (p_shard, d)."""
+    unexplained = kernel.diagonal(centers)
+    for rows in tiles(len(basis)):
+        unexplained[rows] -= basis[rows].square() @ eigenvalues.to(basis)
+    return unexplained.clamp_min_(0)
 
 
 def _nystrom_basis(
@@ -165,10 +220,10 @@ def _nystrom_basis(
     eigenvalues, rotation = mesh.broadcast(ascending.flip(0)), mesh.broadcast(rotation.flip(1))
     kept = _numerical_rank(eigenvalues, feature.dtype)
     eigenvalues, rotation = eigenvalues[:kept], rotation[:, :kept] / eigenvalues[:kept].sqrt()
-    basis = feature[:, :kept].contiguous()
+    # In place: a second (p, r) beside the basis would be the peak of the set-up's memory.
     for rows in tiles(len(feature)):
-        basis[rows] = (feature[rows].double() @ rotation).to(basis)
-    return basis, eigenvalues, next_eigenvalue
+        feature[rows, :kept] = (feature[rows].double() @ rotation).to(feature)
+    return feature[:, :kept].contiguous(), eigenvalues, next_eigenvalue
 
 
 def _core(

@@ -4,14 +4,18 @@ On a batch (X_b, y_b), with weights alpha and velocity v (Abedsoltan, Belkin, Pa
 Nesterov's look-ahead and polynomial-decay averaging (Shamir and Zhang, 2013) added):
 
     g = K(X_b, Z)(alpha + beta v) - y_b             (c, m), summed over the shards
-    theta = Q K(Z, X_b) g                           projection.py
+    h = K(Z, X_b) W g + m lambda K^ (alpha + beta v)    W = diag(w), the weights of the rows' classes; K^ ~ K(Z, Z)
+    theta = Q h                                     projection.py, or eigenpro.py with beta = a = lambda = 0
     v = beta v - eta theta;  alpha += v
     average += a / (t + a) (alpha - average)        the weights themselves for a = 0
+
+which makes 1/(2n) sum_i w_i |f(x_i) - y_i|^2 + lambda/2 alpha' K^ alpha small; the projection says what K^ is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +41,18 @@ class SolverState:
         return {"weights": self.weights, "velocity": self.velocity, "average": self.average}
 
 
+class StepErrors(NamedTuple):
+    """Before the step, mean squared errors in the squared unit of y; then the projection's own. 0-d tensors.
+
+    loss: of the look-ahead point alpha + beta v. average_loss: of the average, which becomes the model; nan unless
+    asked for. inexactness: |K(Z, Z) theta - h| / |h|; nan unless asked for and the projection is iterative.
+    """
+
+    loss: Tensor
+    average_loss: Tensor
+    inexactness: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Solver:
     """Everything a step reads and never changes, but for `block_memory`, the room of one kernel block."""
@@ -49,6 +65,7 @@ class Solver:
     averaging: float
     mesh: Mesh
     block_memory: Tensor | None = None
+    ridge: float = 0.0
 
     def initial_state(self) -> SolverState:
         """The zero model."""
@@ -61,12 +78,12 @@ class Solver:
 
     def step(
         self, state: SolverState, x: Tensor, y: Tensor, step_size: float, score: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """One step on x, (m, d), and y; changes `state` and returns two mean squared errors before it.
+    ) -> StepErrors:
+        """One step on x, (m, d), and y; changes `state` and returns its errors, all of them with `score`.
 
-        That of the look-ahead point alpha + beta v, and with `score` that of the average, which becomes the
-        model (else nan): honest estimates on rows not yet used, in the squared unit of y, for one skinny product
-        more. They are 0-d tensors: reading them is left to the caller, since it waits for the device.
+        The losses are honest estimates on rows not yet used, without weights or ridge; that of the average costs one
+        skinny product more, an inexactness a product with K(Z, Z). Reading them is left to the caller, since it waits
+        for the device.
         """
         block = self.block(x)
         ahead = torch.add(state.weights, state.velocity, alpha=self.momentum)
@@ -75,14 +92,21 @@ class Solver:
         residual = residual.contiguous()
         self.targets.subtract_(residual, y)
         loss = self.targets.mean_squared_error(residual)
-        average_loss = torch.full_like(loss, torch.nan)
+        average_loss = inexactness = torch.full_like(loss, torch.nan)
         if score:
             self.targets.subtract_(scored, y)
             average_loss = self.targets.mean_squared_error(scored)
-        theta = self.projection.direction(block.times(residual))
+        self.targets.weigh_(residual, y)
+        gradient = self.projection.preconditioned(block.times(residual), x, residual)
+        if self.ridge:
+            ridges = len(x) * self.targets.ridges(self.ridge)
+            gradient += ridges[:, None] * self.projection.gram_times(ahead)
+        theta = self.projection.direction(gradient)
+        if score:
+            inexactness = self.projection.inexactness(theta, gradient)
         state.velocity.mul_(self.momentum).add_(theta, alpha=-step_size)
         state.weights.add_(state.velocity)
         share = self.averaging / (state.averaged + self.averaging) if self.averaging else 1.0
         state.average.lerp_(state.weights, share)
         state.averaged += 1
-        return loss, average_loss
+        return StepErrors(loss, average_loss, inexactness)

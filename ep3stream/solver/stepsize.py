@@ -1,13 +1,14 @@
 """The step size and the batch size, measured on batches of the data at hand.
 
-Two limits hold for a batch of m rows, B = Q K(Z, X_b) K(X_b, Z) and momentum beta:
+Two limits hold for a batch of m rows, B = Q K(Z, X_b) W K(X_b, Z) with W the rows' weights, and momentum beta:
 
     eta <= safety / lambda_max(B)                the step along the batch's own leading direction;
-    eta <= safety (1 - beta) / kappa_max         kappa(x) = K(x, Z) Q K(Z, x), the push of one row on itself:
+    eta <= safety (1 - beta) / kappa_max         kappa(x) = w K(x, Z) Q K(Z, x), the push of one row on itself:
                                                  momentum repeats it 1 / (1 - beta) times before the row returns.
 
 The first grows with m, the second does not (Ma, Bassily, Belkin, "The power of interpolation", 2018, call
-the m at which the two meet critical): beyond it rows are wasted, below it steps are.
+the m at which the two meet critical): beyond it rows are wasted, below it steps are. `PublishedStep` is the rule
+of EigenPro2 and 3, which assumes both from two numbers instead.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
+from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.projection import Projection
 
 _POWER_ITERATIONS = 15
@@ -43,38 +45,105 @@ class Stability:
         return self.batch_size * self.kappa_max / ((1 - momentum) * self.lambda_max)
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedStep:
+    """The published rule, from beta, the largest K(x, x), and lambda_{q+1}, the first eigenvalue not shrunk.
+
+        m* = beta / lambda_{q+1}                             rounded down, at least 1
+        eta = 1 / (2 beta)                                   for m < beta / lambda_{q+1} + 1
+        eta = 0.99 / (beta + (m - 1) lambda_{q+1})           beyond
+
+    for the sum of a batch's gradients (Ma, Belkin, 2019, section 4, halved as in EigenPro3's code). It takes both
+    numbers, which come from the preconditioner's own sample, for those of all data and of an exact projection: it
+    can diverge.
+    """
+
+    beta: float
+    next_eigenvalue: float
+
+    @classmethod
+    def of(cls, kernel: Kernel, sample: Tensor, next_eigenvalue: float) -> PublishedStep:
+        """With beta the largest on the sample, (s, d)."""
+        return cls(float(kernel.diagonal(sample).max()), next_eigenvalue)
+
+    @property
+    def critical_batch_size(self) -> int:
+        """m*."""
+        return max(1, int(self.beta / self.next_eigenvalue))
+
+    def lambda_max(self, batch_size: int) -> float:
+        """The bound beta + (m - 1) lambda_{q+1} of a batch's largest eigenvalue."""
+        return self.beta + (batch_size - 1) * self.next_eigenvalue
+
+    def step_size(self, batch_size: int) -> float:
+        """Eta."""
+        if batch_size < self.beta / self.next_eigenvalue + 1:
+            return 0.5 / self.beta
+        return 0.99 / self.lambda_max(batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """What changes a step's operator beside the batch: the largest ridge of an output, and weights of rows.
+
+    row_weights: those of each batch's rows, each (m,); heaviest: the largest of any row, met in a batch or not.
+    """
+
+    ridge: float = 0.0
+    row_weights: Sequence[Tensor] | None = None
+    heaviest: float = 1.0
+
+
 def measure_stability(
     block_of: Callable[[Tensor], BatchBlock],
     batches: Sequence[Tensor],
     projection: Projection,
     mesh: Mesh,
     generator: torch.Generator,
+    penalty: Penalty | None = None,
 ) -> Stability:
     """Power iterations and leverages on a few batches, each (m, d) and the same on every rank; keeps the largest.
 
     lambda_max is a lower bound, within 10% of the batches' own; a few hundred rows or more in all are
-    needed for it to hold for the next batch. O(p) memory beyond what `block_of` keeps.
+    needed for it to hold for the next batch. O(p) memory beyond what `block_of` keeps. A ridge adds m lambda Q K^
+    to B, whose eigenvalues are at most m lambda, K^ being at most what Q preconditions (Weyl's inequality).
     """
+    penalty = penalty or Penalty()
     lambdas: list[float] = []
     kappas: list[float] = []
-    for x in batches:
-        lambdas.append(_largest_eigenvalue(block_of(x), x, projection, mesh, generator))
-        # A few rows at a time: a whole block, p x m, may be more than there is memory for.
-        kappas += [
-            float(projection.leverage(block_of(part).whole()).max()) for part in x.split(_LEVERAGE_ROWS)
-        ]
+    for number, x in enumerate(batches):
+        weights = None if penalty.row_weights is None else penalty.row_weights[number]
+        block = block_of(x)
+        lambdas.append(_largest_eigenvalue(block, x, weights, projection, mesh, generator))
+        # A few rows at a time: a projection may need several times their kernel values.
+        for start in range(0, len(x), _LEVERAGE_ROWS):
+            rows = slice(start, start + _LEVERAGE_ROWS)
+            kappas.append(float(projection.leverage(block.columns(rows), x[rows]).max()))
     tiny = torch.finfo(torch.float32).tiny
-    return Stability(len(batches[0]), max(*lambdas, tiny), max(*kappas, tiny))
+    m = len(batches[0])
+    lambda_max = max(*lambdas, tiny) + m * penalty.ridge
+    return Stability(m, lambda_max, max(*kappas, tiny) * penalty.heaviest)
 
 
 def _largest_eigenvalue(
-    block: BatchBlock, x: Tensor, projection: Projection, mesh: Mesh, generator: torch.Generator
+    block: BatchBlock,
+    x: Tensor,
+    weights: Tensor | None,
+    projection: Projection,
+    mesh: Mesh,
+    generator: torch.Generator,
 ) -> float:
-    """Of K(X_b, Z) Q K(Z, X_b), (m, m), which has the eigenvalues of B, by power iteration on two vectors."""
+    """Of W^(1/2) K(X_b, Z) Q K(Z, X_b) W^(1/2), (m, m), which has the eigenvalues of B; power iteration on two vectors.
+
+    weights: the diagonal of W, (m,), None for the identity.
+    """
+    half = x.new_ones(len(x)) if weights is None else weights.sqrt()
     vectors = mesh.broadcast(torch.randn(2, len(x), generator=generator).to(x))
     growth = 0.0
     for _ in range(_POWER_ITERATIONS):
         vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-        vectors = mesh.all_reduce(block.left_times(projection.direction(block.times(vectors))))
+        residual = vectors * half
+        gradient = projection.preconditioned(block.times(residual), x, residual)
+        vectors = mesh.all_reduce(block.left_times(projection.direction(gradient))) * half
         growth = float(vectors.norm(dim=1).max())
     return growth

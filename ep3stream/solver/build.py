@@ -1,0 +1,221 @@
+"""From centers and sampled rows to a projection, and from that to batch and step size: the algebra of a set-up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ep3stream.config import SolverConfig
+from ep3stream.mesh import Mesh
+from ep3stream.solver.blocks import BatchBlock
+from ep3stream.solver.eigenpro import build_eigenpro
+from ep3stream.solver.exact import build_exact
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.projection import (
+    NystromProjection,
+    Projection,
+    Spectra,
+    build_nystrom,
+    unexplained_diagonal,
+)
+from ep3stream.solver.stepsize import Penalty, PublishedStep, Stability, measure_stability
+from ep3stream.solver.targets import TargetCode
+
+PROBES = 3
+PROBE_ROWS = 1024
+_MAX_PROBES = 64  # batches
+_FEW_ROWS = 256
+_MIN_AUTO_BATCH = 512
+# Of the leverage at which a row diverges: below it its error alternates, and dies away slowly near 1.
+_STABLE_SHARE = 0.75
+
+
+class Sizes(Protocol):
+    """What is settled before: the ranks of the preconditioners, how many landmarks, and the largest batch."""
+
+    @property
+    def model_rank(self) -> int:
+        """r."""
+        ...
+
+    @property
+    def data_rank(self) -> int:
+        """q."""
+        ...
+
+    @property
+    def n_landmarks(self) -> int:
+        """r', so many of the centers."""
+        ...
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest m whose kernel block fits the memory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Batch and step size, with the largest eigenvalue and leverage they rest on, measured or assumed."""
+
+    batch_size: int
+    step_size: float
+    lambda_max: float
+    kappa_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class SolverBuilder:
+    """What a set-up starts from; no method changes it, but each draws from `generator`.
+
+    centers: (p, d), and sample: X_s, (s, d), scaled and whole on every rank. targets: for weights, if there are any.
+    """
+
+    kernel: Kernel
+    centers: Tensor
+    sample: Tensor
+    sizes: Sizes
+    settings: SolverConfig
+    mesh: Mesh
+    generator: torch.Generator
+    targets: TargetCode | None = None
+
+    def projection(self) -> tuple[Projection, Spectra]:
+        """The one that the settings name, on this rank's shard of the centers."""
+        kernel, sizes, settings = self.kernel, self.sizes, self.settings
+        if settings.projection == "exact":
+            return build_exact(kernel, self.centers, self.sample, sizes.data_rank, self.mesh, self.generator)
+        n_centers = len(self.centers)
+        if settings.projection == "eigenpro":
+            return build_eigenpro(
+                kernel,
+                self._shard(),
+                self.centers[: sizes.n_landmarks],
+                self.sample,
+                n_centers,
+                (sizes.data_rank, sizes.model_rank),
+                (settings.projection_passes, settings.projection_tolerance),
+                self.mesh,
+                self.generator,
+            )
+        # At random: given centers may be sorted, and the first of them then say little about the others.
+        drawn = torch.randperm(n_centers, generator=self.generator)[: sizes.n_landmarks]
+        return build_nystrom(
+            kernel,
+            self._shard(),
+            self.centers[drawn.to(self.centers.device)],
+            self.sample,
+            n_centers,
+            sizes.model_rank,
+            sizes.data_rank,
+            self.mesh,
+            self.generator,
+        )
+
+    def step_limits(
+        self,
+        projection: Projection,
+        spectra: Spectra,
+        probes: Tensor,
+        epoch_rows: int,
+        probe_y: Tensor | None = None,
+    ) -> StepLimits:
+        """By the rule of the settings, for batches of the size asked for or of the best one.
+
+        probes: (n, d), scaled rows to measure on, and their y, which only weights of classes ask for; epoch_rows:
+        how many there are to train on.
+        """
+        if self.settings.used_step == "published":
+            return self._published(PublishedStep.of(self.kernel, self.sample, spectra.data[-1]), epoch_rows)
+        found = self._measured(projection, probes, epoch_rows, probe_y)
+        step_size = found.step_size(self.settings.used_momentum)
+        return StepLimits(found.batch_size, step_size, found.lambda_max, found.kappa_max)
+
+    def settled(self, projection: Projection, limits: StepLimits) -> Projection:
+        """The projection tempered to the step size: rows that the probes did not meet shall not diverge either.
+
+        A row of leverage kappa diverges beyond eta kappa = 2 (1 - beta), momentum repeating its own push.
+        """
+        if not isinstance(projection, NystromProjection):
+            return projection
+        unexplained = unexplained_diagonal(
+            self.kernel, self._shard(), projection.basis, projection.eigenvalues
+        )
+        leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / limits.step_size
+        return projection.tempered(unexplained, leverage)
+
+    def stability(
+        self, projection: Projection, probes: Tensor, batch_size: int, probe_y: Tensor | None = None
+    ) -> Stability:
+        """On a few batches, on more of them if they are small: the worst of three single rows says little."""
+        probed = min(batch_size, len(probes))
+        n_batches = min(max(PROBES, min(PROBE_ROWS // probed, _MAX_PROBES)), len(probes) // probed)
+        batches = probes[: n_batches * probed].split(probed)
+        shard = self.kernel.left(self._shard())
+        room = torch.zeros(len(shard) * probed, device=self.mesh.device)
+
+        def block_of(x: Tensor) -> BatchBlock:
+            return BatchBlock(self.kernel, shard, self.kernel.right(x), room)
+
+        penalty = self._penalty(probe_y, n_batches, probed)
+        found = measure_stability(block_of, batches, projection, self.mesh, self.generator, penalty)
+        # With fewer rows at hand than a batch has, its leading eigenvalue is bounded by theirs in proportion.
+        return replace(found, batch_size=batch_size, lambda_max=found.lambda_max * batch_size / probed)
+
+    def _penalty(self, probe_y: Tensor | None, n_batches: int, probed: int) -> Penalty:
+        ridge, targets = self.settings.ridge, self.targets
+        if targets is None or targets.weights is None:
+            return Penalty(ridge)
+        if probe_y is None or (weights := targets.row_weights(probe_y[: n_batches * probed])) is None:
+            return Penalty(float(targets.ridges(ridge).max()))
+        return Penalty(ridge, weights.split(probed), self._heaviest())
+
+    def _heaviest(self) -> float:
+        """The largest weight of a row."""
+        targets = self.targets
+        if targets is None or targets.weights is None or not targets.is_classification:
+            return 1.0
+        return float(targets.weights.max())
+
+    def _shard(self) -> Tensor:
+        owned = self.mesh.owned(len(self.centers))
+        return self.centers[owned.start : owned.stop]
+
+    def _published(self, rule: PublishedStep, epoch_rows: int) -> StepLimits:
+        """The critical batch size as far as memory and rows go, or the one asked for."""
+        asked = self.settings.batch_size
+        batch_size = min(asked or rule.critical_batch_size, self.sizes.max_batch_size, epoch_rows)
+        # A row of weight w pushes as w rows do: the rule, which knows no weights, is held to the heaviest.
+        heaviest = self._heaviest()
+        lambda_max, kappa_max = rule.lambda_max(batch_size) * heaviest, rule.beta * heaviest
+        return StepLimits(batch_size, rule.step_size(batch_size) / heaviest, lambda_max, kappa_max)
+
+    def _measured(
+        self, projection: Projection, probes: Tensor, epoch_rows: int, probe_y: Tensor | None
+    ) -> Stability:
+        """At the batch size asked for, or at the one that a first measurement finds critical."""
+        asked = self.settings.batch_size
+        if asked:
+            return self.stability(projection, probes, min(asked, epoch_rows), probe_y)
+        # A short epoch, or a part of one, of few steps learns little, whatever the hardware prefers.
+        short = int(epoch_rows * min(1, self.settings.epochs)) // 32
+        largest = max(1, min(self.sizes.max_batch_size, max(short, 16), epoch_rows))
+        first = self.stability(projection, probes, min(PROBE_ROWS, largest), probe_y)
+        critical = first.critical_batch_size(self.settings.used_momentum)
+        # A quarter of it: rows are then what limits a step's progress, with room for batches worse than the probes.
+        batch_size = min(1 << int(math.log2(max(critical / 4, _MIN_AUTO_BATCH))), largest)
+        if batch_size == first.batch_size:
+            return first
+        if batch_size < first.batch_size <= critical:
+            # The leverage limits the step already, and a part's leading eigenvalue is at most that of the whole.
+            return replace(first, batch_size=batch_size)
+        return self.stability(projection, probes, batch_size, probe_y)
+
+
+def probes_of(rows: Tensor, n_samples: int) -> Tensor:
+    """Those behind the first `n_samples`, which the preconditioner has seen, unless they are few."""
+    return rows[n_samples:] if len(rows) > n_samples + _FEW_ROWS else rows
