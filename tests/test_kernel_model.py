@@ -397,3 +397,15 @@ def test_every_shape_trains_to_finite_outputs(p, n, c, m, s, projection, twice):
         made.fit_epoch(list(zip(x.split(m), y.split(m), strict=True)))
     assert made.outputs(X).shape == (N, c)
     assert made.score(x, y)["mse"] <= 1.5 * float(y.var(0, correction=0).mean()) + 1e-6
+
+
+def test_rows_of_a_rare_kind_far_from_all_others_do_not_diverge() -> None:
+    """A center of a rare kind is alone with the rows of its kind, which no probe of the step size need have met."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 4, generator=generator)
+    x[::5000, 3] += 200
+    y = x[:, 0] + torch.randn(len(x), generator=generator)
+    centers = torch.cat([x[:1] + 0.1, torch.randn(300, 4, generator=generator)])
+    model = KernelModel(centers, "laplacian", bandwidth=16.0, nystrom_samples=400, seed=1)
+    model.fit((x, y), epochs=8)
+    assert float(model.predict(x[::5000]).abs().max()) < 10

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.solver.kernels import CallableKernel
+from ep3stream.solver.projection import NystromProjection, unexplained_diagonal
 
 P, D = 40, 3
 
@@ -70,6 +71,35 @@ def test_leverage_is_the_diagonal_of_the_operator(model_rank: int) -> None:
     k_zb = k(case.kernel, case.z, case.x[:20])
     leverage = case.projection()[0].leverage(k_zb, case.x[:20])
     torch.testing.assert_close(leverage, (k_zb.T @ q_matrix(case) @ k_zb).diagonal(), rtol=1e-8, atol=0)
+
+
+def tempered(case: Problem, leverage: float) -> tuple[NystromProjection, torch.Tensor]:
+    projection, _ = case.projection()
+    unexplained = unexplained_diagonal(case.kernel, case.z, projection.basis, projection.eigenvalues)
+    return projection.tempered(unexplained, leverage), unexplained
+
+
+def test_a_tempered_q_is_that_of_its_formula_and_knows_its_own_leverage() -> None:
+    case = problem(model_rank=12)
+    projection, unexplained = tempered(case, 0.02)
+    u, mu = projection.basis, projection.damping
+    weights = (0.02 * mu / unexplained.square()).clamp(max=1)
+    assert 0 < int((weights < 1).sum())
+    outside = torch.eye(len(u), dtype=u.dtype) - u @ u.T
+    dense = u @ projection.core @ u.T + outside @ torch.diag(weights) @ outside / mu
+    q = projection.direction(torch.eye(len(u), dtype=u.dtype))
+    torch.testing.assert_close(q, dense, rtol=1e-8, atol=1e-10)
+    k_zb = k(case.kernel, case.z, case.x[:20])
+    leverage = projection.leverage(k_zb, case.x[:20])
+    torch.testing.assert_close(leverage, (k_zb.T @ dense @ k_zb).diagonal(), rtol=1e-8, atol=0)
+
+
+def test_no_center_pushes_itself_further_than_it_is_tempered_to() -> None:
+    case = problem(model_rank=12)
+    projection, unexplained = tempered(case, 0.02)
+    assert projection.tempering is not None
+    assert float((unexplained.square() * projection.tempering / projection.damping).max()) <= 0.02 * (1 + 1e-9)
+    assert tempered(case, 1e6)[0].tempering is None
 
 
 @pytest.mark.parametrize("kernel_width", [1.0, 3.0, 100.0])

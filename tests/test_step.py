@@ -156,7 +156,9 @@ def test_a_smaller_batch_is_measured_again_only_if_its_leading_eigenvalue_may_li
 ) -> None:
     asked: list[int] = []
 
-    def stability(self: SolverBuilder, projection: object, probes: Tensor, m: int, y: Tensor | None) -> Stability:
+    def stability(
+        self: SolverBuilder, projection: object, probes: Tensor, m: int, y: Tensor | None
+    ) -> Stability:
         asked.append(m)
         return Stability(m, lambda_max, 0.1)
 

@@ -28,11 +28,14 @@ import pyarrow.parquet as pq
 
 _BLOCK = 8 << 20
 _CHILD = """
-import json, resource, sys, time
+import json, re, sys, time
+from pathlib import Path
 from ep3stream.config import ConvertConfig, MIB
 from ep3stream.data.convert import convert
 arguments = json.loads(sys.argv[1])
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_mib():  # Not ru_maxrss, which counts the process that started this one.
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+base = peak_mib()
 stages = {}
 began = time.perf_counter()
 config = ConvertConfig(**arguments["config"])
@@ -40,7 +43,7 @@ def note(progress):
     stages.setdefault(progress.stage, time.perf_counter() - began)
 convert(arguments["source"], arguments["store"], config, progress=note, **arguments["files"])
 seconds = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = peak_mib()
 print(json.dumps({"seconds": seconds, "until_sync": stages.get("sync", seconds), "peak_mib": peak, "base_mib": base}))
 """
 

@@ -3,8 +3,9 @@
     python tools/peer_runs.py METHOD DATA [--path CHECKOUT] [--epochs 2] [--samples 2000] [--level 200] ...
 
 Each line is JSON: epochs, wall and CPU seconds since the method was handed its data, test accuracy and mse. The clocks
-stand still while a model is scored. METHOD is `ep3stream`, or a peer, imported as its authors left it from CHECKOUT; `stand_in` and
-`accept_eigvals` make up for what their code needs and a current environment lacks, and change none of its arithmetic.
+stand still while a model is scored. METHOD is `ep3stream`, or a peer, imported as its authors left it from CHECKOUT;
+`stand_in` and `accept_eigvals` make up for what their code needs and a current environment lacks, and change none of
+its arithmetic.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ class RowSorter:
         self._mark: Callable[[], Mapping[str, Any]] = dict
         self._spills: list[Spill] = []
         self._spilling: Future[Spill] | None = None
-        self._thread = ThreadPoolExecutor(1, "ep3stream-sorter")
+        # Torch's own threads would wait in circles beside those that write; the setting is this thread's alone.
+        self._thread = ThreadPoolExecutor(1, "ep3stream-sorter", torch.set_num_threads, (1,))
 
     def __enter__(self) -> RowSorter:
         return self
@@ -232,9 +233,11 @@ class RowSorter:
         for spill in self._spills:
             inside = (spill.cells >= first) & (spill.cells < behind)
             counts[spill.cells[inside] - first] += np.diff(spill.starts)[inside]
+        # Half a buffer, so that the first load is soon there and reading, sorting and writing overlap.
+        most = max(1, len(self._buffers[0]) // 2)
         start, cell, n_rows = 0, first, 0
         for last, count in enumerate(counts.tolist(), first):
-            if n_rows and n_rows + count > len(self._buffers[0]):
+            if n_rows and n_rows + count > most:
                 yield _Load(split, start, self._spills, cell, last, n_rows)
                 start, cell, n_rows = start + n_rows, last, 0
             n_rows += count

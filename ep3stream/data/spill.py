@@ -71,14 +71,15 @@ class Spill:
         """Write the rows, by cell and within a cell in their order; the .json beside makes them valid."""
         cell = cells_of(rows.key, n_splits)
         order = np.argsort(cell, kind="stable")
-        cells, counts = np.unique(cell, return_counts=True)
-        starts = np.concatenate([[0], np.cumsum(counts)])
+        counts = np.bincount(cell)
+        cells = np.flatnonzero(counts)
+        starts = np.concatenate([[0], np.cumsum(counts[cells])])
         hashes = [xxhash.xxh3_128() for _ in cells]
         with _disk(path), path.open("wb", buffering=0) as file:
             for part in rows.parts.values():
                 _write_section(file, part, order, starts, hashes)
         digests = tuple(state.hexdigest() for state in hashes)
-        spill = cls(path, layout, cells.astype(np.int64), starts, digests, mark)
+        spill = cls(path, layout, cells, starts, digests, mark)
         spill._commit()
         return spill
 

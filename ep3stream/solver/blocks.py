@@ -81,7 +81,12 @@ class BatchBlock:
         """matrix @ k_zb': (k, m) -> (k, p_shard)."""
         if self._kept is None:
             return kernel_times(self._kernel, self._z, self._x, matrix.T).T.contiguous()
-        return matrix @ self.whole().T
+        kept = self.whole()
+        product = matrix.new_zeros(matrix.shape[0], len(self._z))
+        # By tiles here too: on CPUs the skinny product with all of a tall block takes half as long again.
+        for rows in tiles(len(self._z)):
+            product[:, rows].addmm_(matrix, kept[rows].T)
+        return product
 
     def columns(self, rows_of_x: slice) -> Tensor:
         """K(Z_shard, those rows of X_b), in memory of their own where none was given."""

@@ -33,4 +33,5 @@ def leading_eigenpairs(matrix: Tensor, n_pairs: int, generator: torch.Generator)
 def _well_conditioned(columns: Tensor) -> Tensor:
     """Another basis of their span, (s, k): P L of the LU factors, at a quarter of the cost of an orthonormal one."""
     order, lower, _ = torch.linalg.lu(columns)
-    return lower[order.argmax(1)]
+    basis: Tensor = lower[order.argmax(1)]
+    return basis
