@@ -13,7 +13,8 @@ import ep3stream
 ROOT = Path(ep3stream.__file__).parent
 MODULES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in sorted(ROOT.rglob("*.py"))}
 DATA_MAY_IMPORT = {
-    "numpy", "torch", "zarr", "h5py", "numcodecs", "pyarrow", "dask", "distributed", "xxhash", "ep3stream",
+    "numpy", "torch", "zarr", "h5py", "numcodecs", "google_crc32c", "pyarrow", "dask", "distributed", "xxhash",
+    "ep3stream",
 }  # fmt: skip
 
 
