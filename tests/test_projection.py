@@ -84,7 +84,7 @@ def test_a_tempered_q_is_that_of_its_formula_and_knows_its_own_leverage() -> Non
     projection, unexplained = tempered(case, 0.02)
     u, mu = projection.basis, projection.damping
     weights = (0.02 * mu / unexplained.square()).clamp(max=1)
-    assert 0 < int((weights < 1).sum())
+    assert int((weights < 1).sum()) > 0
     outside = torch.eye(len(u), dtype=u.dtype) - u @ u.T
     dense = u @ projection.core @ u.T + outside @ torch.diag(weights) @ outside / mu
     q = projection.direction(torch.eye(len(u), dtype=u.dtype))
@@ -98,7 +98,9 @@ def test_no_center_pushes_itself_further_than_it_is_tempered_to() -> None:
     case = problem(model_rank=12)
     projection, unexplained = tempered(case, 0.02)
     assert projection.tempering is not None
-    assert float((unexplained.square() * projection.tempering / projection.damping).max()) <= 0.02 * (1 + 1e-9)
+    assert float((unexplained.square() * projection.tempering / projection.damping).max()) <= 0.02 * (
+        1 + 1e-9
+    )
     assert tempered(case, 1e6)[0].tempering is None
 
 

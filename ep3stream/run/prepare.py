@@ -244,4 +244,6 @@ def target_code(reader: SplitReader) -> TargetCode:
 def _gathered(projection: Projection, n_centers: int, mesh: Mesh) -> dict[str, Tensor]:
     """A projection's tensors with the rows of all shards."""
     gather: Callable[[Tensor], Tensor] = lambda shard: mesh.gather_rows(shard, n_centers)  # noqa: E731
-    return {name: gather(t) if name in ("basis", "tempering") else t for name, t in projection.tensors().items()}
+    return {
+        name: gather(t) if name in ("basis", "tempering") else t for name, t in projection.tensors().items()
+    }
