@@ -594,7 +594,7 @@ def _add_use(commands: Any) -> None:
     predict.add_argument("out", type=Path, metavar="OUT", help=".npy, .h5, or a directory for zarr")
     predict.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
     for command in (evaluate, predict):
-        command.add_argument("--split", default="test", metavar="SPLIT", help="default: test")
+        command.add_argument("--split", metavar="SPLIT", help="default: test, or the store's only one")
     inspect = _command(
         commands, "inspect", _inspect, "tell what a store or a run holds", "ep3stream inspect flights.zarr"
     )

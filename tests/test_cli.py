@@ -93,6 +93,16 @@ def test_evaluate_for_people_has_one_score_a_line(folder, run_cli):
     assert [line.split()[0] for line in out.splitlines()] == ["n", "mse", "rmse", "r2"]
 
 
+def test_a_later_file_is_converted_like_the_first_and_its_only_split_is_used(folder, run_cli, tmp_path):
+    later = tmp_path / "later.zarr"
+    command = ("convert", folder / "flights.csv", later, "--like", folder / "flights.zarr", "--no-shuffle")
+    assert run_cli(*command)[0] == 0
+    code, out, _ = run_cli("evaluate", folder / "run", later, "--json")
+    assert code == 0
+    assert json.loads(out)["n"] == open_store(later).manifest.splits["train"].n_rows
+    assert run_cli("predict", folder / "run", later, tmp_path / "later.npy")[0] == 0
+
+
 def test_predict_writes_one_prediction_a_row(folder, run_cli, tmp_path):
     code, out, err = run_cli("predict", folder / "run", folder / "flights.zarr", tmp_path / "out.npy")
     predictions = np.load(tmp_path / "out.npy")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ep3stream.config import MIB, Format
 from ep3stream.data.scan import Segment, scan
-from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
+from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store, open_store
 from ep3stream.errors import InputError
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import append_line
@@ -32,11 +32,11 @@ _SEGMENT_BYTES = 16 * MIB
 def evaluate(
     run: Path | str,
     store: Path | str,
-    split: str = "test",
+    split: str | None = None,
     kernel: KernelFunction | None = None,
     reference: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Scores of the run's model on a split of any store with the same columns.
+    """Scores of the run's model on a split of any store with the same columns; `test`, or the only one.
 
     n and mse; rmse and r2 for regression; accuracy, top5 and auc (two classes) for classification; nan for a
     score that the rows do not define. The result is added to RUN/evaluations.jsonl, with `reference`,
@@ -45,12 +45,18 @@ def evaluate(
     """
     model = load(run, kernel)
     with open_store(store) as rows:
+        split = split or _usual_split(rows)
         scores = score(model, rows.split(split), _device())
     record = {"store": str(Path(store).absolute()), "split": split, **scores}
     if reference is not None:
         record["reference"] = dict(reference)
     append_line(RunDirectory(Path(run).absolute()).evaluations, record)
     return scores
+
+
+def _usual_split(store: RowStore) -> str:
+    names = list(store.manifest.splits)
+    return names[0] if len(names) == 1 else "test"
 
 
 def score(model: Predictor, reader: SplitReader, device: torch.device) -> dict[str, Any]:
@@ -86,12 +92,13 @@ def predict(
     run: Path | str,
     store: Path | str,
     out: Path | str,
-    split: str = "test",
+    split: str | None = None,
     kernel: KernelFunction | None = None,
     scores: bool = False,
 ) -> int:
     """Writes the model's predictions for every row of a split, in the store's order; returns their number.
 
+    The split is `test`, or the store's only one, unless named.
     An `out` ending in .npy becomes an array: targets (n,) or (n, c) float32, class ids (n,) int32, or with
     `scores` the (n, c) outputs behind them. Otherwise `out` becomes a store (HDF5 if it ends in .h5 or .hdf5)
     whose x are the outputs, (n, c), and whose y is the y of the rows.
@@ -101,7 +108,7 @@ def predict(
     if out.exists():
         raise InputError(f"{out} exists; remove it or choose another name")
     with open_store(store) as rows:
-        reader = rows.split(split)
+        reader = rows.split(split or _usual_split(rows))
         check_columns(model, reader)
         write = _write_npy if out.suffix == ".npy" else _write_store
         write(model, reader, out, scores)
