@@ -94,7 +94,7 @@ def test_evaluate_for_people_has_one_score_a_line(folder, run_cli):
 
 
 def test_a_later_file_is_converted_like_the_first_and_its_only_split_is_used(folder, run_cli, tmp_path):
-    later = tmp_path / "later.zarr"
+    later = folder / "later.zarr"
     command = ("convert", folder / "flights.csv", later, "--like", folder / "flights.zarr", "--no-shuffle")
     assert run_cli(*command)[0] == 0
     code, out, _ = run_cli("evaluate", folder / "run", later, "--json")
