@@ -197,12 +197,12 @@ class _Conversion:
     def _straight(self) -> Manifest:
         (split,) = self.config.splits
         saved = self.work.progress()
-        with self._writer(self.source.expected_rows, saved and saved["writer"]) as writer:
+        expansion = Expansion.build(self.source, self.encoder)
+        with self._writer(expansion, self.source.expected_rows, saved and saved["writer"]) as writer:
             goes_on = saved is not None and writer.rows_written(split) > 0
             marks = deque([_Mark.from_json(saved["read"]) if saved and goes_on else self._mark(START)])
             self._restore(marks[0])
             done = writer.rows_written(split) - marks[0].n_rows
-            expansion = Expansion.build(self.source, self.encoder)
             for rows, mark in self._read(marks[0].position):
                 skipped = min(done, len(rows))
                 done -= skipped
@@ -236,7 +236,9 @@ class _Conversion:
         read = self._mark(START)
         splits = list(self.config.splits)
         expansion = Expansion.build(self.source, self.encoder)
-        with self._writer(int(self.counts.sum()), saved and saved["writer"]) as writer:
+        total = int(self.counts.sum())
+        row_bytes = expansion.n_features * np.dtype(self.encoder.layout.dtypes["x"]).itemsize
+        with self._writer(expansion, total, saved and saved["writer"]) as writer:
             if sorter.n_spills and saved is None:
                 self._save(writer, read, sorter.n_spills, at_once=True)
             done = [writer.rows_written(split) for split in splits]
@@ -244,8 +246,7 @@ class _Conversion:
             for split, rows in sorter.blocks(self._write_rows, done):
                 writer.append_checked(splits[split], *expansion.expand(rows))
                 n_rows += len(rows)
-                row_bytes = expansion.n_features * np.dtype(self.encoder.layout.dtypes["x"]).itemsize
-                self._report(n_rows, n_rows / int(self.counts.sum()), (n_rows - first) * row_bytes)
+                self._report(n_rows, n_rows / total, (n_rows - first) * row_bytes)
                 if sorter.n_spills:
                     self._save(writer, read, sorter.n_spills)
             return self._commit(writer)
@@ -289,20 +290,12 @@ class _Conversion:
         self._require_nothing_missing()
 
     def _require_nothing_missing(self) -> None:
-        labels, name, n_rows = self.encoder.labels, self.source.name, int(self.counts.sum())
-        if n_rows == 0:
-            raise SourceError(
-                f"{name}: every row has a missing value, so none is left; take --missing mean or fill them in"
-            )
-        if labels is not None and len(labels) < 2:
-            raise SourceError(
-                f"{name}: every row has the label {labels.sorted_values()[0]!r} in {labels.column!r}; "
-                "classification needs at least two classes"
-            )
+        name = self.source.name
+        self.encoder.require_usable(name)
         for (split, share), count in zip(self.config.splits.items(), self.counts, strict=True):
             if count == 0:
                 raise SourceError(
-                    f"{name}: split {split} ({share:g} of the rows) got none of the {n_rows} rows; "
+                    f"{name}: split {split} ({share:g} of the rows) got none of the {self.counts.sum()} rows; "
                     "make it larger, leave it out or take another seed"
                 )
 
@@ -313,13 +306,9 @@ class _Conversion:
         widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.books))
         return max(1, min(_WRITE_BYTES, self.config.memory_bytes // 16) // widest)
 
-    def _writer(self, expected_rows: int | None, state: Json | None) -> StoreWriter:
+    def _writer(self, expansion: Expansion, expected_rows: int | None, state: Json | None) -> StoreWriter:
         """A writer that goes on where `state` was saved, or a new one where that has become damaged."""
-        expansion, config, target = (
-            Expansion.build(self.source, self.encoder),
-            self.config,
-            self.source.target,
-        )
+        config, target = self.config, self.source.target
         assert config.dtype is not None
         assert config.format is not None
         spec = StoreSpec(

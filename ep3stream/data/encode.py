@@ -164,11 +164,11 @@ class RowEncoder:
             words[:, -1] = self.labels.hashes()[rows.y]
         return words
 
-    def require_usable(self, file: Path) -> None:
+    def require_usable(self, file: Path | str) -> None:
         """After the last batch: there must be rows, and two classes; raises SourceError naming `file`."""
         if self.tally.kept == 0:
             raise SourceError(
-                f"{file}: none of the {self.tally.dropped} rows is left, each having a missing value; "
+                f"{file}: every row has a missing value, so none of the {self.tally.dropped} rows is left; "
                 "fill some in, leave the emptiest columns out with --drop, or take --missing mean"
             )
         if self.labels is not None and len(self.labels) < 2:

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ep3stream.config import MIB, Task, XDtype
-from ep3stream.data.signed_json import JsonObject, canonical_json, json_digest, signed_object
+from ep3stream.data.signed_json import JsonObject, json_digest, signed_bytes, signed_object
 from ep3stream.errors import DamagedDataError, InputError
 
 STORE_FORMAT_VERSION = 2
@@ -116,7 +116,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest with its digest, in canonical JSON."""
-        return canonical_json({**self._content(), "digest": self.fingerprint})
+        return signed_bytes(self._content())
 
     def _content(self) -> dict[str, Any]:
         content = asdict(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, cast, get_args
 
@@ -23,6 +23,11 @@ def canonical_json(value: object) -> bytes:
 def json_digest(value: object) -> str:
     """xxh3_128 of the canonical JSON, in 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(canonical_json(value))
+
+
+def signed_bytes(content: Mapping[str, Any]) -> bytes:
+    """The object with its digest in the field `digest`, in canonical JSON; `signed_object` reads it back."""
+    return canonical_json({**content, "digest": json_digest(content)})
 
 
 def signed_object(data: bytes, origin: str, remedy: str = "restore it or convert again") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ep3stream.config import MIB
 from ep3stream.data.rows import RowLayout, Rows
-from ep3stream.data.signed_json import canonical_json, json_digest, signed_object
+from ep3stream.data.signed_json import signed_bytes, signed_object
 from ep3stream.errors import DamagedDataError, DiskError
 
 SPLIT_SHIFT = 56
@@ -92,7 +92,7 @@ class Spill:
         }
         partial = self.path.with_suffix(".partial")
         with _disk(self.path):
-            partial.write_bytes(canonical_json({**content, "digest": json_digest(content)}))
+            partial.write_bytes(signed_bytes(content))
             partial.rename(self.path.with_suffix(".json"))
 
     @classmethod

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ep3stream.data.backend import remove
-from ep3stream.data.signed_json import canonical_json, json_digest, signed_object
+from ep3stream.data.signed_json import signed_bytes, signed_object
 from ep3stream.errors import DamagedDataError, DiskError, InputError
 
 Json = Mapping[str, Any]
@@ -149,7 +149,7 @@ def _read(path: Path) -> Json | None:
 def _write(path: Path, content: Json) -> None:
     partial = path.with_suffix(".partial")
     try:
-        partial.write_bytes(canonical_json({**content, "digest": json_digest(content)}))
+        partial.write_bytes(signed_bytes(content))
         partial.rename(path)
     except OSError as error:
         raise DiskError(

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ep3stream.data.backend import fsync
-from ep3stream.data.signed_json import canonical_json, json_digest, signed_object
+from ep3stream.data.signed_json import signed_bytes, signed_object
 from ep3stream.errors import DamagedDataError, InputError
 
 BUNDLE_VERSION = 1
@@ -80,7 +80,7 @@ def _fill(partial: Path, kind: str, tensors: Mapping[str, Tensor], description: 
             "digest": file_digest(partial / _TENSORS),
         },
     }
-    (partial / _MANIFEST).write_bytes(canonical_json(content | {"digest": json_digest(content)}))
+    (partial / _MANIFEST).write_bytes(signed_bytes(content))
     fsync(partial / _MANIFEST)
     fsync(partial)
 
