@@ -8,6 +8,8 @@ Ep3streamError
 ├── DamagedDataError                   3   a store, checkpoint or model failed its checks; it was not used
 ├── DivergedError                      4   the fit blew up and could not be saved by smaller steps
 └── Interrupted                       75   a signal arrived; the checkpoint was saved first
+
+A second SIGINT is Python's own KeyboardInterrupt, 130: nothing more was saved.
 """
 
 from __future__ import annotations

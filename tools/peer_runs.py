@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -33,8 +34,11 @@ class Race:
     """The data, and clocks that stand still while a model is scored."""
 
     def __init__(self, data: Path, n_centers: int, seed: int) -> None:
-        self.x, self.x_test = (torch.from_numpy(np.load(data / f"{s}-x.npy")) for s in ("train", "test"))
-        y, y_test = (torch.from_numpy(np.load(data / f"{s}-y.npy")).long() for s in ("train", "test"))
+        def load(name: str) -> Tensor:
+            return torch.from_numpy(np.load(data / f"{name}.npy", allow_pickle=False))
+
+        self.x, self.x_test = load("train-x"), load("test-x")
+        y, y_test = load("train-y").long(), load("test-y").long()
         self.y, self.y_test = (torch.nn.functional.one_hot(labels).float() for labels in (y, y_test))
         drawn = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(seed))
         self.centers = self.x[drawn[:n_centers]].clone()
@@ -166,7 +170,7 @@ def clocks() -> np.ndarray:
 def stand_in(name: str, **attributes: Any) -> None:
     """A module of that name with these attributes, where there is none: for imports that a run makes no use of."""
     try:
-        __import__(name)
+        importlib.import_module(name)
     except ImportError:
         module = ModuleType(name)
         vars(module).update(attributes)

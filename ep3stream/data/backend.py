@@ -83,10 +83,13 @@ class WritingBackend(Protocol):
 
 
 class ReadingBackend(Protocol):
-    """A finished store. `read` is called from several threads."""
+    """A finished store. `check` and `read` are called from several threads."""
+
+    def check(self, info: SplitInfo, index: int) -> None:
+        """Raises unless what holds segment `index` is there and of the size that the manifest declares."""
 
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Fill x and y (C-contiguous, exactly the segment's rows); the digest is not checked."""
+        """Fill x and y (C-contiguous, exactly the rows of a checked segment); the digest is not checked."""
 
     def pieces(self, info: SplitInfo, index: int) -> tuple[str, ...]:
         """Names of the pieces of storage that hold segment `index`, for messages."""

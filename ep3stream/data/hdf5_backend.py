@@ -24,6 +24,7 @@ from ep3stream.data.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest,
 # Every structure of this version of the format carries a checksum; older ones hide flipped bits.
 _LIBRARY_VERSION = ("v110", "v110")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_FILTERS = [h5py.h5z.FILTER_FLETCHER32]
 _CHECKSUM_BYTES = 4  # Behind the rows of each chunk, by the filter fletcher32.
 
 
@@ -131,17 +132,25 @@ class Hdf5Reader:
         self._manifest = manifest
         self._places: dict[str, dict[str, NDArray[np.int64]]] = {}
 
-    def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Read one segment into x and y."""
+    def check(self, info: SplitInfo, index: int) -> None:
+        """That both chunks of the segment have their place in the file, which is as long."""
         places = self._places.get(info.name)
         if places is None:
             places = self._places[info.name] = self._find_chunks(info)
+        layout, size = SplitLayout.of(self._manifest, info), self._path.stat().st_size
+        for name in ARRAYS:
+            place = int(places[name][index])
+            if place < 0:  # HDF5 would fill the rows in, silently.
+                raise ValueError(f"chunk {index} of {info.name}/{name} is missing")
+            if place + _chunk_bytes(layout, name) > size:
+                raise EOFError(f"the file ends inside chunk {index} of {info.name}/{name}")
+
+    def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """Read one checked segment into x and y."""
+        places = self._places[info.name]
         with self._path.open("rb", buffering=0) as file:
             for name, target in (("x", x), ("y", y)):
-                place = int(places[name][index])
-                if place < 0:  # HDF5 would fill the rows in, silently.
-                    raise ValueError(f"chunk {index} of {info.name}/{name} is missing")
-                file.seek(place)
+                file.seek(int(places[name][index]))
                 rest = target.reshape(-1).view(np.uint8).data
                 while rest:  # One call reads at most 2 GiB.
                     n_read = file.readinto(rest)
@@ -200,14 +209,25 @@ def _end_of_file(path: Path) -> int:
     return int.from_bytes(head[28:36], "little")
 
 
+def _filters(dataset: Any) -> list[int]:
+    """The numbers of its filters, for any of which HDF5 would look for a plugin to run."""
+    plan = dataset.id.get_create_plist()
+    return [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+
+
+def _chunk_bytes(layout: SplitLayout, name: str) -> int:
+    n_values = layout.chunk_rows * math.prod(layout.rows[name])
+    return n_values * np.dtype(layout.dtypes[name]).itemsize + _CHECKSUM_BYTES
+
+
 def _chunk_places(dataset: Any, name: str, layout: SplitLayout, info: SplitInfo) -> NDArray[np.int64]:
     """Byte offset of each chunk in the file, -1 where there is none."""
     row, dtype = layout.rows[name], layout.dtypes[name]
-    found = (dataset.shape, str(dataset.dtype), dataset.chunks, dataset.compression)
-    promised = ((info.n_rows, *row), dtype, (layout.chunk_rows, *row), None)
+    found = (dataset.shape, str(dataset.dtype), dataset.chunks, _filters(dataset))
+    promised = ((info.n_rows, *row), dtype, (layout.chunk_rows, *row), _FILTERS)
     if found != promised:
         raise ValueError(f"{layout.name}/{name} declares {found} but the manifest {promised}")
-    n_bytes = layout.chunk_rows * math.prod(row) * np.dtype(dtype).itemsize + _CHECKSUM_BYTES
+    n_bytes = _chunk_bytes(layout, name)
     places = np.full(info.n_segments, -1, np.int64)
 
     def note(chunk: Any) -> None:
@@ -228,4 +248,8 @@ def read_manifest(path: Path) -> bytes | None:
         dataset = _own(file, MANIFEST_NAME)
         if dataset.dtype != np.uint8 or dataset.ndim != 1 or dataset.size > MAX_MANIFEST_BYTES:
             raise ValueError(f"{MANIFEST_NAME} is {dataset.dtype} {dataset.shape}")
+        # Neither another file's bytes, nor a chunk far larger than the dataset, nor a plugin's work.
+        chunk_bytes = (dataset.chunks or [0])[0]
+        if not 0 < chunk_bytes <= MAX_MANIFEST_BYTES or _filters(dataset) != _FILTERS:
+            raise ValueError(f"{MANIFEST_NAME} has chunks of {chunk_bytes} and filters {_filters(dataset)}")
         return bytes(dataset[:])

@@ -237,7 +237,9 @@ def _problems(manifest: Manifest) -> Iterator[str]:
 def _split_problems(manifest: Manifest, name: str, info: SplitInfo) -> Iterator[str]:
     if not is_split_name(name) or info.name != name:
         yield f"its name {info.name!r:.70} is not one a split may have"
-    if info.segment_rows * manifest.n_features * np.dtype(manifest.x_dtype).itemsize > MAX_SEGMENT_BYTES:
+    x_bytes = info.segment_rows * manifest.n_features * np.dtype(manifest.x_dtype).itemsize
+    y_bytes = min(info.segment_rows, info.n_rows) * manifest.n_outputs * np.dtype(manifest.y_dtype).itemsize
+    if x_bytes > MAX_SEGMENT_BYTES or (manifest.task == "regression" and y_bytes > MAX_SEGMENT_BYTES):
         yield f"segment_rows is {info.segment_rows}; segments have at most {MAX_SEGMENT_BYTES} bytes"
     if info.segments_per_file > info.n_segments:
         yield f"segments_per_file is {info.segments_per_file} but there are {info.n_segments} segments"

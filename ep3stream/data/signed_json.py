@@ -12,6 +12,8 @@ import xxhash
 from ep3stream.errors import DamagedDataError
 
 _MAX_NESTING = 32
+# Brackets, those in texts too: an empty list takes 30 times the memory of its text.
+_MAX_CONTAINERS = 1 << 20
 _T = TypeVar("_T")
 
 
@@ -36,6 +38,8 @@ def signed_object(data: bytes, origin: str, remedy: str = "restore it or convert
     Raises DamagedDataError naming `origin` and ending with `remedy`.
     """
     try:
+        if data.count(b"[") + data.count(b"{") > _MAX_CONTAINERS:
+            raise ValueError(f"it holds more than {_MAX_CONTAINERS} lists and objects")
         content = json.loads(data.decode("utf-8"))
         _limit_nesting(content)
         if canonical_json(content) != data:

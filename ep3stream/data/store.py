@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,10 @@ def open_store(path: str | Path) -> RowStore:
         data = _manifest_bytes(hdf5_backend.read_manifest, path)
         manifest = Manifest.from_json(data, f"{path}: {MANIFEST_NAME}")
         return RowStore(path, manifest, hdf5_backend.Hdf5Reader(path, manifest))
+    if os.path.lexists(path):
+        raise InputError(
+            f"{path} is a link that leads nowhere or in a circle, or neither file nor directory; correct the path"
+        )
     raise InputError(f"{path} does not exist; convert the data first or correct the path")
 
 
@@ -123,25 +129,36 @@ class RowStore:
             f"{self.path}: {piece} {what}" for piece, what in found.items() if piece not in named
         ]
 
-    def _read(self, split: str, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+    def _check(self, split: str, index: int) -> None:
+        """Before memory is taken for a segment: whether as much is stored as the manifest declares."""
         if not self._open:
             raise InputError(f"{self.path} is closed; open it again")
+        with self._naming(split, index):
+            self._backend.check(self.manifest.splits[split], index)
+
+    def _read(self, split: str, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
         info = self.manifest.splits[split]
-        where = f"{self.path}: split {split}, segment {index}"
-        try:
+        with self._naming(split, index):
             self._backend.read(info, index, x, y)
+        digest = segment_digest(x, y)
+        if digest != info.digests[index]:
+            raise DamagedDataError(
+                f"{self.path}: split {split}, segment {index} ({', '.join(self._backend.pieces(info, index))}) has "
+                f"digest {digest} but the manifest says {info.digests[index]}; restore it or convert again"
+            )
+
+    @contextmanager
+    def _naming(self, split: str, index: int) -> Iterator[None]:
+        """Makes whatever goes wrong a DamagedDataError that names the segment."""
+        try:
+            yield
         except MemoryError:
             raise
         except Exception as error:  # Codecs and HDF5 meet damaged bytes with errors of many types.
             raise DamagedDataError(
-                f"{where} cannot be read ({error!r:.300}); restore it or convert again"
+                f"{self.path}: split {split}, segment {index} cannot be read ({error!r:.300}); "
+                "restore it or convert again"
             ) from error
-        digest = segment_digest(x, y)
-        if digest != info.digests[index]:
-            raise DamagedDataError(
-                f"{where} ({', '.join(self._backend.pieces(info, index))}) has digest {digest} "
-                f"but the manifest says {info.digests[index]}; restore it or convert again"
-            )
 
 
 class SplitReader:
@@ -179,6 +196,7 @@ class SplitReader:
         DamagedDataError for rows that are not those written.
         """
         n_rows = self.info.rows_of_segment(index)
+        self._opened()._check(self._name, index)
         x_row, y_rows = _row_shapes(self.manifest)
         x = _target("x_out", x_out, n_rows, x_row, self.manifest.x_dtype)
         y = _target("y_out", y_out, n_rows, y_rows, self.manifest.y_dtype)

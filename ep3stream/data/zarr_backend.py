@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Mapping
@@ -20,12 +19,15 @@ from zarr.storage import MemoryStore
 
 from ep3stream.data.backend import ARRAYS, SplitLayout, fsync, remove
 from ep3stream.data.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Codec, Manifest, SplitInfo
+from ep3stream.data.small_files import read_small_file
 from ep3stream.data.zarr_files import (
     METADATA,
     chunk_file,
     file_problems,
     inside,
     metadata_files,
+    read_metadata,
+    require_stored,
     unknown_keys,
 )
 
@@ -177,15 +179,18 @@ class ZarrReader:
         self._arrays: dict[str, dict[str, zarr.Array[Any]]] = {}
         _bound_threads()
 
+    def check(self, info: SplitInfo, index: int) -> None:
+        """The sizes of the files that hold the segment."""
+        for name in ARRAYS:
+            require_stored(self._path, self._manifest, info, name, index // info.segments_per_file)
+
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Read one segment into x and y."""
+        """Read one checked segment into x and y."""
         arrays = self._arrays.get(info.name)
         if arrays is None:
             arrays = self._arrays[info.name] = self._open_split(info)
         start = index * info.segment_rows
         for name, file, target in zip(ARRAYS, self.pieces(info, index), (x, y), strict=True):
-            if not inside(self._path, file).is_file():  # Zarr would fill the rows in, silently.
-                raise FileNotFoundError(f"{file} is missing")
             try:
                 out = NDBuffer.from_numpy_array(target)
                 arrays[name].get_basic_selection(slice(start, start + len(target)), out=out)
@@ -197,7 +202,7 @@ class ZarrReader:
     def _open_split(self, info: SplitInfo) -> dict[str, zarr.Array[Any]]:
         layout = SplitLayout.of(self._manifest, info)
         for name in ARRAYS:
-            inside(self._path, f"{info.name}/{name}/{METADATA}")
+            read_metadata(self._path, f"{info.name}/{name}/{METADATA}")
         return {name: _open_array(self._path, name, layout, info.n_rows) for name in ARRAYS}
 
     def inventory(self) -> dict[str, str]:
@@ -221,6 +226,7 @@ def _metadata_problem(path: Path, manifest: Manifest, name: str) -> str | None:
     group = zarr.create_group(MemoryStore(), zarr_format=3)
     expected: dict[str, Any] = dict(group.metadata.to_dict())
     try:
+        raw = read_metadata(path, name)
         if not array:
             found = zarr.open_group(str(path / split), mode="r", zarr_format=3).metadata.to_dict()
         else:
@@ -228,7 +234,6 @@ def _metadata_problem(path: Path, manifest: Manifest, name: str) -> str | None:
             made = _create_array(group, array, SplitLayout.of(manifest, info))
             expected = {**made.metadata.to_dict(), "shape": (info.n_rows, *made.shape[1:])}
             found = zarr.open_array(str(path / split / array), mode="r", zarr_format=3).metadata.to_dict()
-        raw = json.loads((path / name).read_bytes())
     except MemoryError:
         raise
     except Exception as error:  # Whatever zarr makes of damaged metadata.
@@ -244,12 +249,19 @@ def _metadata_problem(path: Path, manifest: Manifest, name: str) -> str | None:
 
 def _open_array(path: Path, name: str, layout: SplitLayout, n_rows: int) -> zarr.Array[Any]:
     array = zarr.open_array(str(path / layout.name / name), mode="r", zarr_format=3)
-    found = (array.shape, str(array.dtype), array.chunks, [type(codec) for codec in array.compressors])
+    found = (
+        array.shape,
+        str(array.dtype),
+        array.chunks,
+        array.shards,
+        [type(codec) for codec in array.compressors],
+    )
     row = layout.rows[name]
     promised = (
         (n_rows, *row),
         layout.dtypes[name],
         (layout.chunk_rows, *row),
+        (layout.chunk_rows * layout.chunks_per_file, *row) if layout.chunks_per_file > 1 else None,
         [type(codec) for codec in _compressors(layout.codec)],
     )
     if found != promised:
@@ -260,7 +272,6 @@ def _open_array(path: Path, name: str, layout: SplitLayout, n_rows: int) -> zarr
 def read_manifest(path: Path) -> bytes | None:
     """The manifest's bytes, or None where there is no manifest."""
     try:
-        with inside(path, MANIFEST_NAME).open("rb") as file:
-            return file.read(MAX_MANIFEST_BYTES + 1)
+        return read_small_file(inside(path, MANIFEST_NAME), MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         return None

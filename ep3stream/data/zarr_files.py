@@ -7,6 +7,7 @@ The places are pairs (offset, bytes) of 64-bit numbers, little-endian, both 2^64
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import stat
@@ -20,10 +21,14 @@ from numpy.typing import NDArray
 
 from ep3stream.data.backend import ARRAYS, SplitLayout
 from ep3stream.data.manifest import MANIFEST_NAME, Manifest, SplitInfo
+from ep3stream.data.small_files import read_small_file, require_own_file
 
 METADATA = "zarr.json"
 _CHECKSUM_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
+# A zarr.json of ours has some 1,500 bytes.
+_MAX_METADATA_BYTES = 1 << 16
+_CODECS = ("bytes", "blosc", "crc32c", "sharding_indexed")
 _ABSENT = np.iinfo(np.uint64).max
 
 
@@ -95,6 +100,52 @@ def _chunk_files(manifest: Manifest) -> Iterator[tuple[str, _ChunkFile]]:
                 n_chunks = min(per_file, info.n_segments - number * per_file)
                 name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
                 yield name, _ChunkFile(layout, array, n_chunks)
+
+
+def require_stored(path: Path, manifest: Manifest, info: SplitInfo, array: str, number: int) -> None:
+    """Raises ValueError unless the array's file `number` lies in the store and has the size that it must have.
+
+    That is told from the size of the file, the header of a compressed chunk, the index of a shard.
+    """
+    layout = SplitLayout.of(manifest, info)
+    name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
+    file = inside(path, name)
+    try:
+        require_own_file(file)
+    except FileNotFoundError:  # Zarr would fill the rows in, silently.
+        raise FileNotFoundError(f"{name} is missing") from None
+    n_chunks = min(info.segments_per_file, info.n_segments - number * info.segments_per_file)
+    if problem := _chunk_problem(file, _ChunkFile(layout, array, n_chunks)):
+        raise ValueError(f"{name} {problem}")
+
+
+def read_metadata(path: Path, name: str) -> Any:
+    """The JSON of a zarr.json before zarr sees it; raises ValueError, or OSError, for what no store of ours holds.
+
+    Zarr reads a file of any size, and looks for a codec it does not know in every package that is installed.
+    """
+    inside(path, name)
+    content = json.loads(read_small_file(path / name, _MAX_METADATA_BYTES))
+    if isinstance(content, dict) and content.get("consolidated_metadata") is not None:
+        raise ValueError(f"{name} has consolidated metadata, which are not ours")
+    for codec in _codecs(content):
+        if codec not in _CODECS:
+            raise ValueError(f"{name} has the codec {codec!r:.80}, which is not one of {', '.join(_CODECS)}")
+    return content
+
+
+def _codecs(content: Any) -> Iterator[Any]:
+    """Names of the codecs of an array, with those inside of shards."""
+    if not isinstance(content, Mapping):
+        return
+    for key in ("codecs", "index_codecs", "storage_transformers"):
+        codecs = content.get(key) or ()
+        if not isinstance(codecs, list | tuple):
+            raise ValueError(f"{key} is {codecs!r:.80}, which is not a list")
+        for codec in codecs:
+            yield codec.get("name") if isinstance(codec, Mapping) else codec
+            if isinstance(codec, Mapping):
+                yield from _codecs(codec.get("configuration"))
 
 
 def _walk(path: Path) -> Iterator[tuple[str, int]]:

@@ -55,6 +55,11 @@ class CenterSource:
 
 def _fewer_than_rows(n_centers: int, reader: SplitReader) -> int:
     n_rows = reader.info.n_rows
+    if n_rows < 2:
+        raise ConfigError(
+            f"split {reader.info.name} has a single row, which cannot be center and training row; "
+            "give it more rows, or centers as a file"
+        )
     if n_centers >= n_rows:
         raise ConfigError(
             f"centers is {n_centers} but the split has {n_rows} rows, which are not trained on once they are "

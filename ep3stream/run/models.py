@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
-from ep3stream.run.bundle import find_bundle, read_bundle, write_bundle
+from ep3stream.run.bundle import find_bundle, read_bundle, read_description, write_bundle
 from ep3stream.run.checkpoint import load_newest_checkpoint
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.setup import Setup
@@ -36,9 +36,21 @@ def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None =
     )
 
 
-def save_model(directory: RunDirectory, model: Predictor) -> None:
-    """Writes RUN/model."""
-    write_bundle(directory.model, _KIND, model.tensors(), model.description())
+def save_model(directory: RunDirectory, model: Predictor, step: int | None = None) -> None:
+    """Writes RUN/model: that of a fit after `step` steps, if it was a fit. Raises DiskError."""
+    known = {} if step is None else {"step": step}
+    write_bundle(directory.model, _KIND, model.tensors(), model.description() | known)
+
+
+def model_step(directory: RunDirectory) -> int | None:
+    """After how many steps the model in RUN/model was written; None where there is none that says so."""
+    path = find_bundle(directory.model)
+    try:
+        step = None if path is None else read_description(path, _KIND).get("step")
+    except DamagedDataError as error:
+        logger.warning("%s", error)
+        return None
+    return step if type(step) is int else None
 
 
 def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:

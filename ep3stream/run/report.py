@@ -11,6 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ep3stream.data.small_files import no_link
 from ep3stream.run import report_charts as charts
 from ep3stream.run import report_words as words
 from ep3stream.run.curves import DASH
@@ -38,7 +39,7 @@ def write_report(run: Path) -> Path:
     page = _render(RunRecords.read(run)).encode("utf-8", errors="replace")
     target, partial = run / "report.html", run / f".report.html.{os.getpid()}"
     try:
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=no_link) as file:
             file.write(page)
             file.flush()
             os.fsync(file.fileno())

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ep3stream.data.small_files import read_small_file
 from ep3stream.errors import InputError
 from ep3stream.run.curves import Floats
+from ep3stream.run.metrics import MAX_LINES_BYTES
 
 Table = dict[str, Any]
 
@@ -144,10 +146,9 @@ class RunRecords:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file; none if it cannot be opened."""
+    """Lines of a text file; none if it cannot be read."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            yield from file
+        yield from read_small_file(path, MAX_LINES_BYTES).decode(errors="replace").splitlines(keepends=True)
     except OSError:
         return
 

@@ -24,6 +24,8 @@ from ep3stream.errors import ConfigError
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
 CALLABLE = "callable"
 
+_CHECKED_ROWS = 64
+_CHECKED_SHARE = 0.01
 _STRIP_ENTRIES = 1 << 18
 _LOG2_E = 1 / math.log(2)
 
@@ -208,6 +210,37 @@ class CallableKernel:
     function: KernelFunction
     name: str = CALLABLE
 
+    @classmethod
+    def checked(cls, function: KernelFunction, sample: Tensor) -> CallableKernel:
+        """The kernel, tried on up to 64 rows of sample, (n, d), whose matrix takes O(64^3) time to look at.
+
+        ConfigError unless it can be called and is symmetric and positive semidefinite on these rows, to 1%:
+        rounding stays far below that, and a kernel of the wrong kind is far above it on random rows.
+        """
+        if not callable(function):
+            raise ConfigError(
+                f"kernel is {function!r:.80}, which cannot be called; give a function k(z, x), or name a kernel "
+                "in the settings"
+            )
+        kernel, points = cls(function), Points(sample[:_CHECKED_ROWS])
+        # Two calls, so that a kernel that gives other values each time is found out too.
+        values = kernel.block(points, points).double()
+        again = kernel.block(points, points).double()
+        difference = float((values - again.T).abs().max())
+        if difference > _CHECKED_SHARE * float(values.abs().max()):
+            raise ConfigError(
+                f"kernel {kernel.name!r} is not symmetric: K(z, x) and K(x, z) differ by up to {difference:.3g} "
+                f"on {len(points)} rows; return the same value for either order, each time"
+            )
+        eigenvalues = torch.linalg.eigvalsh((values + values.T) / 2)
+        low, high = float(eigenvalues[0]), float(eigenvalues[-1])
+        if low < -_CHECKED_SHARE * high:
+            raise ConfigError(
+                f"kernel {kernel.name!r} is not positive semidefinite: its matrix on {len(points)} rows has "
+                f"eigenvalues from {low:.3g} to {high:.3g}; use one that is"
+            )
+        return kernel
+
     @property
     def parameters(self) -> dict[str, Any]:
         """None."""
@@ -222,8 +255,14 @@ class CallableKernel:
         return Points(x)
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
-        """`function(z, x)`; raises ConfigError on a wrong shape or a value that is not finite."""
+        """`function(z, x)`; raises ConfigError on a wrong type or shape, or a value that is not finite."""
         values = self.function(z.prepared, x.prepared)
+        if not isinstance(values, Tensor) or values.is_complex():
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise ConfigError(
+                f"kernel {self.name!r} returned {kind}; it must return a torch tensor of real numbers"
+            )
+        values = values.detach()
         expected = (len(z), len(x))
         if tuple(values.shape) != expected:
             raise ConfigError(

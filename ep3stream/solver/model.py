@@ -177,7 +177,10 @@ def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
     """x as it is, or as a float32 tensor over memory that torch may call its own; raises InputError."""
     if isinstance(x, Tensor):
         return x
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise InputError(f"x is no array ({error}); give an array of numbers, (n, d)") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"x holds {array.dtype}, not numbers; give an array of numbers, (n, d)")
     with np.errstate(over="ignore"):  # Such values become infinite, which `outputs` names.
@@ -186,6 +189,11 @@ def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
 
 def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """DamagedDataError unless d, p and c agree among the tensors and with the names."""
+    for key in ("feature_names", "target_names", "class_names"):
+        names = description[key]
+        is_named = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+        if not is_named and not (key == "class_names" and names is None):
+            raise DamagedDataError(f"{key} of the model are {names!r:.60}, not a list of names; fit again")
     d, c = len(description["feature_names"]), len(description["class_names"] or description["target_names"])
     p = len(tensors["centers"])
     vectors = {"input_shift": d, "input_scale": d, "target_offset": c, "target_scale": c, "kernel_centre": d}

@@ -69,8 +69,9 @@ class TargetCode:
         return squares.sum()
 
     def mean_squared_error(self, residual: Tensor) -> Tensor:
-        """Mean over rows and outputs of a coded residual, (c, m), in the squared unit of y."""
-        return (residual * self.scale[:, None]).square().mean()
+        """Mean over rows and outputs of a coded residual, (c, m), in the squared unit of y; float64, 0-d."""
+        # Squares of a unit above 1e19 overflow float32, which the guard would take for a fit that blows up.
+        return (residual.square().mean(1).double() * self.scale.double().square()).mean()
 
     def decode(self, prediction: Tensor) -> Tensor:
         """(c, m) -> (m, c) in the unit of y."""

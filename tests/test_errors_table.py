@@ -1,0 +1,373 @@
+"""docs/errors.md, row by row: what was done is done here, and what it says must be what the table says.
+
+The expected message and exit code are read from the table; … in a message stands for any text.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ep3stream
+from ep3stream import cli
+from ep3stream.data.signed_json import signed_bytes, signed_object
+
+TABLE = Path(__file__).parents[1] / "docs" / "errors.md"
+CENTERS = ["--centers", "20"]
+ROWS = "".join(f"{i % 7},{i % 5},{i % 3}\n" for i in range(40))
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    message: str
+    code: int
+
+
+def read_table() -> dict[str, Row]:
+    """The rows of all tables: what was done, the message, the exit code; the last cell, what to do, is not empty."""
+    rows = {}
+    for line in TABLE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[2].isdecimal():
+            what, message, code, remedy = cells
+            assert what not in rows, what
+            assert remedy, what
+            rows[what] = Row(what, message.strip("`"), int(code))
+    return rows
+
+
+TABLE_ROWS = read_table()
+
+
+@dataclass
+class Workspace:
+    """An empty folder, beside a folder of made things: rows.csv, rows.zarr, classes.csv, classes.zarr, run."""
+
+    made: Path
+    here: Path
+    patch: pytest.MonkeyPatch
+    capture: Callable[[], tuple[str, str]]
+
+    def file(self, name: str, content: str | bytes) -> Path:
+        path = self.here / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def copy(self, name: str) -> Path:
+        return Path(shutil.copytree(self.made / name, self.here / name))
+
+    def said(self, *arguments: object) -> tuple[int, str]:
+        """Exit code and message of a command."""
+        code = cli.main([str(argument) for argument in arguments])
+        out, err = self.capture()
+        return code, "".join(err.splitlines(keepends=True)[-1:] or out).removeprefix("ep3stream: ").strip()
+
+    def convert(self, content: str | bytes, *options: object, name: str = "t.csv") -> tuple[int, str]:
+        options = options or ("--target", "y")
+        return self.said("convert", self.file(name, content), self.here / "out.zarr", *options)
+
+    def fit(self, *options: object, store: Path | None = None, run: str | Path = "run") -> tuple[int, str]:
+        store = store or self.made / "rows.zarr"
+        return self.said("fit", store, self.here / run, *CENTERS, *options)
+
+    def store(self, x: Any, y: Any) -> Path:
+        """Converted without a word."""
+        np.savez(self.here / "rows.npz", x=np.asarray(x, np.float32), y=y)
+        assert self.said("convert", self.here / "rows.npz", self.here / "s.zarr")[0] == 0
+        return self.here / "s.zarr"
+
+    def settings(self, text: str) -> tuple[int, str]:
+        return self.fit("--config", self.file("fit.toml", text))
+
+    def kernel(self, function: Any) -> tuple[int, str]:
+        settings = ep3stream.FitConfig().with_settings({"solver": {"centers": 20}}, "test")
+        return self.raised(
+            lambda: ep3stream.fit(self.made / "rows.zarr", self.here / "run", settings, kernel=function)
+        )
+
+    def raised(self, work: Callable[[], Any]) -> tuple[int, str]:
+        with pytest.raises(ep3stream.Ep3streamError) as caught:
+            work()
+        return caught.value.exit_code, str(caught.value)
+
+    def predict(self, x: Any) -> tuple[int, str]:
+        return self.raised(lambda: ep3stream.load(self.made / "run").predict(x))
+
+
+def laplacian(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.exp(-torch.cdist(z, x))
+
+
+def flip(file: Path, place: int = -9) -> None:
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def newer(manifest: Path) -> None:
+    content = signed_object(manifest.read_bytes(), str(manifest)) | {"format_version": 99}
+    manifest.write_bytes(signed_bytes(content))
+
+
+def damage(w: Workspace, hurt: Callable[[Path], Any], *command: object) -> tuple[int, str]:
+    """A command on a copy of the store that was hurt."""
+    store = w.copy("rows.zarr")
+    hurt(store)
+    return w.said(*(store if word == "STORE" else word for word in command))
+
+
+def damage_run(w: Workspace, hurt: Callable[[Path], Any]) -> tuple[int, str]:
+    hurt(w.copy("run"))
+    return w.said("evaluate", w.here / "run", w.made / "rows.zarr")
+
+
+def loop(w: Workspace) -> Path:
+    os.symlink(w.here / "loop", w.here / "loop")
+    return w.here / "loop"
+
+
+def pipe(w: Workspace) -> Path:
+    os.mkfifo(w.here / "pipe")
+    return w.here / "pipe"
+
+
+def refuse(error: int) -> Callable[..., Any]:
+    def refusing(*_: Any, **__: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return refusing
+
+
+def full_disk(w: Workspace) -> tuple[int, str]:
+    w.patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    return w.fit()
+
+
+def read_only(w: Workspace) -> tuple[int, str]:
+    path = w.file("t.csv", "a,b,y\n" + ROWS)
+    w.patch.setattr(Path, "mkdir", refuse(30))
+    return w.said("convert", path, w.here / "out.zarr", "--target", "y")
+
+
+def pickled(w: Workspace) -> tuple[int, str]:
+    np.save(w.here / "x.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    np.save(w.here / "y.npy", np.zeros(1))
+    return w.said("convert", "--x", w.here / "x.npy", "--y", w.here / "y.npy", w.here / "out.zarr")
+
+
+def unequal(w: Workspace) -> tuple[int, str]:
+    np.savez(w.here / "t.npz", x=np.zeros((3, 1)), y=np.zeros(4))
+    return w.said("convert", w.here / "t.npz", w.here / "out.zarr")
+
+
+def centers_of_another_width(w: Workspace) -> tuple[int, str]:
+    np.save(w.here / "z.npy", np.zeros((20, 5), np.float32))
+    return w.fit("--centers", w.here / "z.npy")
+
+
+def unicode_path(w: Workspace) -> tuple[int, str]:
+    path = w.file("Übung 1 ☃.csv", "a,b,y\n" + ROWS)
+    store, run = w.here / "Übung 1 ☃.zarr", w.here / "Läufe ☃" / "erster Lauf"
+    assert w.said("convert", path, store, "--target", "y")[0] == 0
+    return w.fit("--centers", "5", store=store, run=run)
+
+
+def unfinished(w: Workspace) -> tuple[int, str]:
+    return damage(w, lambda store: (store / "manifest.json").unlink(), "fit", "STORE", w.here / "r")
+
+
+def another_store(w: Workspace) -> tuple[int, str]:
+    run = w.copy("run")
+    shutil.rmtree(run / "model")
+    x = np.random.default_rng(1).standard_normal((90, 2))
+    return w.said("fit", w.store(x, x[:, 0]), run, *CENTERS)
+
+
+def callable_model(w: Workspace) -> tuple[int, str]:
+    settings = ep3stream.FitConfig().with_settings({"solver": {"centers": 20}}, "test")
+    ep3stream.fit(w.made / "rows.zarr", w.here / "run", settings, kernel=laplacian)
+    w.capture()
+    return w.said("evaluate", w.here / "run", w.made / "rows.zarr")
+
+
+def link_in_store(store: Path) -> None:
+    file = store / "train" / "x" / "c" / "0" / "0"
+    file.rename(store.parent / "elsewhere")
+    file.symlink_to(store.parent / "elsewhere")
+
+
+CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
+    # data to convert
+    "a cell is empty or NaN": lambda w: w.convert(f"a,b,y\n{ROWS}nan,1,1\n"),
+    "a cell is infinite": lambda w: w.convert(f"a,b,y\n{ROWS}1,inf,1\n"),
+    "a value is beyond float32": lambda w: w.convert(f"a,b,y\n{ROWS}1e39,1,1\n"),
+    "a value is beyond float16, with `--dtype float16`": lambda w: w.convert(
+        f"a,b,y\n{ROWS}70000,1,1\n", "--target", "y", "--dtype", "float16"
+    ),
+    "a text among numbers": lambda w: w.convert(
+        "a,b,y\n" + "".join(f"{i},{i},{i}\n" for i in range(3000)) + "1,n/a?,1\n"
+    ),
+    "a row of another width": lambda w: w.convert(f"a,b,y\n{ROWS}1,2\n"),
+    "an empty file": lambda w: w.convert(""),
+    "a header and no rows": lambda w: w.convert("a,b,y\n"),
+    "the target is no column": lambda w: w.convert(f"a,b,y\n{ROWS}", "--target", "z"),
+    "no target is named": lambda w: w.convert(f"a,b,y\n{ROWS}", "--no-shuffle"),
+    "all rows have one label": lambda w: w.convert("a,y\n1,no\n2,no\n"),
+    "a class that `--like` does not know": lambda w: w.convert(
+        "a,b,y\n1,2,perhaps\n", "--like", w.made / "classes.zarr"
+    ),
+    "a column that `--like` has is missing": lambda w: w.convert(
+        "a,y\n1,no\n", "--like", w.made / "classes.zarr"
+    ),
+    "x and y of different lengths": unequal,
+    "an NPY file of Python objects": pickled,
+    "a truncated file": lambda w: w.convert(gzip.compress(f"a,b,y\n{ROWS}".encode())[:-20], name="t.csv.gz"),
+    "the file is not there": lambda w: w.said(
+        "convert", w.here / "t.csv", w.here / "out.zarr", "--target", "y"
+    ),
+    "the store exists": lambda w: w.said(
+        "convert", w.made / "rows.csv", w.made / "rows.zarr", "--target", "y"
+    ),
+    "split fractions that are not 1 in all": lambda w: w.convert(
+        f"a,b,y\n{ROWS}", "--target", "y", "--split", "train=0.5,test=0.4"
+    ),
+    # data to fit
+    "a single row": lambda w: w.fit(store=w.store([[1.0, 2.0]], [1.0])),
+    "all y are equal": lambda w: w.fit(store=w.store(np.random.default_rng(0).random((90, 2)), np.ones(90))),
+    "all columns are constant": lambda w: w.fit(store=w.store(np.ones((90, 2)), np.arange(90.0))),
+    "columns too large for squares, unscaled": lambda w: w.fit(
+        "--scale", "none", store=w.store(np.random.default_rng(0).random((90, 2)) * 1e25, np.arange(90.0))
+    ),
+    # settings
+    "bandwidth 0": lambda w: w.fit("--bandwidth", 0),
+    "no centers": lambda w: w.fit("--centers", 0),
+    "more centers than rows": lambda w: w.fit("--centers", 5000),
+    "as many eigenpairs as samples": lambda w: w.fit("--data-rank", 100, "--nystrom-samples", 100),
+    "a batch of more rows than there are": lambda w: w.fit("--batch-size", 5000),
+    "no epochs": lambda w: w.fit("--epochs", 0),
+    "an unknown kernel": lambda w: w.fit("--kernel", "lapacian"),
+    "a parameter that the kernel does not have": lambda w: w.fit("--kernel", "gaussian", "--degree", 3),
+    "a device that is not there": lambda w: w.fit("--devices", 7),
+    "too little memory": lambda w: w.fit("--memory", "20KB"),
+    "a memory that is no number": lambda w: w.fit("--memory", "lots"),
+    "a negative ridge": lambda w: w.fit("--ridge", -1),
+    "a seed below 0": lambda w: w.fit("--seed", -1),
+    "a split that the store does not have": lambda w: w.fit("--split", "validation"),
+    "patience without a validation": lambda w: w.fit("--patience", 2),
+    "a weight for an unknown class": lambda w: w.fit(
+        "--class-weights", "maybe=2", store=w.made / "classes.zarr"
+    ),
+    "centers of another width": centers_of_another_width,
+    "a Dask scheduler that does not answer": lambda w: w.fit("--dask", "tcp://127.0.0.1:9"),
+    "an unknown setting": lambda w: w.settings("[solver]\ncentres = 20\n"),
+    "a setting of another type": lambda w: w.settings("[solver]\nepochs = 'two'\n"),
+    "settings that are no TOML": lambda w: w.settings("[solver\n"),
+    "settings that are not there": lambda w: w.fit("--config", w.here / "fit.toml"),
+    # kernels
+    "a kernel of the wrong shape": lambda w: w.kernel(lambda z, x: laplacian(z, x)[:, 1:]),
+    "a kernel that gives NaN": lambda w: w.kernel(lambda z, x: laplacian(z, x) * torch.nan),
+    "a kernel that is not symmetric": lambda w: w.kernel(lambda z, x: laplacian(z, x) * (1 + z[:, :1] ** 2)),
+    "a kernel that is indefinite": lambda w: w.kernel(torch.cdist),
+    "a kernel that gives another type": lambda w: w.kernel(lambda z, x: laplacian(z, x).numpy()),
+    "a kernel that is no function": lambda w: w.kernel("gaussian"),
+    "a model with a callable kernel, without it": callable_model,
+    # prediction
+    "x of another width": lambda w: w.predict(np.zeros((3, 5))),
+    "x with NaN": lambda w: w.predict(np.full((3, 2), np.nan)),
+    "x of texts": lambda w: w.predict(np.array([["a", "b"]])),
+    "x that is ragged": lambda w: w.predict([[1, 2], [3]]),
+    "a store with other columns": lambda w: w.said("evaluate", w.made / "run", w.made / "classes.zarr"),
+    "a directory that is no run": lambda w: w.said("evaluate", w.here, w.made / "rows.zarr"),
+    "predictions over a file that exists": lambda w: w.said(
+        "predict", w.made / "run", w.made / "rows.zarr", w.file("out.npy", "mine")
+    ),
+    # files
+    "a changed byte in a store": lambda w: damage(
+        w, lambda store: flip(store / "train/x/c/0/0"), "fit", "STORE", w.here / "r", *CENTERS
+    ),
+    "a shortened file of a store": lambda w: damage(
+        w, lambda store: os.truncate(store / "train/x/c/0/0", 100), "fit", "STORE", w.here / "r", *CENTERS
+    ),
+    "a deleted file of a store": lambda w: damage(
+        w, lambda store: (store / "train/y/c/0/0").unlink(), "fit", "STORE", w.here / "r", *CENTERS
+    ),
+    "a link in a store": lambda w: damage(w, link_in_store, "fit", "STORE", w.here / "r", *CENTERS),
+    "a changed manifest": lambda w: damage(
+        w, lambda store: flip(store / "manifest.json"), "inspect", "STORE"
+    ),
+    "a conversion that did not end": unfinished,
+    "a file that is no store": lambda w: w.said("inspect", w.made / "rows.csv"),
+    "a store that is not there": lambda w: w.said("inspect", w.here / "rows.zarr"),
+    "another store on resuming": another_store,
+    "a changed byte in a model": lambda w: damage_run(
+        w, lambda run: flip(run / "model" / "tensors.safetensors")
+    ),
+    "a deleted file of a model": lambda w: damage_run(
+        w, lambda run: (run / "model" / "tensors.safetensors").unlink()
+    ),
+    "a link that leads in a circle, as a store": lambda w: w.said("inspect", loop(w)),
+    "a link that leads in a circle, as settings": lambda w: w.fit("--config", loop(w)),
+    "a pipe as settings": lambda w: w.fit("--config", pipe(w)),
+    "a full disk": full_disk,
+    "a read-only disk": read_only,
+    # versions
+    "a store of a newer version": lambda w: damage(
+        w, lambda store: newer(store / "manifest.json"), "inspect", "STORE"
+    ),
+    "a model of a newer version": lambda w: damage_run(w, lambda run: newer(run / "model" / "manifest.json")),
+    "settings of a newer version": lambda w: w.settings("format_version = 99\n"),
+    # no errors
+    "a constant column": lambda w: w.fit(
+        "--quiet",
+        store=w.store(np.c_[np.ones(90), np.random.default_rng(0).random((90, 1))], np.arange(90.0)),
+    ),
+    "spaces and any letters in names": unicode_path,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("made")
+    x = np.random.default_rng(0).standard_normal((200, 2))
+    for name, y in (("rows", np.sin(x[:, 0])), ("classes", np.where(x[:, 0] > 0, "yes", "no"))):
+        lines = [f"{a:.6g},{b:.6g},{value}" for (a, b), value in zip(x, y, strict=True)]
+        (made / f"{name}.csv").write_text("\n".join(["a,b,y", *lines]))
+        assert (
+            cli.main(["convert", str(made / f"{name}.csv"), str(made / f"{name}.zarr"), "--target", "y"]) == 0
+        )
+    assert cli.main(["fit", str(made / "rows.zarr"), str(made / "run"), *CENTERS]) == 0
+    return made
+
+
+def test_the_table_has_a_test_for_every_row_and_a_row_for_every_test() -> None:
+    assert TABLE_ROWS.keys() == CASES.keys()
+    assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_the_message_and_exit_code_are_those_of_the_table(
+    what: str,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    capsys.readouterr()
+    code, message = CASES[what](Workspace(made, tmp_path, monkeypatch, capsys.readouterr))
+    row = TABLE_ROWS[what]
+    pattern = ".*".join(re.escape(part) for part in row.message.split("…"))
+    assert re.fullmatch(pattern, message), message
+    assert code == row.code
+    if code == 2:
+        assert ";" in message or "." in message, "an error says what to do"
