@@ -1,6 +1,7 @@
 """The command line: `ep3stream convert | tune | fit | evaluate | predict | inspect | verify`.
 
-Exit codes: 0 done; 2 bad usage or input; 3 damaged data; 4 diverged; 75 interrupted, checkpoint saved.
+Exit codes: 0 done; 2 bad usage, input or disk; 3 damaged data; 4 diverged; 75 interrupted, checkpoint saved;
+130 interrupted at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from ep3stream.config import (
+    MAX_CONFIG_BYTES,
     Categories,
     Codec,
     ConvertConfig,
@@ -37,6 +39,7 @@ from ep3stream.config import (
     parse_splits,
     parse_weights,
 )
+from ep3stream.data.small_files import read_small_file
 from ep3stream.data.verify import VerifyProgress
 from ep3stream.errors import ConfigError, Ep3streamError
 from ep3stream.package import created_by
@@ -180,7 +183,7 @@ def _fit(options: argparse.Namespace, console: Console) -> None:
 
     config = _fit_config(options, _FIT_SETTINGS)
     with fit_bar(console) as show:
-        run = fit(options.store, options.run, config, observe=show)
+        run = fit(options.store, options.run, config, observe=show, override=options.override)
     _say(console, f"model in {run / 'model'}, report in {run / 'report.html'}")
 
 
@@ -202,9 +205,9 @@ def _say(console: Console, text: str) -> None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_small_file(path, MAX_CONFIG_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
+        raise ConfigError(f"config {path} cannot be read: {error}; correct the path or the file") from error
 
 
 def _tune(options: argparse.Namespace, console: Console) -> None:
@@ -345,7 +348,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "ep3stream",
         description="Large kernel machines on data that does not fit in memory.",
-        epilog="Exit codes: 0 done, 2 bad usage or input, 3 damaged data, 4 diverged, 75 interrupted and saved.",
+        epilog="Exit codes: 0 done, 2 bad usage, input or disk, 3 damaged data, 4 diverged, 75 interrupted and saved, "
+        "130 interrupted at once.",
     )
     parser.add_argument("--version", action="version", version=created_by())
     parser.add_argument("--quiet", action="store_true", help=_QUIET)
@@ -512,11 +516,19 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--batch-size", type=int, metavar="N", help="default: measured")
     fit.add_argument("--projection", choices=get_args(Projection), help="default: nystrom")
     fit.add_argument(
-        "--model-rank", type=int, metavar="N", help="eigenpairs of K(Z, Z); default: centers / 8, at most 500"
+        "--model-rank", type=int, metavar="N", help="eigenpairs of K(Z, Z); default: centers / 4, at most 500"
     )
-    fit.add_argument("--data-rank", type=int, metavar="N", help="of the data; default: 2/5 of the model rank")
     fit.add_argument(
-        "--nystrom-samples", type=int, metavar="N", help="rows the data's are estimated on; 2000"
+        "--data-rank",
+        type=int,
+        metavar="N",
+        help="of the data, for the whole fit; default: more and more as rows are seen",
+    )
+    fit.add_argument(
+        "--nystrom-samples",
+        type=int,
+        metavar="N",
+        help="rows the data's are estimated on; default: 1000 to 3000",
     )
     fit.add_argument(
         "--ridge", type=float, metavar="LAMBDA", help="of lambda/2 |f|^2 beside the mean loss; default: 0"
@@ -538,6 +550,11 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--devices", type=_number_or("auto", int), metavar="auto|N")
     fit.add_argument("--seed", type=int, metavar="N", help="default: 0")
     fit.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that reads the store")
+    fit.add_argument(
+        "--override",
+        action="store_true",
+        help="go on with changed settings that the set-up does not depend on; recorded in RUN",
+    )
 
 
 def _add_tune(commands: Any) -> None:

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,8 @@ from ep3stream.errors import ConfigError
 
 MIB = 1 << 20
 CONFIG_VERSION = 1
+MAX_CONFIG_BYTES = MIB
+_MAX_DOTS = 100
 
 Task = Literal["regression", "classification"]
 Format = Literal["zarr", "hdf5"]
@@ -111,7 +114,7 @@ def _require_distinct(field_name: str, names: Sequence[str]) -> None:
 
 def _require_choice(field_name: str, value: str, choices: Any) -> None:
     allowed = get_args(choices)
-    _require(value in allowed, f"{field_name} is {value!r}; choose one of {', '.join(allowed)}")
+    _require(value in allowed, f"{field_name} is {value!r:.80}; choose one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,12 +267,12 @@ class KernelConfig:
         for name, value in self._given().items():
             _require(
                 name in own,
-                f"{name} is {value!r}, which the {self.name} kernel does not have; leave it out: "
+                f"{name} is {value!r:.80}, which the {self.name} kernel does not have; leave it out: "
                 f"this kernel takes {', '.join(own)}",
             )
             is_allowed, allowed = _KERNEL_LIMITS[name]
             is_number = isinstance(value, int | float)
-            _require(is_number and is_allowed(value), f"{name} is {value!r}; use {allowed}")
+            _require(is_number and is_allowed(value), f"{name} is {value!r:.80}; use {allowed}")
         if self.name == "dispersal" and self.shape is not None:
             _require(self.shape <= 2, f"shape is {self.shape}; the dispersal kernel takes one in (0, 2]")
 
@@ -382,8 +385,8 @@ class SolverConfig:
         for name, weights in given:
             for key, value in weights.items():
                 is_weight = type(value) in (int, float) and 0 < value < math.inf
-                _require(is_weight, f"{name} of {key!r} is {value!r}; use a positive, finite number")
-                _require(_is_unicode(key), f"{name} has {key!r}, which is not UTF-8; use another name")
+                _require(is_weight, f"{name} of {key!r:.80} is {value!r:.80}; use a positive, finite number")
+                _require(_is_unicode(key), f"{name} has {key!r:.80}, which is not UTF-8; use another name")
 
     def _check_published(self) -> None:
         for name in ("momentum", "averaging"):
@@ -441,7 +444,7 @@ class RunConfig:
         if self.devices != "auto":
             _require(
                 self.devices == 1,
-                f"devices is {self.devices}, but this version trains on one device; use --devices 1 or auto",
+                f"devices is {self.devices!s:.80}, but this version trains on one device; use --devices 1 or auto",
             )
 
 
@@ -463,17 +466,27 @@ class FitConfig:
     @classmethod
     def from_toml(cls, text: str, origin: str) -> FitConfig:
         """Reads `to_toml`'s format; raises ConfigError naming `origin` and the unknown or ill-typed setting."""
+        dots = max((line.count(".") for line in text.splitlines()), default=0)
+        # A key of many parts takes tomllib the square of their number.
+        _require(
+            len(text) <= MAX_CONFIG_BYTES and dots <= _MAX_DOTS,
+            f"{origin} has {len(text)} letters and a line of {dots} dots; "
+            f"settings have {MAX_CONFIG_BYTES} and {_MAX_DOTS} at most",
+        )
         try:
             document = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise ConfigError(f"{origin} is not TOML: {error}") from error
+        except (ValueError, RecursionError) as error:  # Also for a number of thousands of digits.
+            raise ConfigError(f"{origin} is not TOML: {error}; correct it") from error
+        for table, settings in document.items():
+            _require_short_numbers(settings, f"{origin}: {table:.80}")
         version = document.pop("format_version", CONFIG_VERSION)
         _require(
             version == CONFIG_VERSION,
-            f"{origin} has format_version {version!r}; this version of ep3stream reads {CONFIG_VERSION}",
+            f"{origin} has format_version {version!r:.80}; this version of ep3stream reads {CONFIG_VERSION}: "
+            "upgrade it, or correct the file",
         )
         unknown = sorted(set(document) - set(_TABLES))
-        _require(not unknown, f"{origin} has the unknown table {unknown[:1]}; use {', '.join(_TABLES)}")
+        _require(not unknown, f"{origin} has the unknown table {unknown[:1]!r:.80}; use {', '.join(_TABLES)}")
         return cls().with_settings(document, origin)
 
     def with_settings(self, settings: Mapping[str, Any], origin: str) -> FitConfig:
@@ -511,21 +524,36 @@ def _set_values(table: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != {}}
 
 
+def _require_short_numbers(value: Any, where: str) -> None:
+    """Of a hexadecimal number of thousands of digits Python cannot even say in an error what it is."""
+    if isinstance(value, int):
+        _require(abs(value) < 1 << 63, f"{where} has more than 64 bits; use a smaller number")
+    elif isinstance(value, list):
+        for item in value:
+            _require_short_numbers(item, where)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _require_short_numbers(item, f"{where}.{name:.80}")
+
+
+_type_hints = cache(get_type_hints)
+
+
 def _check_type(table: type, name: str, value: Any, where: str) -> None:
     """A TOML value against the field's annotation; a whole number will do where a float is asked for."""
-    hints = get_type_hints(table)
-    _require(name in hints, f"{where} is not a setting; use one of {', '.join(hints)}")
+    hints = _type_hints(table)
+    _require(name in hints, f"{where:.400} is not a setting; use one of {', '.join(hints)}")
     allowed = _plain_types(hints[name]) - {type(None)}
     if float in allowed:
         allowed |= {int}
     _require(
         type(value) in allowed,
-        f"{where} is {value!r}; it must be {' or '.join(sorted(kind.__name__ for kind in allowed))}",
+        f"{where} is {value!r:.80}; it must be {' or '.join(sorted(kind.__name__ for kind in allowed))}",
     )
     if isinstance(value, int):
         _require(abs(value) < 1 << 63, f"{where} has more than 64 bits; use a smaller number")
     if isinstance(value, str):
-        _require(_is_unicode(value), f"{where} is {value!r}, which is not UTF-8; use another name")
+        _require(_is_unicode(value), f"{where} is {value!r:.400}, which is not UTF-8; use another name")
 
 
 def _is_unicode(text: str) -> bool:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ep3stream.data.signed_json import canonical_json, json_digest
 from ep3stream.errors import DamagedDataError, InputError
@@ -53,6 +54,20 @@ def test_the_same_content_has_the_same_bytes(written, tmp_path):
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
+def test_tensors_are_written_as_the_safetensors_library_writes_them(tmp_path):
+    tensors = {
+        "weights": torch.arange(12.0).reshape(3, 4).T,
+        "eigenvalues": torch.arange(3.0, dtype=torch.float64),
+        "a scalar": torch.tensor(7),
+        "none": torch.zeros(0, dtype=torch.int64),
+        "\u03bc": torch.arange(5, dtype=torch.int32),
+        "large": torch.arange(3 << 20).float(),
+    }
+    write_bundle(tmp_path / "model", "model", tensors, {})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs")
+    assert (tmp_path / "model/tensors.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
 def test_a_bundle_replaces_the_one_before_and_leaves_nothing_else(written, tmp_path):
     write_bundle(written, "model", NEW, {})
     assert_same(read_bundle(written, "model").tensors, NEW)
@@ -75,8 +90,8 @@ def test_every_damage_is_named_by_its_file(written, file, damage):
 
 
 def test_a_newer_version_is_no_damage_but_asks_for_an_update(written):
-    sign(written, format_version=2)
-    with pytest.raises(InputError, match="version 2, this ep3stream reads up to 1; update"):
+    sign(written, format_version=3)
+    with pytest.raises(InputError, match="version 3, this ep3stream reads up to 2; update"):
         read_bundle(written, "model")
 
 
@@ -152,8 +167,8 @@ def test_on_a_full_disk_the_old_bundle_stays_and_the_error_names_the_need(writte
 
 
 def test_too_little_free_space_is_told_before_anything_is_written(written, monkeypatch):
-    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
-    with pytest.raises(InputError, match=r"only 0\.0 MB are free"):
+    monkeypatch.setattr(bundle.disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
+    with pytest.raises(InputError, match=r"No space left on device: 0\.0 MB are free"):
         write_bundle(written, "model", NEW, {})
     assert_same(read_bundle(written, "model").tensors, OLD)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +34,7 @@ def test_settings_are_kept_as_toml(run):
 
 def test_until_there_is_a_set_up_any_corrected_settings_replace_the_first(run):
     corrected = settings(solver={"centers": 10, "epochs": 1})
-    assert run.settle_config(corrected) == corrected
+    assert run.settle_config(corrected) == ()
     assert run.read_config() == corrected
 
 
@@ -43,12 +45,48 @@ def test_once_there_is_a_set_up_settings_it_depends_on_may_not_change(run):
     assert run.read_config() == settings(solver={"epochs": 2})
 
 
-def test_once_there_is_a_set_up_epochs_may_only_grow(run):
+@pytest.mark.parametrize("override", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": {"seed": 1}},
+        {"run": {"memory_bytes": 1 << 30}},
+        {"kernel": {"bandwidth": 2.0}},
+        {"data": {"split": "test"}},
+        {"solver": {"ridge": 0.1}},
+        {"solver": {"class_weights": "balanced"}},
+    ],
+)
+def test_what_has_gone_into_the_set_up_is_refused_by_name_whatever_is_said(run, change, override):
     run.setup.mkdir()
-    with pytest.raises(ConfigError, match=r"epochs is 1 but .* started with 2; raise it"):
-        run.settle_config(settings(solver={"epochs": 1}))
-    run.settle_config(settings(solver={"epochs": 3}))
-    assert run.read_config().solver.epochs == 3
+    ((table, values),) = change.items()
+    name = f"{table}.{next(iter(values))}"
+    with pytest.raises(ConfigError, match=rf"set-up is built: {name} was .*No --override changes these"):
+        run.settle_config(settings(solver={"epochs": 2}).with_settings(change, "test"), override)
+
+
+def test_an_override_of_what_each_step_reads_is_recorded_before_the_settings_are_replaced(run):
+    run.setup.mkdir()
+    changed = settings(solver={"epochs": 2, "momentum": 0.5, "patience": 4})
+    with pytest.raises(ConfigError, match=r"momentum was 0\.9 and is now 0\.5; .*patience.*by --override"):
+        run.settle_config(changed)
+    changes = run.settle_config(changed, override=True)
+    assert run.read_config().solver.momentum is None
+    run.adopt_config(changed, changes, 14)
+    assert run.read_config() == changed
+    again = settings(solver={"epochs": 2, "momentum": 0.7, "patience": 4})
+    run.adopt_config(again, run.settle_config(again, override=True), 21)
+    assert run.read_overrides() == [
+        {"step": 14, "setting": "solver.momentum", "from": 0.9, "to": 0.5},
+        {"step": 14, "setting": "solver.patience", "from": 0, "to": 4},
+        {"step": 21, "setting": "solver.momentum", "from": 0.5, "to": 0.7},
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", "[1, null]", "[" * 100_000])
+def test_a_damaged_record_of_overrides_is_taken_for_none(run, text):
+    run.overrides.write_text(text)
+    assert run.read_overrides() == []
 
 
 @pytest.mark.parametrize(
@@ -61,13 +99,17 @@ def test_once_there_is_a_set_up_epochs_may_only_grow(run):
         {"run": {"dask": "tcp://other:8786"}},
         {"data": {"validate": "test"}},
         {"solver": {"validate_every": 0.5}},
+        {"solver": {"epochs": 3}},
+        {"solver": {"epochs": 1}},
     ],
 )
 def test_settings_that_do_not_change_the_path_of_the_fit_may_change(run, change):
     run.setup.mkdir()
     changed = settings(solver={"epochs": 2}).with_settings(change, "test")
-    run.settle_config(changed)
+    assert run.settle_config(changed) == ()
+    run.adopt_config(changed, (), 0)
     assert run.read_config() == changed
+    assert not run.overrides.exists()
 
 
 @pytest.mark.parametrize("change", [{"data": {"validate": "other"}}, {"solver": {"validate_every": 0.5}}])
@@ -118,20 +160,41 @@ def test_settings_of_another_program_are_refused_by_file(tmp_path):
 
 
 def test_a_held_directory_is_refused_with_the_holder_named(run):
-    with run.locked(), pytest.raises(InputError, match=f"in use by process {os.getpid()} on"), run.locked():
+    holder = rf"in use by process {os.getpid()} on {socket.gethostname()} since 20\d\d-.*\+00:00; wait for it"
+    with run.locked(), pytest.raises(InputError, match=holder), run.locked():
         pass
     with run.locked():
         pass  # and free again afterwards
+    assert (run.path / "lock").read_bytes() == b""
 
 
-def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
+def test_a_fit_that_ends_by_an_exception_lets_go_too(run, caplog):
+    with pytest.raises(ZeroDivisionError), run.locked():
+        1 / 0  # noqa: B018
+    with run.locked():
+        pass
+    assert not caplog.records
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_and_told_even_if_its_number_lives_again(tmp_path, caplog):
     code = (
-        "import os, sys; from pathlib import Path; from ep3stream.run.directory import RunDirectory\n"
-        "context = RunDirectory(Path(sys.argv[1])).locked(); context.__enter__(); os._exit(9)"
+        "import os, signal, sys; from pathlib import Path; from ep3stream.run.directory import RunDirectory\n"
+        "context = RunDirectory(Path(sys.argv[1])).locked(); context.__enter__()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60).returncode == -9
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"pid": os.getpid()}))
     with RunDirectory(tmp_path).locked():
         pass
+    assert f"was held by process {os.getpid()} on {socket.gethostname()}" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"process 7 on a", b"{", b"[]", b"\xff" * 5000, b"[" * 5000])
+def test_whatever_a_lock_file_says_only_the_lock_counts(tmp_path, content):
+    (tmp_path / "lock").write_bytes(content)
+    with RunDirectory(tmp_path).locked():
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])

@@ -91,6 +91,15 @@ def test_the_good_state_is_a_copy():
     assert torch.equal(current.weights, torch.ones(1, 3))
 
 
+def test_a_good_state_that_a_checkpoint_may_be_reading_is_not_written_to():
+    current = state(1)
+    guard = Guard.start(current, 0.5)
+    before = guard.tensors()
+    watched(guard, current, [1.0] * 64, value=2.0)
+    assert guard.good_step == 64
+    assert all(torch.equal(tensor, torch.ones(1, 3)) for tensor in before.values())
+
+
 def test_a_state_soon_after_going_back_is_not_yet_taken_for_good():
     current = state(1)
     guard = Guard.start(current, 0.5)
@@ -110,11 +119,24 @@ def test_a_state_that_is_not_calm_is_not_kept():
     assert guard.good_step == 64
 
 
-def test_the_fourth_blow_up_ends_the_fit_and_says_what_to_try():
+def test_blow_ups_one_upon_the_other_cut_the_step_to_an_eighth_and_the_fourth_ends_the_fit():
     current = state(1)
-    guard = Guard.start(current, 0.8)
+    guard = Guard.start(current, 1.28)
+    sizes = []
     for _ in range(3):
         assert guard.watch(8, [math.nan], current)
-    assert guard.step_size == pytest.approx(0.1)
-    with pytest.raises(DivergedError, match=r"step 8 with step size 0\.1, after 3 cuts by half; try"):
+        sizes.append(guard.step_size)
+    assert sizes == pytest.approx([0.64, 0.08, 0.01])
+    with pytest.raises(DivergedError, match=r"step 8 with step size 0\.01, after 3 cuts; try"):
         guard.watch(8, [math.nan], current)
+
+
+def test_a_blow_up_after_a_good_state_halves_the_step_again():
+    current = state(1)
+    guard = Guard.start(current, 1.0)
+    assert watched(guard, current, [math.nan] + [1.0] * 95) == 1
+    assert guard.good_step > 8
+    assert watched(guard, current, [math.nan] + [1.0] * 7, 96) == 1
+    assert guard.step_size == 0.25
+    assert watched(guard, current, [math.nan], 104) == 1
+    assert guard.step_size == 0.25 / 8

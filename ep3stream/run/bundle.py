@@ -10,24 +10,31 @@ same name is set aside first and removed last, so that at any moment `find_bundl
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ep3stream.data.backend import fsync
 from ep3stream.data.signed_json import signed_bytes, signed_object
-from ep3stream.errors import DamagedDataError, InputError
+from ep3stream.data.small_files import read_small_file, require_own_file
+from ep3stream.errors import DamagedDataError, DiskError, InputError
+from ep3stream.run import disk
 
-BUNDLE_VERSION = 1
+# 2: a set-up may have stages. 1 is read too.
+BUNDLE_VERSION = 2
 _TENSORS, _MANIFEST = "tensors.safetensors", "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
+_PIECE_BYTES = 4 << 20
+# In the order in which their tensors lie in a file: none is larger than the one before, so that all are aligned.
+_DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,46 +50,75 @@ def write_bundle(
 ) -> None:
     """Writes the directory `path`, replacing one of that name.
 
-    Raises InputError naming the path, the bytes needed and the remedy when the disk refuses; nothing that was
+    Raises DiskError naming the path, the bytes needed and the remedy when the disk refuses; nothing that was
     there before is lost then.
     """
-    partial, aside = _partial(path), _aside(path)
+    partial = _partial(path)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fsync(path.parent.parent)
-        shutil.rmtree(partial, ignore_errors=True)
-        _require_space(path.parent, n_bytes)
+        disk.make_directory(path.parent)
+        disk.sync(path.parent.parent)
+        disk.remove(partial)
+        disk.require_space(path.parent, n_bytes)
         _fill(partial, kind, tensors, description)
         if path.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-            path.replace(aside)
-        partial.replace(path)
-        fsync(path.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise InputError(
+            _set_aside(path)
+        disk.rename(partial, path)
+        disk.sync(path.parent)
+        disk.remove(_aside(path))
+    except OSError as error:
+        disk.remove(partial)
+        raise DiskError(
             f"{path} cannot be written ({error}); it needs {n_bytes / 1e6:.1f} MB: free space or correct permissions"
         ) from error
 
 
 def _fill(partial: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    partial.mkdir()
-    save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, partial / _TENSORS)
-    fsync(partial / _TENSORS)
+    file = partial / _TENSORS
+    disk.make_directory(partial)
+    disk.write(file, _safetensors(tensors))
+    disk.sync(file)
     content = {
         "kind": kind,
         "format_version": BUNDLE_VERSION,
         "description": dict(description),
-        "tensors": {
-            "bytes": (partial / _TENSORS).stat().st_size,
-            "digest": file_digest(partial / _TENSORS),
-        },
+        "tensors": {"bytes": file.stat().st_size, "digest": file_digest(file)},
     }
-    (partial / _MANIFEST).write_bytes(signed_bytes(content))
-    fsync(partial / _MANIFEST)
-    fsync(partial)
+    disk.write(partial / _MANIFEST, [signed_bytes(content)])
+    disk.sync(partial / _MANIFEST)
+    disk.sync(partial)
+
+
+def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, those of the library's own `save_file`, in pieces.
+
+    A thread that is inside the library when the interpreter ends aborts the process; one that writes pieces does not.
+    """
+    names = sorted(tensors, key=lambda name: ([*_DTYPES].index(tensors[name].dtype), name))
+    header, end = {}, 0
+    for name in names:
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        dtype, shape = _DTYPES[tensor.dtype], list(tensor.shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        data = np.ascontiguousarray(tensors[name].cpu().numpy()).reshape(-1).view(np.uint8).data
+        yield from (data[first : first + _PIECE_BYTES] for first in range(0, len(data), _PIECE_BYTES))
+
+
+def remove_bundle(path: Path) -> None:
+    """Removes it, as readers see it all at once: what a kill leaves of it has lost its name."""
+    with suppress(OSError):
+        _set_aside(path)
+        disk.remove(_aside(path))
+
+
+def _set_aside(path: Path) -> None:
+    disk.remove(_aside(path))
+    disk.rename(path, _aside(path))
 
 
 def find_bundle(path: Path) -> Path | None:
@@ -92,40 +128,61 @@ def find_bundle(path: Path) -> Path | None:
 
 def read_bundle(path: Path, kind: str) -> Bundle:
     """Everything in `path`, checked: DamagedDataError for what is not as written, InputError for a newer version."""
-    content = _manifest(path, kind)
-    tensors = path / _TENSORS
+    description, tensors = check_bundle(path, kind), path / _TENSORS
+    try:
+        return Bundle(load_file(tensors), description)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def check_bundle(path: Path, kind: str) -> dict[str, Any]:
+    """Reads and checks every byte, as `read_bundle` does and raises, in constant memory; gives the description."""
+    content, tensors = _manifest(path, kind), path / _TENSORS
     declared = content["tensors"]
     try:
-        size = tensors.stat().st_size
+        size = require_own_file(tensors)
         digest = file_digest(tensors) if size == declared["bytes"] else "of another size"
         if digest != declared["digest"]:
             raise DamagedDataError(
-                f"{tensors} is damaged: {size} bytes, digest {digest}; its manifest says {declared}"
+                f"{tensors} is damaged: {size} bytes, digest {digest}, but its manifest says {declared!r:.120}; "
+                f"restore it or remove {path}"
             )
-        return Bundle(load_file(tensors), content["description"])
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise DamagedDataError(
-            f"{tensors} cannot be read ({error!r:.200}); restore it or remove {path}"
-        ) from error
+    except (OSError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    description: dict[str, Any] = content["description"]
+    return description
+
+
+def _unreadable(path: Path, error: Exception) -> DamagedDataError:
+    return DamagedDataError(f"{path / _TENSORS} cannot be read ({error!r:.200}); restore it or remove {path}")
+
+
+def read_description(path: Path, kind: str) -> dict[str, Any]:
+    """What `write_bundle` was told beside the tensors, which are not read; raises as `read_bundle` does."""
+    description: dict[str, Any] = _manifest(path, kind)["description"]
+    return description
 
 
 def check_bundle_size(path: Path, kind: str) -> None:
     """Raises as `read_bundle` does, but reads the manifest only and compares the tensors' size with it."""
     declared, tensors = _manifest(path, kind)["tensors"].get("bytes"), path / _TENSORS
-    size = tensors.stat().st_size if tensors.is_file() else None
-    if size is None or size != declared:
-        found = "is missing" if size is None else f"has {size} bytes"
-        raise DamagedDataError(f"{tensors} {found}; it must have {declared}; restore it or remove {path}")
+    try:
+        size = require_own_file(tensors)
+    except OSError as error:
+        found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise DamagedDataError(f"{tensors} {found}; restore it or remove {path}") from error
+    if size != declared:
+        raise DamagedDataError(
+            f"{tensors} has {size} bytes; it must have {declared}; restore it or remove {path}"
+        )
 
 
 def _manifest(path: Path, kind: str) -> dict[str, Any]:
     manifest = path / _MANIFEST
     try:
-        if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise DamagedDataError(
-                f"{manifest} is larger than {_MAX_MANIFEST_BYTES} bytes; it is not one of ours"
-            )
-        content = signed_object(manifest.read_bytes(), str(manifest), f"restore it or remove {path}")
+        require_own_file(manifest)
+        data = read_small_file(manifest, _MAX_MANIFEST_BYTES)
+        content = signed_object(data, str(manifest), f"restore it or remove {path}")
     except OSError as error:
         raise DamagedDataError(f"{manifest} cannot be read ({error}); restore it or remove {path}") from error
     version = content.get("format_version")
@@ -134,22 +191,22 @@ def _manifest(path: Path, kind: str) -> dict[str, Any]:
             f"{path} has format version {version}, this ep3stream reads up to {BUNDLE_VERSION}; update it"
         )
     shape = (content.get("kind"), type(content.get("description")), type(content.get("tensors")))
-    if version != BUNDLE_VERSION or shape != (kind, dict, dict):
+    if type(version) is not int or not 1 <= version <= BUNDLE_VERSION or shape != (kind, dict, dict):
         raise DamagedDataError(f"{manifest} does not describe a {kind}; restore it or remove {path}")
     return content
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replaces a file's content all or nothing."""
+    """Replaces a file's content all or nothing; DiskError if the disk refuses."""
     partial = _partial(path)
     try:
-        partial.write_bytes(data)
-        fsync(partial)
-        partial.replace(path)
-        fsync(path.parent)
+        disk.write(partial, [data])
+        disk.sync(partial)
+        disk.rename(partial, path)
+        disk.sync(path.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written ({error}); free space or correct permissions") from error
+        disk.remove(partial)
+        raise DiskError(f"{path} cannot be written ({error}); free space or correct permissions") from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -161,15 +218,9 @@ def file_digest(path: Path) -> str:
     """xxh3_128 of a file's bytes, in constant memory."""
     state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(1 << 22):
+        while piece := file.read(_PIECE_BYTES):
             state.update(piece)
     return state.hexdigest()
-
-
-def _require_space(directory: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < n_bytes + (1 << 20):
-        raise OSError(f"only {free / 1e6:.1f} MB are free")
 
 
 def _partial(path: Path) -> Path:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run import disk
+from ep3stream.run.bundle import check_bundle, read_bundle, remove_bundle, write_bundle
 from ep3stream.solver.guard import Guard, RunningLoss
 from ep3stream.solver.step import SolverState
 
@@ -42,7 +42,8 @@ class Best:
 class Progress:
     """Everything a fit needs to go on: solver and guard, the cursor, and losses the guard has yet to see.
 
-    elapsed_s, waited_s: seconds over all sittings. model_loss: running loss of the average, over n_scored batches.
+    elapsed_s: seconds over all sittings; waited_s of them for data, stalled_s for checkpoints.
+    model_loss: running loss of the average, over n_scored batches.
     best: the best model validated, of a fit that may stop early.
     """
 
@@ -55,6 +56,18 @@ class Progress:
     model_loss: float = 0.0
     n_scored: int = 0
     best: Best | None = None
+    stalled_s: float = 0.0
+
+    def snapshot(self) -> Progress:
+        """What later steps do not change: the three matrices they write to are copied, O(p c), the rest is shared."""
+        state = self.state
+        copies = {name: tensor.clone() for name, tensor in state.tensors().items()}
+        return replace(
+            self,
+            state=SolverState(**copies, averaged=state.averaged),
+            guard=replace(self.guard),
+            unseen_losses=[*self.unseen_losses],
+        )
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -71,7 +84,11 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep: int) -> Path:
-    """Writes the checkpoint of `progress` and removes all but the newest `keep`, and what killed writers left."""
+    """Writes the checkpoint of `progress`, reads it back, and only then removes all but the newest `keep`.
+
+    Raises DiskError when the disk refuses it and DamagedDataError when it does not give back what was written; the
+    checkpoints before it are untouched then.
+    """
     path = checkpoint_path(directory, progress.step)
     guard = progress.guard
     tensors = progress.state.tensors() | guard.tensors()
@@ -82,6 +99,7 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
         "unseen_losses": [_encode(loss) for loss in progress.unseen_losses],
         "elapsed_s": progress.elapsed_s,
         "waited_s": progress.waited_s,
+        "stalled_s": progress.stalled_s,
         "model_loss": _encode(progress.model_loss),
         "n_scored": progress.n_scored,
         "guard": {
@@ -98,9 +116,24 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
         tensors["best_weights"] = best.weights
         description["best"] = {"error": _encode(best.error), "step": best.step, "n_since": best.n_since}
     write_bundle(path, _KIND, tensors, description)
-    for old in [*(old for _, old in list_checkpoints(directory)[keep:]), *directory.glob(".step-*")]:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        check_bundle(path, _KIND)
+    except DamagedDataError:
+        remove_bundle(path)
+        raise
+    _remove_old(directory, progress.step, keep)
     return path
+
+
+def _remove_old(directory: Path, step: int, keep: int) -> None:
+    """All but the newest `keep` up to the sound one of `step`, and what killed writers left."""
+    there = list_checkpoints(directory)
+    # A fit goes on from the newest sound one: any beyond it are damaged, and would push sound ones out.
+    beyond = [path for later, path in there if later > step]
+    for path in [*beyond, *(path for _, path in there[len(beyond) + keep :])]:
+        remove_bundle(path)
+    for path in directory.glob(".step-*"):
+        disk.remove(path)
 
 
 def load_newest_checkpoint(directory: Path, setup_digest: str, device: torch.device) -> Progress | None:
@@ -108,16 +141,18 @@ def load_newest_checkpoint(directory: Path, setup_digest: str, device: torch.dev
 
     None where there is no checkpoint at all. Raises DamagedDataError when there are some and none is sound.
     """
-    damage = []
-    for _, path in list_checkpoints(directory):
+    damage: dict[Path, DamagedDataError] = {}
+    # Listed anew each time: beside a running fit, old ones go and new ones come.
+    while paths := [path for _, path in list_checkpoints(directory) if path not in damage]:
         try:
-            return load_checkpoint(path, setup_digest, device)
+            return load_checkpoint(paths[0], setup_digest, device)
         except DamagedDataError as error:
-            logger.warning("passing over a damaged checkpoint: %s", error)
-            damage.append(error)
+            damage[paths[0]] = error
+            if paths[0].exists():
+                logger.warning("passing over a damaged checkpoint: %s", error)
     if damage:
         raise DamagedDataError(
-            f"{directory} holds no sound checkpoint: {damage[0]}; remove them to start again"
+            f"{directory} holds no sound checkpoint: {next(iter(damage.values()))}; remove them to start again"
         )
     return None
 
@@ -162,6 +197,7 @@ def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Prog
             float(content["model_loss"]),
             _count(content["n_scored"]),
             None if best is None else _decode_best(best, tensors["best_weights"]),
+            float(content.get("stalled_s", 0.0)),  # The first versions did not record it.
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); remove it") from error

@@ -87,14 +87,29 @@ def _describe_run(content: dict[str, Any]) -> str:
             f"step {_number(last.get('step'))}, epoch {_number(last.get('epoch'))}, "
             f"running loss {_number(last.get('loss'))}"
         )
+        if last.get("stalled_s") is not None:
+            stalled, elapsed = _number(last["stalled_s"]), _number(last.get("elapsed_s"))
+            lines.append(f"held up by checkpoints {stalled} s of {elapsed} s")
+    lines += _describe_checkpoints(content["checkpoints"])
+    lines += [
+        f"override at step {change.get('step')}: {change.get('setting')} from {change.get('from')!r} "
+        f"to {change.get('to')!r}"
+        for change in content["overrides"]
+    ]
     if event is not None:
         lines.append(f"last event: {event.get('message')}")
-    lines.append(f"checkpoints at steps {', '.join(map(str, content['checkpoints'])) or 'none yet'}")
     lines += ["", *(f"{label:<14}{_number(plan[name])}" for label, name in _PLAN if name in plan)] * bool(
         plan
     )
     lines += [line for record in content["evaluations"] for line in _describe_record(record)]
     return "\n".join([*lines, "", content["config"].rstrip()])
+
+
+def _describe_checkpoints(checkpoints: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"checkpoint at step {item['step']}, {bytes_text(item['bytes'])}, {item['state']}"
+        for item in checkpoints
+    ] or ["no checkpoint yet"]
 
 
 def _describe_record(record: dict[str, Any]) -> list[str]:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
-from ep3stream.config import FitConfig
-from ep3stream.errors import ConfigError, InputError
-from ep3stream.run.bundle import write_file
-
-# Settings that may differ when a fit is resumed: they change how long it goes on or what it costs, not its path.
-_FREE_SETTINGS = {
-    "solver.epochs",
-    "run.checkpoint_steps",
-    "run.checkpoint_minutes",
-    "run.keep_checkpoints",
-    "run.devices",
-    "run.dask",
-}
-# Which these are too, unless the fit may stop by what they find.
-_VALIDATION_SETTINGS = {"data.validate", "solver.validate_every"}
+from ep3stream.config import MAX_CONFIG_BYTES, FitConfig
+from ep3stream.data.small_files import read_small_file
+from ep3stream.errors import InputError
+from ep3stream.run.bundle import write_file, write_json
+from ep3stream.run.changes import Change, overridden
+from ep3stream.run.lock import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +44,11 @@ class RunDirectory:
         return self.path / "evaluations.jsonl"
 
     @property
+    def overrides(self) -> Path:
+        """Settings changed on the way by `--override`, a list of JSON objects; there only if there were any."""
+        return self.path / "overrides.json"
+
+    @property
     def setup(self) -> Path:
         """Bundle: centers, preconditioner, sizes. Written once."""
         return self.path / "setup"
@@ -69,42 +63,39 @@ class RunDirectory:
         """Bundle: the finished model."""
         return self.path / "model"
 
-    def settle_config(self, config: FitConfig) -> FitConfig:
+    def settle_config(self, config: FitConfig, override: bool = False) -> tuple[Change, ...]:
         """Writes the settings of a new run, or checks those of a resumed one against what it was started with.
 
-        A run without a set-up has nothing yet that depends on them: a corrected command starts it anew.
+        A run without a set-up has nothing yet that depends on them: a corrected command starts it anew. One with a
+        set-up keeps its settings until `adopt_config`, which wants the changes returned: those made by `override`.
         Raises ConfigError naming each setting that may not change.
         """
-        started = self.read_config() if self.config.exists() else None
-        if started is not None and self.setup.exists():
-            self._require_same(started, config)
-        if started != config:
-            write_file(self.config, config.to_toml().encode())
-        return config
+        if self.config.exists() and self.setup.exists():
+            return overridden(self.read_config(), config, override, self.path)
+        self.adopt_config(config, (), 0)
+        return ()
 
-    def _require_same(self, started: FitConfig, config: FitConfig) -> None:
-        free = _FREE_SETTINGS if started.solver.patience else _FREE_SETTINGS | _VALIDATION_SETTINGS
-        # Of the values in use: to leave a setting out is the same as to give what it then stands for.
-        changed = [
-            f"{name} was {old!r} and is now {new!r}"
-            for name, (old, new) in started.in_use().differences(config.in_use()).items()
-            if name not in free
-        ]
-        if changed:
-            raise ConfigError(
-                f"{self.path} was started with other settings: {'; '.join(changed)}. "
-                "Restore them or use a new RUN"
-            )
-        if config.solver.epochs < started.solver.epochs:
-            raise ConfigError(
-                f"epochs is {config.solver.epochs} but {self.path} was started with {started.solver.epochs}; "
-                "raise it, leave it, or use a new RUN"
-            )
+    def adopt_config(self, config: FitConfig, changes: tuple[Change, ...], step: int) -> None:
+        """From `step` on, `config` is what the run is fitted with; the changes are recorded first."""
+        if changes:
+            made = [{"step": step, "setting": name, "from": old, "to": new} for name, old, new in changes]
+            write_json(self.overrides, [*self.read_overrides(), *made])
+        if not self.config.exists() or self.read_config() != config:
+            write_file(self.config, config.to_toml().encode())
+
+    def read_overrides(self) -> list[dict[str, Any]]:
+        """What `adopt_config` has recorded: objects with step, setting, from, to; none where that is unreadable."""
+        try:
+            content = json.loads(read_small_file(self.overrides, MAX_CONFIG_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return []
+        return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
 
     def read_config(self) -> FitConfig:
         """The settings of an existing run."""
         try:
-            return FitConfig.from_toml(self.config.read_text(), str(self.config))
+            text = read_small_file(self.config, MAX_CONFIG_BYTES).decode()
+            return FitConfig.from_toml(text, str(self.config))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.path} is not a run directory ({error}); give the RUN of a fit"
@@ -119,31 +110,23 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_strangers()
-            lock = (self.path / "lock").open("a+")
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be made or written ({error}); choose another RUN"
             ) from error
-        with lock:
-            self._take(lock)
+        with locked(self.path / "lock", self.path):
             yield
 
     def _refuse_strangers(self) -> None:
-        names = [item.name for item in self.path.iterdir()]
+        items = sorted(self.path.iterdir())
+        if links := [item.name for item in items if item.is_symlink()]:
+            raise InputError(
+                f"{self.path} holds the link {links[0]!r}, behind which a fit would write elsewhere; "
+                "put what it leads to there, or use a new RUN"
+            )
+        names = [item.name for item in items]
         strangers = sorted(name for name in names if name != "lock" and not name.endswith(".partial"))
         if strangers and not self.config.exists():
             raise InputError(
                 f"{self.path} is not a run but holds {strangers[0]!r}; use a new or empty directory"
             )
-
-    def _take(self, lock: TextIO) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-            lock.flush()
-        except BlockingIOError:
-            lock.seek(0)
-            raise InputError(f"{self.path} is in use by {lock.read(200)}; wait for it or stop it") from None
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be locked ({error}); choose another RUN") from error

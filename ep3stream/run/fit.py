@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -15,19 +14,21 @@ from torch import Tensor
 from ep3stream.config import FitConfig
 from ep3stream.data.prefetch import BatchStream
 from ep3stream.data.store import RowStore, open_store
-from ep3stream.errors import DivergedError, InputError, Interrupted
+from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedError, InputError, Interrupted
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_json
-from ep3stream.run.checkpoint import Progress, load_newest_checkpoint, save_checkpoint
+from ep3stream.run.changes import Change
+from ep3stream.run.checkpoint import Progress, load_newest_checkpoint
 from ep3stream.run.clock import Clock
 from ep3stream.run.clock import FitProgress as FitProgress
 from ep3stream.run.directory import RunDirectory
-from ep3stream.run.metrics import append_line, drop_after
-from ep3stream.run.models import build_model, save_model
+from ep3stream.run.metrics import Journal, drop_after
+from ep3stream.run.models import build_model, model_step, save_model
 from ep3stream.run.prepare import write_setup
 from ep3stream.run.report import write_report
+from ep3stream.run.saver import CheckpointSaver
 from ep3stream.run.setup import Setup
-from ep3stream.run.signals import StopRequest
+from ep3stream.run.signals import Signals
 from ep3stream.run.summary import summary
 from ep3stream.run.validation import Validation, after_validation, require_validation
 from ep3stream.solver.guard import Guard
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 # Losses are read, and the guard acts, every so many steps of the whole fit: on a GPU each reading waits for it.
 _WATCH_STEPS = 8
 _METRIC_LINES = 1000
+_WARNINGS = {"rollback", "checkpoint_failed"}
 # The running loss is that of the averaged model on batches it has not seen, over the last this many watched ones.
 _SCORED_MEMORY = 16
 
@@ -50,13 +52,17 @@ def fit(
     *,
     kernel: KernelFunction | None = None,
     observe: Callable[[FitProgress], None] | None = None,
+    override: bool = False,
 ) -> Path:
     """Fits a kernel machine to a split of `store` and writes it, with everything on the way, under `run`.
 
     The same call on an unfinished run resumes it from its newest sound checkpoint and ends with the same
-    bytes as a fit never stopped. `kernel`: a callable k(x, z) -> matrix instead of a named one. Returns the
-    run directory. Raises ConfigError, InputError, DamagedDataError, DivergedError; Interrupted after SIGTERM
-    or SIGINT, once the checkpoint is saved.
+    bytes as a fit never stopped. `kernel`: a callable k(x, z) -> matrix instead of a named one. `override` goes
+    on with changed settings, where the set-up does not depend on them, and records them. Returns the run directory.
+
+    Raises ConfigError, InputError, DamagedDataError, DivergedError; DiskError when the last checkpoint or the model
+    cannot be written; Interrupted after SIGTERM or SIGINT, once the checkpoint is saved, and KeyboardInterrupt
+    after a second SIGINT. In each case the same call goes on from the last checkpoint.
     """
     config = config or FitConfig()
     require_validation(config)
@@ -66,8 +72,9 @@ def fit(
             rows.split(split)
         directory = RunDirectory(Path(run).absolute())
         resources.enter_context(directory.locked())
-        stop = resources.enter_context(StopRequest())
-        _Fit(directory, rows, directory.settle_config(config), kernel, observe).run(stop)
+        signals = resources.enter_context(Signals())
+        changes = directory.settle_config(config, override)
+        _Fit(directory, rows, config, kernel, observe).run(signals, changes)
     return directory.path
 
 
@@ -93,32 +100,45 @@ class _Fit:
         self.n_steps = config.solver.n_steps(self.order.steps_per_epoch)
         self.validation = Validation.of(store, config, self.order.steps_per_epoch)
         self.log_every = _WATCH_STEPS * max(1, self.n_steps // (_WATCH_STEPS * _METRIC_LINES))
+        self.journal = Journal(directory.metrics)
 
-    def run(self, stop: StopRequest) -> None:
-        """From the newest checkpoint, or from zero, to the model."""
-        write_json(
-            self.directory.summary, summary(self.setup, self.store, self.order, self.config, self.mesh)
-        )
-        progress = load_newest_checkpoint(self.directory.checkpoints, self.setup.digest, self.mesh.device)
-        if progress is not None and self._is_over(progress) and self.directory.model.exists():
-            logger.info("already finished after %d steps; raise the epochs to go on", progress.step)
+    def run(self, signals: Signals, changes: tuple[Change, ...]) -> None:
+        """From the newest checkpoint, or from zero, to the model; `changes`: the settings changed by an override."""
+        directory, digest = self.directory, self.setup.digest
+        saved = load_newest_checkpoint(directory.checkpoints, digest, self.mesh.device)
+        step = 0 if saved is None else saved.step
+        self._require_steps_ahead(step)
+        if saved is not None and self._is_over(saved) and model_step(directory) == step:
+            logger.info("already finished after %d steps; raise the epochs to go on", step)
             return
-        progress = self._start() if progress is None else self._resume(progress)
+        directory.adopt_config(self.config, changes, step)
+        write_json(directory.summary, summary(self.setup, self.store, self.order, self.config, self.mesh))
+        progress = self._start() if saved is None else self._resume(saved)
+        if changes:
+            self._event("override", progress, "; ".join(map(str, changes)))
         self.clock = Clock(progress)
-        self.last_saved, self.last_saved_at = progress.step, time.monotonic()
-        if stop.signal_name is not None:
-            self._interrupt(progress, stop.signal_name)
-        self._steps(progress, stop)
-        if not bool(torch.isfinite(self._model_shard(progress)).all()):
+        with CheckpointSaver(directory.checkpoints, digest, self.config.run, step, self._event) as self.saver:
+            self._steps(progress, signals)
+            self._finish(progress)
+
+    def _require_steps_ahead(self, step: int) -> None:
+        if step > self.n_steps:
+            raise ConfigError(
+                f"epochs is {self.config.solver.epochs}, {self.n_steps} steps, but {self.directory.path} has done "
+                f"{step}; use at least {step / self.order.steps_per_epoch:.6g}, or a new RUN"
+            )
+
+    def _finish(self, progress: Progress) -> None:
+        """The last checkpoint, and the model."""
+        weights = self._model_shard(progress)
+        if not bool(torch.isfinite(weights).all()):
             raise DivergedError(
                 "the weights are not finite at the end; try a larger bandwidth or a smaller data_rank"
             )
-        self._save(progress)
-        save_model(
-            self.directory, build_model(self.setup, self._whole(self._model_shard(progress)), self.kernel)
-        )
+        self.saver.save(progress)
+        save_model(self.directory, build_model(self.setup, self._whole(weights), self.kernel), progress.step)
         self._event("finish", progress, self._ending(progress))
-        write_report(self.directory.path)
+        self._report()
 
     def _set_up(self) -> Setup:
         path, fingerprint = self.directory.setup, self.reader.manifest.fingerprint
@@ -128,12 +148,15 @@ class _Fit:
         if setup.description["store_fingerprint"] != fingerprint:
             raise InputError(
                 f"{self.store.path} is not the store {self.directory.path} was started with (its fingerprint is "
-                f"{fingerprint}, not {setup.description['store_fingerprint']}); use that one or a new RUN"
+                f"{fingerprint}, not {setup.description['store_fingerprint']}); use that one or a new RUN: "
+                "no --override changes the data"
             )
         return setup
 
     def _resume(self, progress: Progress) -> Progress:
         drop_after(self.directory.metrics, progress.step)
+        if not self.config.solver.patience:
+            progress.best = None  # Left by a patience that was overridden.
         self._event("resume", progress, f"resumed at step {progress.step} of {self.n_steps}")
         return progress
 
@@ -144,31 +167,39 @@ class _Fit:
         self._event("start", progress, f"started, {self.n_steps} steps to go")
         return progress
 
-    def _steps(self, progress: Progress, stop: StopRequest) -> None:
+    def _steps(self, progress: Progress, signals: Signals) -> None:
         device, dask = self.mesh.device, self.config.run.dask
         unread: list[StepErrors] = []
+        if signals.stop_name is not None:
+            self._interrupt(progress, signals.stop_name)
         if self._is_over(progress):
             return
         with BatchStream(self.reader, self.order, progress.step, self.n_steps, device, dask) as stream:
             for batch in stream:
                 x = self.inputs(batch.x)
                 is_watched = (progress.step + 1) % _WATCH_STEPS == 0
-                step_size = progress.guard.step_size
-                unread.append(self.solver.step(progress.state, x, batch.y, step_size, score=is_watched))
+                step_size, seen = progress.guard.step_size, self._rows_seen(progress)
+                unread.append(self.solver.step(progress.state, x, batch.y, step_size, is_watched, seen))
                 progress.step += 1
                 self.clock.tick(progress, batch)
                 if is_watched:
                     self._watch(progress, inexactness=_read(unread, progress))
                 if self._validation_due(progress):
                     self._validate(progress)
-                if stop.signal_name is not None or self._checkpoint_due(progress):
+                if signals.stop_name is not None:
                     _read(unread, progress)
-                    self._save(progress)
-                if stop.signal_name is not None:
-                    self._interrupt(progress, stop.signal_name)
+                    self._interrupt(progress, signals.stop_name)
+                if self.saver.is_idle() and (signals.wants_checkpoint or self.saver.is_due(progress.step)):
+                    signals.wants_checkpoint = False
+                    _read(unread, progress)
+                    self.saver.begin(progress)
                 if self._is_over(progress):
                     break
             _read(unread, progress)
+
+    def _rows_seen(self, progress: Progress) -> int:
+        """About how many: the last batch of an epoch has fewer than others."""
+        return progress.step * self.order.batch_size
 
     def _watch(self, progress: Progress, inexactness: float) -> None:
         """Shows the guard the losses since the last time, and reports, with the last step's `inexactness`."""
@@ -178,7 +209,8 @@ class _Fit:
         try:
             rolled_back = guard.watch(progress.step, losses, progress.state)
         except DivergedError:
-            self._save(progress)  # The guard has put the last good weights back.
+            with suppress(DiskError, DamagedDataError):  # The saver has told of them.
+                self.saver.save(progress)  # The guard has put the last good weights back.
             raise
         if rolled_back:
             message = (
@@ -199,11 +231,12 @@ class _Fit:
                 "batch_loss": batch_loss,
                 "rows_per_s": self.clock.lap_rows_per_s(progress),
                 "wait_s": progress.waited_s,
-                "step_size": guard.step_size,
+                "stalled_s": progress.stalled_s,
+                "step_size": guard.step_size * self.solver.stage(self._rows_seen(progress)).pace,
             }
             if math.isfinite(inexactness):
                 record["projection_error"] = inexactness
-            append_line(self.directory.metrics, record)
+            self.journal.append(record)
 
     def _is_over(self, progress: Progress) -> bool:
         """At the last step, or out of patience."""
@@ -236,27 +269,22 @@ class _Fit:
         split, epoch = self.config.data.validate, progress.step / self.order.steps_per_epoch
         position = {"step": progress.step, "epoch": epoch, "rows": round(epoch * self.order.epoch_rows)}
         record = {"kind": "validation", **position, "elapsed_s": progress.elapsed_s, "split": split, **scores}
-        append_line(self.directory.metrics, record)
+        self.journal.append(record)
         logger.info("epoch %g on %s: %s", epoch, split, scores)
 
-    def _checkpoint_due(self, progress: Progress) -> bool:
-        steps, minutes = self.config.run.checkpoint_steps, self.config.run.checkpoint_minutes
-        by_steps = steps > 0 and progress.step - self.last_saved >= steps
-        return by_steps or (minutes > 0 and time.monotonic() - self.last_saved_at >= 60 * minutes)
-
-    def _save(self, progress: Progress) -> None:
-        if progress.step != self.last_saved:
-            keep = self.config.run.keep_checkpoints
-            path = save_checkpoint(self.directory.checkpoints, progress, self.setup.digest, keep)
-            self._event("checkpoint", progress, f"saved {path.name}")
-        self.last_saved, self.last_saved_at = progress.step, time.monotonic()
-
     def _interrupt(self, progress: Progress, signal_name: str) -> None:
-        write_report(self.directory.path)
+        self.saver.save(progress)
+        self._report()
         raise Interrupted(
             f"{signal_name}: stopped at step {progress.step} of {self.n_steps}, all up to there is saved; "
             "the same command goes on"
         )
+
+    def _report(self) -> None:
+        try:
+            write_report(self.directory.path)
+        except (OSError, InputError) as error:
+            logger.warning("all is saved, but the report cannot be written: %s", error)
 
     def _model_shard(self, progress: Progress) -> Tensor:
         """The weights that become the model, (c, p_shard): the tail average, the best one if the fit keeps it."""
@@ -268,8 +296,8 @@ class _Fit:
 
     def _event(self, event: str, progress: Progress, message: str) -> None:
         record = {"kind": "event", "event": event, "step": progress.step, "elapsed_s": progress.elapsed_s}
-        append_line(self.directory.metrics, record | {"message": message})
-        logger.log(logging.WARNING if event == "rollback" else logging.INFO, message)
+        self.journal.append(record | {"message": message})
+        logger.log(logging.WARNING if event in _WARNINGS else logging.INFO, message)
 
 
 def _read(unread: list[StepErrors], progress: Progress) -> float:

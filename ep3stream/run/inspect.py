@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from ep3stream.data.backend import row_bytes
 from ep3stream.data.manifest import ColumnStatistics, Manifest, SplitInfo
 from ep3stream.data.store import open_store
 from ep3stream.data.verify import VerifyProgress
-from ep3stream.errors import ConfigError, DamagedDataError
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.run.bundle import check_bundle_size, file_digest, find_bundle, read_bundle
 from ep3stream.run.checkpoint import list_checkpoints, load_checkpoint
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import read_lines
+from ep3stream.run.models import model_step
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -116,16 +118,40 @@ def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
         "what": "run",
         "path": str(directory.path),
         "created_by": summary.get("created_by"),
-        "finished": find_bundle(directory.model) is not None,
+        "finished": _is_finished(directory),
         "store": summary.get("store"),
         "plan": summary.get("plan"),
-        "checkpoints": [step for step, _ in list_checkpoints(directory.checkpoints)],
+        "checkpoints": _checkpoints(directory),
+        "overrides": directory.read_overrides(),
         "last_step": last.get("step"),
         "last_validation": last.get("validation"),
         "last_event": last.get("event"),
         "evaluations": read_lines(directory.evaluations),
         "config": config.to_toml(),
     }
+
+
+def _is_finished(directory: RunDirectory) -> bool:
+    """Whether there is a model, and the fit has not gone on since."""
+    newest = max((step for step, _ in list_checkpoints(directory.checkpoints)), default=0)
+    step = model_step(directory)
+    return find_bundle(directory.model) is not None and (step is None or step >= newest)
+
+
+def _checkpoints(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Step, bytes and state of each, newest first, all read whole: `verified`, or what is wrong."""
+    found = []
+    for step, path in list_checkpoints(directory.checkpoints):
+        n_bytes, state = _bytes_on_disk(path), "verified"
+        try:
+            _check_checkpoint(_setup_digest(directory), path)
+        except DamagedDataError as error:
+            state = f"damaged: {error}"
+        except InputError as error:
+            state = f"unreadable: {error}"
+        if path.exists():
+            found.append({"step": step, "bytes": n_bytes, "state": state})
+    return found
 
 
 def _summary(directory: RunDirectory) -> dict[str, Any]:
@@ -163,13 +189,32 @@ def _run_checks(directory: RunDirectory, quick: bool) -> Iterator[tuple[int, Cal
         yield _bytes_on_disk(directory.setup), partial(read, directory.setup, "set-up")
     if (model := find_bundle(directory.model)) is not None:
         yield _bytes_on_disk(model), partial(read, model, "model")
-    manifest = directory.setup / "manifest.json"
-    digest = file_digest(manifest) if manifest.is_file() else ""
+    check = partial(_check_checkpoint, None if quick else _setup_digest(directory))
     for _, path in list_checkpoints(directory.checkpoints):
-        load = partial(load_checkpoint, path, digest, torch.device("cpu"))
-        yield _bytes_on_disk(path), partial(check_bundle_size, path, "checkpoint") if quick else load
+        yield _bytes_on_disk(path), partial(check, path)
+
+
+def _setup_digest(directory: RunDirectory) -> str:
+    """Which checkpoints must name; empty where there is no set-up."""
+    manifest = directory.setup / "manifest.json"
+    return file_digest(manifest) if manifest.is_file() else ""
+
+
+def _check_checkpoint(setup_digest: str | None, path: Path) -> None:
+    """Whole, or only its size if no digest is given; one that a running fit has removed by now is none."""
+    try:
+        if setup_digest is None:
+            check_bundle_size(path, "checkpoint")
+        else:
+            load_checkpoint(path, setup_digest, torch.device("cpu"))
+    except DamagedDataError:
+        if path.exists():
+            raise
 
 
 def _bytes_on_disk(path: Path) -> int:
-    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-    return sum(file.stat().st_size for file in files)
+    n_bytes = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(FileNotFoundError):  # A running fit removes old checkpoints.
+            n_bytes += file.stat().st_size if file.is_file() else 0
+    return n_bytes

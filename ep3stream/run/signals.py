@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the fit loop reads between steps."""
+"""SIGTERM, SIGINT and SIGUSR1 as flags that the fit loop reads between steps."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import threading
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP = (signal.SIGTERM, signal.SIGINT)
+_SAVE = signal.SIGUSR1
 
 
-class StopRequest:
-    """While entered, the first signal sets `signal_name`; a second SIGINT interrupts at once.
+class Signals:
+    """While entered, SIGTERM or SIGINT sets `stop_name`, to save and stop; SIGUSR1 asks to save and go on.
 
-    Outside the main thread, where Python delivers no signals, it never asks to stop.
+    A SIGINT after either of the first two is a KeyboardInterrupt at once. Outside the main thread, where Python
+    delivers no signals, nothing is ever asked for.
     """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.stop_name: str | None = None
+        self.wants_checkpoint = False
         self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._note) for number in (*_STOP, _SAVE)}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -31,6 +34,11 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        if number == _SAVE:
+            self.wants_checkpoint = True
+        elif self.stop_name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt(
+                "nothing was saved since the last checkpoint; the same command goes on from it"
+            )
+        else:
+            self.stop_name = signal.Signals(number).name
