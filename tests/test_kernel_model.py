@@ -72,8 +72,9 @@ def test_one_step_is_that_of_the_dense_formula(projection):
     scale, offset = before["target_scale"].double(), before["target_offset"].double()
     residual = ahead @ k_zb - (y - offset) / scale
     gradient = (residual @ k_zb.T).float()
-    theta = solver.projection.direction(solver.projection.preconditioned(gradient, x, residual.float()))
-    velocity = solver.solver.momentum * before["velocity"] - solver.step_size(16) * theta
+    stage = solver.solver.stage(before["rows_seen"])
+    theta = stage.projection.direction(stage.projection.preconditioned(gradient, x, residual.float()))
+    velocity = solver.solver.momentum * before["velocity"] - solver.step_size(16) * stage.pace * theta
     after = made.state_dict()
     assert loss == pytest.approx(float((residual * scale).square().mean()), rel=1e-4)
     assert torch.allclose(after["weights"], before["weights"] + velocity, rtol=1e-3, atol=1e-4)
@@ -126,9 +127,9 @@ def test_an_epoch_with_the_set_up_in_it_trains_on_every_row_once(monkeypatch, ba
     seen = []
     step = Solver.step
 
-    def spied(self, state, x, y, step_size):
+    def spied(self, state, x, y, step_size, rows_seen):
         seen.append(x.clone())
-        return step(self, state, x, y, step_size)
+        return step(self, state, x, y, step_size, rows_seen=rows_seen)
 
     monkeypatch.setattr(Solver, "step", spied)
     model(nystrom_samples=X[:200]).fit_epoch(loader(batch_size=batch_size))
@@ -139,12 +140,12 @@ def test_a_batch_above_the_safe_size_is_split_and_a_small_one_takes_the_step_of_
     made = model(nystrom_samples=X[:300])
     made.fit_epoch(loader())
     solver = made._solver
-    largest, steps = solver.limits.batch_size, solver.step
+    largest, steps = solver.settled.batch_size, solver.step
     made.fit_batch(X[: 3 * largest + 1], Y[: 3 * largest + 1])
     assert solver.step == steps + 4
     assert 32 < largest < 64
-    assert solver.step_size(largest) == solver.limits.step_size
-    assert solver.step_size(1) == solver.step_size(16) >= solver.step_size(30) >= solver.limits.step_size
+    assert solver.step_size(largest) == solver.settled.step_size
+    assert solver.step_size(1) == solver.step_size(16) >= solver.step_size(30) >= solver.settled.step_size
 
 
 def test_the_step_of_a_size_is_stable_on_every_batch_of_it():
@@ -152,9 +153,10 @@ def test_the_step_of_a_size_is_stable_on_every_batch_of_it():
     made.fit((X, Y))
     solver = made._solver
     for size in (1, 5, 16, 40):
-        found = solver.builder.stability(solver.projection, X[500:], size)
-        assert solver.step_size(size) * found.lambda_max < 2
-    assert solver.step_size(16) > solver.limits.step_size
+        for stage in solver.settled.stages:
+            found = solver.builder.stability(stage.projection, X[500:], size)
+            assert solver.step_size(size) * stage.pace * found.lambda_max < 2
+    assert solver.step_size(16) > solver.settled.step_size
 
 
 def test_class_ids_one_hot_rows_and_arrays_of_either_train_the_same_model():
@@ -404,7 +406,7 @@ def test_centers_that_the_basis_does_not_know_are_tempered() -> None:
     x, centers = (3 * torch.randn(n, 6, generator=generator) for n in (4000, 400))
     model = KernelModel(centers, "laplacian", bandwidth=12.0, nystrom_samples=300)
     model.fit((x, x[:, 0].sin()))
-    projection = model._solver.projection
+    projection = model._solver.settled.projection
     unknown = 1 - projection.basis.square() @ projection.eigenvalues
     assert projection.tempering is not None
     assert int(projection.tempering.argmin()) == int(unknown.argmax())

@@ -14,11 +14,10 @@ from torch import Tensor
 from ep3stream.config import KernelConfig, SolverConfig
 from ep3stream.mesh import Mesh
 from ep3stream.run.plan import Plan, Shape
-from ep3stream.solver.build import PROBE_ROWS, SolverBuilder, StepLimits, probes_of
+from ep3stream.solver.build import PROBE_ROWS, Settled, SolverBuilder, probes_of
 from ep3stream.solver.guard import Guard, RunningLoss
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import measured_kernel
-from ep3stream.solver.projection import Projection
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.stepsize import PublishedStep
 from ep3stream.solver.targets import TargetCode
@@ -58,7 +57,7 @@ class BatchSolverSpec:
         """Its bandwidth measured on the sample if it is `median`, its centre the mean of the centers."""
         if isinstance(self.kernel, KernelConfig):
             return measured_kernel(self.kernel, sample, self.centers.double().mean(0).to(sample))
-        return CallableKernel(self.kernel)
+        return CallableKernel.checked(self.kernel, sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +77,13 @@ class BatchSolver:
     """Steps on batches of any size; a batch above the safe size is split into equal parts.
 
     step_sizes: by power of two, each measured on `probes` when a batch of that size first comes.
-    loss_sum, loss_rows: of the batches read since `mean_loss` was last asked for.
+    rows_seen: how many were trained on; loss_sum, loss_rows: of the batches read since `mean_loss` was last asked for.
     """
 
     rows: SetupRows
     builder: SolverBuilder
-    projection: Projection
     solver: Solver
-    limits: StepLimits
+    settled: Settled
     probes: Tensor
     next_eigenvalue: float
     window_segments: int
@@ -93,6 +91,7 @@ class BatchSolver:
     state: SolverState
     guard: Guard
     step: int = 0
+    rows_seen: int = 0
     step_sizes: dict[int, float] = field(default_factory=dict)
     unread: list[tuple[Tensor, int]] = field(default_factory=list)
     loss_sum: float = 0.0
@@ -111,27 +110,27 @@ class BatchSolver:
         builder = SolverBuilder(kernel, spec.centers, sample, plan, settings, mesh, spec.generator(0))
         projection, spectra = builder.projection()
         probes = probes_of(known, len(sample))
-        limits = builder.step_limits(projection, spectra, probes, rows.shape.n_rows)
-        projection = builder.settled(projection, limits)
-        logger.info("set-up: batches of up to %d rows, step size %.3g", limits.batch_size, limits.step_size)
+        settled = builder.settled(projection, spectra, probes, rows.shape.n_rows)
+        batch_size, step_size = settled.batch_size, settled.step_size
+        logger.info("set-up: batches of up to %d rows, step size %.3g", batch_size, step_size)
         solver = Solver(
             kernel=kernel,
             centers=kernel.left(spec.centers),
-            projection=projection,
+            projection=settled.projection,
             targets=rows.targets,
             momentum=settings.used_momentum,
             averaging=settings.used_averaging,
             mesh=mesh,
-            block_memory=torch.zeros(len(spec.centers) * limits.batch_size, device=mesh.device),
+            block_memory=torch.zeros(len(spec.centers) * batch_size, device=mesh.device),
+            later=settled.stages[1:],
         )
         state = solver.initial_state()
-        guard = Guard.start(state, limits.step_size)
+        guard = Guard.start(state, step_size)
         return cls(
             rows,
             builder,
-            projection,
             solver,
-            limits,
+            settled,
             probes,
             spectra.data[-1],
             plan.window_segments,
@@ -142,24 +141,25 @@ class BatchSolver:
 
     def train(self, x: Tensor, y: Tensor) -> None:
         """One step, or one on each part; DivergedError once the guard gives up, the last good weights in place."""
-        n_parts = -(-len(x) // self.limits.batch_size)
+        n_parts = -(-len(x) // self.settled.batch_size)
         for part, targets in zip(x.tensor_split(n_parts), y.tensor_split(n_parts), strict=True):
-            # The guard halves the step size of the largest batch; the others keep their ratio to it.
-            step_size = self.guard.step_size * self.step_size(len(part)) / self.limits.step_size
-            errors = self.solver.step(self.state, part, targets, step_size)
+            # The guard cuts the step size of the largest batch; the others keep their ratio to it.
+            step_size = self.guard.step_size * self.step_size(len(part)) / self.settled.step_size
+            errors = self.solver.step(self.state, part, targets, step_size, rows_seen=self.rows_seen)
             self.unread.append((errors.loss, len(part)))
             self.step += 1
+            self.rows_seen += len(part)
             if len(self.unread) >= _WATCH_STEPS:
                 self.watch()
 
     def step_size(self, n_rows: int) -> float:
-        """For a batch of this size: that of the next power of two, whose batches have it among their parts.
+        """The first stage's for a batch of this size: of the next power of two, whose batches have it as a part.
 
         The leading eigenvalue of a part is at most that of the whole, so that the step of the whole is safe.
         """
         size = max(_LEAST_MEASURED_ROWS, 1 << (n_rows - 1).bit_length())
-        if size >= self.limits.batch_size:
-            return self.limits.step_size
+        if size >= self.settled.batch_size:
+            return self.settled.step_size
         if size not in self.step_sizes:
             self.step_sizes[size] = self._step_size_at(size)
         return self.step_sizes[size]
@@ -170,9 +170,13 @@ class BatchSolver:
             rule = PublishedStep.of(self.builder.kernel, self.builder.sample, self.next_eigenvalue)
             return rule.step_size(size)
         builder = replace(self.builder, generator=self.spec.generator(size))
-        found = builder.stability(self.projection, self.probes, size).step_size(settings.used_momentum)
+        limits, last = self.settled.limits, self.settled.stages[-1].projection
+        if limits.step_size * limits.lambda_max < 1:
+            return self.settled.step_size  # The leverage limits it, which is the same for every size.
+        found = builder.stability(last, self.probes, size).step_size(settings.used_momentum)
         # What is safe for the largest batch is so for its parts, which the probes may by chance show as worse.
-        return max(found, self.limits.step_size)
+        # Earlier stages gain no less: the leverage limits the last one most.
+        return max(found / limits.step_size, 1.0) * self.settled.step_size
 
     def watch(self) -> None:
         """Shows the guard the losses of the steps since the last time."""
@@ -205,6 +209,7 @@ class BatchSolver:
             **{name: tensor.clone() for name, tensor in tensors.items()},
             "shape": asdict(rows.shape),
             "step": self.step,
+            "rows_seen": self.rows_seen,
             "averaged": self.state.averaged,
             "guard": {**numbers, "loss": asdict(guard.loss), "good_loss": asdict(guard.good_loss)},
         }
@@ -220,6 +225,7 @@ class BatchSolver:
         for name, tensor in (state.tensors() | solver.guard.tensors()).items():
             tensor.copy_(tensors[name])
         state.averaged, solver.step = saved["averaged"], saved["step"]
+        solver.rows_seen = saved["rows_seen"]
         for name in _GUARD_NUMBERS:
             setattr(solver.guard, name, guard[name])
         solver.guard.loss = RunningLoss(**guard["loss"])

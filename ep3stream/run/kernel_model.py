@@ -22,7 +22,7 @@ from ep3stream.run.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "momentum", "averaging", "step",
 )  # fmt: skip
@@ -59,7 +59,7 @@ class KernelModel:
         bandwidth: float | Literal["median"] = "median",
         task: Task = "regression",
         projection: Projection = "nystrom",
-        nystrom_samples: int | Array = 2000,
+        nystrom_samples: int | Array = 3000,
         data_rank: int = 0,
         model_rank: int = 0,
         momentum: float | None = None,

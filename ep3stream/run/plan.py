@@ -14,8 +14,11 @@ from ep3stream.solver.exact import ExactProjection
 
 _AUTO_CENTERS = 5000
 _AUTO_MODEL_RANK = 500
-_CENTERS_PER_PAIR = 8
-_AUTO_SAMPLES = 2000
+_AUTO_LANDMARKS = 2000
+_AUTO_SAMPLES = 3000
+_LEAST_AUTO_SAMPLES = 1000
+_PUBLISHED_SAMPLES = 2000
+_TRAINED_ROWS_PER_SAMPLE = 16
 _SAMPLES_PER_PAIR = 10
 _MAX_BATCH = 4096
 _MIN_BATCH = 16
@@ -91,24 +94,27 @@ def _window_segments(shape: Shape, memory_bytes: int) -> int:
 
 def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
     """Model rank, data rank, landmarks and Nystrom samples."""
-    # Pairs beyond an eighth of the centers are badly estimated, and shrink mu until the measured step crawls.
-    automatic = min(_AUTO_MODEL_RANK, max(1, n_centers // _CENTERS_PER_PAIR))
-    samples = min(config.nystrom_samples or _AUTO_SAMPLES, shape.n_rows)
     if config.projection == "eigenpro":
-        return _published_ranks(config, n_centers, samples, automatic)
-    model_rank = min(config.model_rank or automatic, n_centers)
-    n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
-    data_rank = min(config.data_rank or max(1, 2 * model_rank // 5), samples - 1, model_rank)
-    return model_rank, data_rank, n_landmarks, samples
+        return _published_ranks(shape, config, n_centers)
+    # Pairs beyond a quarter of the centers are badly estimated, and shrink mu until the measured step crawls.
+    model_rank = min(config.model_rank or min(_AUTO_MODEL_RANK, max(1, n_centers // 4)), n_centers)
+    # A sample costs about as much as a row trained on: a short fit has fewer.
+    trained = int(shape.n_rows * min(1, config.epochs))
+    chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, trained // _TRAINED_ROWS_PER_SAMPLE))
+    samples = min(config.nystrom_samples or chosen, shape.n_rows)
+    landmarks = max(config.nystrom_samples or _AUTO_LANDMARKS, model_rank + model_rank // 4)
+    # As many as there are, for the stages to choose from; the published step knows no stages.
+    automatic = model_rank if config.used_step == "measured" else max(1, 2 * model_rank // 5)
+    data_rank = min(config.data_rank or automatic, samples - 1, model_rank)
+    return model_rank, data_rank, min(n_centers, landmarks), samples
 
 
-def _published_ranks(
-    config: SolverConfig, n_centers: int, samples: int, automatic: int
-) -> tuple[int, int, int, int]:
+def _published_ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
     """Its preconditioners are apart: either rank is bounded by its own sample alone."""
+    samples = min(config.nystrom_samples or _PUBLISHED_SAMPLES, shape.n_rows)
     # The authors' 500 of 5000. With more pairs of a sample the published steps are known to diverge.
     published = max(1, samples // _SAMPLES_PER_PAIR)
-    model_rank = min(config.model_rank or min(automatic, published), n_centers)
+    model_rank = min(config.model_rank or min(max(1, n_centers // 8), published), n_centers)
     n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
     data_rank = min(config.data_rank or published, samples - 1)
     return model_rank, data_rank, n_landmarks, samples
@@ -122,7 +128,8 @@ def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int) -> 
     setup_tiles = 2 * _FLOAT * min(1024, n_centers) * largest + 3 * 8 * landmarks * landmarks
     parts = {
         "centers": _FLOAT * n_centers * (2 * shape.n_features + 2),
-        "weights, velocity, average and their last good state": 5 * _FLOAT * n_centers * shape.n_outputs,
+        "weights, velocity, average, their last good state": 5 * _FLOAT * n_centers * shape.n_outputs,
+        "copies of these for a checkpoint": 5 * _FLOAT * n_centers * shape.n_outputs,
         "read-ahead": 2 * window * segment_bytes,
     }
     if config.patience:

@@ -22,14 +22,14 @@ from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.centers import CenterSource
 from ep3stream.run.plan import Plan, Shape, automatic_centers, describe
-from ep3stream.run.setup import SETUP_KIND
+from ep3stream.run.setup import SETUP_KIND, STAGED
 from ep3stream.run.weights import with_weights
-from ep3stream.solver.build import PROBE_ROWS, PROBES, SolverBuilder, StepLimits, probes_of
+from ep3stream.solver.build import PROBE_ROWS, PROBES, Settled, SolverBuilder, probes_of
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import measured_kernel
-from ep3stream.solver.projection import NystromProjection, Projection, Spectra
+from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.targets import TargetCode
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ class _Preparation:
                     f"centers is {n_centers}, which leaves no rows to train on; use fewer centers or more rows"
                 )
             probes, probe_y = (probes_of(each, plan.nystrom_samples) for each in (scaled_rows, y.to(device)))
-            limits = builder.step_limits(projection, spectra, probes, epoch_rows, probe_y)
-            projection = builder.settled(projection, limits)
+            settled = builder.settled(projection, spectra, probes, epoch_rows, probe_y)
         tensors = {
             "centers": centers,
             "excluded_rows": torch.from_numpy(excluded),
@@ -106,13 +105,13 @@ class _Preparation:
             "input_scale": inputs.scale,
             "target_offset": targets.offset,
             "target_scale": targets.scale,
-            **_gathered(projection, n_centers, self.mesh),
+            **_gathered(settled, n_centers, self.mesh),
         }
         if isinstance(kernel, RadialKernel):
             tensors["kernel_centre"] = kernel.centre
         if targets.weights is not None:
             tensors["target_weights"] = targets.weights
-        return tensors, self._description(plan, kernel, projection, spectra, limits)
+        return tensors, self._description(plan, kernel, spectra, settled)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -123,22 +122,21 @@ class _Preparation:
 
     def _kernel(self, sample: Tensor, inputs: InputScaling) -> Kernel:
         if self.function is not None:
-            return CallableKernel(self.function)
+            return CallableKernel.checked(self.function, sample)
         mean = torch.tensor(self.reader.info.features.mean, dtype=torch.float64)
         return measured_kernel(self.config.kernel, sample, inputs(mean).float().to(sample.device))
 
-    def _description(
-        self, plan: Plan, kernel: Kernel, projection: Projection, spectra: Spectra, limits: StepLimits
-    ) -> dict[str, Any]:
-        settings, manifest = self.config.solver, self.reader.manifest
+    def _description(self, plan: Plan, kernel: Kernel, spectra: Spectra, settled: Settled) -> dict[str, Any]:
+        settings, manifest, projection = self.config.solver, self.reader.manifest, settled.projection
         extra = {
             "kernel": kernel.name,
             "bandwidth": None,
             **kernel.parameters,
             "projection": settings.projection,
             "step_rule": settings.used_step,
-            "batch_size": limits.batch_size,
-            "step_size": limits.step_size,
+            "batch_size": settled.batch_size,
+            "step_size": settled.step_size,
+            "stages": [{"first_row": stage.first_row, "pace": stage.pace} for stage in settled.stages],
             "momentum": settings.used_momentum,
             "ridge": settings.ridge,
             "mu": spectra.damping,
@@ -159,8 +157,8 @@ class _Preparation:
             "elapsed_s": self.elapsed_s,
             "data_eigenvalues": list(spectra.data),
             "model_eigenvalues": list(spectra.model),
-            "lambda_max": limits.lambda_max,
-            "kappa_max": limits.kappa_max,
+            "lambda_max": settled.limits.lambda_max,
+            "kappa_max": settled.limits.kappa_max,
         }
 
 
@@ -196,6 +194,7 @@ def _read_rows(reader: SplitReader, drawn: Any, others: Any) -> tuple[Tensor, Te
 
 def input_scaling(reader: SplitReader, config: FitConfig) -> InputScaling:
     """The model's input transform: by the split's statistics, times the factors of `feature_scale`."""
+    _look_for_constants(reader)
     features = reader.info.features
     columns = (features.mean, features.std, features.minimum, features.maximum)
     scaling = InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
@@ -203,6 +202,23 @@ def input_scaling(reader: SplitReader, config: FitConfig) -> InputScaling:
         return scaling
     factors = _feature_factors(Path(config.data.feature_scale), reader.manifest.n_features)
     return InputScaling(scaling.shift, scaling.scale * factors)
+
+
+def _look_for_constants(reader: SplitReader) -> None:
+    """ConfigError where no feature varies over the split; some that do not are named in the log."""
+    info = reader.info
+    ranges = zip(reader.manifest.feature_names, info.features.minimum, info.features.maximum, strict=True)
+    constant = [name for name, low, high in ranges if low == high]
+    if len(constant) == reader.manifest.n_features:
+        raise ConfigError(
+            f"every feature of split {info.name} is constant, so there is nothing to learn from; "
+            "choose other columns or another split"
+        )
+    if constant:
+        some = ", ".join(constant[:3]) + (", ..." if len(constant) > 3 else "")
+        logger.warning(
+            "%d features are constant in split %s and have no say: %s", len(constant), info.name, some
+        )
 
 
 def _feature_factors(file: Path, n_features: int) -> Tensor:
@@ -230,8 +246,17 @@ def _feature_factors(file: Path, n_features: int) -> Tensor:
 
 
 def target_code(reader: SplitReader) -> TargetCode:
-    """How the split's targets enter the least-squares problem, and come out of it."""
+    """How the split's targets enter the least-squares problem, and come out of it.
+
+    ConfigError where all rows have the same: a fit would take its time to find that constant.
+    """
     info = reader.info
+    is_one_class = info.class_counts is not None and sum(count > 0 for count in info.class_counts) == 1
+    if is_one_class or (info.targets is not None and info.targets.minimum == info.targets.maximum):
+        raise ConfigError(
+            f"every row of split {info.name} has the same {' and '.join(reader.manifest.target_names)}, so there "
+            "is nothing to learn; choose another target or split"
+        )
     if info.class_counts is not None:
         counts = torch.tensor(info.class_counts, dtype=torch.float64)
         return TargetCode(True, (counts / counts.sum()).float(), torch.ones(len(counts)))
@@ -241,9 +266,13 @@ def target_code(reader: SplitReader) -> TargetCode:
     return TargetCode(False, offset.float(), torch.where(spread > 0, spread, 1.0).float())
 
 
-def _gathered(projection: Projection, n_centers: int, mesh: Mesh) -> dict[str, Tensor]:
-    """A projection's tensors with the rows of all shards."""
+def _gathered(settled: Settled, n_centers: int, mesh: Mesh) -> dict[str, Tensor]:
+    """The projection's tensors with the rows of all shards; what differs between stages, stacked."""
     gather: Callable[[Tensor], Tensor] = lambda shard: mesh.gather_rows(shard, n_centers)  # noqa: E731
-    return {
-        name: gather(t) if name in ("basis", "tempering") else t for name, t in projection.tensors().items()
+    tensors = {
+        name: gather(t) if name in ("basis", "tempering") else t
+        for name, t in settled.projection.tensors().items()
     }
+    for name in STAGED.intersection(tensors):
+        tensors[name] = torch.stack([stage.projection.tensors()[name] for stage in settled.stages])
+    return tensors

@@ -15,16 +15,19 @@ from ep3stream.data.store import SplitReader
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import Bundle, file_digest, read_bundle
+from ep3stream.run.setup_check import require_complete
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, Points, RadialKernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import named_kernel
-from ep3stream.solver.projection import NystromProjection, Projection
-from ep3stream.solver.step import Solver
+from ep3stream.solver.projection import NystromProjection
+from ep3stream.solver.step import Solver, Stage
 from ep3stream.solver.targets import TargetCode
 
 SETUP_KIND = "set-up"
+# Tensors that each stage has its own of, stacked; a set-up of bundle format 1 has one stage, and its tensor bare.
+STAGED = frozenset({"core", "shrink"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ class Setup:
         """Checked against its digests; raises DamagedDataError."""
         bundle: Bundle = read_bundle(path, SETUP_KIND)
         try:
-            _require_complete(bundle)
-        except (KeyError, TypeError, ValueError) as error:
+            require_complete(bundle.tensors, bundle.description)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DamagedDataError(
                 f"{path} has a missing or impossible field ({error!r}); use a new RUN"
             ) from error
@@ -80,8 +83,14 @@ class Setup:
         return named_kernel(name, parameters, self.tensors.get("kernel_centre"))
 
     def order(self, reader: SplitReader, seed: int) -> RowOrder:
-        """The order of the rows."""
+        """The order of the rows; DamagedDataError where the set-up is not one for them."""
         info = reader.info
+        if self.plan["batch_size"] > info.n_rows or self.plan["window_segments"] > info.n_segments:
+            raise DamagedDataError(
+                f"the set-up has batches of {self.plan['batch_size']} rows and windows of "
+                f"{self.plan['window_segments']} segments, but the split has {info.n_rows} rows in "
+                f"{info.n_segments}; use a new RUN"
+            )
         excluded = self.tensors["excluded_rows"].numpy()
         return RowOrder(
             seed,
@@ -93,29 +102,56 @@ class Setup:
         )
 
     def solver(self, config: FitConfig, function: KernelFunction | None, mesh: Mesh) -> Solver:
-        """Ready to step, on the mesh's device."""
+        """Ready to step, on the mesh's device; DamagedDataError where a block of kernel values exceeds the memory."""
+        block_bytes = 4 * self.plan["n_centers"] * self.plan["batch_size"]
+        if block_bytes > config.run.memory_bytes:
+            raise DamagedDataError(
+                f"the set-up has kernel blocks of {block_bytes} bytes, more than the memory of "
+                f"{config.run.memory_bytes} it was made for; use a new RUN"
+            )
         kernel = _on_device(self.kernel(function), mesh.device)
         owned = mesh.owned(len(self.tensors["centers"]))
         centers = self.tensors["centers"][owned.start : owned.stop].to(mesh.device)
         centers = self.inputs().to(mesh.device)(centers)
         rows = kernel.left(centers)
+        stages = self._stages(config, kernel, centers, rows, mesh)
         return Solver(
             kernel,
             rows,
-            self._projection(config, kernel, centers, rows, mesh),
+            stages[0].projection,
             self.targets().to(mesh.device),
             config.solver.used_momentum,
             config.solver.used_averaging,
             mesh,
             torch.zeros(len(owned) * self.plan["batch_size"], device=mesh.device),
             config.solver.ridge,
+            stages[1:],
+        )
+
+    def _stages(
+        self, config: FitConfig, kernel: Kernel, centers: Tensor, rows: Points, mesh: Mesh
+    ) -> tuple[Stage, ...]:
+        """`rows`: the shard's scaled `centers`, prepared."""
+        parts = {name: tensor.to(mesh.device) for name, tensor in self.tensors.items()}
+        first = self._projection(config, kernel, centers, rows, mesh, parts)
+        if "stages" not in self.plan or isinstance(first, EigenProProjection):
+            return (Stage(0, first),)
+        staged = next(name for name in STAGED if name in parts)
+        return tuple(
+            Stage(stage["first_row"], replace(first, **{staged: own}), stage["pace"])
+            for stage, own in zip(self.plan["stages"], parts[staged], strict=True)
         )
 
     def _projection(
-        self, config: FitConfig, kernel: Kernel, centers: Tensor, rows: Points, mesh: Mesh
-    ) -> Projection:
-        """`rows`: the shard's scaled `centers`, prepared."""
-        parts = {name: tensor.to(mesh.device) for name, tensor in self.tensors.items()}
+        self,
+        config: FitConfig,
+        kernel: Kernel,
+        centers: Tensor,
+        rows: Points,
+        mesh: Mesh,
+        parts: dict[str, Tensor],
+    ) -> NystromProjection | ExactProjection | EigenProProjection:
+        """With what is staged as it is in `parts`."""
         if self.plan["projection"] == "exact":
             return ExactProjection(parts["factor"], parts["directions"], parts["shrink"], mesh)
         owned = mesh.owned(len(parts["basis"]))
@@ -137,40 +173,6 @@ class Setup:
         return NystromProjection(
             basis, parts["core"], self.plan["mu"], self.plan["n_leading"], mesh, eigenvalues, tempering
         )
-
-
-def _require_complete(bundle: Bundle) -> None:
-    """KeyError, TypeError or ValueError unless sizes are whole numbers and every tensor has the shape they say."""
-    plan, tensors = bundle.description["plan"], bundle.tensors
-    sizes = {name: plan[name] for name in ("n_centers", "window_segments", "batch_size")}
-    if any(type(size) is not int or not 1 <= size < 1 << 40 for size in sizes.values()):
-        raise ValueError(f"sizes {sizes}")
-    names = bundle.description["names"]
-    p, d, c = plan["n_centers"], len(names["features"]), len(names["classes"] or names["targets"])
-    shapes = {"centers": (p, d), "input_shift": (d,), "input_scale": (d,)}
-    shapes |= {"target_offset": (c,), "target_scale": (c,)}
-    if "target_weights" in tensors:
-        shapes["target_weights"] = (c,)
-    if plan["projection"] == "exact":
-        q = len(tensors["shrink"])
-        shapes |= {"factor": (p, p), "directions": (p, q)}
-    elif plan["projection"] == "eigenpro":
-        if not 1 <= plan["center_batch_size"] <= p or not plan["center_step_size"] > 0:
-            raise ValueError(f"passes of {plan['center_batch_size']} by {plan['center_step_size']}")
-        (s, q), (n_landmarks, r) = tensors["data_vectors"].shape, tensors["model_vectors"].shape
-        shapes |= {"basis": (p, q), "sample": (s, d), "model_weights": (r,), "center_order": (p,)}
-        if n_landmarks > p or not torch.equal(tensors["center_order"].sort()[0], torch.arange(p)):
-            raise ValueError("center_order is no order of the centers")
-    else:
-        r = len(tensors["core"])
-        shapes |= {"basis": (p, r), "core": (r, r)}
-        if "tempering" in tensors:
-            shapes["tempering"] = (p,)
-        if len(bundle.description["model_eigenvalues"]) != r:
-            raise ValueError(f"{len(bundle.description['model_eigenvalues'])} model_eigenvalues, not {r}")
-    wrong = [name for name, shape in shapes.items() if tuple(tensors[name].shape) != shape]
-    if wrong:
-        raise ValueError(f"shape {tuple(tensors[wrong[0]].shape)} of {wrong[0]}, not {shapes[wrong[0]]}")
 
 
 def _on_device(kernel: Kernel, device: torch.device) -> Kernel:

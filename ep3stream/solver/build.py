@@ -13,7 +13,8 @@ from ep3stream.config import SolverConfig
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.eigenpro import build_eigenpro
-from ep3stream.solver.exact import build_exact
+from ep3stream.solver.exact import ExactProjection, build_exact
+from ep3stream.solver.flattening import LeverageProfile
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.projection import (
     NystromProjection,
@@ -22,16 +23,29 @@ from ep3stream.solver.projection import (
     build_nystrom,
     unexplained_diagonal,
 )
-from ep3stream.solver.stepsize import Penalty, PublishedStep, Stability, measure_stability
+from ep3stream.solver.step import Stage
+from ep3stream.solver.stepsize import (
+    Penalty,
+    PublishedStep,
+    Stability,
+    largest_eigenvalue,
+    measure_stability,
+)
 from ep3stream.solver.targets import TargetCode
 
 PROBES = 3
 PROBE_ROWS = 1024
 _MAX_PROBES = 64  # batches
 _FEW_ROWS = 256
+_PROFILE_ROWS = 256
+_STAGED_EPOCHS = 4
 _MIN_AUTO_BATCH = 512
 # Of the leverage at which a row diverges: below it its error alternates, and dies away slowly near 1.
 _STABLE_SHARE = 0.75
+# Centers that U explains less than this share of them are rare: a thousand probes have met rows near the others.
+_KNOWN_SHARE = 0.98
+# What another batch's leading eigenvalue may be of the one measured.
+_ONE_BATCH_MARGIN = 1.25
 
 
 class Sizes(Protocol):
@@ -66,6 +80,28 @@ class StepLimits:
     step_size: float
     lambda_max: float
     kappa_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a fit goes through, and the limits that its last stage's step size rests on.
+
+    step_size: of the first stage.
+    """
+
+    stages: tuple[Stage, ...]
+    step_size: float
+    limits: StepLimits
+
+    @property
+    def batch_size(self) -> int:
+        """m."""
+        return self.limits.batch_size
+
+    @property
+    def projection(self) -> Projection:
+        """That of the first stage."""
+        return self.stages[0].projection
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,37 +152,112 @@ class SolverBuilder:
             self.generator,
         )
 
-    def step_limits(
+    def settled(
         self,
         projection: Projection,
         spectra: Spectra,
         probes: Tensor,
         epoch_rows: int,
         probe_y: Tensor | None = None,
-    ) -> StepLimits:
-        """By the rule of the settings, for batches of the size asked for or of the best one.
+    ) -> Settled:
+        """Stages, batch and step size by the rule of the settings, for batches of the size asked for or the best.
 
         probes: (n, d), scaled rows to measure on, and their y, which only weights of classes ask for; epoch_rows:
         how many there are to train on.
         """
         if self.settings.used_step == "published":
-            return self._published(PublishedStep.of(self.kernel, self.sample, spectra.data[-1]), epoch_rows)
-        found = self._measured(projection, probes, epoch_rows, probe_y)
+            limits = self._published(PublishedStep.of(self.kernel, self.sample, spectra.data[-1]), epoch_rows)
+            return self._tempered([Stage(0, projection)], [limits])
+        if self.settings.data_rank or not isinstance(projection, NystromProjection | ExactProjection):
+            found = self._measured(projection, probes, epoch_rows, probe_y)
+            return self._tempered([Stage(0, projection)], [self._limits(found)])
+        return self._staged(projection, probes, epoch_rows, probe_y)
+
+    def _staged(
+        self,
+        projection: NystromProjection | ExactProjection,
+        probes: Tensor,
+        epoch_rows: int,
+        probe_y: Tensor | None,
+    ) -> Settled:
+        """One stage for each threshold, `flattening.py`; the batch is that of the last."""
+        directions = projection.directions if isinstance(projection, NystromProjection) else projection
+        flattening = None if directions is None else directions.flattening
+        assert flattening is not None
+        profile = self._leverage_profile(projection, probes)
+        # The same for one epoch as for many: more of them may be asked for on the way.
+        epochs = self.settings.epochs if self.settings.epochs < 1 else _STAGED_EPOCHS
+        falling = flattening.falling(profile, int(epoch_rows * epochs))
+        stages = [Stage(first_row, projection.flattened(threshold)) for first_row, threshold in falling]
+        last = self._measured(stages[-1].projection, probes, epoch_rows, probe_y)
+        lambdas = self._leading_eigenvalues(stages[:-1], last.batch_size, probes, probe_y)
+        kappas = [profile.largest(flattening.shrink(t)) * self._heaviest() for _, t in falling]
+        earlier = [
+            # Each holds for the last stage too, whose Q is no larger, but was measured on fewer rows.
+            replace(last, lambda_max=max(found, last.lambda_max), kappa_max=max(kappa, last.kappa_max))
+            for found, kappa in zip(lambdas, kappas, strict=False)
+        ]
+        return self._tempered(stages, [self._limits(found) for found in [*earlier, last]])
+
+    def _leading_eigenvalues(
+        self, stages: list[Stage], batch_size: int, probes: Tensor, probe_y: Tensor | None
+    ) -> list[float]:
+        """Of each stage's operator, on a single batch: the leverage limits a step more often than they do."""
+        x = probes[:batch_size]
+        shard = self.kernel.left(self._shard())
+        block = BatchBlock(self.kernel, shard, self.kernel.right(x), x.new_zeros(len(shard) * len(x)))
+        penalty = self._penalty(probe_y, 1, len(x))
+        weights = None if penalty.row_weights is None else penalty.row_weights[0]
+        return [
+            _ONE_BATCH_MARGIN
+            * largest_eigenvalue(block, x, weights, stage.projection, self.mesh, self.generator)
+            * (batch_size / len(x))
+            + batch_size * penalty.ridge
+            for stage in stages
+        ]
+
+    def _leverage_profile(
+        self, projection: NystromProjection | ExactProjection, probes: Tensor
+    ) -> LeverageProfile:
+        shard = self.kernel.left(self._shard())
+        rows = min(_PROFILE_ROWS, self.sizes.max_batch_size)
+        return LeverageProfile.cat(
+            [
+                projection.leverage_profile(
+                    BatchBlock(self.kernel, shard, self.kernel.right(x), None).whole(), x
+                )
+                for x in probes[:PROBE_ROWS].split(rows)
+            ]
+        )
+
+    def _limits(self, found: Stability) -> StepLimits:
         step_size = found.step_size(self.settings.used_momentum)
         return StepLimits(found.batch_size, step_size, found.lambda_max, found.kappa_max)
 
-    def settled(self, projection: Projection, limits: StepLimits) -> Projection:
-        """The projection tempered to the step size: rows that the probes did not meet shall not diverge either.
+    def _tempered(self, stages: list[Stage], limits: list[StepLimits]) -> Settled:
+        """With projections tempered to the longest step: rows that the probes did not meet shall not diverge either.
 
         A row of leverage kappa diverges beyond eta kappa = 2 (1 - beta), momentum repeating its own push.
         """
-        if not isinstance(projection, NystromProjection):
-            return projection
-        unexplained = unexplained_diagonal(
-            self.kernel, self._shard(), projection.basis, projection.eigenvalues
+        longest = max(each.step_size for each in limits)
+        projections = [stage.projection for stage in stages]
+        if isinstance(first := projections[0], NystromProjection):
+            unexplained = unexplained_diagonal(self.kernel, self._shard(), first.basis, first.eigenvalues)
+            whole = self.mesh.gather_rows(unexplained, len(self.centers))
+            known = float(torch.quantile(whole, _KNOWN_SHARE)) ** 2 / first.damping
+            leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / longest
+            tempered = first.tempered(unexplained, max(leverage, known))
+            projections = [
+                replace(each, tempering=tempered.tempering, directions=None)
+                for each in projections
+                if isinstance(each, NystromProjection)
+            ]
+        first_step = limits[0].step_size
+        settled = tuple(
+            Stage(stage.first_row, projection, each.step_size / first_step)
+            for stage, projection, each in zip(stages, projections, limits, strict=True)
         )
-        leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / limits.step_size
-        return projection.tempered(unexplained, leverage)
+        return Settled(settled, first_step, limits[-1])
 
     def stability(
         self, projection: Projection, probes: Tensor, batch_size: int, probe_y: Tensor | None = None

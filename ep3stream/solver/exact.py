@@ -5,7 +5,7 @@ O(p^2) memory and O(p^3) set-up: for small models and as the yardstick of the ot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import tiles
+from ep3stream.solver.flattening import Flattening, LeverageProfile
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.projection import Spectra
 from ep3stream.solver.spectrum import leading_eigenpairs
@@ -22,12 +23,27 @@ _JITTER = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ExactProjection:
-    """factor: L of K(Z, Z) = L L', (p, p); directions: W, (p, q); shrink: D, (q,). All float64, on every rank."""
+    """factor: L of K(Z, Z) = L L', (p, p); directions: W, (p, q); shrink: D, (q,). All float64, on every rank.
+
+    flattening: for other thresholds, while there is a set-up to choose them.
+    """
 
     factor: Tensor
     directions: Tensor
     shrink: Tensor
     mesh: Mesh
+    flattening: Flattening | None = None
+
+    def flattened(self, threshold: float) -> ExactProjection:
+        """The same with another threshold, for the directions above it."""
+        assert self.flattening is not None
+        return replace(self, shrink=1 - self.flattening.shrink(threshold))
+
+    def leverage_profile(self, k_zb: Tensor, x: Tensor) -> LeverageProfile:
+        """Of each row of x, (m, d), from k_zb of (p_shard, m); O(p^2 m)."""
+        inner = self._whitened(k_zb)
+        along = (self.directions.T @ inner).square()
+        return LeverageProfile(along, (inner.square().sum(0) - along.sum(0)).clamp_min(0))
 
     @classmethod
     def cost_bytes(cls, n_centers: int) -> int:
@@ -55,14 +71,19 @@ class ExactProjection:
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) Q K(Z, x), (m,); O(p^2 m)."""
-        whole = self.mesh.gather_rows(k_zb, len(self.factor)).double()
-        inner = torch.linalg.solve_triangular(self.factor, whole, upper=False)
+        inner = self._whitened(k_zb)
         leverage: Tensor = (inner * self._preconditioned(inner)).sum(0).to(k_zb)
         return leverage
 
     def tensors(self) -> dict[str, Tensor]:
         """Factor, directions and shrink."""
         return {"factor": self.factor, "directions": self.directions, "shrink": self.shrink}
+
+    def _whitened(self, k_zb: Tensor) -> Tensor:
+        """L^(-1) K(Z, X_b), (p, m), float64."""
+        whole = self.mesh.gather_rows(k_zb, len(self.factor)).double()
+        inner: Tensor = torch.linalg.solve_triangular(self.factor, whole, upper=False)
+        return inner
 
     def _whole(self, shard: Tensor) -> Tensor:
         """(c, p_shard) -> (p, c), float64."""
@@ -114,8 +135,10 @@ def build_exact(
     whitened = torch.linalg.solve_triangular(factor, k_zs, upper=False)
     tau, e = leading_eigenpairs(whitened.T @ whitened / len(sample), data_rank + 1, generator)
     tau, e = mesh.broadcast(tau), mesh.broadcast(e)
-    threshold = tau[-1].clamp_min(1e-10 * float(tau[0]))
+    threshold = float(tau[-1].clamp_min(1e-10 * float(tau[0])))
     rank = int((tau > threshold).sum())
     directions = whitened @ e[:, :rank] / (len(sample) * tau[:rank]).sqrt()
-    shrink = 1 - threshold / tau[:rank]
-    return ExactProjection(factor, directions, shrink, mesh), Spectra((), tuple(tau.tolist()), jitter)
+    flattening = Flattening(tau[:rank], threshold)
+    shrink = 1 - flattening.shrink(threshold)
+    projection = ExactProjection(factor, directions, shrink, mesh, flattening)
+    return projection, Spectra((), tuple(tau.tolist()), jitter)

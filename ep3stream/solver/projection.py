@@ -7,9 +7,10 @@ are one symmetric positive semidefinite matrix Q on the weights here, theta = Q 
     Q = M^(1/2) (I - W D W') M^(1/2),      M ~ K(Z, Z)^(-1),
 
 W the top-q eigenvectors of M^(1/2) K(Z, X_s) K(X_s, Z) M^(1/2) / s with eigenvalues tau, and
-D = 1 - tau_{q+1} / tau. Being symmetric, the step's operator Q K(Z, X_b) K(X_b, Z) has a real spectrum
-without negative values whatever the sample, which a preconditioner applied beside an approximate
-projection has not; and the step needs no kernel block of its own for X_s.
+D = 1 - t / tau, t a threshold: tau_{q+1}, or one that falls in the course of a fit (`flattening.py`). Being
+symmetric, the step's operator Q K(Z, X_b) K(X_b, Z) has a real spectrum without negative values whatever the
+sample, which a preconditioner applied beside an approximate projection has not; and the step needs no kernel block
+of its own for X_s.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import kernel_times, tiles, times_kernel
+from ep3stream.solver.flattening import Flattening, LeverageProfile
 from ep3stream.solver.kernels import Kernel, Points
 from ep3stream.solver.spectrum import leading_eigenpairs
 
@@ -61,7 +63,8 @@ class NystromProjection:
 
     With W restricted to span(U), Q = U core U' + (I - U U') T (I - U U') / mu: O(prc) a step, O(pr) memory, no
     kernel product. basis U: (p_shard, r), orthonormal over the shards, leading columns first; core: (r, r);
-    eigenvalues l: (r,). T = diag(tempering), (p_shard,), at most 1; None for I.
+    eigenvalues l: (r,). T = diag(tempering), (p_shard,), at most 1; None for I. directions: for other thresholds,
+    while there is a set-up to choose them.
     """
 
     basis: Tensor
@@ -71,13 +74,26 @@ class NystromProjection:
     mesh: Mesh
     eigenvalues: Tensor
     tempering: Tensor | None = None
+    directions: DataDirections | None = None
+
+    def flattened(self, threshold: float) -> NystromProjection:
+        """The same with another threshold, for the directions above it."""
+        assert self.directions is not None
+        return replace(self, core=self.mesh.broadcast(self.directions.core(threshold)).to(self.basis))
+
+    def leverage_profile(self, k_zb: Tensor, x: Tensor) -> LeverageProfile:
+        """Of each row of x, (m, d), from k_zb of (p_shard, m); O(prm)."""
+        assert self.directions is not None
+        inside, outside = self._split(k_zb)
+        return LeverageProfile((self.directions.half.T @ inside.double()).square(), outside.double())
 
     def tempered(self, unexplained: Tensor, leverage: float) -> NystromProjection:
         """With T such that no row's push on itself through one center is above `leverage`.
 
         unexplained: (p_shard,), the diagonal of K(Z, Z) - U diag(l) U'. A row at center j, with nothing else near,
         pushes itself by unexplained_j^2 / mu: 1 / mu where U does not know the center at all, say one of the few of
-        a rare category. The probes of the step size hardly ever meet such a row; every epoch does.
+        a rare category. The probes of the step size hardly ever meet such a row; every epoch does. Centers as little
+        known as many others are left alone: the probes have met their rows.
         """
         tempering = (leverage * self.damping / unexplained.square()).clamp(max=1)
         is_needed = self.mesh.all_reduce((tempering < 1).sum().to(unexplained)) > 0
@@ -121,17 +137,34 @@ class NystromProjection:
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) Q K(Z, x), (m,); O(prm)."""
-        inside = self.mesh.all_reduce(self.basis.T @ k_zb)
-        outside = k_zb.new_zeros(k_zb.shape[1])
-        for rows in tiles(len(self.basis)):
-            part = torch.addmm(k_zb[rows], self.basis[rows], inside, alpha=-1).square()
-            outside += part.sum(0) if self.tempering is None else self.tempering[rows] @ part
-        return self.mesh.all_reduce(outside) / self.damping + (inside * (self.core @ inside)).sum(0)
+        inside, outside = self._split(k_zb)
+        return outside + (inside * (self.core @ inside)).sum(0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Basis shard and core, and the tempering shard where there is one."""
         tempering = {} if self.tempering is None else {"tempering": self.tempering}
         return {"basis": self.basis, "core": self.core, **tempering}
+
+    def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
+        """U'k of each column k, (r, m), and what the part outside U adds to its leverage, (m,)."""
+        inside = self.mesh.all_reduce(self.basis.T @ k_zb)
+        outside = k_zb.new_zeros(k_zb.shape[1])
+        for rows in tiles(len(self.basis)):
+            part = torch.addmm(k_zb[rows], self.basis[rows], inside, alpha=-1).square()
+            outside += part.sum(0) if self.tempering is None else self.tempering[rows] @ part
+        return inside, self.mesh.all_reduce(outside) / self.damping
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirections:
+    """half: L^(-1/2) W with L = diag(l + mu), (r, r), the columns' eigenvalues in `flattening`; float64."""
+
+    half: Tensor
+    flattening: Flattening
+
+    def core(self, threshold: float) -> Tensor:
+        """L^(-1/2) (I - W D W') L^(-1/2), (r, r), float64."""
+        return (self.half * self.flattening.shrink(threshold)) @ self.half.T
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +202,14 @@ def build_nystrom(
     mean_unexplained = float(mesh.all_reduce(unexplained.double().sum())) / n_centers
     damping = max(next_eigenvalue, mean_unexplained, 4 * torch.finfo(basis.dtype).eps * float(eigenvalues[0]))
 
-    core, data_eigenvalues = _core(
-        kernel, shard, kernel.right(sample), basis, eigenvalues + damping, data_rank, mesh
-    )
+    directions = _directions(kernel, shard, kernel.right(sample), basis, eigenvalues + damping, mesh)
+    core = mesh.broadcast(directions.core(directions.flattening.fixed(data_rank))).to(basis)
     n_leading = int((eigenvalues > 30 * damping).sum())
-    projection = NystromProjection(basis, core.to(basis), damping, n_leading, mesh, eigenvalues.to(basis))
-    return projection, Spectra(tuple(eigenvalues.tolist()), tuple(data_eigenvalues.tolist()), damping)
+    projection = NystromProjection(
+        basis, core, damping, n_leading, mesh, eigenvalues.to(basis), directions=directions
+    )
+    tau = directions.flattening.eigenvalues
+    return projection, Spectra(tuple(eigenvalues.tolist()), tuple(tau.tolist()), damping)
 
 
 def unexplained_diagonal(kernel: Kernel, centers: Tensor, basis: Tensor, eigenvalues: Tensor) -> Tensor:
@@ -226,26 +261,17 @@ def _nystrom_basis(
     return feature[:, :kept].contiguous(), eigenvalues, next_eigenvalue
 
 
-def _core(
-    kernel: Kernel,
-    centers: Points,
-    sample: Points,
-    basis: Tensor,
-    damped: Tensor,
-    data_rank: int,
-    mesh: Mesh,
-) -> tuple[Tensor, Tensor]:
-    """L^(-1/2) (I - W D W') L^(-1/2) with L = diag(l + mu), float64, and the eigenvalues tau."""
+def _directions(
+    kernel: Kernel, centers: Points, sample: Points, basis: Tensor, damped: Tensor, mesh: Mesh
+) -> DataDirections:
+    """The eigenpairs of L^(-1/2) U'K(Z, X_s) K(X_s, Z) U L^(-1/2) / s, damped the diagonal of L."""
     k_us = mesh.all_reduce(times_kernel(kernel, basis.T, centers, sample))
     whitened = k_us.double() / damped.sqrt()[:, None]
     tau, w = torch.linalg.eigh(whitened @ whitened.T / len(sample))
-    tau, w = tau.flip(0), w.flip(1)
+    tau, w = mesh.broadcast(tau.flip(0)), mesh.broadcast(w.flip(1))
     # Rounding bounds how far the leading directions can be shrunk, by both preconditioners together.
-    least = max(1e-6, 1e-11 * float(damped[0] / damped[-1]))
-    threshold = tau[min(data_rank, len(tau) - 1)].clamp_min(least * float(tau[0]))
-    shrink = torch.where(tau > threshold, threshold / tau, 1.0)
-    half = w / damped.sqrt()[:, None]
-    return mesh.broadcast((half * shrink) @ half.T), tau
+    least = max(1e-6, 1e-11 * float(damped[0] / damped[-1])) * float(tau[0])
+    return DataDirections(w / damped.sqrt()[:, None], Flattening(tau, least))
 
 
 def _numerical_rank(descending: Tensor, dtype: torch.dtype) -> int:

@@ -41,6 +41,15 @@ class SolverState:
         return {"weights": self.weights, "velocity": self.velocity, "average": self.average}
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """From `first_row` of the fit on: another projection, and a step `pace` times as long as the first stage's."""
+
+    first_row: int
+    projection: Projection
+    pace: float = 1.0
+
+
 class StepErrors(NamedTuple):
     """Before the step, mean squared errors in the squared unit of y; then the projection's own. 0-d tensors.
 
@@ -55,7 +64,10 @@ class StepErrors(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """Everything a step reads and never changes, but for `block_memory`, the room of one kernel block."""
+    """Everything a step reads and never changes, but for `block_memory`, the room of one kernel block.
+
+    later: the stages that follow the one of `projection`, in their order.
+    """
 
     kernel: Kernel
     centers: Points
@@ -66,26 +78,40 @@ class Solver:
     mesh: Mesh
     block_memory: Tensor | None = None
     ridge: float = 0.0
+    later: tuple[Stage, ...] = ()
 
     def initial_state(self) -> SolverState:
         """The zero model."""
         zero = self.centers.prepared.new_zeros(self.targets.n_outputs, len(self.centers))
         return SolverState(zero, zero.clone(), zero.clone())
 
+    def stage(self, rows_seen: int) -> Stage:
+        """The one in force after so many rows."""
+        begun = [stage for stage in self.later if stage.first_row <= rows_seen]
+        return begun[-1] if begun else Stage(0, self.projection)
+
     def block(self, x: Tensor) -> BatchBlock:
         """K(Z_shard, X) for x of (m, d), in the solver's own block memory."""
         return BatchBlock(self.kernel, self.centers, self.kernel.right(x), self.block_memory)
 
     def step(
-        self, state: SolverState, x: Tensor, y: Tensor, step_size: float, score: bool = False
+        self,
+        state: SolverState,
+        x: Tensor,
+        y: Tensor,
+        step_size: float,
+        score: bool = False,
+        rows_seen: int = 0,
     ) -> StepErrors:
         """One step on x, (m, d), and y; changes `state` and returns its errors, all of them with `score`.
+
+        step_size: that of the first stage; rows_seen: how many rows the fit has seen, which says what stage it is in.
 
         The losses are honest estimates on rows not yet used, without weights or ridge; that of the average costs one
         skinny product more, an inexactness a product with K(Z, Z). Reading them is left to the caller, since it waits
         for the device.
         """
-        block = self.block(x)
+        stage, block = self.stage(rows_seen), self.block(x)
         ahead = torch.add(state.weights, state.velocity, alpha=self.momentum)
         both = torch.cat([ahead, state.average]) if score else ahead
         residual, scored = self.mesh.all_reduce(block.left_times(both)).tensor_split([len(ahead)])
@@ -97,14 +123,14 @@ class Solver:
             self.targets.subtract_(scored, y)
             average_loss = self.targets.mean_squared_error(scored)
         self.targets.weigh_(residual, y)
-        gradient = self.projection.preconditioned(block.times(residual), x, residual)
+        gradient = stage.projection.preconditioned(block.times(residual), x, residual)
         if self.ridge:
             ridges = len(x) * self.targets.ridges(self.ridge)
-            gradient += ridges[:, None] * self.projection.gram_times(ahead)
-        theta = self.projection.direction(gradient)
+            gradient += ridges[:, None] * stage.projection.gram_times(ahead)
+        theta = stage.projection.direction(gradient)
         if score:
-            inexactness = self.projection.inexactness(theta, gradient)
-        state.velocity.mul_(self.momentum).add_(theta, alpha=-step_size)
+            inexactness = stage.projection.inexactness(theta, gradient)
+        state.velocity.mul_(self.momentum).add_(theta, alpha=-step_size * stage.pace)
         state.weights.add_(state.velocity)
         share = self.averaging / (state.averaged + self.averaging) if self.averaging else 1.0
         state.average.lerp_(state.weights, share)

@@ -114,7 +114,7 @@ def measure_stability(
     for number, x in enumerate(batches):
         weights = None if penalty.row_weights is None else penalty.row_weights[number]
         block = block_of(x)
-        lambdas.append(_largest_eigenvalue(block, x, weights, projection, mesh, generator))
+        lambdas.append(largest_eigenvalue(block, x, weights, projection, mesh, generator))
         # A few rows at a time: a projection may need several times their kernel values.
         for start in range(0, len(x), _LEVERAGE_ROWS):
             rows = slice(start, start + _LEVERAGE_ROWS)
@@ -125,7 +125,7 @@ def measure_stability(
     return Stability(m, lambda_max, max(*kappas, tiny) * penalty.heaviest)
 
 
-def _largest_eigenvalue(
+def largest_eigenvalue(
     block: BatchBlock,
     x: Tensor,
     weights: Tensor | None,
