@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import google_crc32c
@@ -28,6 +29,7 @@ from ep3stream.data.store import open_store
 from ep3stream.errors import DamagedDataError, Ep3streamError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.checkpoint import require_shape
 from ep3stream.run.metrics import read_lines
 from ep3stream.run.setup import Setup
 
@@ -519,3 +521,10 @@ def test_markup_in_names_stays_text_in_the_report(made, tmp_path, capsys):
     assert cli.main(["convert", str(tmp_path / "t.csv"), str(tmp_path / "s.zarr"), "--target", name]) == 0
     assert cli.main(["fit", str(tmp_path / "s.zarr"), str(tmp_path / "run"), "--centers", "10"]) == 0
     assert name not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_checkpoint_of_another_width_is_refused_by_name(tmp_path: Path) -> None:
+    progress = SimpleNamespace(state=SimpleNamespace(weights=torch.zeros(2, 7)), step=5)
+    require_shape(progress, 2, 7, tmp_path)
+    with pytest.raises(DamagedDataError, match=r"weights of \(2, 7\) at step 5, not \(1, 7\)"):
+        require_shape(progress, 1, 7, tmp_path)

@@ -72,8 +72,9 @@ class StoreSpec:
 
     @property
     def segment_rows(self) -> int:
-        """Rows of a segment: the same for every split, whatever the number of rows."""
-        return max(1, self.segment_bytes // self._row_bytes)
+        """Rows of a segment, neither x nor y of which is larger: the same for every split."""
+        y_bytes = 4 if self.task == "classification" else 4 * self.n_outputs
+        return max(1, self.segment_bytes // max(self._row_bytes, y_bytes))
 
     @property
     def segments_per_file(self) -> int:

@@ -157,6 +157,16 @@ def load_newest_checkpoint(directory: Path, setup_digest: str, device: torch.dev
     return None
 
 
+def require_shape(progress: Progress, n_outputs: int, n_centers: int, directory: Path) -> None:
+    """DamagedDataError unless the weights are (c, p) of the set-up: whoever signs a file can write any shape."""
+    found = tuple(progress.state.weights.shape)
+    if found != (n_outputs, n_centers):
+        raise DamagedDataError(
+            f"{directory} has weights of {found} at step {progress.step}, not {(n_outputs, n_centers)} as the set-up; "
+            "remove that checkpoint"
+        )
+
+
 def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Progress:
     """The checkpoint at `path`; DamagedDataError unless it is as written and of the run with this set-up."""
     bundle = read_bundle(path, _KIND)

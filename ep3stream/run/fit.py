@@ -18,7 +18,7 @@ from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedE
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_json
 from ep3stream.run.changes import Change
-from ep3stream.run.checkpoint import Progress, load_newest_checkpoint
+from ep3stream.run.checkpoint import Progress, load_newest_checkpoint, require_shape
 from ep3stream.run.clock import Clock
 from ep3stream.run.clock import FitProgress as FitProgress
 from ep3stream.run.directory import RunDirectory
@@ -107,6 +107,9 @@ class _Fit:
         directory, digest = self.directory, self.setup.digest
         saved = load_newest_checkpoint(directory.checkpoints, digest, self.mesh.device)
         step = 0 if saved is None else saved.step
+        if saved is not None:
+            n_outputs, n_centers = self.solver.targets.n_outputs, self.setup.plan["n_centers"]
+            require_shape(saved, n_outputs, n_centers, directory.checkpoints)
         self._require_steps_ahead(step)
         if saved is not None and self._is_over(saved) and model_step(directory) == step:
             logger.info("already finished after %d steps; raise the epochs to go on", step)

@@ -14,6 +14,7 @@ import torch
 
 from ep3stream.data.backend import row_bytes
 from ep3stream.data.manifest import ColumnStatistics, Manifest, SplitInfo
+from ep3stream.data.small_files import read_small_file
 from ep3stream.data.store import open_store
 from ep3stream.data.verify import VerifyProgress
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
@@ -22,6 +23,8 @@ from ep3stream.run.checkpoint import list_checkpoints, load_checkpoint
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import read_lines
 from ep3stream.run.models import model_step
+
+_MAX_SUMMARY_BYTES = 1 << 26
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def _checkpoints(directory: RunDirectory) -> list[dict[str, Any]]:
 def _summary(directory: RunDirectory) -> dict[str, Any]:
     """run.json; empty before the set-up is done, or where somebody changed it to something else."""
     try:
-        content = json.loads(directory.summary.read_bytes())
+        content = json.loads(read_small_file(directory.summary, _MAX_SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

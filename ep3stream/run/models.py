@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.run.bundle import find_bundle, read_bundle, read_description, write_bundle
-from ep3stream.run.checkpoint import load_newest_checkpoint
+from ep3stream.run.checkpoint import load_newest_checkpoint, require_shape
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.setup import Setup
 from ep3stream.solver.kernels import KernelFunction
@@ -69,6 +69,7 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     if progress is None:
         raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
     logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
+    require_shape(progress, setup.targets().n_outputs, setup.plan["n_centers"], directory.checkpoints)
     weights = progress.state.average if progress.best is None else progress.best.weights
     return build_model(setup, weights.T.contiguous(), kernel)
 
