@@ -254,6 +254,7 @@ def test_a_fit_on_a_disk_full_for_a_while_goes_on_says_so_and_ends_the_same(
             wait_for(lambda: steps(run / "checkpoints"))
             monkeypatch.setattr(disk, "write", refuse(errno.ENOSPC))
             monkeypatch.setattr("ep3stream.run.metrics.open", refuse(errno.ENOSPC), raising=False)
+        wait_for(lambda: not any(thread.name == "ep3stream-checkpoint" for thread in threading.enumerate()))
         if progress.step >= 48 and "no checkpoint of step" in caplog.text:
             monkeypatch.undo()
 

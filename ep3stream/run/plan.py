@@ -18,7 +18,7 @@ _AUTO_LANDMARKS = 2000
 _AUTO_SAMPLES = 3000
 _LEAST_AUTO_SAMPLES = 1000
 _PUBLISHED_SAMPLES = 2000
-_TRAINED_ROWS_PER_SAMPLE = 16
+_ROWS_PER_SAMPLE = 16
 _SAMPLES_PER_PAIR = 10
 _MAX_BATCH = 4096
 _MIN_BATCH = 16
@@ -98,9 +98,8 @@ def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int
         return _published_ranks(shape, config, n_centers)
     # Pairs beyond a quarter of the centers are badly estimated, and shrink mu until the measured step crawls.
     model_rank = min(config.model_rank or min(_AUTO_MODEL_RANK, max(1, n_centers // 4)), n_centers)
-    # A sample costs about as much as a row trained on: a short fit has fewer.
-    trained = int(shape.n_rows * min(1, config.epochs))
-    chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, trained // _TRAINED_ROWS_PER_SAMPLE))
+    # A sample costs about as much as a row trained on: of few rows there are fewer.
+    chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, shape.n_rows // _ROWS_PER_SAMPLE))
     samples = min(config.nystrom_samples or chosen, shape.n_rows)
     landmarks = max(config.nystrom_samples or _AUTO_LANDMARKS, model_rank + model_rank // 4)
     # As many as there are, for the stages to choose from; the published step knows no stages.

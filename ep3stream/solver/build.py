@@ -185,9 +185,8 @@ class SolverBuilder:
         flattening = None if directions is None else directions.flattening
         assert flattening is not None
         profile = self._leverage_profile(projection, probes)
-        # The same for one epoch as for many: more of them may be asked for on the way.
-        epochs = self.settings.epochs if self.settings.epochs < 1 else _STAGED_EPOCHS
-        falling = flattening.falling(profile, int(epoch_rows * epochs))
+        # Whatever the epochs: more or fewer of them may be asked for on the way.
+        falling = flattening.falling(profile, epoch_rows * _STAGED_EPOCHS)
         stages = [Stage(first_row, projection.flattened(threshold)) for first_row, threshold in falling]
         last = self._measured(stages[-1].projection, probes, epoch_rows, probe_y)
         lambdas = self._leading_eigenvalues(stages[:-1], last.batch_size, probes, probe_y)
