@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from dataclasses import replace
@@ -22,7 +23,10 @@ def bench(monkeypatch):
     small = [replace(problem, n_rows=2600, n_centers=100) for problem in bench_problems.PROBLEMS]
     monkeypatch.setattr(bench_problems, "PROBLEMS", small)
     monkeypatch.setattr(bench_problems, "TEST_ROWS", 500)
+    logger = logging.getLogger("ep3stream")
+    level = logger.level
     yield bench_problems
+    logger.setLevel(level)
     for name in ("bench_problems", "bench_fashion"):
         sys.modules.pop(name, None)
 

@@ -18,6 +18,7 @@ from ep3stream.errors import InputError
 
 # A directory of many more files is slow to copy and list; a file of many more bytes costs the writer memory.
 _MAX_FILES = 4096
+_MAX_Y_BYTES = 1 << 26
 _MAX_FILE_BYTES = 256 * MIB
 
 
@@ -72,9 +73,10 @@ class StoreSpec:
 
     @property
     def segment_rows(self) -> int:
-        """Rows of a segment, neither x nor y of which is larger: the same for every split."""
-        y_bytes = 4 if self.task == "classification" else 4 * self.n_outputs
-        return max(1, self.segment_bytes // max(self._row_bytes, y_bytes))
+        """Rows of a segment, the same for every split; fewer where the targets are far wider than the features."""
+        y_values = 1 if self.task == "classification" else self.n_outputs
+        widest_y = max(self.segment_bytes, _MAX_Y_BYTES) // (4 * y_values)
+        return max(1, min(self.segment_bytes // self._row_bytes, widest_y))
 
     @property
     def segments_per_file(self) -> int:
