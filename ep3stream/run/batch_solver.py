@@ -169,10 +169,10 @@ class BatchSolver:
         if settings.used_step == "published":
             rule = PublishedStep.of(self.builder.kernel, self.builder.sample, self.next_eigenvalue)
             return rule.step_size(size)
-        builder = replace(self.builder, generator=self.spec.generator(size))
         limits, last = self.settled.limits, self.settled.stages[-1].projection
         if limits.step_size * limits.lambda_max < 1:
             return self.settled.step_size  # The leverage limits it, which is the same for every size.
+        builder = replace(self.builder, generator=self.spec.generator(size))
         found = builder.stability(last, self.probes, size).step_size(settings.used_momentum)
         # What is safe for the largest batch is so for its parts, which the probes may by chance show as worse.
         # Earlier stages gain no less: the leverage limits the last one most.

@@ -42,10 +42,6 @@ class Flattening:
         """What is left of each direction, (q,): t / tau_j above the threshold, 1 below."""
         return torch.where(self.eigenvalues > threshold, threshold / self.eigenvalues, 1.0)
 
-    def count(self, threshold: float) -> int:
-        """How many directions it shrinks."""
-        return int((self.eigenvalues > threshold).sum())
-
     def fixed(self, data_rank: int) -> float:
         """The threshold that shrinks `data_rank` directions to the next one's eigenvalue."""
         return max(float(self.eigenvalues[min(data_rank, len(self.eigenvalues) - 1)]), self.least)
