@@ -401,6 +401,16 @@ def test_every_shape_trains_to_finite_outputs(p, n, c, m, s, projection, twice):
     assert made.score(x, y)["mse"] <= 1.5 * float(y.var(0, correction=0).mean()) + 1e-6
 
 
+@pytest.mark.parametrize("projection", ["nystrom", "eigenpro", "exact"])
+@pytest.mark.parametrize("n_samples", [1, 2])
+@pytest.mark.parametrize("n_centers", [1, 2])
+def test_the_smallest_problems_train(n_centers, n_samples, projection):
+    centers = points(n_centers, D, 3, torch.float32)
+    made = KernelModel(centers, bandwidth=3.0, projection=projection, nystrom_samples=n_samples)
+    made.fit((X[:2], Y[:2]), epochs=3)
+    assert torch.isfinite(made.outputs(X)).all()
+
+
 def test_centers_that_the_basis_does_not_know_are_tempered() -> None:
     generator = torch.Generator().manual_seed(0)
     x, centers = (3 * torch.randn(n, 6, generator=generator) for n in (4000, 400))

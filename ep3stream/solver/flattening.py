@@ -32,7 +32,8 @@ _LEAST_FALL = 0.8
 class Flattening:
     """The eigenpairs of the preconditioned data operator that a threshold is set among.
 
-    eigenvalues: tau, (q,), descending; least: the threshold below which their own rounding would be amplified.
+    eigenvalues: tau, (q,), descending, none if the sample is a single row; least: the threshold below which their own
+    rounding would be amplified.
     """
 
     eigenvalues: Tensor
@@ -44,11 +45,13 @@ class Flattening:
 
     def fixed(self, data_rank: int) -> float:
         """The threshold that shrinks `data_rank` directions to the next one's eigenvalue."""
+        if not len(self.eigenvalues):
+            return self.least
         return max(float(self.eigenvalues[min(data_rank, len(self.eigenvalues) - 1)]), self.least)
 
     def falling(self, profile: LeverageProfile, n_rows: int) -> list[tuple[int, float]]:
         """From how many rows on which threshold; the first from 0 on, none from `n_rows` on but the first."""
-        lowest = max(self.least, float(self.eigenvalues[-1]))
+        lowest = max([self.least, *self.eigenvalues[-1:].tolist()])
         stages: list[tuple[int, float]] = []
         rows = _FIRST_ROWS
         while not stages or rows < n_rows:
@@ -63,7 +66,7 @@ class Flattening:
         return stages
 
     def _threshold(self, profile: LeverageProfile, n_rows: int, lowest: float) -> float:
-        low, high = lowest, max(float(self.eigenvalues[0]), lowest)
+        low, high = lowest, max([lowest, *self.eigenvalues[:1].tolist()])
 
         def enough(threshold: float) -> bool:
             return n_rows * threshold >= FOLDINGS * profile.largest(self.shrink(threshold))
