@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Tests run in this many processes, each with one thread: threads that share cores with other processes wait for them.
+JOBS   ?= auto
 
 .PHONY: demo test check format bench clean
 
@@ -17,7 +19,7 @@ demo: $(VENV)/ready
 
 # Everything that must hold before a change lands: the checks, then every test that needs no GPU.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

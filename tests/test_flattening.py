@@ -54,7 +54,9 @@ def test_no_threshold_is_below_the_least():
 
 def test_a_sample_of_one_row_leaves_no_direction_and_one_stage():
     none = Flattening(torch.empty(0, dtype=torch.float64), 0.2)
-    one = LeverageProfile(torch.empty(0, 2, dtype=torch.float64), torch.tensor([0.1, 0.3], dtype=torch.float64))
+    one = LeverageProfile(
+        torch.empty(0, 2, dtype=torch.float64), torch.tensor([0.1, 0.3], dtype=torch.float64)
+    )
     assert none.falling(one, 10**9) == [(0, 0.2)]
     assert none.fixed(1) == 0.2
 
