@@ -15,7 +15,7 @@ from ep3stream.config import (
     RunConfig,
     SolverConfig,
 )
-from ep3stream.data.convert import convert
+from ep3stream.data.conversion.convert import convert
 from ep3stream.data.store import open_store
 from ep3stream.errors import (
     ConfigError,

@@ -78,7 +78,7 @@ class Command(subprocess.Popen[bytes]):
 
 def ep3stream_command(*arguments: str | Path) -> Command:
     print("$ ep3stream", *arguments, flush=True)
-    return Command([sys.executable, "-m", "ep3stream.cli", *map(str, arguments)])
+    return Command([sys.executable, "-m", "ep3stream", *map(str, arguments)])
 
 
 def wait_for_checkpoints(process: Command, run: Path, n_checkpoints: int) -> None:

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data import recorded as recorded_module
-from ep3stream.data.batch import Source
-from ep3stream.data.encode import Expansion, RowEncoder
-from ep3stream.data.recorded import take_over
-from ep3stream.data.tables import TableSource
+from ep3stream.data.conversion import recorded as recorded_module
+from ep3stream.data.conversion.batch import Source
+from ep3stream.data.conversion.encode import Expansion, RowEncoder
+from ep3stream.data.conversion.recorded import take_over
+from ep3stream.data.conversion.tables import TableSource
 
 
 class Encoded(NamedTuple):

@@ -189,7 +189,7 @@ def test_a_full_disk_says_how_to_go_on_and_the_same_command_then_does(
     path, store = write(tmp_path, "t.csv", rows(MANY)), tmp_path / f"store.{suffix}"
     command = ["convert", path, store, *Y, *SMALL, order]
     with monkeypatch.context() as patch:
-        patch.setattr("ep3stream.data.spill._write_section", refuse)
+        patch.setattr("ep3stream.data.conversion.spill._write_section", refuse)
         patch.setattr("ep3stream.data.zarr_backend.ZarrWriter.write", refuse)
         code, said = run(*command)
     assert code == 2

@@ -365,7 +365,7 @@ def test_an_interrupted_conversion_says_how_to_go_on_and_another_begins_again_by
 
     command = ["convert", folder / "flights.csv", tmp_path / "store", "--target", "delay"]
     with monkeypatch.context() as patch:
-        patch.setattr("ep3stream.data.shuffle.RowSorter.finish", interrupt)
+        patch.setattr("ep3stream.data.conversion.shuffle.RowSorter.finish", interrupt)
         stopped = run_cli(*command)
     assert stopped == (130, "", "ep3stream: interrupted; run the same command to go on\n")
     assert_one_line_error(
@@ -395,7 +395,7 @@ def test_the_examples_of_the_help_are_commands_that_parse():
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "ep3stream.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "ep3stream", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -416,7 +416,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_75_and_the_same_command_goes_
 def test_a_reader_that_has_gone_away_is_no_traceback(folder):
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "ep3stream.cli", "inspect", str(folder / "flights.zarr")]
+    command = [sys.executable, "-m", "ep3stream", "inspect", str(folder / "flights.zarr")]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

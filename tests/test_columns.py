@@ -13,10 +13,10 @@ import pytest
 from encoding import encode, encode_source, pretend_store, write
 
 from ep3stream.config import ConvertConfig, parse_names, parse_renames
-from ep3stream.data.array_columns import choose_columns
-from ep3stream.data.batch import Source
-from ep3stream.data.python_source import open_pair
-from ep3stream.data.tables import TableSource
+from ep3stream.data.conversion.array_columns import choose_columns
+from ep3stream.data.conversion.batch import Source
+from ep3stream.data.conversion.tables import TableSource
+from ep3stream.data.readers.python_source import open_pair
 from ep3stream.errors import ConfigError, SourceError
 
 TABLE = "px_1,color,px_2,y\n1,red,5,10\n2,blue,6,20\n3,red,7,30\n"

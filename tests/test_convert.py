@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig, Format
-from ep3stream.data import convert as convert_module
-from ep3stream.data.convert import ConvertProgress, convert
+from ep3stream.data.conversion import convert as convert_module
+from ep3stream.data.conversion.convert import ConvertProgress, convert
+from ep3stream.data.conversion.shuffle import RowSorter
 from ep3stream.data.manifest import Manifest
-from ep3stream.data.shuffle import RowSorter
 from ep3stream.data.store import open_store
 from ep3stream.errors import InputError, SourceError
 

@@ -21,8 +21,8 @@ import pytest
 import zarr
 
 from ep3stream.config import ConvertConfig, Format
-from ep3stream.data.convert import convert
-from ep3stream.data.spill import Spill
+from ep3stream.data.conversion.convert import convert
+from ep3stream.data.conversion.spill import Spill
 from ep3stream.data.store import open_store
 
 N_ROWS = 700

@@ -56,7 +56,7 @@ def test_the_benchmark_sees_damage_that_a_reader_lets_through(tmp_path, capsys, 
     bench = load_tool("bench_damage")
     monkeypatch.setattr("ep3stream.data.store.segment_digest", lambda x, y: "0" * 32)
     monkeypatch.setattr("ep3stream.data.manifest.segment_digest", lambda x, y: "0" * 32)
-    monkeypatch.setattr("ep3stream.data.writer.segment_digest", lambda x, y: "0" * 32)
+    monkeypatch.setattr("ep3stream.data.conversion.writer.segment_digest", lambda x, y: "0" * 32)
     monkeypatch.setattr(bench, "FORMATS", ("hdf5",))
     monkeypatch.setattr(bench, "DAMAGE", {"swap two": bench.swap})
     assert bench.main(["--trials", "30", "--directory", str(tmp_path)]) == 1

@@ -9,8 +9,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep3stream.data import digests
-from ep3stream.data.digests import SourceDigests
+from ep3stream.data.readers import digests
+from ep3stream.data.readers.digests import SourceDigests
 from ep3stream.errors import SourceError
 
 BLOCK = 1000

@@ -92,7 +92,7 @@ def test_a_fit_killed_at_any_moment_ends_with_the_same_bytes(store, reference, t
 
 def test_a_fit_killed_by_the_kernel_ends_with_the_same_bytes(store, reference, tmp_path):
     (tmp_path / "settings.toml").write_text(settings().to_toml())
-    command = [sys.executable, "-m", "ep3stream.cli", "--quiet", "fit", str(store), str(tmp_path / "run")]
+    command = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store), str(tmp_path / "run")]
     command += ["--config", str(tmp_path / "settings.toml")]
     process = subprocess.Popen(command)
     deadline = time.monotonic() + 60

@@ -46,7 +46,7 @@ def in_room(room: str) -> dict[str, ast.AST]:
 
 
 def test_the_rooms_are_where_they_are_looked_for():
-    assert {"cli.py", "mesh.py", "data/store.py", "solver/step.py", "run/fit.py"} <= MODULES.keys()
+    assert {"cli/__init__.py", "mesh.py", "data/store.py", "solver/step.py", "run/fit.py"} <= MODULES.keys()
 
 
 def test_only_the_mesh_knows_torch_distributed():
@@ -93,5 +93,5 @@ def test_every_numpy_file_is_read_without_pickles():
 def test_only_the_command_line_prints_and_sets_up_logging():
     for name, tree in MODULES.items():
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        if name != "cli.py":
+        if not name.startswith("cli/"):
             assert not calls & {"print", "logging.basicConfig"}, name

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep3stream.data.order import RowOrder
+from ep3stream.data.streaming.order import RowOrder
 from ep3stream.errors import InputError
 
 NONE = np.empty(0, np.int64)

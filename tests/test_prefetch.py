@@ -15,10 +15,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ep3stream.data import segment_reads
-from ep3stream.data.order import RowOrder
-from ep3stream.data.prefetch import BatchStream
 from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
+from ep3stream.data.streaming import segment_reads
+from ep3stream.data.streaming.order import RowOrder
+from ep3stream.data.streaming.prefetch import BatchStream
 from ep3stream.errors import ConfigError, DamagedDataError, Ep3streamError, InputError
 
 CPU = torch.device("cpu")
@@ -339,7 +339,7 @@ def test_a_stream_that_cannot_be_set_up_leaves_no_thread(
         def start(self) -> None:
             raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("ep3stream.data.prefetch.threading.Thread", Unstartable)
+    monkeypatch.setattr("ep3stream.data.streaming.prefetch.threading.Thread", Unstartable)
     with pytest.raises(RuntimeError, match="new thread"):
         _stream(reader, 0, STEPS).__enter__()
     assert _own_threads() == []

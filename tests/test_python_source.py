@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.batch import START, Position, Source
-from ep3stream.data.sources import open_source
+from ep3stream.data.conversion.batch import START, Position, Source
+from ep3stream.data.readers.sources import open_source
 from ep3stream.errors import SourceError
 
 X = np.random.default_rng(0).standard_normal((53, 4))

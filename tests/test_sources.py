@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ep3stream.config import ConvertConfig, Task
-from ep3stream.data.batch import Source
-from ep3stream.data.encode import Expansion, RowEncoder
-from ep3stream.data.sources import find_files, open_source
+from ep3stream.data.conversion.batch import Source
+from ep3stream.data.conversion.encode import Expansion, RowEncoder
+from ep3stream.data.readers.sources import find_files, open_source
 from ep3stream.errors import SourceError
 
 TABLE = "a,color,b,y\n1,red,0.5,10\n2,blue,-1e3,20\n3,red,7,30.5\n"

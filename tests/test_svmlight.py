@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import dump_svmlight_file
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.batch import START, Position, Source
-from ep3stream.data.sources import open_source
+from ep3stream.data.conversion.batch import START, Position, Source
+from ep3stream.data.readers.sources import open_source
 from ep3stream.errors import SourceError
 
 rng = np.random.default_rng(0)

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ep3stream.data import csv_text, parquet_files, text_blocks
-from ep3stream.data.batch import START, Position, reading
-from ep3stream.data.table_files import Table, table_header, table_records, table_schema
+from ep3stream.data.conversion.batch import START, Position, reading
+from ep3stream.data.readers import csv_text, parquet_files, text_blocks
+from ep3stream.data.readers.table_files import Table, table_header, table_records, table_schema
 from ep3stream.errors import SourceError
 
 N_ROWS = 400

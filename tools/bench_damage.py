@@ -29,10 +29,10 @@ import torch
 import xxhash
 
 from ep3stream import cli
-from ep3stream.data.order import RowOrder
-from ep3stream.data.prefetch import BatchStream
-from ep3stream.data.sample import sample_rows
 from ep3stream.data.store import StoreSpec, create_store, open_store
+from ep3stream.data.streaming.order import RowOrder
+from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import Ep3streamError
 
 FORMATS = ("plain", "lz4", "sharded", "hdf5")

@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def run_ep3stream(*arguments: object) -> str:
-    return run_python("-m", "ep3stream.cli", "--quiet", *arguments)
+    return run_python("-m", "ep3stream", "--quiet", *arguments)
 
 
 def run_python(*arguments: object) -> str:

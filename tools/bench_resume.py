@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def ep3stream(*arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "ep3stream.cli", "--quiet", *map(str, arguments)])
+    return subprocess.Popen([sys.executable, "-m", "ep3stream", "--quiet", *map(str, arguments)])
 
 
 def wait_for(process: subprocess.Popen[bytes], run: Path, step: int | None) -> None:

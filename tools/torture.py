@@ -55,7 +55,7 @@ from faults import (
 )
 
 import ep3stream
-import ep3stream.data.convert
+import ep3stream.data.conversion.convert
 import ep3stream.run.fit
 import ep3stream.run.progress
 from ep3stream.errors import DamagedDataError, Ep3streamError

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from ep3stream.data import hdf5_backend, zarr_backend
 from ep3stream.data.backend import ReadingBackend, y_row
+from ep3stream.data.conversion.spec import StoreSpec
+from ep3stream.data.conversion.writer import StoreWriter, create_store
 from ep3stream.data.manifest import (
     MANIFEST_NAME,
     STORE_FORMAT_VERSION,
@@ -22,9 +24,7 @@ from ep3stream.data.manifest import (
     SplitInfo,
     segment_digest,
 )
-from ep3stream.data.spec import StoreSpec
 from ep3stream.data.verify import VerifyProgress, damaged_segments
-from ep3stream.data.writer import StoreWriter, create_store
 from ep3stream.errors import DamagedDataError, InputError
 
 __all__ = [

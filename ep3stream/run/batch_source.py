@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import Task
-from ep3stream.data.order import RowOrder
-from ep3stream.data.prefetch import BatchStream
-from ep3stream.data.sample import sample_rows
-from ep3stream.data.scan import scan
 from ep3stream.data.store import SplitReader
+from ep3stream.data.streaming.order import RowOrder
+from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.data.streaming.sample import sample_rows
+from ep3stream.data.streaming.scan import scan
 from ep3stream.errors import InputError
 from ep3stream.run.plan import Shape
 from ep3stream.solver.targets import TargetCode

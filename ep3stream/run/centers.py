@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
-from ep3stream.data.npy import open_array
-from ep3stream.data.sample import sample_rows
+from ep3stream.data.readers.npy import open_array
 from ep3stream.data.store import SplitReader, open_store
+from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.solver.model import InputScaling
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ep3stream.data.order import RowOrder
-from ep3stream.data.prefetch import Batch
+from ep3stream.data.streaming.order import RowOrder
+from ep3stream.data.streaming.prefetch import Batch
 from ep3stream.run.checkpoint import Progress
 
 

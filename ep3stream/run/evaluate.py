@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import MIB, Format
-from ep3stream.data.scan import Segment, scan
 from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store, open_store
+from ep3stream.data.streaming.scan import Segment, scan
 from ep3stream.errors import InputError
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import append_line

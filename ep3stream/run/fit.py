@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import FitConfig
-from ep3stream.data.prefetch import BatchStream
 from ep3stream.data.store import RowStore, open_store
+from ep3stream.data.streaming.prefetch import BatchStream
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedError, InputError, Interrupted
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_json

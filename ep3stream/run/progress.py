@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from ep3stream.data.convert import ConvertProgress
+from ep3stream.data.conversion.convert import ConvertProgress
 from ep3stream.data.verify import VerifyProgress
 from ep3stream.run.fit import FitProgress
 

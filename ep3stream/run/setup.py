@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, FitConfig
-from ep3stream.data.order import RowOrder
 from ep3stream.data.store import SplitReader
+from ep3stream.data.streaming.order import RowOrder
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import Bundle, file_digest, read_bundle

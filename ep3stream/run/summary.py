@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ep3stream.config import FitConfig
-from ep3stream.data.order import RowOrder
 from ep3stream.data.store import RowStore
+from ep3stream.data.streaming.order import RowOrder
 from ep3stream.mesh import Mesh
 from ep3stream.package import created_by
 from ep3stream.run.setup import Setup

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import FitConfig, KernelConfig, KernelName
-from ep3stream.data.sample import sample_rows
 from ep3stream.data.store import SplitReader, open_store
+from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import ConfigError
 from ep3stream.run.bundle import write_file
 from ep3stream.run.halving import Deadline, Rung, Sample, Search, Trial

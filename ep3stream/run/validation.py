@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
-from ep3stream.data.order import Rows
-from ep3stream.data.sample import sample_rows
 from ep3stream.data.store import RowStore, SplitReader
+from ep3stream.data.streaming.order import Rows
+from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import ConfigError
 from ep3stream.run.checkpoint import Best
 from ep3stream.run.evaluate import score_rows

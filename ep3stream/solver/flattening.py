@@ -66,7 +66,7 @@ class Flattening:
         return stages
 
     def _threshold(self, profile: LeverageProfile, n_rows: int, lowest: float) -> float:
-        low, high = lowest, max([lowest, *self.eigenvalues[:1].tolist()])
+        low, high = lowest, float(max([lowest, *self.eigenvalues[:1].tolist()]))
 
         def enough(threshold: float) -> bool:
             return n_rows * threshold >= FOLDINGS * profile.largest(self.shrink(threshold))

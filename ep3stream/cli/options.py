@@ -1,0 +1,83 @@
+"""What the commands share: how options are read, and how a command joins the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from ep3stream.errors import ConfigError
+
+QUIET = "only warnings and errors on stderr"
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are raised, to be told in one line like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Names the command's --help as the remedy."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace, Console], Any], summary: str, *examples: str
+) -> argparse.ArgumentParser:
+    """The parser of a new command, which `run` carries out; it returns an exit code, or None for 0."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog="\n         ".join(["Example: " + examples[0], *examples[1:]]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # Without a default of its own, which would undo a --quiet before the command.
+    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET)
+    parser.set_defaults(command=run)
+    return parser
+
+
+def given(options: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
+    """The options that were given, under the names of their settings."""
+    return {name: value for option, name in names.items() if (value := getattr(options, option)) is not None}
+
+
+def say(console: Console, text: str) -> None:
+    """A line on stderr, unless --quiet."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser whose ConfigError argparse shows as a usage error."""
+
+    def parse_or_explain(text: str) -> Any:
+        try:
+            return parse(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse_or_explain
+
+
+def number_or(word: str, number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of numbers that lets one word stand for itself."""
+
+    def parse(text: str) -> Any:
+        if text == word:
+            return text
+        try:
+            return number(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither {word!r} nor a number") from None
+
+    return parse
+
+
+def epochs(text: str) -> int | float:
+    """A number of epochs, whole where it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; write it like 2 or 0.5") from None
+    return int(number) if number.is_integer() else number

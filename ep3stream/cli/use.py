@@ -1,0 +1,110 @@
+"""`ep3stream evaluate`, `predict`, `inspect` and `verify`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ep3stream.cli.options import command, say
+from ep3stream.data.verify import VerifyProgress
+from ep3stream.run.describe import describe_evaluation, describe_path, describe_soundness
+from ep3stream.run.metrics import json_text
+
+_DAMAGED = 3
+
+
+def add(commands: Any) -> None:
+    """Adds `evaluate`, `predict`, `inspect` and `verify` to the command line."""
+    evaluate = command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "score a fit on a split",
+        "ep3stream evaluate runs/first flights.zarr",
+    )
+    predict = command(
+        commands,
+        "predict",
+        _predict,
+        "write predictions for every row of a split",
+        "ep3stream predict runs/first new.zarr predictions.npy --split train",
+    )
+    for each in (evaluate, predict):
+        each.add_argument("run", type=Path, metavar="RUN")
+        each.add_argument("store", type=Path, metavar="STORE")
+    predict.add_argument("out", type=Path, metavar="OUT", help=".npy, .h5, or a directory for zarr")
+    predict.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
+    for each in (evaluate, predict):
+        each.add_argument("--split", metavar="SPLIT", help="default: test, or the store's only one")
+    inspect = command(
+        commands, "inspect", _inspect, "tell what a store or a run holds", "ep3stream inspect flights.zarr"
+    )
+    verify = command(
+        commands,
+        "verify",
+        _verify,
+        "read a store or a run whole and check it",
+        "ep3stream verify flights.zarr",
+    )
+    for each in (inspect, verify):
+        each.add_argument("path", type=Path, metavar="PATH")
+    verify.add_argument(
+        "--quick", action="store_true", help="sizes and presence only: misses changed bytes, reads no row"
+    )
+    for each in (evaluate, inspect, verify):
+        each.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.evaluate import evaluate
+    from ep3stream.run.report import write_report
+
+    scores = evaluate(options.run, options.store, options.split)
+    write_report(options.run)
+    print(json_text(scores) if options.json else describe_evaluation(scores))
+
+
+def _predict(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.evaluate import predict
+
+    n_rows = predict(options.run, options.store, options.out, options.split, scores=options.scores)
+    say(console, f"{n_rows} predictions in {options.out}")
+
+
+def _inspect(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.inspect import inspect
+
+    if options.json:
+        print(json_text(inspect(options.path)))
+    else:
+        print(describe_path(options.path, width=Console().width, is_terminal=sys.stdout.isatty()))
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    from ep3stream.run.inspect import verify
+    from ep3stream.run.progress import verify_bar
+
+    read = VerifyProgress(0, 0, 0.0)
+    began = time.perf_counter()
+    with verify_bar(console) as show:
+
+        def note(now: VerifyProgress) -> None:
+            nonlocal read
+            read = now
+            show(now)
+
+        problems = verify(options.path, quick=options.quick, progress=note)
+    elapsed_s = time.perf_counter() - began
+    if options.json:
+        verdict = {"path": str(options.path), "sound": not problems, "problems": problems}
+        cost = {"quick": options.quick, "bytes_read": read.bytes_read, "elapsed_s": elapsed_s}
+        print(json_text(verdict | cost))
+    else:
+        sound = describe_soundness(options.path, None if options.quick else read.bytes_read, elapsed_s)
+        print("\n".join(" ".join(problem.split()) for problem in problems) or sound)
+    return _DAMAGED if problems else 0

@@ -1,0 +1,215 @@
+"""The plan of a table's columns: which are read, as what type, and what each becomes in the store."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ep3stream.config import ConvertConfig, Task
+from ep3stream.data.conversion.batch import Column, Family, Target
+from ep3stream.data.conversion.column_types import (
+    categories,
+    date_part,
+    family_of,
+    numbers,
+    parts_of,
+    read_type,
+)
+from ep3stream.errors import SourceError
+
+_MAGIC = frozenset("*?[")
+Cells = tuple[tuple[NDArray[Any], ...], tuple[pa.DictionaryArray, ...], NDArray[Any] | pa.DictionaryArray]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPlan:
+    """What is read and what becomes of it.
+
+    types: the arrow type each needed column is read as where the file states none, by its name there;
+    columns: the features in the store's order; target: what is learned.
+    """
+
+    types: dict[str, pa.DataType]
+    columns: tuple[Column, ...]
+    target: Target
+
+    @property
+    def families(self) -> dict[str, Family]:
+        """What each needed column must hold, by its name in the files."""
+        pairs = [(column.source, column.family) for column in self.columns]
+        pairs += zip(self.target.sources, self.target.families, strict=True)
+        return {source: family for source, family in pairs if family is not None}
+
+    def cells(self, rows: pa.RecordBatch, where: str) -> Cells:
+        """`numeric`, `texts` and `target` of a Batch; raises SourceError for a type that does not convert."""
+        numeric: list[NDArray[Any]] = []
+        texts: list[pa.DictionaryArray] = []
+        for column in self.columns:
+            values = rows.column(column.source)
+            if column.kind == "category":
+                texts.append(self._categories(values, column.source, where))
+            else:
+                numeric.append(numbers(values) if column.part is None else date_part(values, column.part))
+        return tuple(numeric), tuple(texts), self._targets(rows, where)
+
+    def _targets(self, rows: pa.RecordBatch, where: str) -> NDArray[Any] | pa.DictionaryArray:
+        if self.target.kind != "number":
+            (source,) = self.target.sources
+            return self._categories(rows.column(source), source, where)
+        columns = [numbers(rows.column(source)) for source in self.target.sources]
+        return columns[0] if len(columns) == 1 else _side_by_side(columns)
+
+    def _categories(self, values: pa.Array, source: str, where: str) -> pa.DictionaryArray:
+        try:
+            return categories(values, self.types[source])
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"{where}: column {source!r} is read as {self.types[source]}, which does not hold "
+                f"all of its {values.type} ({str(error)[:100]}); convert the file by itself"
+            ) from error
+
+
+def plan_columns(where: str, schema: Mapping[str, pa.DataType], config: ConvertConfig) -> ColumnPlan:
+    """The plan for columns of these types, as the config asks; `where` names their file in SourceErrors."""
+    targets = require_known(where, config.targets, list(schema), "--target") if config.targets else ()
+    if not targets:
+        shown = ", ".join(list(schema)[-5:])
+        dots = "..., " * (len(schema) > 5)
+        raise SourceError(f"{where}: no target column was chosen; give --target NAME, one of {dots}{shown}")
+    features = _chosen(where, list(schema), targets, config)
+    if not features:
+        raise SourceError(f"{where}: has no column beside the target {targets[0]!r}; add the features")
+    require_known(where, config.category, features, "--category")
+    require_known(where, tuple(config.rename), [*features, *targets], "--rename")
+    target = _target(where, {name: schema[name] for name in targets}, config.task)
+    columns = [column for name in features for column in _feature_columns(where, name, schema[name], config)]
+    types = {
+        column.source: read_type(column.family, schema[column.source])
+        for column in columns
+        if column.family is not None
+    }
+    types |= {
+        name: read_type(family, schema[name])
+        for name, family in zip(target.sources, target.families, strict=True)
+    }
+    plan = ColumnPlan(types, tuple(columns), rename_target(target, config.rename))
+    require_distinct(where, plan.columns, plan.target)
+    return plan
+
+
+def close_to(name: str, names: Sequence[str]) -> str:
+    """`did you mean ...` with the names most like `name`, or else with the last ones."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-5:]
+    return f"did you mean {' or '.join(close)}?"
+
+
+def choose(where: str, patterns: Sequence[str], names: Sequence[str], option: str) -> list[str]:
+    """The names that were given, patterns standing for all they match that were not named before."""
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern in names:
+            matching = [pattern]
+        elif _MAGIC & set(pattern):
+            matching = [name for name in names if fnmatchcase(name, pattern)]
+            if not matching:
+                raise SourceError(f"{where}: no column matches {pattern!r} of {option}; correct the pattern")
+        else:
+            matching = list(require_known(where, (pattern,), names, option))
+        chosen |= dict.fromkeys(matching)
+    return list(chosen)
+
+
+def require_known(where: str, names: Sequence[str], known: Sequence[str], option: str) -> tuple[str, ...]:
+    """The names, all of which must be known; raises SourceError with the closest of those."""
+    for name in names:
+        if name not in known:
+            raise SourceError(f"{where}: there is no column {name!r} for {option}; {close_to(name, known)}")
+    return tuple(names)
+
+
+def rename_target(target: Target, rename: Mapping[str, str]) -> Target:
+    """The same target under its new names."""
+    return replace(target, names=tuple(rename.get(name, name) for name in target.names))
+
+
+def require_distinct(where: str, columns: Sequence[Column], target: Target) -> None:
+    """Raises SourceError when two columns would have the same name in the store."""
+    seen: set[str] = set()
+    for name in (*(column.name for column in columns), *target.names):
+        if name in seen:
+            raise SourceError(
+                f"{where}: two columns would be called {name!r} in the store; give one another --rename"
+            )
+        seen.add(name)
+
+
+def _chosen(where: str, names: list[str], targets: Sequence[str], config: ConvertConfig) -> list[str]:
+    """The feature columns in the order of the options, or of the file."""
+    dropped = choose(where, config.drop, names, "--drop")
+    for target in targets:
+        if target in dropped:
+            raise SourceError(f"{where}: {target!r} is both a target and dropped; leave it out of --drop")
+        if target in config.columns:
+            raise SourceError(
+                f"{where}: {target!r} is both a target and a feature; leave it out of --columns"
+            )
+    chosen = choose(where, config.columns, names, "--columns") if config.columns else names
+    return [name for name in chosen if name not in targets and name not in dropped]
+
+
+def _feature_columns(where: str, name: str, dtype: pa.DataType, config: ConvertConfig) -> Iterator[Column]:
+    """One numeric or category column, or one numeric column for each part of a date."""
+    family = family_of(dtype, f"{where}: column {name!r}")
+    new = config.rename.get(name, name)
+    if family == "text" or name in config.category:
+        yield Column(new, "category", name, family, encoding=config.categories or "onehot")
+    elif family in ("number", "integer"):
+        # Whole numbers in one file, or block, may go on as fractions in the next.
+        yield Column(new, "numeric", name, "number")
+    elif family in ("boolean", "duration"):
+        yield Column(new, "numeric", name, family)
+    else:
+        parts = parts_of(family, config.dates)
+        if not parts:
+            raise SourceError(
+                f"{where}: column {name!r} is a {family}, of which --dates {','.join(config.dates)} "
+                "says nothing; ask for another part or leave it out with --drop"
+            )
+        for part in parts:
+            yield Column(f"{new}.{part}", "numeric", name, family, part=part)
+
+
+def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> Target:
+    """Texts and booleans are labels, numbers are labels only when classification was asked for."""
+    names = tuple(types)
+    families = tuple(family_of(dtype, f"{where}: column {name!r}") for name, dtype in types.items())
+    for name, family in zip(names, families, strict=True):
+        if parts_of(family, ()) or (family == "duration" and task == "classification"):
+            raise SourceError(
+                f"{where}: target {name!r} is a {family}; turn it into a number of days, hours or seconds first"
+            )
+        if family == "text" and (task == "regression" or len(names) > 1):
+            remedy = "or --task classification" if len(names) == 1 else "or take it as the only target"
+            raise SourceError(f"{where}: target {name!r} is text; regression needs numbers, {remedy}")
+    if len(names) > 1 and task == "classification":
+        raise SourceError(
+            f"{where}: --task classification takes one column of labels but --target names {len(names)}; "
+            "choose one, or take --task regression"
+        )
+    if families[0] in ("text", "boolean") and len(names) == 1 and task != "regression":
+        return Target(names, "text", names, families)
+    if task == "classification":
+        return Target(names, "integer", names, families)
+    return Target(names, "number", names, tuple("number" if f == "integer" else f for f in families))
+
+
+def _side_by_side(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """(b, c) float64 of c columns of b numbers."""
+    return np.column_stack([column.astype(np.float64, copy=False) for column in columns])

@@ -1,0 +1,248 @@
+"""The columns of a store as its manifest records them, and how a later file is converted `--like` that store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ep3stream.config import ConvertConfig, Missing, Task, XDtype
+from ep3stream.data.conversion.batch import Column, Family, Target
+from ep3stream.data.conversion.column_types import family_of, read_type
+from ep3stream.data.conversion.columns import ColumnPlan, close_to
+from ep3stream.data.manifest import Manifest
+from ep3stream.data.store import open_store
+from ep3stream.errors import ConfigError, SourceError
+
+COLUMNS_VERSION = 2
+# Settings that choose or shape columns, which under `like` the other store has done.
+_TAKEN_OVER = ("columns", "drop", "rename", "categories", "category", "dates")
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a later conversion takes over: columns, the values of categories, fills, classes.
+
+    values: of each category column by its name, in the order of features or codes; fills: the number each
+    numeric column's missing values became.
+    """
+
+    store: Path
+    task: Task
+    dtype: XDtype
+    missing: Missing
+    columns: tuple[Column, ...]
+    values: Mapping[str, tuple[Any, ...]]
+    fills: Mapping[str, float]
+    target: Target
+    class_names: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, path: Path) -> Recorded:
+        """From the manifest of the store at `path`; raises ConfigError when it records no columns."""
+        with open_store(path) as store:
+            manifest = store.manifest
+        document = manifest.columns
+        version = document.get("version")
+        if version not in (1, COLUMNS_VERSION):
+            reason = "holds no converted columns" if version is None else f"has columns of version {version}"
+            raise ConfigError(f"like is {path}, which {reason}; name a store that this version can convert")
+        try:
+            return cls._read(path, manifest, document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"like is {path}, whose columns are not as recorded: {error!r}") from error
+
+    @classmethod
+    def _read(cls, path: Path, manifest: Manifest, document: Mapping[str, Any]) -> Recorded:
+        described: list[Mapping[str, Any]] = document["columns"]
+        target = document.get("targets") or [{"name": name} for name in manifest.target_names]
+        return cls(
+            store=path,
+            task=manifest.task,
+            dtype=manifest.x_dtype,
+            missing=document.get("missing", "error"),
+            columns=tuple(_column(one) for one in described),
+            values={one["name"]: tuple(one["values"]) for one in described if "values" in one},
+            fills={one["name"]: float(one["fill"]) for one in described if "fill" in one},
+            target=Target(
+                names=tuple(one["name"] for one in target),
+                kind=document.get("kind") or ("number" if manifest.task == "regression" else "text"),
+                sources=tuple(one.get("source", one["name"]) for one in target),
+                families=tuple(one["type"] for one in target if "type" in one),
+            ),
+            class_names=manifest.class_names,
+        )
+
+    def classes(self, kind: str) -> tuple[int | str, ...] | None:
+        """The labels, in the order of their ids, as integers for that kind of target; raises ConfigError."""
+        if self.class_names is None or kind != "integer":
+            return self.class_names
+        try:
+            return tuple(map(int, self.class_names))
+        except ValueError:
+            raise ConfigError(
+                f"like is {self.store}, whose classes are texts such as {self.class_names[0]!r}, "
+                "but the target holds integers; convert it by itself"
+            ) from None
+
+
+def describe_columns(
+    columns: Sequence[Column],
+    target: Target,
+    values: Mapping[str, Sequence[Any]],
+    fills: Mapping[str, float],
+    missing: Missing,
+) -> dict[str, Any]:
+    """The JSON object that `Recorded.of` reads; `values` of categories and `fills` by the columns' names."""
+    names = list(target.names)
+    return {
+        "version": COLUMNS_VERSION,
+        "target": names[0] if len(names) == 1 else names,
+        "kind": target.kind,
+        "targets": [
+            {"name": name, "source": source, "type": family}
+            for name, source, family in zip(
+                names,
+                target.sources or names,
+                target.families or ["number" if target.kind == "number" else target.kind] * len(names),
+                strict=True,
+            )
+        ],
+        "missing": missing,
+        "columns": [_described(column, values, fills) for column in columns],
+    }
+
+
+def take_over(config: ConvertConfig) -> tuple[ConvertConfig, Recorded | None]:
+    """The config with nothing left open: dtype and missing from the store it is `like`, or the defaults.
+
+    Raises ConfigError, by name, for settings that contradict that store.
+    """
+    if config.like is None:
+        return replace(config, dtype=config.dtype or "float32", missing=config.missing or "error"), None
+    recorded = Recorded.of(Path(config.like))
+    like = f"contradicts like, whose store {recorded.store}"
+    for name in _TAKEN_OVER:
+        if getattr(config, name):
+            raise ConfigError(f"{name} {like} has its own; leave {name} out")
+    known: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+        ("target", config.targets, (recorded.target.names, recorded.target.sources)),
+        ("task", config.task, (recorded.task,)),
+        ("dtype", config.dtype, (recorded.dtype,)),
+    )
+    for name, given, allowed in known:
+        if given and given not in allowed:
+            shown, stored = (", ".join(v) if isinstance(v, tuple) else v for v in (given, allowed[0]))
+            raise ConfigError(f"{name} {shown} {like} has {stored}; leave {name} out")
+    missing = config.missing or recorded.missing
+    if missing == "mean" and recorded.missing != "mean":
+        raise ConfigError(f"missing mean {like} records no means; use drop, or fill the cells in")
+    return replace(config, task=recorded.task, dtype=recorded.dtype, missing=missing), recorded
+
+
+def plan_like(where: str, schema: Mapping[str, pa.DataType], has_types: bool, like: Recorded) -> ColumnPlan:
+    """The store's own plan for a file of these columns; raises SourceError for what does not match, by name.
+
+    Without `has_types` the schema is a guess from the first rows, and reading as recorded is the check.
+    """
+    columns = tuple(_matched(where, column, schema, has_types, like) for column in like.columns)
+    target = like.target
+    learned: list[Family] = [
+        _family(where, source, family, schema, has_types, like)
+        for source, family in zip(
+            target.sources, target.families or (None,) * len(target.sources), strict=True
+        )
+    ]
+    if not target.families and learned[0] in ("integer", "number") and target.kind == "text":
+        target = replace(target, kind="integer")  # Version 1 does not tell labels of text from integers.
+    if target.kind == "number":
+        learned = [_plain(family) for family in learned]
+    target = replace(target, families=tuple(learned))
+    types = {column.source: read_type(column.family) for column in columns if column.family is not None}
+    types |= {source: read_type(family) for source, family in zip(target.sources, learned, strict=True)}
+    extra = [name for name in schema if name not in types]
+    if extra:
+        _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
+    return ColumnPlan(types, columns, target)
+
+
+def _matched(
+    where: str, column: Column, schema: Mapping[str, pa.DataType], has_types: bool, like: Recorded
+) -> Column:
+    family = _family(where, column.source, column.family, schema, has_types, like)
+    if column.family is None and (family == "text") != (column.kind == "category"):
+        raise SourceError(
+            f"{where}: column {column.source!r} holds {family} but is {column.kind} in {like.store}; "
+            "convert it to what it was"
+        )
+    return replace(column, family=_plain(family) if column.kind == "numeric" else family)
+
+
+def _plain(family: Family) -> Family:
+    """Amounts are read as float64, whole or not: other rows may have fractions."""
+    return "number" if family == "integer" else family
+
+
+def _family(
+    where: str,
+    source: str,
+    recorded: Family | None,
+    schema: Mapping[str, pa.DataType],
+    has_types: bool,
+    like: Recorded,
+) -> Family:
+    """The family a column is read as: the recorded one, which typed files must have."""
+    if source not in schema:
+        raise SourceError(
+            f"{where}: has no column {source!r}, which {like.store} has; {close_to(source, list(schema))}"
+        )
+    if recorded is not None and not has_types:
+        return recorded
+    found = family_of(schema[source], f"{where}: column {source!r}")
+    if recorded is None or same_family(found, recorded):
+        return recorded or found
+    raise SourceError(
+        f"{where}: column {source!r} holds {schema[source]} but was {recorded} for {like.store}; "
+        "convert it to that type"
+    )
+
+
+def same_family(one: Family, other: Family) -> bool:
+    """Whether a column may be the one in one file and the other in the next."""
+    numeric = ("number", "integer")
+    return one == other or (one in numeric and other in numeric)
+
+
+def _column(described: Mapping[str, Any]) -> Column:
+    return Column(
+        name=described["name"],
+        kind=described["kind"],
+        source=described.get("source", described["name"]),
+        family=described.get("type"),
+        part=described.get("part"),
+        encoding=described.get("encoding", "onehot"),
+    )
+
+
+def _described(
+    column: Column, values: Mapping[str, Sequence[Any]], fills: Mapping[str, float]
+) -> dict[str, Any]:
+    """Name and kind; what differs from the plain case besides."""
+    described: dict[str, Any] = {
+        "name": column.name,
+        "kind": column.kind,
+        "source": column.source or column.name,
+        "type": column.family or "number",
+    }
+    if column.part is not None:
+        described["part"] = column.part
+    if column.kind == "category":
+        described |= {"encoding": column.encoding, "values": list(values[column.name])}
+    if column.name in fills:
+        described["fill"] = fills[column.name]
+    return described

@@ -1,0 +1,1 @@
+"""Source formats: files, archives and Python objects, read as batches of rows."""

@@ -1,0 +1,1 @@
+"""From a store to batches: the order of rows, reading ahead, samples."""
