@@ -61,3 +61,18 @@ __all__ = [
     "verify",
     "write_report",
 ]
+
+# They need scikit-learn, which nothing else here does: imported when asked for, and not part of `import *`.
+_LAZY = ("KernelClassifier", "KernelRegressor")
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        from ep3stream import estimator
+
+        return getattr(estimator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

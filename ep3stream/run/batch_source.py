@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from ep3stream.solver.targets import TargetCode
 Array = Tensor | NDArray[Any]
 Pair = tuple[Array, Array]
 Names = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...] | None]
-Data = Pair | SplitReader | Iterable[Pair]
 
 _SAMPLES, _EPOCHS = 2, 4  # Purposes of random numbers.
 _OWN_BATCH = 4096
@@ -149,6 +148,7 @@ def _tensor(values: Array, name: str) -> Tensor:
         return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
 
 
+@runtime_checkable
 class Source(Protocol):
     """Rows to fit to or to score."""
 
@@ -168,6 +168,9 @@ class Source(Protocol):
     def all(self) -> Iterator[Pair]:
         """Every row once."""
         ...
+
+
+Data = Pair | SplitReader | Iterable[Pair] | Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +263,8 @@ class LoaderSource:
 
 def source_of(data: Data) -> Source:
     """What `data` is; InputError for an (x, y) that do not match."""
+    if isinstance(data, Source):
+        return data
     if isinstance(data, SplitReader):
         return StoreSource(data)
     if isinstance(data, tuple) and len(data) == 2 and all(hasattr(part, "shape") for part in data):

@@ -1,0 +1,273 @@
+"""What both estimators have in common: training, and going through rows of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ep3stream.config import parse_bytes
+from ep3stream.data.store import RowStore, SplitReader, open_store
+from ep3stream.errors import ConfigError, InputError
+from ep3stream.run.dask_rows import is_dask_array, map_rows
+from ep3stream.run.estimator_files import load_estimator, save_estimator
+from ep3stream.run.kernel_model import KernelModel
+from ep3stream.run.row_sets import ArrayRows, DaskRows, RowSet, ScaledRows, StoreRows
+from ep3stream.run.scores import ClassScores, RegressionScores
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import InputScaling, Predictor
+
+_CENTERS = 7  # Purpose of random numbers.
+_FEW_CENTERS, _MANY_CENTERS = 2000, 5000
+_FEW_ROWS_PER_CENTER = 5
+_ROWS_TO_SEE, _LEAST_EPOCHS, _MOST_EPOCHS = 30_000, 2, 20
+_NO_ROWS = np.empty(0, np.int64)
+
+Store = str | Path | RowStore | SplitReader
+Block = NDArray[Any]
+
+
+class KernelEstimator(BaseEstimator):  # type: ignore[misc]
+    """What both have in common: their settings, training, and going through rows of every kind."""
+
+    model_: Predictor
+    losses_: list[float]
+    n_features_in_: int
+    _trainer: KernelModel | None
+    _saved: dict[str, Any] | None
+    _scaling: InputScaling
+    _centers: torch.Tensor
+    _seed: int
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Trains anew, for all epochs.
+
+        X, y: arrays of (n, d) and (n,), or for regression (n, c); Dask arrays of these; or, without y, a store's
+        path, an open store, or one of its splits: `train`, or the only one. Raises ValueError for what is no such
+        data, DivergedError where steps halved three times still blow up.
+        """
+        scaled = self._start(self._training_rows(X, y, is_first=True))
+        trainer = self._trained()
+        self.losses_ = [trainer.fit_epoch(scaled) for _ in range(self._n_epochs(scaled.n_rows))]
+        self.model_ = self._predictor()
+        return self
+
+    def _partial_fit(self, X: Any, y: Any) -> Self:
+        is_first = not hasattr(self, "model_")
+        rows = self._training_rows(X, y, is_first)
+        trainer = None if is_first else self._trained()
+        scaled = self._start(rows) if trainer is None else ScaledRows(rows, self._scaling, _NO_ROWS)
+        self.losses_ = [*([] if is_first else self.losses_), (trainer or self._trained()).fit_epoch(scaled)]
+        self.model_ = self._predictor()
+        return self
+
+    def save(self, path: Path | str) -> None:
+        """Writes PATH/model and PATH/estimator, safetensors and JSON; `load` goes on from there.
+
+        A `random_state` that is no number is saved as None, a callable kernel not at all. Raises DiskError.
+        """
+        check_is_fitted(self, "model_")
+        state = self._saved if self._trainer is None else self._trainer.state_dict()
+        if state is None:
+            raise InputError("the model came from a run alone; copy that run, or use ep3stream.export")
+        place = Path(path).absolute()
+        save_estimator(place, self.model_, self.get_params(deep=False), self._fitted(), state)
+
+    @classmethod
+    def load(cls, path: Path | str, kernel: KernelFunction | None = None) -> Self:
+        """The estimator that was saved, or the model of a run, which can predict but not be trained on.
+
+        kernel: the callable it was fitted with, if any. Raises InputError for a model of the other task.
+        """
+        saved = load_estimator(Path(path).absolute(), kernel)
+        if (saved.model.class_names is None) != issubclass(cls, RegressorMixin):
+            other = "KernelRegressor" if saved.model.class_names is None else "KernelClassifier"
+            raise InputError(f"{path} holds a model for another task; use {other}.load")
+        made = cls(**saved.parameters)
+        made.model_, made._trainer, made._saved = saved.model, None, saved.state
+        made._centers, made._scaling = saved.model.centers, saved.model.inputs
+        made._take_fitted(saved.fitted)
+        return made
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+    def _trained(self) -> KernelModel:
+        """The solver of the training, after `load` made again from its state."""
+        if self._trainer is None:
+            if self._saved is None:
+                raise InputError(
+                    "the model came from a run, which holds no training state for partial_fit; go on with "
+                    "ep3stream.fit, or call fit"
+                )
+            self._trainer = self._new_trainer()
+            self._trainer.load_state_dict(self._saved)
+            self._saved = None
+        return self._trainer
+
+    def _start(self, rows: RowSet) -> ScaledRows:
+        """Draws the centers and makes the solver."""
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._scaling = self._input_scaling(rows)
+        n_centers = self._n_centers(rows.n_rows)
+        drawn = rows.draw(n_centers, self._seed, _CENTERS)
+        # Training on centers overfits, but where they are many of the rows it costs less than to lose those.
+        excluded = np.sort(drawn) if _FEW_ROWS_PER_CENTER * n_centers <= rows.n_rows else _NO_ROWS
+        self._centers = torch.from_numpy(np.asarray(rows.take(drawn)[0], np.float32))
+        self._saved, self._trainer = None, self._new_trainer()
+        return ScaledRows(rows, self._scaling, excluded)
+
+    def _new_trainer(self) -> KernelModel:
+        return KernelModel(
+            self._scaling(self._centers),
+            self.kernel,
+            self._n_outputs(),
+            bandwidth=self.bandwidth,
+            task="regression" if isinstance(self, RegressorMixin) else "classification",
+            projection=self.projection,
+            nystrom_samples=self.nystrom_samples,
+            data_rank=self.data_rank,
+            model_rank=self.model_rank,
+            device=self.device,
+            seed=self._seed,
+            memory=self.memory,
+        )
+
+    def _input_scaling(self, rows: RowSet) -> InputScaling:
+        if self.scale not in ("none", "standard", "minmax"):
+            raise ConfigError(f"scale is {self.scale!r}; choose one of none, standard, minmax")
+        if self.scale == "none":
+            ones = torch.ones(self.n_features_in_)
+            return InputScaling(torch.zeros_like(ones), ones)
+        found = rows.statistics()
+        columns = (found.mean, found.std, found.minimum, found.maximum)
+        return InputScaling.of(self.scale, *(torch.tensor(column, dtype=torch.float64) for column in columns))
+
+    def _n_centers(self, n_rows: int) -> int:
+        if self.n_centers == "auto":
+            return min(n_rows, max(_FEW_CENTERS, min(_MANY_CENTERS, n_rows // _FEW_ROWS_PER_CENTER)))
+        if not isinstance(self.n_centers, int | np.integer) or self.n_centers < 1:
+            raise ConfigError(f"n_centers is {self.n_centers!r}; use 'auto' or a positive number")
+        return min(n_rows, int(self.n_centers))
+
+    def _n_epochs(self, n_rows: int) -> int:
+        if self.epochs == "auto":
+            return min(_MOST_EPOCHS, max(_LEAST_EPOCHS, -(-_ROWS_TO_SEE // n_rows)))
+        if not isinstance(self.epochs, int | np.integer) or self.epochs < 1:
+            raise ConfigError(f"epochs is {self.epochs!r}; use 'auto' or a positive number")
+        return int(self.epochs)
+
+    def _training_rows(self, X: Any, y: Any, is_first: bool, split: str = "train") -> RowSet:
+        """Rows of any kind, with coded targets; the first ones say how many features, targets or classes there are."""
+        if isinstance(X, Store):
+            if y is not None:
+                raise InputError("y was given beside a store, which has targets of its own; leave y out")
+            reader = _reader(X, split)
+            self._take_manifest(reader, is_first)
+            return StoreRows(reader)
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        if is_dask_array(X):
+            if is_first:
+                self.n_features_in_ = X.shape[1]
+            self._require_features(X.shape[1])
+            return DaskRows.of(X, self._coded_dask(_as_dask(y), is_first), parse_bytes(self.memory))
+        return ArrayRows(*self._coded_arrays(X, y, is_first))
+
+    def _outputs(
+        self, X: Any, of_block: Callable[[Predictor, Block], Block], n_columns: int | None, dtype: Any
+    ) -> Any:
+        """`of_block(model, x)` for rows of any kind: an array, or for a Dask array a lazy one."""
+        check_is_fitted(self, "model_")
+        if is_dask_array(X):
+            self._require_features(X.shape[1])
+            return map_rows(self.model_, X, of_block, n_columns, dtype)
+        if isinstance(X, Store):
+            reader = _reader(X, "test")
+            self._require_features(reader.manifest.n_features)
+            return np.concatenate([of_block(self.model_, np.asarray(x)) for x, _ in StoreRows(reader).all()])
+        return of_block(self.model_, validate_data(self, X, dtype=np.float32, reset=False))
+
+    def _streamed_score(self, X: Any, y: Any, totals: RegressionScores | ClassScores) -> dict[str, Any]:
+        """Of rows that need not fit in memory."""
+        check_is_fitted(self, "model_")
+        for x, targets in self._training_rows(X, y, is_first=False, split="test").all():
+            totals.add(self.model_.decision_function(x).astype(np.float64), np.asarray(targets))
+        return totals.result()
+
+    def _take_names(self, reader: SplitReader, task: str, is_first: bool) -> None:
+        """The features of a store; ValueError where they are not those of the first rows."""
+        manifest = reader.manifest
+        if manifest.task != task:
+            raise ValueError(f"{reader.path} is for {manifest.task}; {type(self).__name__} does {task}")
+        names = np.array(manifest.feature_names, dtype=object)
+        if is_first:
+            self.n_features_in_, self.feature_names_in_ = len(names), names
+        self._require_features(len(names))
+        if list(getattr(self, "feature_names_in_", names)) != list(names):
+            raise ValueError(f"{reader.path} has other features than {type(self).__name__} was fitted to")
+
+    def _refuse_weights(self, sample_weight: Any) -> None:
+        if sample_weight is not None:
+            raise InputError(
+                "sample_weight was given, but the scores of stores and Dask arrays have none; leave it out"
+            )
+
+    def _require_features(self, n_features: int) -> None:
+        if n_features != self.n_features_in_:
+            raise ValueError(
+                f"X has {n_features} features, but {type(self).__name__} is expecting {self.n_features_in_} features"
+            )
+
+    def _predictor(self) -> Predictor:
+        """The model for unscaled inputs, with the names of this data."""
+        assert self._trainer is not None  # it has just been trained
+        model = self._trainer.predictor()
+        names = getattr(self, "feature_names_in_", None)
+        classes = getattr(self, "classes_", None)
+        return replace(
+            model,
+            centers=self._centers.to(model.centers.device),
+            inputs=self._scaling.to(model.centers.device),
+            feature_names=model.feature_names if names is None else tuple(map(str, names)),
+            class_names=None if classes is None else tuple(map(str, classes.tolist())),
+        )
+
+    def _fitted(self) -> dict[str, Any]:
+        """What `_take_fitted` takes."""
+        names = getattr(self, "feature_names_in_", None)
+        features = {
+            "n_features": self.n_features_in_,
+            "feature_names": None if names is None else list(names),
+        }
+        return {**features, "losses": self.losses_, "seed": self._seed}
+
+    def _take_fitted(self, fitted: dict[str, Any]) -> None:
+        names = fitted.get("feature_names", list(self.model_.feature_names))
+        if names is not None:
+            self.feature_names_in_ = np.array(names, dtype=object)
+        self.n_features_in_ = fitted.get("n_features", self.model_.n_features)
+        self.losses_, self._seed = fitted.get("losses", []), fitted.get("seed", 0)
+
+
+def _reader(rows: Store, usual: str) -> SplitReader:
+    """A split; of a store the usual one, or the only one."""
+    if isinstance(rows, SplitReader):
+        return rows
+    store = rows if isinstance(rows, RowStore) else open_store(rows)
+    names = list(store.manifest.splits)
+    return store.split(names[0] if len(names) == 1 else usual)
+
+
+def _as_dask(y: Any) -> Any:
+    import dask.array as da
+
+    return y if is_dask_array(y) else da.from_array(np.asarray(y))

@@ -1,0 +1,159 @@
+"""`KernelClassifier`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import ClassifierMixin
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ep3stream.data.store import SplitReader
+from ep3stream.estimator.base import Block, KernelEstimator, Store
+from ep3stream.estimator.regressor import KernelRegressor
+from ep3stream.run.dask_rows import is_dask_array
+from ep3stream.run.scores import ClassScores
+from ep3stream.solver.model import Predictor
+
+
+class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
+    """The class k of the largest f_k(x) = sum_i alpha_ik K(x, z_i), fitted by least squares to one-hot rows.
+
+    Settings and attributes are those of `KernelRegressor`, and `classes_`, the labels in order. f_k estimates the
+    probability of class k, being the least-squares fit to its indicator; `predict_proba` is the nearest point of the
+    probability simplex to f(x), which never has a larger Brier score. It is not calibrated beyond that:
+    sklearn.calibration.CalibratedClassifierCV does it.
+    """
+
+    __init__ = KernelRegressor.__init__
+
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None) -> Self:
+        """One pass over the rows; the first call needs all `classes`, but of a store, which knows them.
+
+        The first rows also give the centers, scaling and step sizes: let them be many and of all classes.
+        """
+        if not hasattr(self, "model_") and not isinstance(X, Store):
+            if classes is None:
+                raise ValueError("classes must be passed on the first call to partial_fit")
+            self._take_classes(np.unique(classes))
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes are {classes!r:.100}, but the first call had {self.classes_!r:.100}")
+        return self._partial_fit(X, y)
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """As `KernelRegressor.fit`, with y of class labels: numbers, texts or booleans."""
+        if hasattr(self, "classes_"):
+            del self.classes_
+        return super().fit(X, y)
+
+    def predict(self, X: Any) -> Any:
+        """Labels, (n,); of a Dask array a lazy one. Of a store, `test` or the only split."""
+        check_is_fitted(self, "model_")
+        return self._outputs(X, partial(_labels, self.classes_), None, self.classes_.dtype)
+
+    def predict_proba(self, X: Any) -> Any:
+        """The nearest point of the simplex to the outputs, (n, classes), float32; rows sum to 1."""
+        check_is_fitted(self, "model_")
+        return self._outputs(X, _probabilities, len(self.classes_), np.float32)
+
+    def decision_function(self, X: Any) -> Any:
+        """The outputs, (n, classes); for two classes their difference, (n,), positive for the second."""
+        check_is_fitted(self, "model_")
+        columns = None if len(self.classes_) == 2 else len(self.classes_)
+        return self._outputs(X, _decision, columns, np.float32)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Accuracy. Streams Dask arrays and stores, which take no sample_weight."""
+        if not is_dask_array(X) and not isinstance(X, Store):
+            return float(super().score(X, y, sample_weight))
+        self._refuse_weights(sample_weight)
+        check_is_fitted(self, "model_")
+        return float(self._streamed_score(X, y, ClassScores(tuple(map(str, self.classes_))))["accuracy"])
+
+    def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _take_classes(self, classes: Block) -> None:
+        if len(classes) < 2:
+            raise ValueError(
+                f"y has one class, {classes[0]!r}; a classifier needs rows of at least two classes"
+            )
+        self.classes_ = classes
+
+    def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
+        X, y = validate_data(self, X, y, dtype=np.float32, reset=is_first, order="C")
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if not hasattr(self, "classes_"):
+            self._take_classes(np.unique(y))
+        return X, _ids(y, self.classes_)
+
+    def _coded_dask(self, y: Any, is_first: bool) -> Any:
+        import dask.array as da
+
+        y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+        if not hasattr(self, "classes_"):
+            self._take_classes(da.unique(y).compute())
+        return y.map_blocks(_ids, self.classes_, dtype=np.int64)
+
+    def _take_manifest(self, reader: SplitReader, is_first: bool) -> None:
+        self._take_names(reader, "classification", is_first)
+        classes = np.array(reader.manifest.class_names)
+        if is_first:
+            self._take_classes(classes)
+        elif not np.array_equal(classes, self.classes_.astype(classes.dtype)):
+            raise ValueError(
+                f"{reader.path} has the classes {classes!r:.100}, the model {self.classes_!r:.100}"
+            )
+
+    def _fitted(self) -> dict[str, Any]:
+        classes = {"values": self.classes_.tolist(), "dtype": self.classes_.dtype.str}
+        return super()._fitted() | {"classes": classes}
+
+    def _take_fitted(self, fitted: dict[str, Any]) -> None:
+        super()._take_fitted(fitted)
+        classes = fitted.get("classes", {"values": self.model_.class_names, "dtype": None})
+        self.classes_ = np.array(classes["values"], dtype=classes["dtype"])
+
+
+def _ids(labels: Block, classes: Block) -> Block:
+    """Class ids, (n,), of labels; ValueError for one that is not among the classes."""
+    found: Block = np.searchsorted(classes, labels).clip(max=len(classes) - 1).astype(np.int64)
+    unknown = np.flatnonzero(classes[found] != labels)
+    if len(unknown):
+        raise ValueError(
+            f"y has the label {labels[unknown[0]]!r}, which is not among the classes {classes!r:.100}"
+        )
+    return found
+
+
+def _labels(classes: Block, model: Predictor, x: Block) -> Block:
+    labels: Block = classes[model.decision_function(x).argmax(1)]
+    return labels
+
+
+def _decision(model: Predictor, x: Block) -> Block:
+    outputs = model.decision_function(x)
+    return outputs[:, 1] - outputs[:, 0] if outputs.shape[1] == 2 else outputs
+
+
+def _probabilities(model: Predictor, x: Block) -> Block:
+    return nearest_in_simplex(model.decision_function(x))
+
+
+def nearest_in_simplex(outputs: Block) -> Block:
+    """The Euclidean projection of each row, (n, c), onto {p >= 0, sum p = 1}; O(n c log c) time.
+
+    Duchi, Shalev-Shwartz, Singer and Chandra, ICML 2008, figure 1: p_k = max(f_k - t, 0), t from the sorted row.
+    """
+    values = outputs.astype(np.float64)
+    descending = -np.sort(-values, axis=1)
+    excess = np.cumsum(descending, axis=1) - 1
+    counts = np.arange(1, values.shape[1] + 1)
+    n_kept = (descending * counts > excess).sum(1)
+    threshold = excess[np.arange(len(values)), n_kept - 1] / n_kept
+    nearest: Block = np.maximum(values - threshold[:, None], 0.0).astype(outputs.dtype)
+    return nearest

@@ -1,0 +1,124 @@
+"""`KernelRegressor`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ep3stream.config import KernelConfig
+from ep3stream.data.store import SplitReader
+from ep3stream.estimator.base import Block, KernelEstimator, Store
+from ep3stream.run.dask_rows import is_dask_array
+from ep3stream.run.scores import RegressionScores
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import Predictor
+
+
+class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
+    """f(x) = sum_i alpha_i K(x, z_i) fitted by least squares to one target or several.
+
+    kernel: a name, a `KernelConfig`, or a callable k(x, z); bandwidth: of one given by name.
+    n_centers: p; `auto` is 2000, from 10,000 rows a fifth of them, 5000 at most. They are drawn from the rows, and
+    left out of the training where five times as many rows are there.
+    epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. scale: of the inputs, as in `DataConfig`.
+    The others are those of `KernelModel`. There is no sample_weight: repeat rows instead.
+
+    After a fit: `model_`, a `Predictor`; `losses_`, the mean squared error of each epoch's batches before their
+    steps; `n_features_in_`, `feature_names_in_` where the data have names.
+    """
+
+    def __init__(
+        self,
+        kernel: str | KernelConfig | KernelFunction = "laplacian",
+        *,
+        bandwidth: float | str = "median",
+        n_centers: int | str = "auto",
+        epochs: int | str = "auto",
+        scale: str = "standard",
+        projection: str = "nystrom",
+        nystrom_samples: int = 3000,
+        data_rank: int = 0,
+        model_rank: int = 0,
+        memory: int | str = "2GiB",
+        device: str | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+        self.n_centers = n_centers
+        self.epochs = epochs
+        self.scale = scale
+        self.projection = projection
+        self.nystrom_samples = nystrom_samples
+        self.data_rank = data_rank
+        self.model_rank = model_rank
+        self.memory = memory
+        self.device = device
+        self.random_state = random_state
+
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """One pass over the rows. The first ones also give the centers, scaling and step sizes: let them be many."""
+        return self._partial_fit(X, y)
+
+    def predict(self, X: Any) -> Any:
+        """Values, (n,) or (n, c), float32; of a Dask array a lazy one. Of a store, `test` or the only split."""
+        check_is_fitted(self, "model_")
+        columns = None if self._is_flat else self._n_outputs()
+        return self._outputs(X, partial(_values, self._is_flat), columns, np.float32)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """R2, the mean over the targets; 1 is perfect. Streams Dask arrays and stores, which take no sample_weight."""
+        if not is_dask_array(X) and not isinstance(X, Store):
+            return float(super().score(X, y, sample_weight))
+        self._refuse_weights(sample_weight)
+        return float(self._streamed_score(X, y, RegressionScores())["r2"])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _n_outputs(self) -> int:
+        return self._n_targets
+
+    def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
+        X, y = validate_data(
+            self, X, y, dtype=np.float32, reset=is_first, multi_output=True, y_numeric=True, order="C"
+        )
+        self._take_targets(y.shape[1:], is_first)
+        return X, y.reshape(len(y), -1)
+
+    def _coded_dask(self, y: Any, is_first: bool) -> Any:
+        self._take_targets(y.shape[1:], is_first)
+        return y if y.ndim == 2 else y[:, None]
+
+    def _take_manifest(self, reader: SplitReader, is_first: bool) -> None:
+        n_targets = reader.manifest.n_outputs
+        self._take_names(reader, "regression", is_first)
+        self._take_targets((n_targets,) if n_targets > 1 else (), is_first)
+
+    def _take_targets(self, shape: tuple[int, ...], is_first: bool) -> None:
+        n_targets = shape[0] if shape else 1
+        if is_first:
+            self._is_flat, self._n_targets = not shape, n_targets
+        elif n_targets != self._n_targets:
+            raise ValueError(
+                f"y has {n_targets} targets, but {type(self).__name__} was fitted to {self._n_targets}"
+            )
+
+    def _fitted(self) -> dict[str, Any]:
+        return super()._fitted() | {"is_flat": self._is_flat}
+
+    def _take_fitted(self, fitted: dict[str, Any]) -> None:
+        super()._take_fitted(fitted)
+        self._n_targets = self.model_.targets.n_outputs
+        self._is_flat = fitted.get("is_flat", self._n_targets == 1)
+
+
+def _values(is_flat: bool, model: Predictor, x: Block) -> Block:
+    outputs = model.decision_function(x)
+    return outputs[:, 0] if is_flat else outputs

@@ -1,0 +1,303 @@
+"""The scikit-learn face beyond scikit-learn's own checks: pipelines, Dask arrays, stores, files, probabilities."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.base import clone
+from sklearn.datasets import load_diabetes, load_digits, load_iris
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small_stores import make_store, smooth_rows
+
+import ep3stream
+from ep3stream import InputError, KernelConfig
+from ep3stream.estimator import KernelClassifier, KernelRegressor
+from ep3stream.estimator.classifier import nearest_in_simplex
+from ep3stream.run.row_sets import ArrayRows, DaskRows, StoreRows
+
+X, TARGETS = smooth_rows(1200)
+Y = TARGETS[:, 0]
+LABELS = np.array(["low", "middle", "high"])[np.digitize(Y, np.quantile(Y, [1 / 3, 2 / 3]))]
+NONE = np.empty(0, np.int64)
+SMALL = {"n_centers": 100, "epochs": 4, "random_state": 0}
+
+
+def regressor(**changes) -> KernelRegressor:
+    return KernelRegressor(**SMALL | changes)
+
+
+def classifier(**changes) -> KernelClassifier:
+    return KernelClassifier(**SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("stores")
+    return {task: make_store(folder / f"{task}.zarr", task) for task in ("regression", "classification")}
+
+
+def test_on_small_data_it_is_as_good_as_the_direct_solution():
+    x, y = load_digits(return_X_y=True)
+    train_x, test_x, train_y, test_y = train_test_split(x, y, random_state=0)
+    assert KernelClassifier(random_state=0).fit(train_x, train_y).score(test_x, test_y) > 0.98
+    x, y = load_diabetes(return_X_y=True)
+    train_x, test_x, train_y, test_y = train_test_split(StandardScaler().fit_transform(x), y, random_state=0)
+    peer = KernelRidge(alpha=0.05, kernel="laplacian", gamma=0.1).fit(train_x, train_y - train_y.mean())
+    ours = KernelRegressor(random_state=0).fit(train_x, train_y)
+    assert ours.score(test_x, test_y) > peer.score(test_x, test_y - train_y.mean()) - 0.1
+
+
+def test_it_works_in_a_pipeline_and_a_grid_search():
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), classifier(scale="none")),
+        {"kernelclassifier__bandwidth": [1.0, 5.0], "kernelclassifier__kernel": ["laplacian", "gaussian"]},
+        cv=3,
+        scoring="roc_auc_ovr",
+    ).fit(X, LABELS)
+    assert search.best_score_ > 0.9
+    assert search.predict(X[:5]).dtype == LABELS.dtype
+    assert cross_val_score(regressor(), X, Y, cv=3).min() > 0.8
+
+
+def test_a_kernel_may_be_a_name_a_config_or_a_callable():
+    def laplacian(x, z):
+        import torch
+
+        return (-torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist") / 3).exp()
+
+    by_name = regressor(bandwidth=3.0).fit(X, Y).predict(X)
+    by_config = regressor(kernel=KernelConfig("laplacian", 3.0)).fit(X, Y).predict(X)
+    by_function = clone(regressor(kernel=laplacian)).fit(X, Y).predict(X)
+    assert np.array_equal(by_name, by_config)
+    assert np.allclose(by_name, by_function, atol=0.05 * Y.std())
+
+
+def test_the_same_random_state_gives_the_same_bits_and_another_one_others():
+    first, again, other = (regressor(random_state=s).fit(X, Y).predict(X) for s in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@given(arrays(np.float64, (3, 4), elements=st.floats(-3, 3)))
+def test_probabilities_are_the_nearest_point_of_the_simplex(outputs):
+    nearest = nearest_in_simplex(outputs)
+    assert (nearest >= 0).all()
+    assert np.allclose(nearest.sum(1), 1)
+    # For all corners e of a convex set, (f - p)'(e - p) <= 0 says that p is its point nearest to f.
+    inward = (outputs - nearest)[:, None] * (np.eye(4) - nearest[:, None])
+    assert (inward.sum(2) <= 1e-9).all()
+
+
+def test_probabilities_have_no_larger_brier_score_than_the_outputs():
+    model = classifier(epochs=1).fit(X[:600], LABELS[:600])
+    truth = LABELS[600:, None] == model.classes_
+    scores, chances = model.decision_function(X[600:]), model.predict_proba(X[600:])
+    assert ((chances - truth) ** 2).mean() < ((scores - truth) ** 2).mean()
+    assert (model.classes_[chances.argmax(1)] == model.predict(X[600:])).all()
+
+
+@pytest.mark.parametrize(("make", "y"), [(regressor, TARGETS), (regressor, Y), (classifier, LABELS)])
+def test_a_dask_array_is_as_good_as_the_array_and_its_predictions_are_lazy(make, y):
+    lazy_x, lazy_y = da.from_array(X, chunks=(250, 2)), da.from_array(y, chunks=300)
+    model = make().fit(lazy_x, lazy_y)
+    assert model.score(X, y) > make().fit(X, y).score(X, y) - 0.03
+    predicted = model.predict(lazy_x)
+    assert isinstance(predicted, da.Array)
+    assert (predicted.shape, predicted.dtype) == (y.shape, model.predict(X).dtype)
+    values, whole = predicted.compute(), model.predict(X)
+    assert (values == whole).mean() > 0.99 if make is classifier else np.allclose(values, whole, atol=1e-4)
+    assert model.score(lazy_x, lazy_y) == pytest.approx(model.score(X, y), abs=1e-3)
+    if make is classifier:
+        assert model.predict_proba(lazy_x).shape == (1200, 3)
+        assert model.decision_function(lazy_x).compute().shape == (1200, 3)
+
+
+def test_dask_blocks_of_unknown_size_are_counted():
+    lazy = da.from_array(X, chunks=250)
+    unknown = lazy[da.from_array(np.arange(1200) % 3 > 0, chunks=250)]
+    y = Y[np.arange(1200) % 3 > 0]
+    assert regressor().fit(unknown, y).score(unknown, y) > 0.8
+
+
+def test_a_dask_array_is_never_gathered():
+    alive: list[int] = []
+
+    def block(_, block_info=None):
+        alive.append(block_info[None]["chunk-location"][0])
+        return X[:100]
+
+    lazy = da.map_blocks(block, da.zeros((4000, 5), chunks=(100, 5)), dtype=np.float32, meta=X[:0])
+    rows = DaskRows.of(lazy, da.zeros(4000, chunks=100), memory_bytes=8 * 2 * 100 * 28)
+    assert rows.window_blocks == 2
+    alive.clear()
+    batches = rows.epoch(0, 0, NONE, None)
+    next(batches)
+    assert len(set(alive)) <= 6
+    batches.close()
+
+
+@pytest.mark.parametrize("kind", ["array", "dask", "store"])
+def test_every_row_that_is_not_excluded_comes_once_an_epoch_and_each_epoch_has_its_own_order(kind, stores):
+    import torch
+
+    n = len(X)
+    ids = np.arange(n)
+    if kind == "store":
+        reader = ep3stream.open_store(stores["regression"]).split("train")
+        rows, n = StoreRows(reader), reader.info.n_rows
+        x = np.concatenate([part for part, _ in rows.all()])
+        ids = None
+    else:
+        x = X
+        rows = (
+            ArrayRows(X, ids)
+            if kind == "array"
+            else DaskRows.of(da.from_array(X, chunks=170), da.from_array(ids, chunks=100), 1 << 16)
+        )
+    excluded = np.sort(rows.draw(n // 4, 3, 7))
+    assert len(set(excluded.tolist())) == n // 4
+    taken, _ = rows.take(excluded)
+    assert np.array_equal(taken, x[excluded])
+    orders = []
+    for epoch in (0, 1, 0):
+        parts = [np.asarray(part).copy() for part, _ in rows.epoch(5, epoch, excluded, torch.device("cpu"))]
+        orders.append(np.concatenate(parts))
+    assert np.array_equal(orders[0], orders[2])
+    assert not np.array_equal(orders[0], orders[1])
+    kept = np.delete(x, excluded, 0)
+    assert np.array_equal(*(part[np.lexsort(part.T)] for part in (orders[1], kept)))
+
+
+@pytest.mark.parametrize("form", ["path", "text", "store", "split"])
+def test_a_store_is_fitted_scored_and_predicted_in_every_form(form, stores):
+    forms = {
+        "path": lambda path: path,
+        "text": str,
+        "store": ep3stream.open_store,
+        "split": lambda path: ep3stream.open_store(path).split("train"),
+    }
+    given_store = forms[form](stores["classification"])
+    model = classifier().fit(given_store)
+    assert model.score(given_store) > 0.7
+    assert set(model.predict(given_store)) == set(model.classes_)
+    reader = ep3stream.open_store(stores["classification"]).split("train")
+    assert list(model.feature_names_in_) == list(reader.manifest.feature_names)
+    assert regressor().fit(stores["regression"]).score(stores["regression"]) > 0.8
+
+
+@pytest.mark.parametrize("make", [regressor, classifier])
+def test_a_saved_estimator_predicts_and_trains_on_with_the_same_bits(make, tmp_path):
+    y = LABELS if make is classifier else TARGETS
+    model = make().fit(X, y)
+    model.save(tmp_path / "saved")
+    again = type(model).load(tmp_path / "saved")
+    assert again.get_params() == model.get_params()
+    assert np.array_equal(model.predict(X), again.predict(X))
+    assert np.array_equal(model.predict(X), np.asarray(ep3stream.load(tmp_path / "saved").predict(X)))
+    for each in (model, again):
+        each.partial_fit(X[:300], y[:300])
+    assert np.array_equal(model.predict(X), again.predict(X))
+    assert again.losses_ == model.losses_
+    assert not list((tmp_path / "saved").rglob("*.pkl"))
+
+
+@pytest.mark.parametrize("labels", [[3, 7], [True, False], ["a", "bcd"], [-1.0, 1.0]])
+def test_labels_of_every_type_come_back_from_a_file_as_they_were(labels, tmp_path):
+    y = np.array(labels)[(Y.mean() < Y).astype(int)]
+    model = classifier().fit(X, y)
+    model.save(tmp_path / "saved")
+    again = KernelClassifier.load(tmp_path / "saved")
+    assert again.classes_.dtype == model.classes_.dtype == y.dtype
+    assert np.array_equal(again.predict(X), model.predict(X))
+
+
+def test_a_pickled_estimator_is_the_same():
+    model = classifier().fit(X, LABELS)
+    assert np.array_equal(pickle.loads(pickle.dumps(model)).predict(X), model.predict(X))
+
+
+def test_the_model_of_a_run_predicts_but_cannot_be_trained_on(stores, tmp_path):
+    solver = ep3stream.SolverConfig(centers=50)
+    ep3stream.fit(stores["classification"], tmp_path / "run", ep3stream.FitConfig(solver=solver))
+    model = KernelClassifier.load(tmp_path / "run")
+    assert model.score(stores["classification"]) > 0.6
+    with pytest.raises(InputError, match="no training state"):
+        model.partial_fit(stores["classification"])
+    with pytest.raises(InputError, match=r"use KernelClassifier\.load"):
+        KernelRegressor.load(tmp_path / "run")
+
+
+def test_partial_fit_goes_through_parts_and_ends_where_the_losses_fall():
+    model = regressor()
+    for _ in range(3):
+        for rows in np.array_split(np.random.default_rng(0).permutation(1200), 3):
+            model.partial_fit(X[rows], Y[rows])
+    assert len(model.losses_) == 9
+    assert model.score(X, Y) > regressor().fit(X, Y).score(X, Y) - 0.05
+    labels = classifier().partial_fit(X[:400], LABELS[:400], classes=["low", "middle", "high"])
+    assert list(labels.partial_fit(X[400:], LABELS[400:]).classes_) == ["high", "low", "middle"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: classifier().fit(X, np.full(1200, "one")), "one class"),
+        (lambda s: classifier().partial_fit(X, LABELS), "classes must be passed"),
+        (lambda s: classifier().fit(X, LABELS).partial_fit(X, np.full(1200, "new")), "label .*'new'"),
+        (lambda s: regressor().fit(s["classification"]), "is for classification"),
+        (lambda s: regressor().fit(s["regression"], Y), "leave y out"),
+        (lambda s: regressor().fit(X, Y).predict(da.from_array(X[:, :3])), "expecting 5 features"),
+        (lambda s: regressor().fit(da.from_array(X), da.from_array(Y[:-1])), "1200 rows and y 1199"),
+        (lambda s: regressor(n_centers=0).fit(X, Y), "n_centers is 0"),
+        (lambda s: regressor(epochs=-1).fit(X, Y), "epochs is -1"),
+        (lambda s: regressor(scale="robust").fit(X, Y), "scale is 'robust'"),
+        (lambda s: regressor(kernel="sinc").fit(X, Y), "kernel is 'sinc'"),
+        (lambda s: regressor().fit(s["regression"]).score(s["regression"], None, [1.0]), "sample_weight"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call, message, stores):
+    with pytest.raises(ValueError, match=message):
+        call(stores)
+
+
+def test_importing_ep3stream_needs_no_scikit_learn():
+    code = """
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "sklearn":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden())
+import ep3stream
+from ep3stream import *
+assert "KernelRegressor" in dir(ep3stream)
+try:
+    ep3stream.KernelRegressor
+except ImportError as error:
+    assert "pip install 'ep3stream[sklearn]'" in str(error), error
+else:
+    raise AssertionError("it was found")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_data_frame_gives_its_column_names_to_the_model():
+    pandas = pytest.importorskip("pandas")
+    frame, y = load_iris(return_X_y=True, as_frame=True)
+    assert isinstance(frame, pandas.DataFrame)
+    model = classifier().fit(frame, y)
+    assert model.model_.feature_names == tuple(frame.columns)
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(frame[frame.columns[::-1]])
