@@ -48,9 +48,10 @@ from torch import Tensor
 
 from ep3stream import DivergedError, KernelModel
 from ep3stream.run.batch_source import RowForm
-from ep3stream.solver.kernels import Points, RadialKernel
+from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.least_squares import RidgePath
 from ep3stream.solver.named_kernels import named_kernel
+from ep3stream.solver.points import Points
 
 FASHION = "/usr/share/datasets/fashion-mnist"
 TEST_ROWS = 10_000

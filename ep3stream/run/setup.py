@@ -18,9 +18,10 @@ from ep3stream.run.bundle import Bundle, file_digest, read_bundle
 from ep3stream.run.setup_check import require_complete
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
-from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, Points, RadialKernel
+from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import named_kernel
+from ep3stream.solver.points import Points
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.step import Solver, Stage
 from ep3stream.solver.targets import TargetCode

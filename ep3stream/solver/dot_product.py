@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ep3stream.solver.kernels import Points, column_strips
+from ep3stream.solver.kernels import column_strips
+from ep3stream.solver.points import Points, products
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class PolynomialKernel:
 
     def left(self, x: Tensor) -> Points:
         """x in units of the bandwidth."""
-        return Points(x / self.bandwidth)
+        return Points(x / self.bandwidth, is_factor=True)
 
     def right(self, x: Tensor) -> Points:
         """x in units of the bandwidth."""
@@ -44,7 +45,8 @@ class PolynomialKernel:
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
         """K(Z, X)."""
-        return torch.mm(z.prepared, x.prepared.T, out=out).add_(self.offset).pow_(self.degree)
+        values = products(z, x, out)
+        return torch.pow(values.add_(self.offset), self.degree, out=values if out is None else out)
 
     def diagonal(self, x: Tensor) -> Tensor:
         """(|x|^2 / bandwidth^2 + offset)^degree."""

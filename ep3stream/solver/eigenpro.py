@@ -27,7 +27,8 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import kernel_block, kernel_times, tiles, times_kernel
-from ep3stream.solver.kernels import Kernel, Points
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.points import Points
 from ep3stream.solver.projection import Spectra
 from ep3stream.solver.spectrum import leading_eigenpairs
 from ep3stream.solver.stepsize import PublishedStep

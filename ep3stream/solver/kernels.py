@@ -3,7 +3,7 @@
 A radial kernel K(x, z) = phi(|x - z| / bandwidth) takes its squared distances from one matrix product
 over two extra columns,
 
-    |x - z|^2 = [z, |z|^2, 1] . [-2x, 1, |x|^2],
+    |x - z|^2 = [-2z, |z|^2, 1] . [x, 1, |x|^2],
 
 so that a block costs one product and the few element-wise passes of phi, all in the block's own memory.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.errors import ConfigError
+from ep3stream.solver.points import Points, products
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
 CALLABLE = "callable"
@@ -28,19 +29,6 @@ _CHECKED_ROWS = 64
 _CHECKED_SHARE = 0.01
 _STRIP_ENTRIES = 1 << 18
 _LOG2_E = 1 / math.log(2)
-
-
-@dataclass(frozen=True, slots=True)
-class Points:
-    """A set of points prepared for one side of a kernel's blocks."""
-
-    prepared: Tensor
-
-    def __len__(self) -> int:
-        return self.prepared.shape[0]
-
-    def __getitem__(self, rows: slice) -> Points:
-        return Points(self.prepared[rows])
 
 
 class Kernel(Protocol):
@@ -80,47 +68,47 @@ def column_strips(n_rows: int, n_columns: int) -> Iterator[slice]:
         yield slice(start, min(start + width, n_columns))
 
 
-def _laplacian(scaled: Tensor, shape: float) -> None:
+def _laplacian(scaled: Tensor, shape: float, out: Tensor) -> None:
     # sqrt and exp themselves take twice as long on CPUs as rsqrt, a division and exp2. At zero, -1 / inf is -0.
-    torch.div(scaled.new_full((), -1), scaled.rsqrt_(), out=scaled).exp2_()
+    torch.exp2(torch.div(scaled.new_full((), -1), scaled.rsqrt_(), out=scaled), out=out)
 
 
-def _gaussian(scaled: Tensor, shape: float) -> None:
-    scaled.neg_().exp2_()
+def _gaussian(scaled: Tensor, shape: float, out: Tensor) -> None:
+    torch.exp2(scaled.neg_(), out=out)
 
 
-def _dispersal(scaled: Tensor, shape: float) -> None:
-    scaled.pow_(shape / 2).mul_(-_LOG2_E).exp2_()
+def _dispersal(scaled: Tensor, shape: float, out: Tensor) -> None:
+    torch.exp2(scaled.pow_(shape / 2).mul_(-_LOG2_E), out=out)
 
 
-def _rational_quadratic(scaled: Tensor, shape: float) -> None:
+def _rational_quadratic(scaled: Tensor, shape: float, out: Tensor) -> None:
     # With log1p in place of a power of a sum near one: a large shape, near the Gaussian, keeps its digits.
-    scaled.mul_(0.5 / shape).log1p_().mul_(-shape * _LOG2_E).exp2_()
+    torch.exp2(scaled.mul_(0.5 / shape).log1p_().mul_(-shape * _LOG2_E), out=out)
 
 
-def _matern32(scaled: Tensor, shape: float) -> None:
+def _matern32(scaled: Tensor, shape: float, out: Tensor) -> None:
     for columns in column_strips(*scaled.shape):
         distance = scaled[:, columns].sqrt_()
         decay = distance.neg().exp_()
-        distance.add_(1).mul_(decay)
+        torch.mul(distance.add_(1), decay, out=out[:, columns])
 
 
-def _matern52(scaled: Tensor, shape: float) -> None:
+def _matern52(scaled: Tensor, shape: float, out: Tensor) -> None:
     for columns in column_strips(*scaled.shape):
         part = scaled[:, columns]
         distance = part.sqrt()
         decay = distance.neg().exp_()
-        part.div_(3).add_(distance).add_(1).mul_(decay)
+        torch.mul(part.div_(3).add_(distance).add_(1), decay, out=out[:, columns])
 
 
 class _Profile(NamedTuple):
-    """phi of the squared distance in bandwidths, t^2, in place, from factor t^2: the points carry the factor.
+    """phi of the squared distance in bandwidths, t^2, from factor t^2, which is used up: the points carry the factor.
 
-    No temporaries but for Matern's strips.
+    No temporaries but for Matern's strips; the last argument, where the values go, may be the first one itself.
     """
 
     factor: float
-    apply: Callable[[Tensor, float], None]
+    apply: Callable[[Tensor, float, Tensor], None]
 
 
 _PROFILES = {
@@ -149,7 +137,8 @@ class RadialKernel:
     `centre`, (d,), is subtracted from every input: it changes nothing in exact arithmetic and keeps |x|^2 small
     against |x - z|^2, which float32 needs. What float32 rounds off t^2, some 1e-7 (|x|^2 + |z|^2) / bandwidth^2,
     comes out of phi(t) = 1 - t^a + ... as that to the power a / 2: nothing where phi is smooth, 1e-4 where a is 1.
-    Memory beside the block: none; `matern32` 1 MiB, `matern52` 2 MiB, for strips of 2^18 values.
+    Memory beside the block: none, or one more where the columns are packed (`points.py`): a tile's. `matern32` 1 MiB,
+    `matern52` 2 MiB, for strips of 2^18 values.
     """
 
     name: str
@@ -170,34 +159,47 @@ class RadialKernel:
         return {name: getattr(self, name) for name in own}
 
     def left(self, x: Tensor) -> Points:
-        """[z, |z|^2, 1] in the unit that the profile asks for."""
-        scaled, squared, ones = self._scaled(x)
-        return Points(torch.cat([scaled, squared, ones], 1))
+        """[-2z, |z|^2, 1] in the unit that the profile asks for."""
+        points, scaled = self._prepared(x, -2, -1)
+        scaled.mul_(-2)
+        return points
 
     def right(self, x: Tensor) -> Points:
-        """[-2x, 1, |x|^2] in the unit that the profile asks for."""
-        scaled, squared, ones = self._scaled(x)
-        return Points(torch.cat([scaled.mul_(-2), ones, squared], 1))
+        """[x, 1, |x|^2] in the unit that the profile asks for."""
+        return self._prepared(x, -1, -2)[0]
 
-    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepared(self, x: Tensor, norm_at: int, one_at: int) -> tuple[Points, Tensor]:
+        """x in that unit with its two columns, and its first d. One array: fresh memory costs more than arithmetic."""
         unit = self.bandwidth / math.sqrt(_PROFILES[self.name].factor)
-        scaled = (x - self.centre.to(x)) / unit
-        squared = scaled.square().sum(1, keepdim=True)
-        # A product of d terms is off by about (4 + sqrt(d) / 4) eps (|z|^2 + |x|^2) at worst (measured, d up to
-        # 5000); the square root of what is left of a true zero would show it: 1e-7 becomes 3e-4. Taking that
-        # much off the norms makes such distances negative, for `block` to clamp, whatever the other rows are.
-        rounding = (4 + math.sqrt(x.shape[1]) / 4) * torch.finfo(x.dtype).eps
-        return scaled, squared.mul_(1 - rounding), torch.ones_like(squared)
+        prepared = x.new_empty(len(x), x.shape[1] + 2)
+        scaled = torch.sub(x, self.centre.to(x), out=prepared[:, :-2]).div_(unit)
+        norms = _norms(scaled)
+        prepared[:, norm_at], prepared[:, one_at] = norms, 1
+        is_factor = norms.device.type == "cpu" and bool((norms < torch.finfo(norms.dtype).max / 8).all())
+        return Points(prepared, is_factor), scaled
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
         """K(Z, X). Squared distances within rounding of zero become zero, so that K(x, x) = 1 to 1e-6."""
-        values = torch.mm(z.prepared, x.prepared.T, out=out)
-        _PROFILES[self.name].apply(values.clamp_min_(0), self.shape)
-        return values
+        squared = products(z, x, out, not_negative=True)
+        out = squared if out is None else out
+        _PROFILES[self.name].apply(squared, self.shape, out)
+        return out
 
     def diagonal(self, x: Tensor) -> Tensor:
         """Ones."""
         return torch.ones_like(x[:, 0])
+
+
+def _norms(scaled: Tensor) -> Tensor:
+    """|x|^2, (n,), for x of (n, d), less what rounding may add to a squared distance.
+
+    A product of d terms is off by about (4 + sqrt(d) / 4) eps (|z|^2 + |x|^2) at worst (measured, d up to
+    5000); the square root of what is left of a true zero would show it: 1e-7 becomes 3e-4. Taking that
+    much off the norms makes such distances negative, for `block` to clamp, whatever the other rows are.
+    """
+    rounding = (4 + math.sqrt(scaled.shape[1]) / 4) * torch.finfo(scaled.dtype).eps
+    squared: Tensor = torch.linalg.vecdot(scaled, scaled)
+    return squared.mul_(1 - rounding)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.solver.blocks import TILE_ROWS, tiles
-from ep3stream.solver.kernels import Kernel, Points
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
 
 # Of the mean of diag(K_zz), added to it; 100 times as much for the next try. Rounding is some 1e-14 of it.

@@ -14,8 +14,9 @@ from torch import Tensor
 from ep3stream.config import Scale
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.solver.blocks import times_kernel
-from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, Points, RadialKernel
+from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.named_kernels import named_kernel
+from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
 
 _PREDICT_ROWS = 2048

@@ -25,7 +25,8 @@ from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import kernel_times, tiles, times_kernel
 from ep3stream.solver.flattening import Flattening, LeverageProfile
-from ep3stream.solver.kernels import Kernel, Points
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.points import Points
 from ep3stream.solver.spectrum import leading_eigenpairs
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
-from ep3stream.solver.kernels import Kernel, Points
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.points import Points
 from ep3stream.solver.projection import Projection
 from ep3stream.solver.targets import TargetCode
 
