@@ -15,6 +15,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ep3stream.data import store as store_module
+from ep3stream.data import zarr_backend
+from ep3stream.data.backend import ReadTimes
 from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
 from ep3stream.data.streaming import segment_reads
 from ep3stream.data.streaming.order import RowOrder
@@ -233,6 +236,34 @@ def test_times_count_reading_gathering_and_waiting(reader: SplitReader) -> None:
     assert sum(waited_s) < stream.times.read_s
 
 
+@pytest.mark.parametrize("format", ["zarr", "hdf5"])
+def test_times_tell_reading_bytes_from_making_rows_of_them(
+    tmp_path: Path, format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, pause_s = _write(tmp_path / f"store.{format}", format), 0.05
+    digest = store_module.segment_digest
+
+    def slow_digest(*rows: NDArray[Any]) -> str:
+        time.sleep(pause_s)
+        return digest(*rows)
+
+    monkeypatch.setattr(store_module, "segment_digest", slow_digest)
+    times = ReadTimes()
+    reader.read_segment(0, times=times)
+    assert 0 < times.read_s < pause_s <= times.decode_s
+    read = zarr_backend.LocalStore.get
+
+    async def slow_get(*arguments: Any) -> Any:
+        time.sleep(pause_s)
+        return await read(*arguments)
+
+    if format == "zarr":
+        monkeypatch.setattr(zarr_backend.LocalStore, "get", slow_get)
+        slow = ReadTimes()
+        reader.read_segment(1, times=slow)
+        assert 2 * pause_s <= slow.read_s < slow.decode_s + 2 * pause_s
+
+
 class _Faulty(SplitReader):
     """Reads slowly, or fails: `errors[segment]` are raised one a read until there are none left."""
 
@@ -244,13 +275,17 @@ class _Faulty(SplitReader):
         self.attempts: list[int] = []
 
     def read_segment(
-        self, index: int, x_out: NDArray[Any] | None = None, y_out: NDArray[Any] | None = None
+        self,
+        index: int,
+        x_out: NDArray[Any] | None = None,
+        y_out: NDArray[Any] | None = None,
+        times: ReadTimes | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         self.attempts.append(index)
         time.sleep(self.delay_s)
         if self.errors.get(index):
             raise self.errors[index].pop(0)
-        return super().read_segment(index, x_out, y_out)
+        return super().read_segment(index, x_out, y_out, times)
 
 
 def _damaged(cause: Exception | None) -> DamagedDataError:

@@ -61,6 +61,14 @@ def row_bytes(manifest: Manifest) -> int:
     return x_bytes + n_y * np.dtype(manifest.y_dtype).itemsize
 
 
+@dataclass(slots=True)
+class ReadTimes:
+    """Seconds that reads took: to get the stored bytes, and to make checked rows of them (decode, digest)."""
+
+    read_s: float = 0.0
+    decode_s: float = 0.0
+
+
 class WritingBackend(Protocol):
     """A store being made where nobody looks. `write` is called from several threads, for different rows.
 
@@ -88,8 +96,11 @@ class ReadingBackend(Protocol):
     def check(self, info: SplitInfo, index: int) -> None:
         """Raises unless what holds segment `index` is there and of the size that the manifest declares."""
 
-    def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Fill x and y (C-contiguous, exactly the rows of a checked segment); the digest is not checked."""
+    def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
+        """Fill x and y (C-contiguous, exactly the rows of a checked segment); the digest is not checked.
+
+        Returns the seconds of it that were spent getting stored bytes, not decoding them.
+        """
 
     def pieces(self, info: SplitInfo, index: int) -> tuple[str, ...]:
         """Names of the pieces of storage that hold segment `index`, for messages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.data import hdf5_backend, zarr_backend
-from ep3stream.data.backend import ReadingBackend, y_row
+from ep3stream.data.backend import ReadingBackend, ReadTimes, y_row
 from ep3stream.data.conversion.spec import StoreSpec
 from ep3stream.data.conversion.writer import StoreWriter, create_store
 from ep3stream.data.manifest import (
@@ -136,11 +137,13 @@ class RowStore:
         with self._naming(split, index):
             self._backend.check(self.manifest.splits[split], index)
 
-    def _read(self, split: str, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        info = self.manifest.splits[split]
+    def _read(self, split: str, index: int, x: NDArray[Any], y: NDArray[Any], times: ReadTimes) -> None:
+        info, began = self.manifest.splits[split], time.perf_counter()
         with self._naming(split, index):
-            self._backend.read(info, index, x, y)
+            read_s = self._backend.read(info, index, x, y)
         digest = segment_digest(x, y)
+        times.read_s += read_s
+        times.decode_s += time.perf_counter() - began - read_s
         if digest != info.digests[index]:
             raise DamagedDataError(
                 f"{self.path}: split {split}, segment {index} ({', '.join(self._backend.pieces(info, index))}) has "
@@ -187,20 +190,24 @@ class SplitReader:
         return self.manifest.splits[self._name]
 
     def read_segment(
-        self, index: int, x_out: NDArray[Any] | None = None, y_out: NDArray[Any] | None = None
+        self,
+        index: int,
+        x_out: NDArray[Any] | None = None,
+        y_out: NDArray[Any] | None = None,
+        times: ReadTimes | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """The checked rows of segment `index`: x (rows, d), and y (rows,) or (rows, c).
 
         They are views of x_out and y_out where these are given (C-contiguous, of the store's dtypes, with at
-        least the segment's rows). Raises InputError for an index or memory that does not fit,
-        DamagedDataError for rows that are not those written.
+        least the segment's rows); what the read took is added to `times`. Raises InputError for an index or
+        memory that does not fit, DamagedDataError for rows that are not those written.
         """
         n_rows = self.info.rows_of_segment(index)
         self._opened()._check(self._name, index)
         x_row, y_rows = _row_shapes(self.manifest)
         x = _target("x_out", x_out, n_rows, x_row, self.manifest.x_dtype)
         y = _target("y_out", y_out, n_rows, y_rows, self.manifest.y_dtype)
-        self._opened()._read(self._name, index, x, y)
+        self._opened()._read(self._name, index, x, y, ReadTimes() if times is None else times)
         return x, y
 
     def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +14,14 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import ByteRequest
 from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
-from ep3stream.data.backend import ARRAYS, SplitLayout, fsync, remove
+from ep3stream.data.backend import ARRAYS, ReadTimes, SplitLayout, fsync, remove
 from ep3stream.data.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Codec, Manifest, SplitInfo
 from ep3stream.data.small_files import read_small_file
 from ep3stream.data.zarr_files import (
@@ -170,6 +174,23 @@ def _bound_threads() -> None:
         zarr.config.set({"threading.max_workers": _DECODING_THREADS})
 
 
+# Of the read under way in this thread; zarr's own threads see it, their work being started from here.
+_times: ContextVar[ReadTimes] = ContextVar("_times")
+
+
+class _TimedStore(WrapperStore[LocalStore]):
+    """Notes how long it took to get the bytes, which zarr decodes in the same call."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        began = time.perf_counter()
+        found = await super().get(key, prototype, byte_range)
+        if (times := _times.get(None)) is not None:
+            times.read_s += time.perf_counter() - began
+        return found
+
+
 class ZarrReader:
     """Reads the segments of a finished group; holds no file open."""
 
@@ -184,8 +205,10 @@ class ZarrReader:
         for name in ARRAYS:
             require_stored(self._path, self._manifest, info, name, index // info.segments_per_file)
 
-    def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+    def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
         """Read one checked segment into x and y."""
+        times = ReadTimes()
+        _times.set(times)
         arrays = self._arrays.get(info.name)
         if arrays is None:
             arrays = self._arrays[info.name] = self._open_split(info)
@@ -198,6 +221,7 @@ class ZarrReader:
                 raise
             except Exception as error:  # Codecs meet damaged bytes with errors of many types.
                 raise ValueError(f"{file} does not decode: {error}") from error
+        return times.read_s
 
     def _open_split(self, info: SplitInfo) -> dict[str, zarr.Array[Any]]:
         layout = SplitLayout.of(self._manifest, info)
@@ -248,7 +272,8 @@ def _metadata_problem(path: Path, manifest: Manifest, name: str) -> str | None:
 
 
 def _open_array(path: Path, name: str, layout: SplitLayout, n_rows: int) -> zarr.Array[Any]:
-    array = zarr.open_array(str(path / layout.name / name), mode="r", zarr_format=3)
+    store = _TimedStore(LocalStore(path / layout.name / name, read_only=True))
+    array = zarr.open_array(store, mode="r", zarr_format=3)
     found = (
         array.shape,
         str(array.dtype),

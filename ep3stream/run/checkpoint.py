@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ep3stream.data.streaming.prefetch import StreamTimes
 from ep3stream.errors import DamagedDataError
 from ep3stream.run import disk
 from ep3stream.run.bundle import check_bundle, read_bundle, remove_bundle, write_bundle
@@ -42,7 +43,8 @@ class Best:
 class Progress:
     """Everything a fit needs to go on: solver and guard, the cursor, and losses the guard has yet to see.
 
-    elapsed_s: seconds over all sittings; waited_s of them for data, stalled_s for checkpoints.
+    elapsed_s: seconds over all sittings; waited_s of them for data, stalled_s for checkpoints, validated_s for
+    validations. streamed: what it took beside them to have the data there.
     model_loss: running loss of the average, over n_scored batches.
     best: the best model validated, of a fit that may stop early.
     """
@@ -57,6 +59,8 @@ class Progress:
     n_scored: int = 0
     best: Best | None = None
     stalled_s: float = 0.0
+    validated_s: float = 0.0
+    streamed: StreamTimes = field(default_factory=StreamTimes)
 
     def snapshot(self) -> Progress:
         """What later steps do not change: the three matrices they write to are copied, O(p c), the rest is shared."""
@@ -67,6 +71,7 @@ class Progress:
             state=SolverState(**copies, averaged=state.averaged),
             guard=replace(self.guard),
             unseen_losses=[*self.unseen_losses],
+            streamed=replace(self.streamed),
         )
 
 
@@ -100,6 +105,8 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
         "elapsed_s": progress.elapsed_s,
         "waited_s": progress.waited_s,
         "stalled_s": progress.stalled_s,
+        "validated_s": progress.validated_s,
+        "streamed": asdict(progress.streamed),
         "model_loss": _encode(progress.model_loss),
         "n_scored": progress.n_scored,
         "guard": {
@@ -207,7 +214,10 @@ def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Prog
             float(content["model_loss"]),
             _count(content["n_scored"]),
             None if best is None else _decode_best(best, tensors["best_weights"]),
-            float(content.get("stalled_s", 0.0)),  # The first versions did not record it.
+            # The first versions did not record these.
+            float(content.get("stalled_s", 0.0)),
+            float(content.get("validated_s", 0.0)),
+            StreamTimes(**{name: float(seconds) for name, seconds in content.get("streamed", {}).items()}),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); remove it") from error

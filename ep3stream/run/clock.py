@@ -1,12 +1,12 @@
-"""How far a fit is and how fast: what its observers are told."""
+"""How far a fit is, how fast, and where the time goes: what its observers and metrics.jsonl are told."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.prefetch import Batch
+from ep3stream.data.streaming.prefetch import Batch, StreamTimes
 from ep3stream.run.checkpoint import Progress
 
 
@@ -33,14 +33,17 @@ class Clock:
 
     def __init__(self, progress: Progress) -> None:
         self.began, self.before_s = time.perf_counter(), progress.elapsed_s
-        self.waited_before_s = progress.waited_s
+        self.waited_before_s, self.streamed_before = progress.waited_s, replace(progress.streamed)
         self.rows = self.lap_rows = 0
         self.lap_began = self.began
 
-    def tick(self, progress: Progress, batch: Batch) -> None:
-        """After each step."""
+    def tick(self, progress: Progress, batch: Batch, streamed: StreamTimes) -> None:
+        """After each step; `streamed` is of this sitting."""
         progress.elapsed_s = self.before_s + time.perf_counter() - self.began
         progress.waited_s += batch.waited_s
+        for item in fields(StreamTimes):
+            seconds = getattr(self.streamed_before, item.name) + getattr(streamed, item.name)
+            setattr(progress.streamed, item.name, seconds)
         self.rows += len(batch.x)
         self.lap_rows += len(batch.x)
 
@@ -61,3 +64,20 @@ class Clock:
         starved = (progress.waited_s - self.waited_before_s) / here_s
         loss = progress.model_loss
         return FitProgress(progress.step, n_steps, epoch, rows, rate, loss, starved, to_go / max(rate, 1e-9))
+
+
+def seconds_spent(progress: Progress) -> dict[str, float]:
+    """The fields of metrics.jsonl that say where the time of a fit went, in seconds over all sittings.
+
+    Of elapsed_s: wait_s for data, stalled_s for checkpoints, validate_s for validations, and the rest, compute_s, for
+    steps. Beside the steps, at the same time, went what `StreamTimes` has: read_s, decode_s, segments_s, gather_s,
+    copy_s.
+    """
+    parts = {
+        "wait_s": progress.waited_s,
+        "stalled_s": progress.stalled_s,
+        "validate_s": progress.validated_s,
+    }
+    compute_s = max(progress.elapsed_s - sum(parts.values()), 0.0)
+    streamed = {item.name: getattr(progress.streamed, item.name) for item in fields(StreamTimes)}
+    return {"elapsed_s": progress.elapsed_s, "compute_s": compute_s, **parts, **streamed}

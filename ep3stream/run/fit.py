@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -16,10 +17,11 @@ from ep3stream.data.store import RowStore, open_store
 from ep3stream.data.streaming.prefetch import BatchStream
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedError, InputError, Interrupted
 from ep3stream.mesh import Mesh
+from ep3stream.run.bottleneck import bottleneck
 from ep3stream.run.bundle import write_json
 from ep3stream.run.changes import Change
 from ep3stream.run.checkpoint import Progress, load_newest_checkpoint, require_shape
-from ep3stream.run.clock import Clock
+from ep3stream.run.clock import Clock, seconds_spent
 from ep3stream.run.clock import FitProgress as FitProgress
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import Journal, drop_after
@@ -141,6 +143,7 @@ class _Fit:
         self.saver.save(progress)
         save_model(self.directory, build_model(self.setup, self._whole(weights), self.kernel), progress.step)
         self._event("finish", progress, self._ending(progress))
+        logger.info(bottleneck(seconds_spent(progress)))
         self._report()
 
     def _set_up(self) -> Setup:
@@ -184,7 +187,7 @@ class _Fit:
                 step_size, seen = progress.guard.step_size, self._rows_seen(progress)
                 unread.append(self.solver.step(progress.state, x, batch.y, step_size, is_watched, seen))
                 progress.step += 1
-                self.clock.tick(progress, batch)
+                self.clock.tick(progress, batch, stream.times)
                 if is_watched:
                     self._watch(progress, inexactness=_read(unread, progress))
                 if self._validation_due(progress):
@@ -229,12 +232,10 @@ class _Fit:
                 "step": progress.step,
                 "epoch": now.epoch,
                 "rows": now.rows,
-                "elapsed_s": progress.elapsed_s,
                 "loss": now.loss,
                 "batch_loss": batch_loss,
                 "rows_per_s": self.clock.lap_rows_per_s(progress),
-                "wait_s": progress.waited_s,
-                "stalled_s": progress.stalled_s,
+                **seconds_spent(progress),
                 "step_size": guard.step_size * self.solver.stage(self._rows_seen(progress)).pace,
             }
             if math.isfinite(inexactness):
@@ -265,6 +266,7 @@ class _Fit:
 
     def _validate(self, progress: Progress) -> None:
         assert self.validation is not None  # `_validation_due` has asked
+        began = time.perf_counter()
         model = build_model(self.setup, self._whole(progress.state.average), self.kernel)
         scores = self.validation.score(model, self.setup.targets(), self.mesh.device)
         if self.config.solver.patience:
@@ -274,6 +276,7 @@ class _Fit:
         record = {"kind": "validation", **position, "elapsed_s": progress.elapsed_s, "split": split, **scores}
         self.journal.append(record)
         logger.info("epoch %g on %s: %s", epoch, split, scores)
+        progress.validated_s += time.perf_counter() - began
 
     def _interrupt(self, progress: Progress, signal_name: str) -> None:
         self.saver.save(progress)

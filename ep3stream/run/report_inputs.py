@@ -18,10 +18,11 @@ from ep3stream.run.metrics import MAX_LINES_BYTES
 
 Table = dict[str, Any]
 
-STEP_FIELDS = (
-    "step", "epoch", "rows", "elapsed_s", "loss", "batch_loss",
-    "rows_per_s", "wait_s", "step_size",
+SECONDS_FIELDS = (
+    "elapsed_s", "compute_s", "wait_s", "stalled_s", "validate_s",
+    "read_s", "decode_s", "segments_s", "gather_s", "copy_s",
 )  # fmt: skip
+STEP_FIELDS = ("step", "epoch", "rows", "loss", "batch_loss", "rows_per_s", "step_size", *SECONDS_FIELDS)
 _MOST_STEPS = 1 << 16
 _MOST_UNDONE = 20
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ep3stream.run.bottleneck import bottleneck
 from ep3stream.run.curves import DASH, MINUS, number
-from ep3stream.run.report_inputs import RunRecords, Table, real, table, texts
+from ep3stream.run.report_inputs import SECONDS_FIELDS, RunRecords, Table, real, table, texts
 
 Tile = tuple[str, str, str]
 """A headline figure: what it is, its value, a remark."""
@@ -191,19 +192,8 @@ def setup_seconds(records: RunRecords) -> float:
 
 
 def limit(records: RunRecords) -> str:
-    """What holds the fit back, in one sentence, from the cumulative seconds it waited for data."""
-    waited = records.steps.last("wait_s") / max(records.steps.last("elapsed_s"), 1e-9)
-    if not math.isfinite(waited):
-        return ""
-    told = f"The solver waited for data during {share(min(max(waited, 0.0), 1.0))} of the fit, so "
-    if waited < 0.05:
-        return (
-            told
-            + "arithmetic is the limit: a faster device or more of them would help, faster storage would not."
-        )
-    if waited < 0.25:
-        return told + "arithmetic is the main limit, and reading adds to it."
-    return told + "reading is the limit: faster storage, a larger memory budget or more readers would help."
+    """What holds the fit back, in a sentence."""
+    return bottleneck({name: records.steps.last(name) for name in SECONDS_FIELDS})
 
 
 def tiles(records: RunRecords) -> list[Tile]:

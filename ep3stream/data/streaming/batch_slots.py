@@ -56,14 +56,17 @@ class BatchSlot:
         if manifest.x_dtype != "float32":
             self._stored_x = np.zeros(self._stored_x.shape, manifest.x_dtype)
         self._device, self._copies = device, copies
+        self._copying: torch.cuda.Event | None = None
         self._copied: torch.cuda.Event | None = None
+        self._copied_s = 0.0
         self._released = self._consumer_event()
         self._step = self._n_rows = 0
 
     def begin(self, step: int) -> None:
         """Start the batch of a step; waits until the last one's copy has left the host memory."""
-        if self._copied is not None:
+        if self._copying is not None and self._copied is not None:
             self._copied.synchronize()
+            self._copied_s = self._copying.elapsed_time(self._copied) / 1000
         self._step, self._n_rows = step, 0
 
     def gather(self, x: NDArray[Any], y: NDArray[Any], rows: Rows) -> None:
@@ -84,9 +87,15 @@ class BatchSlot:
         with torch.cuda.stream(self._copies):
             if self._released is not None:
                 self._copies.wait_event(self._released)
+            self._copying = self._copies.record_event(torch.cuda.Event(enable_timing=True))
             self._x[:n_rows].copy_(self._host_x[:n_rows], non_blocking=True)
             self._y[:n_rows].copy_(self._host_y[:n_rows], non_blocking=True)
-            self._copied = self._copies.record_event()
+            self._copied = self._copies.record_event(torch.cuda.Event(enable_timing=True))
+
+    def take_copied_s(self) -> float:
+        """Seconds that the copy before the one under way took the device; once."""
+        copied_s, self._copied_s = self._copied_s, 0.0
+        return copied_s
 
     def batch(self, waited_s: float) -> Batch:
         """The batch, for use on the current stream, which waits for the copy; the caller does not."""

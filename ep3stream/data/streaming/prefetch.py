@@ -22,7 +22,7 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from ep3stream.data.backend import y_row
+from ep3stream.data.backend import ReadTimes, y_row
 from ep3stream.data.store import SplitReader
 from ep3stream.data.streaming.batch_slots import Batch, BatchSlot
 from ep3stream.data.streaming.order import RowOrder, Rows, WindowVisit
@@ -36,11 +36,17 @@ _BATCH_SLOTS = 3
 
 
 @dataclass(slots=True)
-class StreamTimes:
-    """Seconds spent so far: reading and decoding (summed over tasks), and gathering rows into batches."""
+class StreamTimes(ReadTimes):
+    """Seconds spent so far, beside the consumer's own.
 
-    read_s: float = 0.0
+    read_s, decode_s: summed over tasks, of which several run at once. In the one thread that makes batches,
+    segments_s: waiting for those tasks; gather_s: putting rows into batches; copy_s: making batches float32, and
+    copying them to the device.
+    """
+
+    segments_s: float = 0.0
     gather_s: float = 0.0
+    copy_s: float = 0.0
 
 
 class BatchStream:
@@ -160,7 +166,9 @@ class BatchStream:
                 began = time.perf_counter()
                 missing -= window.move_rows(missing, slot)
                 self.times.gather_s += time.perf_counter() - began
+            began = time.perf_counter()
             slot.send()
+            self.times.copy_s += slot.take_copied_s() + time.perf_counter() - began
             self._ready.put(slot)
 
     def _filled(self, windows: list[_Window], start: int) -> Iterator[_Window]:
@@ -170,10 +178,10 @@ class BatchStream:
             window.begin(visit)
             begun.append(window)
             if len(begun) == len(windows):
-                self.times.read_s += begun[0].finish()
+                begun[0].finish(self.times)
                 yield begun.popleft()
         for window in begun:
-            self.times.read_s += window.finish()
+            window.finish(self.times)
             yield window
 
 
@@ -203,13 +211,15 @@ class _Window:
             self._order.window_rows, visit.epoch, visit.index, visit.segments
         )
 
-    def finish(self) -> float:
-        """Waits until every row is here; returns the seconds that reading them took."""
-        read_s = 0.0
+    def finish(self, times: StreamTimes) -> None:
+        """Waits until every row is here; adds what that and reading them took."""
+        began = time.perf_counter()
         while self._begun:
-            read_s += self._begun.popleft()()  # A result on a cluster lives as long as its future: let go.
+            took = self._begun.popleft()()  # A result on a cluster lives as long as its future: let go.
+            times.read_s += took.read_s
+            times.decode_s += took.decode_s
         self.rows = self._sorting.result()[self._used :]
-        return read_s
+        times.segments_s += time.perf_counter() - began
 
     def move_rows(self, limit: int, slot: BatchSlot) -> int:
         """Give up to `limit` of the next rows to `slot`; returns how many."""

@@ -1,8 +1,8 @@
 """Reads of segments under way: by a few threads of this process, or by the workers of a Dask cluster.
 
 Both begin a read into the caller's memory and return at once, with a function that waits for the rows to be
-there, returns the seconds the reading took and raises what went wrong. Both are context managers, and `stop`,
-called from any thread, ends all waiting.
+there, returns the seconds it took to read and to decode them, and raises what went wrong. Both are context
+managers, and `stop`, called from any thread, ends all waiting.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ep3stream.data.backend import ReadTimes
 from ep3stream.data.store import SplitReader
 from ep3stream.errors import ConfigError, DamagedDataError, Ep3streamError
 
@@ -29,7 +30,7 @@ _LOCAL_THREADS = 2
 _PAUSES_S = (0.1, 0.5)
 _CONNECT_TIMEOUT_S = 10
 
-Finish = Callable[[], float]
+Finish = Callable[[], ReadTimes]
 
 
 class LocalReads:
@@ -49,7 +50,7 @@ class LocalReads:
         """Begin to read a segment into x and y, which must stay untouched until the returned function ends."""
         return self._pool.submit(self._read, segment, x, y).result
 
-    def _read(self, segment: int, x: NDArray[Any], y: NDArray[Any]) -> float:
+    def _read(self, segment: int, x: NDArray[Any], y: NDArray[Any]) -> ReadTimes:
         return read_patiently(self._reader, segment, x, y)[2]
 
     def stop(self) -> None:
@@ -98,9 +99,9 @@ class DaskReads:
                 raise RuntimeError("no reads begin outside the with block or after stop")
             future = self._executor.submit(_read_on_worker, *self._store, segment)
 
-        def finish() -> float:
+        def finish() -> ReadTimes:
             try:
-                x_rows, y_rows, elapsed_s = future.result()
+                x_rows, y_rows, times = future.result()
             except Ep3streamError:
                 raise
             except Exception as error:  # Lost workers and schedulers make themselves felt in many ways.
@@ -110,7 +111,7 @@ class DaskReads:
                     f"{self._address} ({error!r:.300}); see its workers' logs, then resume"
                 ) from error
             x[: len(x_rows)], y[: len(y_rows)] = x_rows, y_rows
-            return float(elapsed_s)
+            return times
 
         return finish
 
@@ -135,18 +136,21 @@ def _check_address(address: str) -> None:
 
 def read_patiently(
     reader: SplitReader, segment: int, x: NDArray[Any] | None = None, y: NDArray[Any] | None = None
-) -> tuple[NDArray[Any], NDArray[Any], float]:
-    """`reader.read_segment` and the seconds it took; an input/output error is met by two more attempts."""
-    began = time.perf_counter()
-    for pause_s in _PAUSES_S:
+) -> tuple[NDArray[Any], NDArray[Any], ReadTimes]:
+    """`reader.read_segment` and what it took; an input/output error is met by two more attempts."""
+    times, began = ReadTimes(), time.perf_counter()
+    for pause_s in (*_PAUSES_S, None):
         try:
-            return *reader.read_segment(segment, x, y), time.perf_counter() - began
+            rows = reader.read_segment(segment, x, y, times)
+            break
         except (OSError, DamagedDataError) as error:
-            if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+            if pause_s is None or not (isinstance(error, OSError) or isinstance(error.__cause__, OSError)):
                 raise
             _log.warning("trying again in %g s: %s", pause_s, error)
-        time.sleep(pause_s)
-    return *reader.read_segment(segment, x, y), time.perf_counter() - began
+            time.sleep(pause_s)
+    # What failed, and the pauses, are the storage's.
+    times.read_s = time.perf_counter() - began - times.decode_s
+    return *rows, times
 
 
 @lru_cache(maxsize=4)
@@ -157,5 +161,5 @@ def _reader_on_worker(path: Path, split: str, fingerprint: str) -> SplitReader:
 
 def _read_on_worker(
     path: Path, split: str, fingerprint: str, segment: int
-) -> tuple[NDArray[Any], NDArray[Any], float]:
+) -> tuple[NDArray[Any], NDArray[Any], ReadTimes]:
     return read_patiently(_reader_on_worker(path, split, fingerprint), segment)

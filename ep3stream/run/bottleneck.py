@@ -1,0 +1,60 @@
+"""What holds a fit back, in a sentence, from the seconds that metrics.jsonl records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+# Below the first share of waiting, storage does not matter; beyond the second, it matters most.
+_LITTLE, _MUCH = 0.05, 0.25
+
+_REMEDIES = {
+    "storage": "faster storage would help, or rows that take fewer bytes (convert with --codec lz4 or --dtype float16)",
+    "decoding": "more processors would help, a store that is not packed (convert with --codec none), or workers that "
+    "decode elsewhere (--dask)",
+    "putting rows into batches": "smaller segments would help (convert with --segment-bytes), which stay in the "
+    "processor's cache",
+    "copying to the device": "rows that take fewer bytes would help (convert with --dtype float16)",
+}
+
+
+def slowest_part(seconds: Mapping[str, float]) -> str | None:
+    """The part of the reading that the rest of it waits for, a key of the remedies; None where nothing tells."""
+    segments, gather, copy = (seconds.get(name, math.nan) for name in ("segments_s", "gather_s", "copy_s"))
+    if not segments + gather + copy > 0:
+        return None
+    if segments >= max(gather, copy):
+        return "storage" if seconds["read_s"] >= seconds["decode_s"] else "decoding"
+    return "putting rows into batches" if gather >= copy else "copying to the device"
+
+
+def bottleneck(seconds: Mapping[str, float]) -> str:
+    """A sentence or two from the last `seconds_spent`; empty where they do not tell."""
+    waited = seconds.get("wait_s", math.nan) / max(seconds.get("elapsed_s", math.nan), 1e-9)
+    if not math.isfinite(waited):
+        return ""
+    waited = min(max(waited, 0.0), 1.0)
+    told = f"The solver waited for data during {100 * waited:.1f}% of the fit, so "
+    if waited < _LITTLE:
+        told += (
+            "arithmetic is the limit: a faster device or more of them would help, faster storage would not."
+        )
+    else:
+        told += _of_reading(waited < _MUCH, slowest_part(seconds))
+    return told + _of_checkpoints(seconds)
+
+
+def _of_reading(is_little: bool, part: str | None) -> str:
+    main = "arithmetic is the main limit, and reading adds to it" if is_little else "reading is the limit"
+    if part is None:
+        return f"{main}: faster storage, a larger memory budget or more readers would help."
+    return f"{main}, most of all {part}: {_REMEDIES[part]}."
+
+
+def _of_checkpoints(seconds: Mapping[str, float]) -> str:
+    stalled = seconds.get("stalled_s", math.nan) / max(seconds["elapsed_s"], 1e-9)
+    if not stalled > _LITTLE:
+        return ""
+    return (
+        f" Checkpoints held it up for {100 * stalled:.1f}%: fewer of them would help (--checkpoint-minutes)."
+    )
