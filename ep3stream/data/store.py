@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from ep3stream.data.manifest import (
 )
 from ep3stream.data.verify import VerifyProgress, damaged_segments
 from ep3stream.errors import DamagedDataError, InputError
+
+if TYPE_CHECKING:
+    from ep3stream.data.streaming.torch_dataset import StoreDataset
 
 __all__ = [
     "STORE_FORMAT_VERSION",
@@ -104,6 +107,15 @@ class RowStore:
                 f"{self.path} has no split {name!r}; it has {', '.join(sorted(self.manifest.splits))}"
             )
         return SplitReader(self.path, name, self.manifest.fingerprint, self)
+
+    def to_torch(self, split: str = "train", batch_size: int = 1024, **settings: Any) -> StoreDataset:
+        """A split as a PyTorch data set of batches, with further settings of `StoreDataset` (shuffle, seed, rank ...).
+
+        Read once over all workers, resumable in mid-epoch; for `DataLoader(..., batch_size=None)`.
+        """
+        from ep3stream.data.streaming.torch_dataset import StoreDataset
+
+        return StoreDataset(self.split(split), batch_size, **settings)
 
     def verify(
         self, *, quick: bool = False, progress: Callable[[VerifyProgress], None] | None = None

@@ -43,13 +43,14 @@ def map_rows(
     return da.map_blocks(_of_rows, x, shared, of_block, dtype=dtype, meta=_meta(n_columns, dtype), **shape)
 
 
-def predict_lazily(model: Predictor, x: Any) -> Any:
-    """`model.predict` of a Dask array x, (n, d), as a lazy Dask array: (n,), or (n, c) for several targets."""
-    classes = model.class_names
-    if classes is not None:
-        return map_rows(model, x, Predictor.predict, None, np.asarray(classes).dtype)
-    n_targets = model.targets.n_outputs
-    return map_rows(model, x, Predictor.predict, None if n_targets == 1 else n_targets, np.float32)
+def predict_lazily(model: Predictor, x: Any, scores: bool = False) -> Any:
+    """`model.predict` of a Dask array x, (n, d), or with `scores` its `decision_function`, as a lazy Dask array."""
+    n_outputs = model.targets.n_outputs
+    if scores:
+        return map_rows(model, x, Predictor.decision_function, n_outputs, np.float32)
+    if model.class_names is not None:
+        return map_rows(model, x, Predictor.predict, None, np.asarray(model.class_names).dtype)
+    return map_rows(model, x, Predictor.predict, None if n_outputs == 1 else n_outputs, np.float32)
 
 
 def _of_rows(rows: Block, model: Predictor, of_block: Callable[[Predictor, Block], Block]) -> Block:

@@ -16,6 +16,7 @@ from ep3stream.config import MIB, Format
 from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store, open_store
 from ep3stream.data.streaming.scan import Segment, scan
 from ep3stream.errors import InputError
+from ep3stream.run.dask_rows import is_dask_array, predict_lazily
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import append_line
 from ep3stream.run.models import load
@@ -90,20 +91,27 @@ def score_rows(
 
 def predict(
     run: Path | str,
-    store: Path | str,
-    out: Path | str,
+    store: Any,
+    out: Path | str | None = None,
     split: str | None = None,
     kernel: KernelFunction | None = None,
     scores: bool = False,
-) -> int:
+) -> Any:
     """Writes the model's predictions for every row of a split, in the store's order; returns their number.
 
+    Given a Dask array, (n, d), and no `out`, it returns the predictions as a lazy Dask array, by blocks.
     The split is `test`, or the store's only one, unless named.
     An `out` ending in .npy becomes an array: targets (n,) or (n, c) float32, class ids (n,) int32, or with
     `scores` the (n, c) outputs behind them. Otherwise `out` becomes a store (HDF5 if it ends in .h5 or .hdf5)
     whose x are the outputs, (n, c), and whose y is the y of the rows.
     """
     model = load(run, kernel)
+    if is_dask_array(store) and out is None:
+        return predict_lazily(model, store, scores)
+    if is_dask_array(store) or out is None:
+        raise InputError(
+            "predictions of a store go to `out`, those of a Dask array are returned; correct the call"
+        )
     out = Path(out).absolute()
     if out.exists():
         raise InputError(f"{out} exists; remove it or choose another name")

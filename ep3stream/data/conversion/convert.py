@@ -71,7 +71,7 @@ class ConvertProgress:
 def convert(
     source: object,
     store: Path | str,
-    config: ConvertConfig,
+    config: ConvertConfig | None = None,
     *,
     x_file: Path | str | None = None,
     y_file: Path | str | None = None,
@@ -90,7 +90,7 @@ def convert(
     is_made = not restart and was_committed(store)
     if not is_made:
         refuse_existing(store)
-    config, recorded = take_over(config)
+    config, recorded = take_over(config or ConvertConfig())
     opened = open_source(source, config, x_file, y_file)
     config = replace(config, format=config.format or _format_of(store))
     if config.format == "hdf5" and config.codec in ("lz4", "zstd"):

@@ -35,8 +35,9 @@ class RowOrder:
 
     `excluded`, sorted row numbers, never appear (rows that became centers). Every other row appears exactly once
     an epoch. Epochs have `steps_per_epoch` steps whose batches differ by at most one row: none is dropped and
-    none is ragged. Raises InputError for sizes below 1, for excluded rows that are not sorted, repeat or do not
-    exist, and when they are all the rows.
+    none is ragged. Their number is a multiple of `shards`, so that as many readers can share an epoch evenly.
+    Raises InputError for sizes below 1, for excluded rows that are not sorted, repeat or do not exist, and when
+    they leave fewer rows than shards.
     """
 
     seed: int
@@ -45,11 +46,12 @@ class RowOrder:
     window_segments: int
     batch_size: int
     excluded: Rows
+    shards: int = 1
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; use 0 or more")
-        for name in ("n_rows", "segment_rows", "window_segments", "batch_size"):
+        for name in ("n_rows", "segment_rows", "window_segments", "batch_size", "shards"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; use 1 or more")
         rows = self.excluded
@@ -60,6 +62,8 @@ class RowOrder:
             )
         if not self.epoch_rows:
             raise InputError(f"excluded has all {self.n_rows} rows, so none is left to stream; exclude fewer")
+        if self.shards > self.epoch_rows:
+            raise InputError(f"{self.shards} readers share {self.epoch_rows} rows; use fewer workers")
 
     @property
     def epoch_rows(self) -> int:
@@ -68,8 +72,8 @@ class RowOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """ceil(epoch_rows / batch_size)."""
-        return -(-self.epoch_rows // self.batch_size)
+        """ceil(epoch_rows / batch_size), and more for a multiple of `shards`."""
+        return -(-self.epoch_rows // (self.batch_size * self.shards)) * self.shards
 
     @property
     def n_segments(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,15 +16,15 @@ _AHEAD = 2
 Segment = tuple[NDArray[Any], NDArray[Any]]
 
 
-def scan(reader: SplitReader) -> Iterator[Segment]:
-    """Yields x (rows, d) and y of segment 0, 1, ...; at most three segments are in memory.
+def scan(reader: SplitReader, first_segment: int = 0) -> Generator[Segment, None, None]:
+    """Yields x (rows, d) and y of segment 0, 1, ..., or from a later one; at most three segments are in memory.
 
     Raises DamagedDataError naming the segment that is not as written.
     """
     with ThreadPoolExecutor(_AHEAD, "ep3stream-scan") as pool:
         reads: deque[Future[Segment]] = deque()
         try:
-            for segment in range(reader.info.n_segments):
+            for segment in range(first_segment, reader.info.n_segments):
                 reads.append(pool.submit(reader.read_segment, segment))
                 if len(reads) > _AHEAD:
                     yield reads.popleft().result()
