@@ -91,7 +91,12 @@ class WritingBackend(Protocol):
 
 
 class ReadingBackend(Protocol):
-    """A finished store. `check` and `read` are called from several threads."""
+    """A finished store. `check` and `read` are called from several threads.
+
+    n_readers: how many segments are worth reading at once.
+    """
+
+    n_readers: int
 
     def check(self, info: SplitInfo, index: int) -> None:
         """Raises unless what holds segment `index` is there and of the size that the manifest declares."""

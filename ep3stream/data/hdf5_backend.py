@@ -132,6 +132,7 @@ class Hdf5Reader:
         self._path = path
         self._manifest = manifest
         self._places: dict[str, dict[str, NDArray[np.int64]]] = {}
+        self.n_readers = 2
 
     def check(self, info: SplitInfo, index: int) -> None:
         """That both chunks of the segment have their place in the file, which is as long."""

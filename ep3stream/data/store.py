@@ -17,6 +17,7 @@ from ep3stream.data import hdf5_backend, zarr_backend
 from ep3stream.data.backend import ReadingBackend, ReadTimes, y_row
 from ep3stream.data.conversion.spec import StoreSpec
 from ep3stream.data.conversion.writer import StoreWriter, create_store
+from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.data.manifest import (
     MANIFEST_NAME,
     STORE_FORMAT_VERSION,
@@ -25,6 +26,8 @@ from ep3stream.data.manifest import (
     SplitInfo,
     segment_digest,
 )
+from ep3stream.data.object_files import ObjectFiles
+from ep3stream.data.store_files import LocalFiles, StoreFiles
 from ep3stream.data.verify import VerifyProgress, damaged_segments
 from ep3stream.errors import DamagedDataError, InputError
 
@@ -45,19 +48,19 @@ __all__ = [
 ]
 
 
-def open_store(path: str | Path) -> RowStore:
-    """Open the store at `path`: a directory is Zarr, a file HDF5.
+def open_store(place: str | Path | ObjectUrl) -> RowStore:
+    """Open the store at `place`: a directory is Zarr, a file HDF5, and s3://bucket/key Zarr in a bucket.
 
-    Raises InputError when there is nothing, or nothing that was committed; DamagedDataError when the
-    manifest cannot be trusted.
+    Raises InputError when there is nothing, or nothing that was committed, or where a bucket cannot be reached;
+    DamagedDataError when the manifest cannot be trusted.
     """
-    path = Path(path).absolute()
+    path = location(place)
+    if isinstance(path, ObjectUrl):
+        return _open_zarr(path, ObjectFiles(path))
     if path.is_dir():
-        data = _manifest_bytes(zarr_backend.read_manifest, path)
-        manifest = Manifest.from_json(data, str(path / MANIFEST_NAME))
-        return RowStore(path, manifest, zarr_backend.ZarrReader(path, manifest))
+        return _open_zarr(path, LocalFiles(path))
     if path.is_file():
-        data = _manifest_bytes(hdf5_backend.read_manifest, path)
+        data = _manifest_bytes(lambda: hdf5_backend.read_manifest(path), path)
         manifest = Manifest.from_json(data, f"{path}: {MANIFEST_NAME}")
         return RowStore(path, manifest, hdf5_backend.Hdf5Reader(path, manifest))
     if os.path.lexists(path):
@@ -67,9 +70,17 @@ def open_store(path: str | Path) -> RowStore:
     raise InputError(f"{path} does not exist; convert the data first or correct the path")
 
 
-def _manifest_bytes(read: Callable[[Path], bytes | None], path: Path) -> bytes:
+def _open_zarr(path: Location, files: StoreFiles) -> RowStore:
+    data = _manifest_bytes(lambda: zarr_backend.read_manifest(files), path)
+    manifest = Manifest.from_json(data, f"{path}/{MANIFEST_NAME}")
+    return RowStore(path, manifest, zarr_backend.ZarrReader(files, manifest))
+
+
+def _manifest_bytes(read: Callable[[], bytes | None], path: Location) -> bytes:
     try:
-        data = read(path)
+        data = read()
+    except InputError:
+        raise
     except PermissionError as error:
         raise InputError(f"{path} may not be read ({error}); correct its permissions") from error
     except Exception as error:  # HDF5 meets damage with errors of many types.
@@ -84,7 +95,7 @@ def _manifest_bytes(read: Callable[[Path], bytes | None], path: Path) -> bytes:
 class RowStore:
     """A finished store. A context manager; holds no file open between reads, so it may be used by threads."""
 
-    def __init__(self, path: Path, manifest: Manifest, backend: ReadingBackend) -> None:
+    def __init__(self, path: Location, manifest: Manifest, backend: ReadingBackend) -> None:
         self.path = path
         self.manifest = manifest
         self._backend = backend
@@ -182,7 +193,7 @@ class SplitReader:
     It is pickled as a path and a name, and opens the store again at the first use in another process.
     """
 
-    def __init__(self, path: Path, name: str, fingerprint: str, store: RowStore | None = None) -> None:
+    def __init__(self, path: Location, name: str, fingerprint: str, store: RowStore | None = None) -> None:
         self.path = path
         self._name = name
         self._fingerprint = fingerprint
@@ -195,6 +206,11 @@ class SplitReader:
     def manifest(self) -> Manifest:
         """The store's manifest."""
         return self._opened().manifest
+
+    @property
+    def n_readers(self) -> int:
+        """How many segments are worth reading at once."""
+        return self._opened()._backend.n_readers
 
     @property
     def info(self) -> SplitInfo:

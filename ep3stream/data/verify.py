@@ -1,4 +1,4 @@
-"""Reading every segment of a store to see whether it is as written, on two threads and in bounded memory."""
+"""Reading every segment of a store to see whether it is as written, a few at once and in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from ep3stream.errors import DamagedDataError
 
 if TYPE_CHECKING:
     from ep3stream.data.store import SplitReader
-
-_THREADS = 2
-_QUEUED = 2 * _THREADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ def damaged_segments(
 ) -> list[DamagedSegment]:
     """Reads all segments of all splits; those that raise DamagedDataError, in order.
 
-    O(bytes of the store) time; two segments of memory.
+    O(bytes of the store) time; two segments of memory, more where many are worth reading at once.
     """
     began, n_read, damaged = time.perf_counter(), 0, []
     n_total = sum(reader.info.n_rows * row_bytes(reader.manifest) for reader in readers)
@@ -66,12 +63,12 @@ def _read_all(reader: SplitReader) -> Iterator[str | None]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(_THREADS, "ep3stream-verify") as pool:
+    with ThreadPoolExecutor(reader.n_readers, "ep3stream-verify") as pool:
         reads: deque[Future[str | None]] = deque()
         try:
             for index in range(reader.info.n_segments):
                 reads.append(pool.submit(read, index))
-                if len(reads) > _QUEUED:
+                if len(reads) > 2 * reader.n_readers:
                     yield reads.popleft().result()
             while reads:
                 yield reads.popleft().result()

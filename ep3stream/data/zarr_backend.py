@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Mapping
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,21 +12,19 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest
-from zarr.buffer.cpu import NDBuffer
+from zarr.buffer.cpu import Buffer
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import LocalStore, MemoryStore, WrapperStore
+from zarr.storage import MemoryStore
 
-from ep3stream.data.backend import ARRAYS, ReadTimes, SplitLayout, fsync, remove
+from ep3stream.data.backend import ARRAYS, SplitLayout, fsync, remove
 from ep3stream.data.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Codec, Manifest, SplitInfo
-from ep3stream.data.small_files import read_small_file
+from ep3stream.data.store_files import StoreFiles
+from ep3stream.data.zarr_chunks import ChunkReader
 from ep3stream.data.zarr_files import (
     METADATA,
     chunk_file,
     file_problems,
-    inside,
     metadata_files,
     read_metadata,
     require_stored,
@@ -174,66 +170,43 @@ def _bound_threads() -> None:
         zarr.config.set({"threading.max_workers": _DECODING_THREADS})
 
 
-# Of the read under way in this thread; zarr's own threads see it, their work being started from here.
-_times: ContextVar[ReadTimes] = ContextVar("_times")
-
-
-class _TimedStore(WrapperStore[LocalStore]):
-    """Notes how long it took to get the bytes, which zarr decodes in the same call."""
-
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        began = time.perf_counter()
-        found = await super().get(key, prototype, byte_range)
-        if (times := _times.get(None)) is not None:
-            times.read_s += time.perf_counter() - began
-        return found
-
-
 class ZarrReader:
     """Reads the segments of a finished group; holds no file open."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._path = path
+    def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
+        self._files = files
         self._manifest = manifest
-        self._arrays: dict[str, dict[str, zarr.Array[Any]]] = {}
-        _bound_threads()
+        self._chunks = ChunkReader(files)
+        self._checked: set[str] = set()
+        self.n_readers = files.n_readers
 
     def check(self, info: SplitInfo, index: int) -> None:
         """The sizes of the files that hold the segment."""
         for name in ARRAYS:
-            require_stored(self._path, self._manifest, info, name, index // info.segments_per_file)
+            require_stored(self._files, self._manifest, info, name, index // info.segments_per_file)
 
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
         """Read one checked segment into x and y."""
-        times = ReadTimes()
-        _times.set(times)
-        arrays = self._arrays.get(info.name)
-        if arrays is None:
-            arrays = self._arrays[info.name] = self._open_split(info)
-        start = index * info.segment_rows
+        layout = SplitLayout.of(self._manifest, info)
+        if info.name not in self._checked:
+            for name in ARRAYS:
+                _require_array(self._files, name, layout, info.n_rows)
+            self._checked.add(info.name)
+        place, read_s = index % info.segments_per_file, 0.0
         for name, file, target in zip(ARRAYS, self.pieces(info, index), (x, y), strict=True):
             try:
-                out = NDBuffer.from_numpy_array(target)
-                arrays[name].get_basic_selection(slice(start, start + len(target)), out=out)
+                read_s += self._chunks.read(file, layout, name, place, target)
             except (OSError, MemoryError):  # These are tried again, or are not the file's fault.
                 raise
             except Exception as error:  # Codecs meet damaged bytes with errors of many types.
                 raise ValueError(f"{file} does not decode: {error}") from error
-        return times.read_s
-
-    def _open_split(self, info: SplitInfo) -> dict[str, zarr.Array[Any]]:
-        layout = SplitLayout.of(self._manifest, info)
-        for name in ARRAYS:
-            read_metadata(self._path, f"{info.name}/{name}/{METADATA}")
-        return {name: _open_array(self._path, name, layout, info.n_rows) for name in ARRAYS}
+        return read_s
 
     def inventory(self) -> dict[str, str]:
         """Files that are missing, of another size than they must have, foreign, or metadata not as written."""
-        problems = file_problems(self._path, self._manifest)
+        problems = file_problems(self._files, self._manifest)
         for name in sorted(set(metadata_files(self._manifest)) - {MANIFEST_NAME} - set(problems)):
-            if problem := _metadata_problem(self._path, self._manifest, name):
+            if problem := _metadata_problem(self._files, self._manifest, name):
                 problems[name] = problem
         return problems
 
@@ -244,20 +217,20 @@ class ZarrReader:
         return tuple(chunk_file(info, name, dimensions[name], number) for name in ARRAYS)
 
 
-def _metadata_problem(path: Path, manifest: Manifest, name: str) -> str | None:
+def _metadata_problem(files: StoreFiles, manifest: Manifest, name: str) -> str | None:
     """What is wrong with a zarr.json, compared as zarr understands it with one made for the same layout."""
     _, split, array = ("", *Path(name).parent.parts, "", "")[:3]
     group = zarr.create_group(MemoryStore(), zarr_format=3)
     expected: dict[str, Any] = dict(group.metadata.to_dict())
     try:
-        raw = read_metadata(path, name)
+        data, raw = read_metadata(files, name)
         if not array:
-            found = zarr.open_group(str(path / split), mode="r", zarr_format=3).metadata.to_dict()
+            found = zarr.open_group(_alone(data), mode="r", zarr_format=3).metadata.to_dict()
         else:
             info = manifest.splits[split]
             made = _create_array(group, array, SplitLayout.of(manifest, info))
             expected = {**made.metadata.to_dict(), "shape": (info.n_rows, *made.shape[1:])}
-            found = zarr.open_array(str(path / split / array), mode="r", zarr_format=3).metadata.to_dict()
+            found = zarr.open_array(_alone(data), mode="r", zarr_format=3).metadata.to_dict()
     except MemoryError:
         raise
     except Exception as error:  # Whatever zarr makes of damaged metadata.
@@ -271,9 +244,15 @@ def _metadata_problem(path: Path, manifest: Manifest, name: str) -> str | None:
     return f"has {key} {found.get(key)!r:.80}; it must be {expected.get(key)!r:.80}"
 
 
-def _open_array(path: Path, name: str, layout: SplitLayout, n_rows: int) -> zarr.Array[Any]:
-    store = _TimedStore(LocalStore(path / layout.name / name, read_only=True))
-    array = zarr.open_array(store, mode="r", zarr_format=3)
+def _alone(metadata: bytes) -> MemoryStore:
+    """A store that holds nothing but this zarr.json."""
+    return MemoryStore({METADATA: Buffer.from_bytes(metadata)})
+
+
+def _require_array(files: StoreFiles, name: str, layout: SplitLayout, n_rows: int) -> None:
+    """Raises ValueError unless an array's metadata promise what the manifest does."""
+    path = f"{layout.name}/{name}/{METADATA}"
+    array = zarr.open_array(_alone(read_metadata(files, path)[0]), mode="r", zarr_format=3)
     found = (
         array.shape,
         str(array.dtype),
@@ -290,13 +269,12 @@ def _open_array(path: Path, name: str, layout: SplitLayout, n_rows: int) -> zarr
         [type(codec) for codec in _compressors(layout.codec)],
     )
     if found != promised:
-        raise ValueError(f"{layout.name}/{name}/{METADATA} declares {found} but the manifest {promised}")
-    return array
+        raise ValueError(f"{path} declares {found} but the manifest {promised}")
 
 
-def read_manifest(path: Path) -> bytes | None:
+def read_manifest(files: StoreFiles) -> bytes | None:
     """The manifest's bytes, or None where there is no manifest."""
     try:
-        return read_small_file(inside(path, MANIFEST_NAME), MAX_MANIFEST_BYTES)
+        return files.read_small(MANIFEST_NAME, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         return None

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ from numpy.typing import NDArray
 
 from ep3stream.data.backend import ARRAYS, SplitLayout
 from ep3stream.data.manifest import MANIFEST_NAME, Manifest, SplitInfo
-from ep3stream.data.small_files import read_small_file, require_own_file
+from ep3stream.data.store_files import StoreFiles
 
 METADATA = "zarr.json"
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 # A zarr.json of ours has some 1,500 bytes.
 _MAX_METADATA_BYTES = 1 << 16
@@ -43,14 +42,6 @@ def metadata_files(manifest: Manifest) -> Iterator[str]:
     for split in manifest.splits:
         yield f"{split}/{METADATA}"
         yield from (f"{split}/{name}/{METADATA}" for name in ARRAYS)
-
-
-def inside(root: Path, name: str) -> Path:
-    """The file `name` of the store at `root`; ValueError where a link leads to another place."""
-    path = os.path.join(root, name)
-    if os.path.realpath(path) != os.path.join(os.path.realpath(root), name):
-        raise ValueError(f"{name} is a link or lies behind one; put the file itself in the store")
-    return Path(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +66,9 @@ def unknown_keys(raw: Any, understood: Any) -> Iterator[str]:
             yield from unknown_keys(value, other)
 
 
-def file_problems(path: Path, manifest: Manifest) -> dict[str, str]:
+def file_problems(files: StoreFiles, manifest: Manifest) -> dict[str, str]:
     """File -> what is wrong, of those missing, of another size than they must have, or foreign to the store."""
-    found, chunks = dict(_walk(path)), dict(_chunk_files(manifest))
+    found, chunks = dict(files.walk()), dict(_chunk_files(manifest))
     expected = {*metadata_files(manifest), *chunks}
     folders = {str(folder) for name in expected for folder in PurePosixPath(name).parents}
     problems = dict.fromkeys(sorted(expected - set(found)), "is missing")
@@ -85,7 +76,7 @@ def file_problems(path: Path, manifest: Manifest) -> dict[str, str]:
         if name not in expected and name not in folders:
             problems[name] = "does not belong to the store"
         elif stat.S_ISREG(mode) and name in chunks:
-            if problem := _chunk_problem(path / name, chunks[name]):
+            if problem := _chunk_problem(files, name, chunks[name]):
                 problems[name] = problem
         elif stat.S_ISLNK(mode) or stat.S_ISREG(mode) != (name in expected):
             problems[name] = "is a link, or not the kind of file it must be; put the file itself there"
@@ -102,36 +93,35 @@ def _chunk_files(manifest: Manifest) -> Iterator[tuple[str, _ChunkFile]]:
                 yield name, _ChunkFile(layout, array, n_chunks)
 
 
-def require_stored(path: Path, manifest: Manifest, info: SplitInfo, array: str, number: int) -> None:
+def require_stored(files: StoreFiles, manifest: Manifest, info: SplitInfo, array: str, number: int) -> None:
     """Raises ValueError unless the array's file `number` lies in the store and has the size that it must have.
 
     That is told from the size of the file, the header of a compressed chunk, the index of a shard.
     """
     layout = SplitLayout.of(manifest, info)
     name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
-    file = inside(path, name)
+    n_chunks = min(info.segments_per_file, info.n_segments - number * info.segments_per_file)
     try:
-        require_own_file(file)
+        problem = _chunk_problem(files, name, _ChunkFile(layout, array, n_chunks))
     except FileNotFoundError:  # Zarr would fill the rows in, silently.
         raise FileNotFoundError(f"{name} is missing") from None
-    n_chunks = min(info.segments_per_file, info.n_segments - number * info.segments_per_file)
-    if problem := _chunk_problem(file, _ChunkFile(layout, array, n_chunks)):
+    if problem:
         raise ValueError(f"{name} {problem}")
 
 
-def read_metadata(path: Path, name: str) -> Any:
-    """The JSON of a zarr.json before zarr sees it; raises ValueError, or OSError, for what no store of ours holds.
+def read_metadata(files: StoreFiles, name: str) -> tuple[bytes, Any]:
+    """A zarr.json, and the JSON in it; raises ValueError, or OSError, for what no store of ours holds.
 
     Zarr reads a file of any size, and looks for a codec it does not know in every package that is installed.
     """
-    inside(path, name)
-    content = json.loads(read_small_file(path / name, _MAX_METADATA_BYTES))
+    data = files.read_small(name, _MAX_METADATA_BYTES)
+    content = json.loads(data)
     if isinstance(content, dict) and content.get("consolidated_metadata") is not None:
         raise ValueError(f"{name} has consolidated metadata, which are not ours")
     for codec in _codecs(content):
         if codec not in _CODECS:
             raise ValueError(f"{name} has the codec {codec!r:.80}, which is not one of {', '.join(_CODECS)}")
-    return content
+    return data, content
 
 
 def _codecs(content: Any) -> Iterator[Any]:
@@ -148,54 +138,41 @@ def _codecs(content: Any) -> Iterator[Any]:
                 yield from _codecs(codec.get("configuration"))
 
 
-def _walk(path: Path) -> Iterator[tuple[str, int]]:
-    """Every file, link and empty directory below `path`, with its mode; links are not followed."""
-    for folder, folders, files in os.walk(path, onerror=_raise):
-        names = [*files, *(name for name in folders if os.path.islink(os.path.join(folder, name)))]
-        for name in names:
-            file = Path(folder, name)
-            yield file.relative_to(path).as_posix(), file.lstat().st_mode
-        if not folders and not files:
-            yield Path(folder).relative_to(path).as_posix(), os.lstat(folder).st_mode
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _chunk_problem(file: Path, chunk: _ChunkFile) -> str | None:
-    layout = chunk.layout
-    row, dtype = layout.rows[chunk.array], np.dtype(layout.dtypes[chunk.array])
-    chunk_bytes = layout.chunk_rows * math.prod(row) * dtype.itemsize
-    stored_bytes = chunk_bytes + _CHECKSUM_BYTES if layout.codec == "none" else None
-    size = file.stat().st_size
+def _chunk_problem(files: StoreFiles, name: str, chunk: _ChunkFile) -> str | None:
+    layout, size = chunk.layout, files.size(name)
+    n_decoded = chunk_bytes(layout, chunk.array)
+    stored_bytes = n_decoded + CHECKSUM_BYTES if layout.codec == "none" else None
     if layout.chunks_per_file > 1:
-        return _shard_problem(file, size, layout.chunks_per_file, chunk.n_chunks, stored_bytes)
-    expected = _blosc_bytes(file, chunk_bytes) if stored_bytes is None else stored_bytes
+        return _shard_problem(files, name, size, layout.chunks_per_file, chunk.n_chunks, stored_bytes)
+    expected = _blosc_bytes(files, name, size, n_decoded) if stored_bytes is None else stored_bytes
     if expected is None:
         return f"has {size} bytes, which do not begin a compressed chunk"
     return None if size == expected else f"has {size} bytes; it must have {expected}"
 
 
-def _blosc_bytes(file: Path, chunk_bytes: int) -> int | None:
+def chunk_bytes(layout: SplitLayout, array: str) -> int:
+    """Of a chunk of `array`, decoded. The last one of a split is as long as the others, filled up."""
+    n_values = layout.chunk_rows * math.prod(layout.rows[array])
+    return n_values * np.dtype(layout.dtypes[array]).itemsize
+
+
+def _blosc_bytes(files: StoreFiles, name: str, size: int, n_decoded: int) -> int | None:
     """Size the file must have by the header of its compressed chunk; None where that is none of ours."""
-    with file.open("rb") as stream:
-        header = np.frombuffer(stream.read(_BLOSC_HEADER_BYTES), np.uint8)
-    if len(header) < _BLOSC_HEADER_BYTES:
+    if size < _BLOSC_HEADER_BYTES:
         return None
-    n_decoded, _, n_encoded = header[4:].view("<u4").tolist()
-    return n_encoded + _CHECKSUM_BYTES if n_decoded == chunk_bytes else None
+    header = np.empty(_BLOSC_HEADER_BYTES, np.uint8)
+    files.read_into(name, 0, header.data)
+    told, _, n_encoded = header[4:].view("<u4").tolist()
+    return n_encoded + CHECKSUM_BYTES if told == n_decoded else None
 
 
 def _shard_problem(
-    file: Path, size: int, n_places: int, n_chunks: int, stored_bytes: int | None
+    files: StoreFiles, name: str, size: int, n_places: int, n_chunks: int, stored_bytes: int | None
 ) -> str | None:
-    index_bytes = 16 * n_places + _CHECKSUM_BYTES
+    index_bytes = 16 * n_places + CHECKSUM_BYTES
     if size < index_bytes:
         return f"has {size} bytes; its index alone has {index_bytes}"
-    with file.open("rb") as stream:
-        stream.seek(size - index_bytes)
-        index = np.frombuffer(stream.read(16 * n_places), "<u8").reshape(n_places, 2)
+    index, _ = read_index(files, name, size, n_places)
     present = index[(index != _ABSENT).any(axis=1)]
     absent = [str(chunk) for chunk in np.flatnonzero((index[:n_chunks] == _ABSENT).all(axis=1))]
     if absent:
@@ -205,6 +182,13 @@ def _shard_problem(
     ):
         return f"has {size} bytes, which its index does not account for"
     return None
+
+
+def read_index(files: StoreFiles, name: str, size: int, n_places: int) -> tuple[NDArray[np.uint64], bytes]:
+    """Offset and bytes of each chunk of a shard, (n_places, 2), and the checksum behind them."""
+    data = np.empty(16 * n_places + CHECKSUM_BYTES, np.uint8)
+    files.read_into(name, size - len(data), data.data)
+    return data[:-CHECKSUM_BYTES].view("<u8").reshape(n_places, 2), data[-CHECKSUM_BYTES:].tobytes()
 
 
 def _fills(places: NDArray[np.uint64], n_bytes: int) -> bool:

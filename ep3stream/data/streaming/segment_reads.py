@@ -15,12 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ep3stream.data.backend import ReadTimes
+from ep3stream.data.location import Location
 from ep3stream.data.store import SplitReader
 from ep3stream.errors import ConfigError, DamagedDataError, Ep3streamError
 
@@ -154,12 +154,12 @@ def read_patiently(
 
 
 @lru_cache(maxsize=4)
-def _reader_on_worker(path: Path, split: str, fingerprint: str) -> SplitReader:
+def _reader_on_worker(path: Location, split: str, fingerprint: str) -> SplitReader:
     """One reader for all tasks of a worker: to open a store is to parse the digests of all its segments."""
     return SplitReader(path, split, fingerprint)
 
 
 def _read_on_worker(
-    path: Path, split: str, fingerprint: str, segment: int
+    path: Location, split: str, fingerprint: str, segment: int
 ) -> tuple[NDArray[Any], NDArray[Any], ReadTimes]:
     return read_patiently(_reader_on_worker(path, split, fingerprint), segment)

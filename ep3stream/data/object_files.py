@@ -1,0 +1,224 @@
+"""The files of a store in an S3-compatible bucket: ranges of objects, many requests at once.
+
+Address and credentials come from the usual variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+AWS_REGION, AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE and so on. Needs obstore, which repeats a request that failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ep3stream.data.location import ObjectUrl
+from ep3stream.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from obstore import PutMode
+    from obstore.store import S3Store
+
+_MIB = 1 << 20
+# What one request fetches. With the number of requests it bounds the bytes on their way: 64 MiB, about.
+_PART_BYTES = 1 * _MIB
+_SHORT_BYTES = 4096
+_REQUESTS = 64
+_READERS = 16
+_CONNECT_S, _REQUEST_S = 5, 30
+_RETRIES, _RETRY_S, _BACKOFF_S = 5, 60, 0.1
+
+
+# First byte, and the memory that it and those behind it are for.
+_Part = tuple[int, tuple[memoryview, ...]]
+
+
+class ObjectFiles:
+    """The objects below a prefix. Opens no connection before it is asked for something.
+
+    Besides what every reader of files raises, ConfigError without obstore, InputError for a bucket that is not
+    there, PermissionError for credentials that are refused, OSError for what may succeed another time.
+    """
+
+    n_readers: ClassVar[int] = _READERS
+
+    def __init__(self, url: ObjectUrl) -> None:
+        self._url = url
+        self._bucket = _connect(url)
+        self._sizes: dict[str, int] = {}
+        self._requests = _Budget(_REQUESTS)
+
+    def size(self, name: str) -> int:
+        """Of an object; one listing tells those of all that lie beside it."""
+        if name not in self._sizes:
+            self._sizes.update(self._list(name.rpartition("/")[0]))
+        if name not in self._sizes:
+            raise FileNotFoundError(f"{name} is missing")
+        return self._sizes[name]
+
+    def read_into(self, name: str, start: int, *outs: memoryview) -> None:
+        """By requests for parts of at most 1 MiB, side by side."""
+        parts = list(_parts(start, outs))
+        with self._naming(name), self._requests.some(len(parts)) as n_at_once:
+            asyncio.run(self._read_parts(name, parts, n_at_once))
+
+    async def _read_parts(self, name: str, parts: list[_Part], n_at_once: int) -> None:
+        import obstore
+
+        queue = iter(parts)
+
+        async def work() -> None:
+            for start, outs in queue:
+                wanted = sum(map(len, outs))
+                data = await obstore.get_range_async(
+                    self._bucket, self._key(name), start=start, length=wanted
+                )
+                if len(data) != wanted:
+                    raise OSError(f"{name}: {len(data)} bytes came of the {wanted} asked for")
+                rest = memoryview(data)
+                for out in outs:
+                    out[:], rest = rest[: len(out)], rest[len(out) :]
+
+        # Those that still run when one fails are cancelled with the loop.
+        await asyncio.gather(*(work() for _ in range(n_at_once)))
+
+    def read_small(self, name: str, max_bytes: int) -> bytes:
+        """The whole object."""
+        import obstore
+
+        with self._naming(name):
+            found = obstore.get(self._bucket, self._key(name))
+            if found.meta["size"] > max_bytes:
+                raise OSError(f"{name} is larger than {max_bytes} bytes")
+            return bytes(found.bytes())
+
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """Objects are all there is."""
+        for name in self._list(""):
+            yield name, stat.S_IFREG
+
+    def n_bytes(self) -> int:
+        """Of all objects."""
+        return sum(self._list("").values())
+
+    def _list(self, folder: str) -> dict[str, int]:
+        return {name: size for name, (size, _) in self.listing(folder).items()}
+
+    def listing(self, folder: str = "") -> dict[str, tuple[int, str | None]]:
+        """Name -> bytes and entity tag of every object below `folder`."""
+        import obstore
+
+        prefix, skip = self._key(folder).rstrip("/") + "/", len(self._url.key) + 1
+        with self._naming(folder or str(self._url)):
+            return {
+                item["path"][skip:]: (item["size"], item["e_tag"])
+                for page in obstore.list(self._bucket, prefix)
+                for item in page
+            }
+
+    def put(self, name: str, data: Any, *, is_new: bool = False) -> str | None:
+        """Write an object, from bytes or a path; its entity tag. is_new: FileExistsError where there is one."""
+        import obstore
+
+        with self._naming(name):
+            mode: PutMode = "create" if is_new else "overwrite"
+            return obstore.put(self._bucket, self._key(name), data, mode=mode)["e_tag"]
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete objects; those that are not there need not be."""
+        import obstore
+
+        with self._naming(str(self._url)):
+            obstore.delete(self._bucket, [self._key(name) for name in names])
+
+    def _key(self, name: str) -> str:
+        return f"{self._url.key}/{name}"
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Makes errors of obstore what readers of files expect."""
+        from obstore import exceptions
+
+        try:
+            yield
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise InputError(
+                    f"bucket {self._url.bucket!r} does not exist; make it, or correct {self._url}"
+                ) from None
+            raise FileNotFoundError(f"{name} is missing") from None
+        except exceptions.AlreadyExistsError:
+            raise FileExistsError(f"{name} exists") from None
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
+            raise PermissionError(f"access to {name} is refused: {_told(error)}") from None
+        except exceptions.BaseError as error:
+            raise OSError(f"{name}: {_told(error)}") from None
+
+
+def _parts(start: int, outs: Sequence[memoryview]) -> Iterator[_Part]:
+    """First byte of each request, and the memory for what it brings. A short piece goes with the one before."""
+    pending: list[memoryview] = []
+    for out in outs:
+        for first in range(0, len(out), _PART_BYTES):
+            piece = out[first : first + _PART_BYTES]
+            if pending and sum(map(len, pending)) + len(piece) > _PART_BYTES + _SHORT_BYTES:
+                yield start, tuple(pending)
+                start += sum(map(len, pending))
+                pending = []
+            pending.append(piece)
+    if pending:
+        yield start, tuple(pending)
+
+
+class _Budget:
+    """A number of requests, which those who read at the same time share."""
+
+    def __init__(self, total: int) -> None:
+        self._lock = threading.Lock()
+        self._free = total
+
+    @contextmanager
+    def some(self, wanted: int) -> Iterator[int]:
+        """How many to make at once: up to half of those that are free, for others may come; at least one."""
+        with self._lock:
+            granted = max(1, min(wanted, self._free // 2))
+            self._free -= granted
+        try:
+            yield granted
+        finally:
+            with self._lock:
+                self._free += granted
+
+
+def _connect(url: ObjectUrl) -> S3Store:
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+    except ImportError as error:
+        raise ConfigError(f"{url} needs obstore; pip install 'ep3stream[s3]'") from error
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    try:
+        return S3Store(
+            url.bucket,
+            client_options={
+                # A user who writes http means it: his own server, most likely on his own network.
+                "allow_http": endpoint.startswith("http://"),
+                "connect_timeout": timedelta(seconds=_CONNECT_S),
+                "timeout": timedelta(seconds=_REQUEST_S),
+            },
+            retry_config={
+                "max_retries": _RETRIES,
+                "retry_timeout": timedelta(seconds=_RETRY_S),
+                "backoff": {"init_backoff": timedelta(seconds=_BACKOFF_S)},
+            },
+        )
+    except (BaseError, ValueError) as error:
+        raise ConfigError(f"{url}: {_told(error)}; correct the AWS_... variables") from error
+
+
+def _told(error: Exception) -> str:
+    """What an error of obstore says, without the long account of its inner parts that follows."""
+    return " ".join(str(error).partition("\n\nDebug source:")[0].split())[:300]
