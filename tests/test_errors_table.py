@@ -9,6 +9,7 @@ import gzip
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from s3_server import ENVIRONMENT, s3_server
 
 import ep3stream
 from ep3stream import cli
@@ -207,6 +209,26 @@ def link_in_store(store: Path) -> None:
     file.symlink_to(store.parent / "elsewhere")
 
 
+def in_bucket(w: Workspace, fault: Any, *command: object) -> tuple[int, str]:
+    """A command while the server of `s3://bucket` answers with a status, or not at all."""
+    w.patch.setattr("ep3stream.data.object_files._RETRIES", 0)
+    w.patch.chdir(w.here)
+    with s3_server() as server:
+        server.make_bucket()
+        server.fault = lambda _: fault
+        url = "http://127.0.0.1:9" if fault == "dead" else server.url
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
+            w.patch.setenv(name, value)
+        return w.said(*command)
+
+
+def without_obstore(w: Workspace) -> tuple[int, str]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "obstore"]:
+        w.patch.delitem(sys.modules, name)
+    w.patch.setitem(sys.modules, "obstore", None)
+    return w.said("inspect", "s3://bucket/rows.zarr")
+
+
 CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     # data to convert
     "a cell is empty or NaN": lambda w: w.convert(f"a,b,y\n{ROWS}nan,1,1\n"),
@@ -321,6 +343,19 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a pipe as settings": lambda w: w.fit("--config", pipe(w)),
     "a full disk": full_disk,
     "a read-only disk": read_only,
+    # buckets
+    "a URL that names no object": lambda w: w.said("fit", "s3://bucket", w.here / "run"),
+    "a bucket that does not exist": lambda w: in_bucket(w, None, "inspect", "s3://other/rows.zarr"),
+    "credentials that are refused": lambda w: in_bucket(w, 403, "inspect", "s3://bucket/rows.zarr"),
+    "a server that does not answer": lambda w: in_bucket(w, "dead", "inspect", "s3://bucket/rows.zarr"),
+    "a bucket that may not be written to": lambda w: in_bucket(
+        w, 403, "convert", w.made / "rows.csv", "s3://bucket/out.zarr", "--target", "y"
+    ),
+    "a store in a bucket, without obstore": without_obstore,
+    "a run in a bucket": lambda w: w.said("fit", w.made / "rows.zarr", "s3://bucket/run"),
+    "an HDF5 store in a bucket": lambda w: in_bucket(
+        w, None, "convert", w.made / "rows.csv", "s3://bucket/rows.h5", "--target", "y"
+    ),
     # versions
     "a store of a newer version": lambda w: damage(
         w, lambda store: newer(store / "manifest.json"), "inspect", "STORE"

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from ep3stream.data import store as store_module
-from ep3stream.data import zarr_backend
 from ep3stream.data.backend import ReadTimes
 from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
+from ep3stream.data.store_files import LocalFiles
 from ep3stream.data.streaming import segment_reads
 from ep3stream.data.streaming.order import RowOrder
 from ep3stream.data.streaming.prefetch import BatchStream
@@ -251,14 +251,14 @@ def test_times_tell_reading_bytes_from_making_rows_of_them(
     times = ReadTimes()
     reader.read_segment(0, times=times)
     assert 0 < times.read_s < pause_s <= times.decode_s
-    read = zarr_backend.LocalStore.get
+    read = LocalFiles.read_into
 
-    async def slow_get(*arguments: Any) -> Any:
+    def slow_read(*arguments: Any) -> None:
         time.sleep(pause_s)
-        return await read(*arguments)
+        read(*arguments)
 
     if format == "zarr":
-        monkeypatch.setattr(zarr_backend.LocalStore, "get", slow_get)
+        monkeypatch.setattr(LocalFiles, "read_into", slow_read)
         slow = ReadTimes()
         reader.read_segment(1, times=slow)
         assert 2 * pause_s <= slow.read_s < slow.decode_s + 2 * pause_s

@@ -22,6 +22,7 @@ from ep3stream.config import (
     parse_renames,
     parse_splits,
 )
+from ep3stream.data.location import location
 from ep3stream.errors import ConfigError
 from ep3stream.run.describe import describe_new_store
 
@@ -39,6 +40,7 @@ def add(commands: Any) -> None:
         "ep3stream convert rows.svmlight rows.zarr --features 1000 --index-base 0",
         "ep3stream convert arrays.npz arrays.h5",
         "ep3stream convert --x x.npy --y y.npy rows.zarr --no-shuffle",
+        "ep3stream convert rows.npz s3://bucket/rows.zarr",
         "ep3stream convert --x sky.h5:/train/images --y sky.h5:/train/labels sky.zarr",
     )
     convert.add_argument(
@@ -47,7 +49,7 @@ def add(commands: Any) -> None:
         type=Path,
         metavar="SOURCE... STORE",
         help="files, directories or patterns of CSV, TSV (also .gz, .zst, .zip), Parquet, Arrow, Feather or svmlight; "
-        "or one .npz, HDF5 or Zarr with arrays x and y; the last one is the store to make",
+        "or one .npz, HDF5 or Zarr with arrays x and y; the last one is the store to make, a path or s3://bucket/key",
     )
     convert.add_argument(
         "--x",
@@ -94,6 +96,12 @@ def add(commands: Any) -> None:
         help="read and checked together; default: 16MiB",
     )
     convert.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIRECTORY",
+        help="where a store for s3:// is made before it is uploaded; default: here",
+    )
+    convert.add_argument(
         "--restart", action="store_true", help="begin again what was left unfinished, with other settings too"
     )
 
@@ -131,7 +139,8 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.data.conversion.convert import convert
     from ep3stream.run.progress import convert_bar
 
-    *sources, store = options.paths
+    *sources, last = options.paths
+    store = location(last)
     if not sources and options.x is None and options.y is None:
         raise ConfigError(f"only {store} was given; name what to convert and then the store to make of it")
     config = ConvertConfig(
@@ -164,7 +173,9 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
     files = {"x_file": options.x, "y_file": options.y}
     try:
         with convert_bar(console) as show:
-            convert(sources, store, config, **files, restart=options.restart, progress=show)
+            convert(
+                sources, store, config, **files, restart=options.restart, work=options.work, progress=show
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command to go on") from None
     say(console, describe_new_store(store))

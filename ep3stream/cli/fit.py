@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from ep3stream.cli.options import checked, command, epochs, number_or, say
+from ep3stream.cli.options import checked, command, disk_path, epochs, number_or, say, store_place
 from ep3stream.config import (
     MAX_CONFIG_BYTES,
     FitConfig,
@@ -68,8 +68,8 @@ def add(commands: Any) -> None:
         "fit a kernel machine to a store; the same command resumes it",
         "ep3stream fit flights.zarr runs/first --centers 10000 --epochs 2 --validate test",
     )
-    fit.add_argument("store", type=Path, metavar="STORE")
-    fit.add_argument("run", type=Path, metavar="RUN", help="directory of the fit's results")
+    fit.add_argument("store", type=store_place, metavar="STORE", help="a path, or s3://bucket/key")
+    fit.add_argument("run", type=disk_path, metavar="RUN", help="directory of the fit's results")
     fit.add_argument(
         "--config", type=Path, metavar="FILE.toml", help="settings; options given here come first"
     )

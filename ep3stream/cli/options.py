@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
+from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.errors import ConfigError
 
 QUIET = "only warnings and errors on stderr"
@@ -58,6 +60,18 @@ def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse_or_explain
+
+
+def store_place(text: str) -> Location:
+    """A path, or the URL of a store in a bucket."""
+    return checked(location)(text)  # type: ignore[no-any-return]
+
+
+def disk_path(text: str) -> Path:
+    """A path on a disk: what a run or predictions need, which are written piece by piece."""
+    if isinstance(checked(location)(text), ObjectUrl):
+        raise argparse.ArgumentTypeError(f"{text} is in a bucket, where only stores are kept; give a path")
+    return Path(text)
 
 
 def number_or(word: str, number: Callable[[str], Any]) -> Callable[[str], Any]:

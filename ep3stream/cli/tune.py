@@ -10,7 +10,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from ep3stream.cli.fit import FIT_SETTINGS, fit_config
-from ep3stream.cli.options import checked, command, say
+from ep3stream.cli.options import checked, command, say, store_place
 from ep3stream.config import Scale, parse_bytes, parse_names
 from ep3stream.run.metrics import json_text
 
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "choose kernel, bandwidth and ridge on a sample; writes settings for `fit --config`",
         "ep3stream tune flights.zarr --validate validation --feature-scale",
     )
-    tune.add_argument("store", type=Path, metavar="STORE")
+    tune.add_argument("store", type=store_place, metavar="STORE", help="a path, or s3://bucket/key")
     tune.add_argument(
         "--out", type=Path, metavar="FILE.toml", help="default: the store's name with .tuned.toml"
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ep3stream.cli.options import command, say
+from ep3stream.cli.options import command, disk_path, say, store_place
 from ep3stream.data.verify import VerifyProgress
 from ep3stream.run.describe import describe_evaluation, describe_path, describe_soundness
 from ep3stream.run.metrics import json_text
@@ -35,9 +34,9 @@ def add(commands: Any) -> None:
         "ep3stream predict runs/first new.zarr predictions.npy --split train",
     )
     for each in (evaluate, predict):
-        each.add_argument("run", type=Path, metavar="RUN")
-        each.add_argument("store", type=Path, metavar="STORE")
-    predict.add_argument("out", type=Path, metavar="OUT", help=".npy, .h5, or a directory for zarr")
+        each.add_argument("run", type=disk_path, metavar="RUN")
+        each.add_argument("store", type=store_place, metavar="STORE", help="a path, or s3://bucket/key")
+    predict.add_argument("out", type=disk_path, metavar="OUT", help=".npy, .h5, or a directory for zarr")
     predict.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
     for each in (evaluate, predict):
         each.add_argument("--split", metavar="SPLIT", help="default: test, or the store's only one")
@@ -52,7 +51,12 @@ def add(commands: Any) -> None:
         "ep3stream verify flights.zarr",
     )
     for each in (inspect, verify):
-        each.add_argument("path", type=Path, metavar="PATH")
+        each.add_argument(
+            "path",
+            type=store_place,
+            metavar="PATH",
+            help="of a store or a run, or s3://bucket/key of a store",
+        )
     verify.add_argument(
         "--quick", action="store_true", help="sizes and presence only: misses changed bytes, reads no row"
     )

@@ -7,13 +7,16 @@ AWS_REGION, AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE and so on. Needs obstore, which
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ep3stream.data.location import ObjectUrl
 from ep3stream.errors import ConfigError, InputError
@@ -30,6 +33,12 @@ _REQUESTS = 64
 _READERS = 16
 _CONNECT_S, _REQUEST_S = 5, 30
 _RETRIES, _RETRY_S, _BACKOFF_S = 5, 60, 0.1
+_PAUSES_S = (0.1, 0.5)
+_REFUSED = re.compile(
+    r"status code: 40[13]|<Code>(AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken)<"
+)
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 # First byte, and the memory that it and those behind it are for.
@@ -54,7 +63,8 @@ class ObjectFiles:
     def size(self, name: str) -> int:
         """Of an object; one listing tells those of all that lie beside it."""
         if name not in self._sizes:
-            self._sizes.update(self._list(name.rpartition("/")[0]))
+            beside = self.listing(name.rpartition("/")[0])
+            self._sizes |= {other: size for other, (size, _) in beside.items()}
         if name not in self._sizes:
             raise FileNotFoundError(f"{name} is missing")
         return self._sizes[name]
@@ -62,8 +72,8 @@ class ObjectFiles:
     def read_into(self, name: str, start: int, *outs: memoryview) -> None:
         """By requests for parts of at most 1 MiB, side by side."""
         parts = list(_parts(start, outs))
-        with self._naming(name), self._requests.some(len(parts)) as n_at_once:
-            asyncio.run(self._read_parts(name, parts, n_at_once))
+        with self._requests.some(len(parts)) as n_at_once:
+            self._patiently(name, lambda: asyncio.run(self._read_parts(name, parts, n_at_once)))
 
     async def _read_parts(self, name: str, parts: list[_Part], n_at_once: int) -> None:
         import obstore
@@ -89,35 +99,38 @@ class ObjectFiles:
         """The whole object."""
         import obstore
 
-        with self._naming(name):
+        def get() -> bytes:
             found = obstore.get(self._bucket, self._key(name))
             if found.meta["size"] > max_bytes:
                 raise OSError(f"{name} is larger than {max_bytes} bytes")
             return bytes(found.bytes())
 
+        return self._patiently(name, get)
+
     def walk(self) -> Iterator[tuple[str, int]]:
         """Objects are all there is."""
-        for name in self._list(""):
+        for name in self.listing():
             yield name, stat.S_IFREG
 
     def n_bytes(self) -> int:
         """Of all objects."""
-        return sum(self._list("").values())
+        return sum(size for size, _ in self.listing().values())
 
-    def _list(self, folder: str) -> dict[str, int]:
-        return {name: size for name, (size, _) in self.listing(folder).items()}
-
-    def listing(self, folder: str = "") -> dict[str, tuple[int, str | None]]:
-        """Name -> bytes and entity tag of every object below `folder`."""
+    def listing(self, folder: str = "", limit: int | None = None) -> dict[str, tuple[int, str | None]]:
+        """Name -> bytes and entity tag of every object below `folder`, or of `limit` objects and some more."""
         import obstore
 
         prefix, skip = self._key(folder).rstrip("/") + "/", len(self._url.key) + 1
-        with self._naming(folder or str(self._url)):
-            return {
-                item["path"][skip:]: (item["size"], item["e_tag"])
-                for page in obstore.list(self._bucket, prefix)
-                for item in page
-            }
+
+        def pages() -> dict[str, tuple[int, str | None]]:
+            found: dict[str, tuple[int, str | None]] = {}
+            for page in obstore.list(self._bucket, prefix):
+                found |= {item["path"][skip:]: (item["size"], item["e_tag"]) for item in page}
+                if limit is not None and len(found) >= limit:
+                    break
+            return found
+
+        return self._patiently(folder or str(self._url), pages)
 
     def put(self, name: str, data: Any, *, is_new: bool = False) -> str | None:
         """Write an object, from bytes or a path; its entity tag. is_new: FileExistsError where there is one."""
@@ -125,7 +138,15 @@ class ObjectFiles:
 
         with self._naming(name):
             mode: PutMode = "create" if is_new else "overwrite"
-            return obstore.put(self._bucket, self._key(name), data, mode=mode)["e_tag"]
+            try:
+                return obstore.put(self._bucket, self._key(name), data, mode=mode)["e_tag"]
+            except obstore.exceptions.GenericError as error:
+                # Not every server knows If-None-Match; those that do not are asked before.
+                if not is_new or "NotImplemented" not in str(error):
+                    raise
+        if name in self.listing():
+            raise FileExistsError(f"{name} exists")
+        return self.put(name, data)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete objects; those that are not there need not be."""
@@ -137,6 +158,20 @@ class ObjectFiles:
     def _key(self, name: str) -> str:
         return f"{self._url.key}/{name}"
 
+    def _patiently(self, name: str, fetch: Callable[[], _T]) -> _T:
+        """What `fetch` gives. obstore repeats what the server refuses, but not what it began and did not end."""
+        for pause_s in _PAUSES_S:
+            try:
+                with self._naming(name):
+                    return fetch()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError as error:
+                _log.info("asking again in %g s: %s", pause_s, error)
+            time.sleep(pause_s)
+        with self._naming(name):
+            return fetch()
+
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
         """Makes errors of obstore what readers of files expect."""
@@ -144,17 +179,17 @@ class ObjectFiles:
 
         try:
             yield
-        except FileNotFoundError as error:
+        except exceptions.AlreadyExistsError:
+            raise FileExistsError(f"{name} exists") from None
+        except (exceptions.BaseError, FileNotFoundError) as error:
             if "NoSuchBucket" in str(error):
                 raise InputError(
                     f"bucket {self._url.bucket!r} does not exist; make it, or correct {self._url}"
                 ) from None
-            raise FileNotFoundError(f"{name} is missing") from None
-        except exceptions.AlreadyExistsError:
-            raise FileExistsError(f"{name} exists") from None
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise PermissionError(f"access to {name} is refused: {_told(error)}") from None
-        except exceptions.BaseError as error:
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"{name} is missing") from None
+            if _REFUSED.search(str(error)):  # A refused listing has no type of its own.
+                raise PermissionError(f"access to {name} is refused: {_told(error)}") from None
             raise OSError(f"{name}: {_told(error)}") from None
 
 
@@ -220,5 +255,8 @@ def _connect(url: ObjectUrl) -> S3Store:
 
 
 def _told(error: Exception) -> str:
-    """What an error of obstore says, without the long account of its inner parts that follows."""
-    return " ".join(str(error).partition("\n\nDebug source:")[0].split())[:300]
+    """What a server or the network said, out of an error of obstore's, which repeats URLs and inner parts."""
+    text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
+    if answer := re.search(r"<Code>(.{1,80}?)</Code>(?:.*?<Message>(.{1,200}?)</Message>)?", text):
+        return ": ".join(part for part in answer.groups() if part)
+    return text.rpartition(" - ")[2][:300]

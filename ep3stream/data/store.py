@@ -56,7 +56,7 @@ def open_store(place: str | Path | ObjectUrl) -> RowStore:
     """
     path = location(place)
     if isinstance(path, ObjectUrl):
-        return _open_zarr(path, ObjectFiles(path))
+        return _open_in_bucket(path)
     if path.is_dir():
         return _open_zarr(path, LocalFiles(path))
     if path.is_file():
@@ -68,6 +68,18 @@ def open_store(place: str | Path | ObjectUrl) -> RowStore:
             f"{path} is a link that leads nowhere or in a circle, or neither file nor directory; correct the path"
         )
     raise InputError(f"{path} does not exist; convert the data first or correct the path")
+
+
+def _open_in_bucket(url: ObjectUrl) -> RowStore:
+    files = ObjectFiles(url)
+    try:
+        if not files.listing(limit=1):
+            raise InputError(f"{url} does not exist; convert the data first or correct the path")
+        return _open_zarr(url, files)
+    except OSError as error:
+        raise InputError(
+            f"{url} cannot be reached ({error}); correct the network or the AWS_... variables"
+        ) from error
 
 
 def _open_zarr(path: Location, files: StoreFiles) -> RowStore:
@@ -84,6 +96,8 @@ def _manifest_bytes(read: Callable[[], bytes | None], path: Location) -> bytes:
     except PermissionError as error:
         raise InputError(f"{path} may not be read ({error}); correct its permissions") from error
     except Exception as error:  # HDF5 meets damage with errors of many types.
+        if isinstance(path, ObjectUrl) and isinstance(error, OSError):
+            raise  # Of the network, which is not damage.
         raise DamagedDataError(
             f"{path} cannot be read ({error!r:.300}); restore it or convert again"
         ) from error

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
+from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.data.readers.npy import open_array
 from ep3stream.data.store import SplitReader, open_store
 from ep3stream.data.streaming.sample import sample_rows
@@ -45,8 +46,9 @@ class CenterSource:
         if centers.startswith(_CLUSTERED):
             n_centers = _n_clusters(centers, reader.info.n_rows)
             return cls(n_centers, partial(_cluster_means, reader, n_centers, config))
-        path = Path(centers)
-        if _is_split(path):
+        place = location(centers)
+        path = place if isinstance(place, ObjectUrl) else Path(centers)
+        if isinstance(path, ObjectUrl) or _is_split(path):
             n_centers = _check_split(path, reader)
             return cls(n_centers, partial(_in_own_order, config, partial(_split_points, path)))
         stored = _open_points(path, reader.manifest.n_features)
@@ -103,7 +105,7 @@ def _is_split(path: Path) -> bool:
     return path.parent.is_file() or (not path.is_file() and (path.parent / "zarr.json").is_file())
 
 
-def _check_split(path: Path, reader: SplitReader) -> int:
+def _check_split(path: Location, reader: SplitReader) -> int:
     """How many rows it has; ConfigError unless they have the features of the fit, InputError without such a split."""
     with open_store(path.parent) as store:
         names = store.manifest.feature_names
@@ -115,7 +117,7 @@ def _check_split(path: Path, reader: SplitReader) -> int:
         return store.split(path.name).info.n_rows
 
 
-def _split_points(path: Path) -> Tensor:
+def _split_points(path: Location) -> Tensor:
     with open_store(path.parent) as store:
         reader = store.split(path.name)
         return torch.from_numpy(reader.read_rows(np.arange(reader.info.n_rows))[0]).float()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ep3stream.data.location import Location
 from ep3stream.run.describe_store import bytes_text, describe_store
 from ep3stream.run.inspect import inspect
 
@@ -27,7 +27,7 @@ _PLAN = (
 )
 
 
-def describe_path(path: Path, *, width: int = _WIDTH, is_terminal: bool = False) -> str:
+def describe_path(path: Location, *, width: int = _WIDTH, is_terminal: bool = False) -> str:
     """What lies at `path`, store or run, in tables; on a terminal with its styles and finer bars."""
     content = inspect(path)
     if content["what"] == "run":
@@ -45,7 +45,7 @@ def describe_path(path: Path, *, width: int = _WIDTH, is_terminal: bool = False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def describe_new_store(path: Path) -> str:
+def describe_new_store(path: Location) -> str:
     """One line about a store just made."""
     content = inspect(path)
     splits = ", ".join(f"{name} {split['rows']:,} rows" for name, split in content["splits"].items())
@@ -60,7 +60,7 @@ def describe_evaluation(scores: dict[str, Any]) -> str:
     return "\n".join(f"{name:<9} {_number(value)}" for name, value in scores.items())
 
 
-def describe_soundness(path: Path, bytes_read: int | None, elapsed_s: float) -> str:
+def describe_soundness(path: Location, bytes_read: int | None, elapsed_s: float) -> str:
     """One line about a path that `verify` found nothing wrong with; bytes_read is None when it was quick."""
     if bytes_read is None:
         return f"{path} is complete: all sizes are right ({elapsed_s:.1f} s; no row was read)"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import MIB, Format
+from ep3stream.data.location import ObjectUrl, location
 from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store, open_store
 from ep3stream.data.streaming.scan import Segment, scan
 from ep3stream.errors import InputError
@@ -32,7 +33,7 @@ _SEGMENT_BYTES = 16 * MIB
 
 def evaluate(
     run: Path | str,
-    store: Path | str,
+    store: Path | str | ObjectUrl,
     split: str | None = None,
     kernel: KernelFunction | None = None,
     reference: Mapping[str, Any] | None = None,
@@ -48,7 +49,7 @@ def evaluate(
     with open_store(store) as rows:
         split = split or _usual_split(rows)
         scores = score(model, rows.split(split), _device())
-    record = {"store": str(Path(store).absolute()), "split": split, **scores}
+    record = {"store": str(rows.path), "split": split, **scores}
     if reference is not None:
         record["reference"] = dict(reference)
     append_line(RunDirectory(Path(run).absolute()).evaluations, record)
@@ -112,7 +113,10 @@ def predict(
         raise InputError(
             "predictions of a store go to `out`, those of a Dask array are returned; correct the call"
         )
-    out = Path(out).absolute()
+    place = location(out)
+    if isinstance(place, ObjectUrl):
+        raise InputError(f"{place} is in a bucket; predictions are written to a disk: give a path")
+    out = place
     if out.exists():
         raise InputError(f"{out} exists; remove it or choose another name")
     with open_store(store) as rows:

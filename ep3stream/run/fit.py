@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import FitConfig
+from ep3stream.data.location import ObjectUrl
 from ep3stream.data.store import RowStore, open_store
 from ep3stream.data.streaming.prefetch import BatchStream
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedError, InputError, Interrupted
@@ -48,7 +49,7 @@ _SCORED_MEMORY = 16
 
 
 def fit(
-    store: Path | str,
+    store: Path | str | ObjectUrl,
     run: Path | str,
     config: FitConfig | None = None,
     *,

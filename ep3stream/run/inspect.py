@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
 from ep3stream.data.backend import row_bytes
+from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.data.manifest import ColumnStatistics, Manifest, SplitInfo
+from ep3stream.data.object_files import ObjectFiles
 from ep3stream.data.small_files import read_small_file
 from ep3stream.data.store import open_store
 from ep3stream.data.verify import VerifyProgress
@@ -27,41 +29,44 @@ from ep3stream.run.models import model_step
 _MAX_SUMMARY_BYTES = 1 << 26
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(path: Path | str | ObjectUrl) -> dict[str, Any]:
     """A store's or a run's contents as JSON; raises InputError for anything else."""
-    path = Path(path).absolute()
-    return _inspect_run(RunDirectory(path)) if _is_run(path) else _inspect_store(path)
+    place = location(path)
+    return _inspect_run(RunDirectory(place)) if _is_run(place) else _inspect_store(place)
 
 
 def verify(
-    path: Path | str, *, quick: bool = False, progress: Callable[[VerifyProgress], None] | None = None
+    path: Path | str | ObjectUrl,
+    *,
+    quick: bool = False,
+    progress: Callable[[VerifyProgress], None] | None = None,
 ) -> list[str]:
     """Reads every byte of a store or a run: a sentence for each damaged piece; empty if all is as written.
 
     quick: only sizes, presence and metadata, in the time it takes to list the files; a changed byte in a row or
     a weight is not seen. Raises InputError for what is neither store nor run.
     """
-    path = Path(path).absolute()
-    if _is_run(path):
-        return _verify_run(RunDirectory(path), quick, progress)
+    place = location(path)
+    if _is_run(place):
+        return _verify_run(RunDirectory(place), quick, progress)
     try:
-        with open_store(path) as store:
+        with open_store(place) as store:
             return store.verify(quick=quick, progress=progress)
     except DamagedDataError as error:
         return [str(error)]
 
 
-def _is_run(path: Path) -> bool:
-    return RunDirectory(path).config.is_file()
+def _is_run(path: Location) -> TypeGuard[Path]:
+    return isinstance(path, Path) and RunDirectory(path).config.is_file()
 
 
-def _inspect_store(path: Path) -> dict[str, Any]:
+def _inspect_store(path: Location) -> dict[str, Any]:
     with open_store(path) as store:
         manifest = store.manifest
         return {
             "what": "store",
             "path": str(path),
-            "format": "zarr" if path.is_dir() else "hdf5",
+            "format": "hdf5" if isinstance(path, Path) and path.is_file() else "zarr",
             "format_version": manifest.format_version,
             "created_by": manifest.created_by,
             "fingerprint": manifest.fingerprint,
@@ -71,7 +76,7 @@ def _inspect_store(path: Path) -> dict[str, Any]:
             "x_dtype": manifest.x_dtype,
             "codec": manifest.codec,
             "bytes_raw": row_bytes(manifest) * sum(info.n_rows for info in manifest.splits.values()),
-            "bytes_on_disk": _bytes_on_disk(path),
+            "bytes_on_disk": _bytes_on_disk(path) if isinstance(path, Path) else ObjectFiles(path).n_bytes(),
             "shuffle_seed": manifest.shuffle_seed,
             "source": [dict(file) for file in manifest.source],
             "conversion": dict(manifest.conversion),

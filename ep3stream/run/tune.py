@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import FitConfig, KernelConfig, KernelName
+from ep3stream.data.location import Location, ObjectUrl
 from ep3stream.data.store import SplitReader, open_store
 from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import ConfigError
@@ -59,7 +60,7 @@ class TuneResult:
 
 
 def tune(
-    store: str | Path,
+    store: str | Path | ObjectUrl,
     config: FitConfig | None = None,
     *,
     out: str | Path | None = None,
@@ -136,9 +137,10 @@ class _Files:
         write_file(self.factors, data.getvalue())
 
 
-def default_out(store: Path) -> Path:
-    """Beside the store: data/flights.zarr -> data/flights.tuned.toml."""
-    return store.absolute().with_suffix(".tuned.toml")
+def default_out(store: Location) -> Path:
+    """Beside the store: data/flights.zarr -> data/flights.tuned.toml; for one in a bucket, here."""
+    beside = store if isinstance(store, Path) else Path(store.name)
+    return beside.absolute().with_suffix(".tuned.toml")
 
 
 def _check(

@@ -25,8 +25,10 @@ from ep3stream.data.conversion.recorded import Recorded, take_over
 from ep3stream.data.conversion.rows import Rows
 from ep3stream.data.conversion.shuffle import RowKeys, RowSorter
 from ep3stream.data.conversion.spec import StoreSpec
-from ep3stream.data.conversion.work import ConversionWork, Json, conversion_work, was_committed
+from ep3stream.data.conversion.upload import Upload, stand_in
+from ep3stream.data.conversion.work import ConversionWork, Json, conversion_work, is_begun, was_committed
 from ep3stream.data.conversion.writer import StoreWriter, refuse_existing
+from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.data.manifest import Manifest
 from ep3stream.data.readers.digests import SourceDigests
 from ep3stream.data.readers.sources import open_source
@@ -46,14 +48,15 @@ _PROGRESS_EVERY_S = 1.0
 _FREE_SETTINGS = ("memory_bytes",)
 _STAMPS = ("bytes", "mtime_ns")
 
-Stage = Literal["read", "write", "sync"]
+Stage = Literal["read", "write", "sync", "upload"]
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertProgress:
     """How far a stage is: `rows` passed it, `share` of it is done, and `n_bytes` of it in this process.
 
-    Bytes are those of the source files while reading, and those of the store's rows while writing.
+    Bytes are those of the source files while reading, of the store's rows while writing, of its files while
+    they go into a bucket.
     """
 
     stage: Stage
@@ -70,44 +73,76 @@ class ConvertProgress:
 
 def convert(
     source: object,
-    store: Path | str,
+    store: Path | str | ObjectUrl,
     config: ConvertConfig | None = None,
     *,
     x_file: Path | str | None = None,
     y_file: Path | str | None = None,
     restart: bool = False,
+    work: Path | str | None = None,
     progress: Callable[[ConvertProgress], None] | None = None,
 ) -> Manifest:
-    """Read a source once and commit it as one store at `store`.
+    """Read a source once and commit it as one store at `store`, a path or s3://bucket/key.
 
     source: what `open_source` takes. The same source, settings and seed give the same bytes, whatever the
     memory and however often the conversion was killed: the same call goes on, or begins again by `restart`.
     Raises SourceError for what cannot be read as rows, ConfigError for settings that contradict each other
     or the source, and after these nothing is left; DiskError for the disk, after which the same call goes on;
     InputError for the destination, and naming the setting that an unfinished conversion did not have.
+
+    A store for a bucket is made in a work directory first, whole, and then uploaded: in the directory `work`,
+    the current one unless said.
     """
-    store = Path(store).absolute()
-    is_made = not restart and was_committed(store)
-    if not is_made:
-        refuse_existing(store)
+    place, tell = location(store), progress or (lambda _: None)
+    upload = Upload(place) if isinstance(place, ObjectUrl) else None
+    if upload is None and work is not None:
+        raise ConfigError(
+            f"work is {str(work)!r}, but {store} is no bucket's; leave it out: it lies beside the store"
+        )
+    near = place if isinstance(place, Path) else stand_in(place, Path(work) if work is not None else None)
+    is_made = upload is None and not restart and was_committed(near)
+    if upload is None and not is_made:
+        refuse_existing(near)
+    elif upload is not None and not is_begun(near):
+        upload.require_free()
     config, recorded = take_over(config or ConvertConfig())
     opened = open_source(source, config, x_file, y_file)
-    config = replace(config, format=config.format or _format_of(store))
+    config = replace(config, format=config.format or _format_of(place))
     if config.format == "hdf5" and config.codec in ("lz4", "zstd"):
         raise ConfigError(f"codec is {config.codec} but hdf5 stores are never compressed; leave it out")
-    with conversion_work(store, _plan(opened, config), restart) as work:
-        if is_made:
-            work.remove()
-            with open_store(store) as made:
+    if config.format == "hdf5" and upload is not None:
+        raise ConfigError(f"{place} is in a bucket, where stores are Zarr; use --format zarr, or a path")
+    with conversion_work(near, _plan(opened, config), restart) as files:
+        if is_made or (upload is not None and upload.is_over(files)):
+            files.remove()
+            with open_store(place) as made:
                 return made.manifest
+        final = near if upload is None else files.finished
         try:
-            _require_space(opened, store, config, work)
-            manifest = _Conversion(work, store, opened, config, recorded, progress or (lambda _: None)).run()
+            if upload is None or not final.exists():
+                _require_space(opened, final, config, files)
+                _Conversion(files, final, opened, config, recorded, tell).run()
         except (SourceError, ConfigError, DamagedDataError):
-            work.remove()
+            files.remove()
             raise
-        work.remove()
+        with open_store(final) as made:
+            manifest = made.manifest
+        if upload is not None:
+            upload.run(files, _Uploading(manifest, tell))
+        files.remove()
     return manifest
+
+
+class _Uploading:
+    """Tells of an upload as of a stage."""
+
+    def __init__(self, manifest: Manifest, tell: Callable[[ConvertProgress], None]) -> None:
+        self._n_rows = sum(info.n_rows for info in manifest.splits.values())
+        self._tell, self._began = tell, time.monotonic()
+
+    def __call__(self, n_bytes: int, total: int) -> None:
+        share, elapsed_s = n_bytes / max(1, total), time.monotonic() - self._began
+        self._tell(ConvertProgress("upload", round(share * self._n_rows), share, n_bytes, elapsed_s))
 
 
 def _plan(source: Source, config: ConvertConfig) -> dict[str, Any]:
@@ -358,7 +393,7 @@ class _Conversion:
         self._tell(ConvertProgress(self._stage, rows, min(1.0, share), n_bytes, elapsed_s))
 
 
-def _format_of(store: Path) -> Format:
+def _format_of(store: Location) -> Format:
     return "hdf5" if store.suffix.lower() in (".h5", ".hdf5") else "zarr"
 
 

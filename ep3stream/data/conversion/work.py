@@ -4,6 +4,8 @@
               progress.json   how far the conversion is; replaced as a whole
               rows/           encoded rows on their way to their place (spill.py)
               store           the store being written
+              finished        the store once it is whole, on its way into a bucket
+              uploaded.json   what was put into the bucket, for an upload to go on
               committing      there when the store may have left for its place
               lock            held while a process works here
 """
@@ -42,6 +44,19 @@ class ConversionWork:
         """The store being written."""
         return self.path / "store"
 
+    @property
+    def finished(self) -> Path:
+        """The finished store, where it goes into a bucket."""
+        return self.path / "finished"
+
+    def uploaded(self) -> Json | None:
+        """What `set_uploaded` was told last."""
+        return _read(self.path / "uploaded.json")
+
+    def set_uploaded(self, content: Json) -> None:
+        """Remember what has been put into the bucket; it stays whatever begins again, for it is ours."""
+        _write(self.path / "uploaded.json", content)
+
     def progress(self) -> Json | None:
         """What `set_progress` was told last; None at the start, or where it is damaged."""
         return _read(self.path / "progress.json")
@@ -59,6 +74,7 @@ class ConversionWork:
         for name in ("progress.json", "committing"):
             (self.path / name).unlink(missing_ok=True)
         remove(self.store)
+        remove(self.finished)
 
     def start_again(self) -> None:
         """Forget everything but the plan."""
@@ -74,8 +90,8 @@ class ConversionWork:
         """Remove the directory; the store has its name by now, or will not be made."""
         with suppress(OSError):
             for item in self.path.iterdir():
-                if item.name != "committing":  # the last to go: a process may be killed here as well
-                    remove(item)
+                if item.name not in ("committing", "uploaded.json"):
+                    remove(item)  # those two go last: a process may be killed here as well
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -84,6 +100,11 @@ def was_committed(store: Path) -> bool:
     path = _work_path(store)
     is_moved = (path / "committing").exists() and not os.path.lexists(path / "store")
     return is_moved and os.path.lexists(store)
+
+
+def is_begun(store: Path) -> bool:
+    """Whether a process has left work for `store`."""
+    return _work_path(store).exists()
 
 
 def _work_path(store: Path) -> Path:
