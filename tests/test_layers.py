@@ -13,7 +13,8 @@ import ep3stream
 ROOT = Path(ep3stream.__file__).parent
 MODULES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in sorted(ROOT.rglob("*.py"))}
 DATA_MAY_IMPORT = {
-    "numpy", "torch", "zarr", "h5py", "numcodecs", "google_crc32c", "pyarrow", "dask", "distributed", "xxhash",
+    "numpy",
+    "obstore", "torch", "zarr", "h5py", "numcodecs", "google_crc32c", "pyarrow", "dask", "distributed", "xxhash",
     "ep3stream",
 }  # fmt: skip
 
@@ -74,6 +75,10 @@ def test_the_data_room_needs_only_what_stores_and_streams_need():
     allowed = DATA_MAY_IMPORT | set(sys.stdlib_module_names)
     found = {imported.split(".")[0] for tree in in_room("data").values() for imported in imports(tree)}
     assert found <= allowed
+
+
+def test_only_the_files_in_buckets_know_what_talks_to_buckets():
+    assert [name for name, tree in MODULES.items() if uses(tree, "obstore")] == ["data/object_files.py"]
 
 
 def test_nothing_is_ever_unpickled():
