@@ -300,3 +300,23 @@ def test_the_manifest_names_its_source_files(tmp_path: Path) -> None:
     assert (entry["name"], entry["bytes"]) == ("t.csv", 12)
     other = write_csv(tmp_path / "t.csv", "a,y", "1,1", "2,3")
     assert run(other, tmp_path / "store2", SMALL).source[0]["digest"] != entry["digest"]
+
+
+def test_a_later_file_keeps_its_order_unless_it_is_split_or_shuffled(tmp_path):
+    """What `predict` writes for it then stands beside its rows."""
+    x, y = np.arange(200, dtype=np.float32)[:, None], np.sin(np.arange(200.0))
+    first = tmp_path / "first"
+    convert((x, y), first, ConvertConfig())
+
+    def order(**settings) -> list[float]:
+        path = tmp_path / f"later{len(list(tmp_path.iterdir()))}"
+        convert((x, y), path, ConvertConfig(like=first, **settings))
+        with open_store(path) as store:
+            parts = [store.split(name) for name in store.manifest.splits]
+            return [float(v) for part in parts for v in part.read_rows(np.arange(part.info.n_rows))[0][:, 0]]
+
+    assert order() == x[:, 0].tolist()
+    assert order(shuffle=True) != x[:, 0].tolist()
+    halves = order(splits={"train": 0.5, "test": 0.5})
+    assert sorted(halves) == x[:, 0].tolist()
+    assert np.any(np.diff(halves[:50]) < 0)

@@ -85,7 +85,9 @@ def add(commands: Any) -> None:
         help="of a zarr store; default: auto, which is lz4 where a sample shrinks by a fifth, else none",
     )
     convert.add_argument(
-        "--shuffle", action=argparse.BooleanOptionalAction, help="put the rows in random order (default)"
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        help="put the rows in random order; default: yes, but not with --like and one split",
     )
     convert.add_argument("--seed", type=int, metavar="N", help="of splits and shuffle; default: 0")
     convert.add_argument("--memory", type=checked(parse_bytes), metavar="BYTES", help="default: 1GiB")

@@ -35,6 +35,8 @@ class ConvertConfig:
     dtype, categories, missing: None leaves the choice to `like`, or to the default.
     features, index_base: of svmlight files, how many features there are (None: a first pass counts them) and
     whether the first has the index 1 or 0.
+    shuffle: rows in random order. None means yes, but the source's order under `like` with one split: a later file
+    is there to be predicted, and its predictions are to stand beside its rows.
     codec: `auto` is lz4 where it shrinks a sample of the rows to four fifths or less, else none.
     """
 
@@ -54,7 +56,7 @@ class ConvertConfig:
     format: Format | None = None
     dtype: XDtype | None = None
     codec: Codec = "auto"
-    shuffle: bool = True
+    shuffle: bool | None = None
     seed: int = 0
     memory_bytes: int = 1024 * MIB
     segment_bytes: int = 16 * MIB

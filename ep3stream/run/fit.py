@@ -276,7 +276,10 @@ class _Fit:
         position = {"step": progress.step, "epoch": epoch, "rows": round(epoch * self.order.epoch_rows)}
         record = {"kind": "validation", **position, "elapsed_s": progress.elapsed_s, "split": split, **scores}
         self.journal.append(record)
-        logger.info("epoch %g on %s: %s", epoch, split, scores)
+        told = (
+            f"{name} {value:.4g}" for name, value in scores.items() if name not in ("n", "weighted_error")
+        )
+        logger.info("epoch %g on %s: %s", epoch, split, ", ".join(told))
         progress.validated_s += time.perf_counter() - began
 
     def _interrupt(self, progress: Progress, signal_name: str) -> None:

@@ -205,7 +205,7 @@ class _Conversion:
         self.work, self.store, self.source, self.config = work, store, source, config
         self.encoder = RowEncoder.build(source, config, recorded)
         self.digests = SourceDigests(source.files)
-        self.keys = RowKeys(self.encoder, config.splits, config.seed, config.shuffle)
+        self.keys = RowKeys(self.encoder, config.splits, config.seed, bool(config.shuffle))
         self.counts = np.zeros(len(config.splits), np.int64)
         self._tell = tell
         self._stage: Stage = "read"
@@ -251,7 +251,7 @@ class _Conversion:
     def _through_spill(self) -> Manifest:
         config = self.config
         with RowSorter(
-            self.work.rows, self.encoder.layout, config.memory_bytes, len(config.splits), config.shuffle
+            self.work.rows, self.encoder.layout, config.memory_bytes, len(config.splits), bool(config.shuffle)
         ) as sorter:
             last, saved = sorter.restore(), self.work.progress()
             if saved is not None and last is not None and saved["spills"] == sorter.n_spills:

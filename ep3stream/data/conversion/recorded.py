@@ -119,12 +119,13 @@ def describe_columns(
 
 
 def take_over(config: ConvertConfig) -> tuple[ConvertConfig, Recorded | None]:
-    """The config with nothing left open: dtype and missing from the store it is `like`, or the defaults.
+    """The config with nothing left open: dtype, missing and order as by the store it is `like`, or the defaults.
 
     Raises ConfigError, by name, for settings that contradict that store.
     """
     if config.like is None:
-        return replace(config, dtype=config.dtype or "float32", missing=config.missing or "error"), None
+        dtype, missing = config.dtype or "float32", config.missing or "error"
+        return replace(config, dtype=dtype, missing=missing, shuffle=config.shuffle is not False), None
     recorded = Recorded.of(Path(config.like))
     like = f"contradicts like, whose store {recorded.store}"
     for name in _TAKEN_OVER:
@@ -142,7 +143,10 @@ def take_over(config: ConvertConfig) -> tuple[ConvertConfig, Recorded | None]:
     missing = config.missing or recorded.missing
     if missing == "mean" and recorded.missing != "mean":
         raise ConfigError(f"missing mean {like} records no means; use drop, or fill the cells in")
-    return replace(config, task=recorded.task, dtype=recorded.dtype, missing=missing), recorded
+    shuffle = len(config.splits) > 1 if config.shuffle is None else config.shuffle
+    return replace(
+        config, task=recorded.task, dtype=recorded.dtype, missing=missing, shuffle=shuffle
+    ), recorded
 
 
 def plan_like(where: str, schema: Mapping[str, pa.DataType], has_types: bool, like: Recorded) -> ColumnPlan:
