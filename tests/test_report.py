@@ -358,3 +358,61 @@ def test_quantities_read_as_people_write_them() -> None:
     assert [number(v) for v in (0.02171, 15_204.3, 1.2e-7, -3.0, math.nan)] == [
         "0.0217", "15,204", "1.20 \N{MULTIPLICATION SIGN} 10⁻⁷", "\N{MINUS SIGN}3.00", "\N{EN DASH}",
     ]  # fmt: skip
+
+
+def diagnosed(**found: Any) -> dict[str, Any]:
+    return EVALUATION | {"diagnosis": found}
+
+
+def test_confusions_are_a_table_of_counts_shaded_by_their_share_of_the_class(tmp_path: Path) -> None:
+    confusion = {"classes": ["cat", "dog"], "counts": [[1, 3], [0, 5]]}
+    html = page(write_run(tmp_path, run_json(), (), [diagnosed(confusion=confusion)]))
+    assert re.findall(r'class="(right|wrong)" style="--share:([\d.]+)%">(\d*)<', html) == [
+        ("right", "25.0", "1"), ("wrong", "75.0", "3"), ("wrong", "0.0", ""), ("right", "100.0", "5"),
+    ]  # fmt: skip
+
+
+def test_residuals_and_calibration_are_drawn_and_the_newest_diagnosis_is_kept(tmp_path: Path) -> None:
+    quantiles = [-2.0, -1.0, 0.0, 1.0, 2.0]
+    residuals = {
+        "target": "delay",
+        "histogram": {"low": -1.0, "high": 1.0, "counts": [1, 2, 1], "below": 3, "above": 4},
+        "bands": [{"rows": 9, "predicted": float(at), "quantiles": quantiles} for at in range(4)],
+    }
+    evaluations = [diagnosed(residuals=[residuals]), EVALUATION | {"split": "train", "n": 7}]
+    html = page(write_run(tmp_path, run_json("regression"), (), evaluations))
+    assert drawn(html, "half of the rows") == drawn(html, "nine tenths of the rows") == [8]
+    assert drawn(html, "median") == [4]
+    assert drawn(html, "rows") == [8]
+    assert "rows (7 more lie beyond)" in html
+    bins = [{"rows": 9, "confidence": 0.6, "accuracy": 0.7}, {"rows": 9, "confidence": 0.9, "accuracy": 0.8}]
+    html = page(write_run(tmp_path, run_json(), (), [diagnosed(calibration=bins)]))
+    assert drawn(html, "of rows with this confidence") == [2]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"residuals": 7, "confusion": [], "mistakes": {"a": 1}, "calibration": "x"},
+        {"residuals": [None, {"bands": [{"predicted": "x", "quantiles": [1]}], "histogram": {"counts": ["a"]}}]},
+        {"residuals": [{"histogram": {"low": 1, "high": 1, "counts": [1]}}]},
+        {"residuals": [{"bands": [{"predicted": 1e400, "quantiles": [0, 0, 0, 0, math.nan]}] * 3}]},
+        {"confusion": {"classes": ["a", "b"], "counts": [[1], [2, 3]]}},
+        {"confusion": {"classes": ["a", "b"], "counts": [[math.inf, "x"], [None, -3]]}, "mistakes": [3, None]},
+        {"calibration": [{"confidence": None}, {"accuracy": 3}, 7]},
+    ],
+)  # fmt: skip
+def test_a_diagnosis_of_unexpected_types_does_not_stop_the_page(
+    tmp_path: Path, found: dict[str, Any]
+) -> None:
+    assert page(write_run(tmp_path, run_json(), (), [diagnosed(**found)])).endswith("</html>")
+
+
+def test_columns_classes_and_the_way_to_the_same_fit_are_told(tmp_path: Path) -> None:
+    column = {"name": "km<", "mean": 3.0, "std": 2.0, "min": 0.5, "max": 17.25, "missing": 1569}
+    about = run_json() | {"statistics": {"features": [column], "class_counts": [40, 60]}}
+    html = page(write_run(tmp_path, about, ()))
+    assert re.search(r"<td>km&lt;</td><td>feature</td>(.*\n?){4}.*1,569", html)
+    assert "Rows of each class" in html
+    assert "# with ep3stream 0.1.0, PyTorch 2.13.0, Python 3.11.9" in html
+    assert "# must have the fingerprint 9f31c6d2a04be718" in html

@@ -18,6 +18,7 @@ from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store,
 from ep3stream.data.streaming.scan import Segment, scan
 from ep3stream.errors import InputError
 from ep3stream.run.dask_rows import is_dask_array, predict_lazily
+from ep3stream.run.diagnosis import ClassDiagnosis, RegressionDiagnosis, diagnosis_for
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import append_line
 from ep3stream.run.models import load
@@ -42,14 +43,16 @@ def evaluate(
 
     n and mse; rmse and r2 for regression; accuracy, top5 and auc (two classes) for classification; nan for a
     score that the rows do not define. The result is added to RUN/evaluations.jsonl, with `reference`,
-    {"name": ..., score: ...}, another method's scores for the report to show beside it. Raises InputError
-    naming columns that differ.
+    {"name": ..., score: ...}, another method's scores for the report to show beside it, and with a `diagnosis` of
+    residuals or confusions for it to draw. Raises InputError naming columns that differ.
     """
     model = load(run, kernel)
+    diagnosis = diagnosis_for(model)
     with open_store(store) as rows:
         split = split or _usual_split(rows)
-        scores = score(model, rows.split(split), _device())
-    record = {"store": str(rows.path), "split": split, **scores}
+        reader = rows.split(split)
+        scores = score_rows(model, reader, _device(), scan(reader), diagnosis=diagnosis)
+    record = {"store": str(rows.path), "split": split, **scores, "diagnosis": diagnosis.result()}
     if reference is not None:
         record["reference"] = dict(reference)
     append_line(RunDirectory(Path(run).absolute()).evaluations, record)
@@ -61,27 +64,26 @@ def _usual_split(store: RowStore) -> str:
     return names[0] if len(names) == 1 else "test"
 
 
-def score(model: Predictor, reader: SplitReader, device: torch.device) -> dict[str, Any]:
-    """The scores of a model on the rows of a split."""
-    return score_rows(model, reader, device, scan(reader))
-
-
 def score_rows(
     model: Predictor,
     reader: SplitReader,
     device: torch.device,
     parts: Iterable[Segment],
     targets: TargetCode | None = None,
+    diagnosis: ClassDiagnosis | RegressionDiagnosis | None = None,
 ) -> dict[str, Any]:
     """The scores on `parts` of a split's rows; with `targets`, a fit's own, `weighted_error` in its units too.
 
-    That is the mean over rows and outputs of what the fit makes small, less the ridge.
+    That is the mean over rows and outputs of what the fit makes small, less the ridge. `diagnosis` sees the same rows.
     """
     check_columns(model, reader)
     totals = ClassScores(model.class_names) if model.class_names is not None else RegressionScores()
     weighted = 0.0
     for outputs, y in _outputs(model, parts, device):
-        totals.add(outputs.double().cpu().numpy(), y)
+        predicted = outputs.double().cpu().numpy()
+        totals.add(predicted, y)
+        if diagnosis is not None:
+            diagnosis.add(predicted, y)
         if targets is not None:
             weighted += float(targets.weighted_squares(outputs.cpu(), torch.from_numpy(y)))
     scores = totals.result()

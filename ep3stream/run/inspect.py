@@ -84,7 +84,7 @@ def _inspect_store(path: Location) -> dict[str, Any]:
             "class_names": None if manifest.class_names is None else list(manifest.class_names),
             "splits": {name: _split(info, manifest) for name, info in manifest.splits.items()},
             "features": {
-                name: _columns(manifest.feature_names, info.features)
+                name: column_statistics(manifest.feature_names, info.features)
                 for name, info in manifest.splits.items()
             },
         }
@@ -101,11 +101,12 @@ def _split(info: SplitInfo, manifest: Manifest) -> dict[str, Any]:
         content["class_counts"] = list(info.class_counts)
     if info.targets is not None:
         content["target_mean"], content["target_std"] = list(info.targets.mean), list(info.targets.std)
-        content["targets"] = _columns(manifest.target_names, info.targets)
+        content["targets"] = column_statistics(manifest.target_names, info.targets)
     return content
 
 
-def _columns(names: tuple[str, ...], statistics: ColumnStatistics) -> list[dict[str, Any]]:
+def column_statistics(names: tuple[str, ...], statistics: ColumnStatistics) -> list[dict[str, Any]]:
+    """Mean, std, min, max and missing cells of each column, as JSON."""
     values = zip(
         names,
         statistics.mean,
@@ -134,7 +135,11 @@ def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
         "last_step": last.get("step"),
         "last_validation": last.get("validation"),
         "last_event": last.get("event"),
-        "evaluations": read_lines(directory.evaluations),
+        # What the report draws of them is long, and the file has it.
+        "evaluations": [
+            {name: value for name, value in record.items() if name != "diagnosis"}
+            for record in read_lines(directory.evaluations)
+        ],
         "config": config.to_toml(),
     }
 

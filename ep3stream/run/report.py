@@ -14,14 +14,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ep3stream.data.small_files import no_link
 from ep3stream.run import report_charts as charts
 from ep3stream.run import report_words as words
-from ep3stream.run.curves import DASH
-from ep3stream.run.report_inputs import RunRecords, Table, real, table, texts
+from ep3stream.run.curves import DASH, number
+from ep3stream.run.report_diagnosis import diagnosis
+from ep3stream.run.report_inputs import RunRecords, Table, real, reals, table, texts
 
 Bar = tuple[str, str, float]
 """A name, its quantity as text and its length in percent of the longest bar."""
 
 _MOST_NAMES = 40
 _MOST_EVENTS = 40
+_MOST_COLUMNS = 40
 _LABELS = {
     "path": "store", "n_rows": "rows", "n_features": "features", "n_outputs": "outputs",
     "n_centers": "centers", "n_steps": "steps in all", "nystrom_samples": "Nyström samples",
@@ -68,8 +70,7 @@ def _render(records: RunRecords) -> str:
 
 def _view(records: RunRecords) -> dict[str, Any]:
     """Everything the template shows, as text, charts and bars."""
-    store, plan = table(records.run.get("store")), table(records.run.get("plan"))
-    setup, memory = table(records.run.get("setup")), table(plan.get("memory"))
+    setup, memory = table(records.run.get("setup")), table(table(records.run.get("plan")).get("memory"))
     heads, rows = words.evaluation_table(records)
     return {
         "name": records.name,
@@ -80,6 +81,7 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "tiles": words.tiles(records),
         "evaluation_heads": heads,
         "evaluation_rows": rows,
+        "diagnosis": diagnosis(records),
         "loss_charts": [(key, chart) for key in charts.X_AXES if (chart := charts.loss_chart(records, key))],
         "speed_charts": [
             chart for chart in (charts.rate_chart(records), charts.wait_chart(records)) if chart
@@ -92,9 +94,11 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "memory_bars": _bars(memory, words.size),
         "memory_total": words.size(math.fsum(b for b in map(real, memory.values()) if math.isfinite(b))),
         "events": _events(records),
+        "columns": _columns(table(records.run.get("statistics"))),
+        "class_bars": _class_bars(records.run),
         "tables": _tables(records),
         "config": records.config,
-        "command": f"ep3stream fit {shlex.quote(str(store.get('path', 'STORE')))} RUN --config config.toml",
+        "command": _commands(records.run),
     }
 
 
@@ -133,6 +137,41 @@ def _tables(records: RunRecords) -> list[tuple[str, list[tuple[str, str]]]]:
     }
     facts = {title: _facts(values) for title, values in titled.items()}
     return [(title, rows) for title, rows in facts.items() if rows]
+
+
+def _columns(statistics: Table) -> list[tuple[str, ...]]:
+    """(name, role, mean, std, min, max, missing) of targets and the first features."""
+    told: list[tuple[str, Table]] = []
+    for role in ("target", "feature"):
+        found = statistics.get(f"{role}s")
+        told += [(role, table(one)) for one in found] if isinstance(found, list) else []
+    return [
+        (
+            str(one.get("name", DASH)),
+            role,
+            *(number(real(one.get(moment)), 4) for moment in ("mean", "std", "min", "max")),
+            words.count(one.get("missing")),
+        )
+        for role, one in told[:_MOST_COLUMNS]
+    ]
+
+
+def _class_bars(run: Table) -> list[Bar]:
+    counts = reals(table(run.get("statistics")).get("class_counts")).tolist()
+    names = texts(run.get("class_names"))
+    return _bars(dict(list(zip(names, counts, strict=False))[:_MOST_COLUMNS]), words.count)
+
+
+def _commands(run: Table) -> str:
+    """What makes the same fit again, and what it was made with."""
+    store, environment = table(run.get("store")), table(run.get("environment"))
+    path = shlex.quote(str(store.get("path", "STORE")))
+    made_by = [str(run["created_by"])] if "created_by" in run else []
+    made_by += [f"{_LABELS[name]} {environment[name]}" for name in ("torch", "python") if name in environment]
+    lines = [f"# with {', '.join(made_by)}"] if made_by else []
+    if "fingerprint" in store:
+        lines.append(f"ep3stream inspect {path}  # must have the fingerprint {store['fingerprint']}")
+    return "\n".join([*lines, f"ep3stream fit {path} RUN --config config.toml"])
 
 
 def _names(names: list[str]) -> str:

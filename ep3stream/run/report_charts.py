@@ -134,6 +134,8 @@ def _spectrum(label: str, values: Floats, rank: float, mu: float = 0.0) -> Chart
         return None
     # Thinned in log(index), as it is drawn: the few leading eigenvalues fill half of the axis.
     log_index, shown = thin(np.log(index[positive]), values[positive])
+    # The basis may have fewer columns than were asked for, where the kernel's rank is numerically lower.
+    rank = min(rank, float(len(values)))
     marks = [Mark(f"rank {rank:,.0f}", "rank", x=rank)] if rank > 0 else []
     marks += [Mark(f"μ = {number(mu)}", "level", y=mu)] if mu > 0 else []
     series = Series("eigenvalue", "main", np.exp(log_index), shown)

@@ -12,9 +12,11 @@ from ep3stream.data.store import RowStore
 from ep3stream.data.streaming.order import RowOrder
 from ep3stream.mesh import Mesh
 from ep3stream.package import created_by
+from ep3stream.run.inspect import column_statistics
 from ep3stream.run.setup import Setup
 
 RUN_FORMAT_VERSION = 1
+_MOST_COLUMNS = 200
 
 
 def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, mesh: Mesh) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             "n_outputs": manifest.n_outputs,
             "task": manifest.task,
         },
+        "statistics": _statistics(store, config.data.split),
         "target_names": list(manifest.target_names),
         "class_names": None if manifest.class_names is None else list(manifest.class_names),
         "plan": setup.plan
@@ -53,3 +56,16 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             "python": platform.python_version(),
         },
     }
+
+
+def _statistics(store: RowStore, split: str) -> dict[str, Any]:
+    """Of the split's first features, of its targets or classes: the page can be drawn again without the store."""
+    manifest, info = store.manifest, store.manifest.splits[split]
+    told: dict[str, Any] = {
+        "features": column_statistics(manifest.feature_names, info.features)[:_MOST_COLUMNS]
+    }
+    if info.targets is not None:
+        told["targets"] = column_statistics(manifest.target_names, info.targets)[:_MOST_COLUMNS]
+    if info.class_counts is not None:
+        told["class_counts"] = list(info.class_counts)[:_MOST_COLUMNS]
+    return told
