@@ -311,6 +311,12 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "x that is ragged": lambda w: w.predict([[1, 2], [3]]),
     "a store with other columns": lambda w: w.said("evaluate", w.made / "run", w.made / "classes.zarr"),
     "a directory that is no run": lambda w: w.said("evaluate", w.here, w.made / "rows.zarr"),
+    "a table without a column of the model": lambda w: w.said(
+        "predict", w.made / "run", w.file("april.csv", "a\n1\n"), w.here / "out.csv"
+    ),
+    "a table's predictions as an array": lambda w: w.said(
+        "predict", w.made / "run", w.file("april.csv", "a,b\n1,2\n"), w.here / "out.npy"
+    ),
     "predictions over a file that exists": lambda w: w.said(
         "predict", w.made / "run", w.made / "rows.zarr", w.file("out.npy", "mine")
     ),

@@ -10,11 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from ep3stream.cli.options import command, disk_path, say, store_place
+from ep3stream.data.location import Location
 from ep3stream.data.verify import VerifyProgress
+from ep3stream.errors import ConfigError
 from ep3stream.run.describe import describe_evaluation, describe_path, describe_soundness
 from ep3stream.run.metrics import json_text
 
 _DAMAGED = 3
+_STANDARD = "-"  # Input or output.
 
 
 def add(commands: Any) -> None:
@@ -30,13 +33,26 @@ def add(commands: Any) -> None:
         commands,
         "predict",
         _predict,
-        "write predictions for every row of a split",
+        "write predictions for every row of a store's split, or of a table",
         "ep3stream predict runs/first new.zarr predictions.npy --split train",
+        "ep3stream predict runs/first april.csv predictions.csv",
+        "ep3stream predict runs/first - -",
     )
     for each in (evaluate, predict):
         each.add_argument("run", type=disk_path, metavar="RUN")
-        each.add_argument("store", type=store_place, metavar="STORE", help="a path, or s3://bucket/key")
-    predict.add_argument("out", type=disk_path, metavar="OUT", help=".npy, .h5, or a directory for zarr")
+    evaluate.add_argument("store", type=store_place, metavar="STORE", help="a path, or s3://bucket/key")
+    predict.add_argument(
+        "rows",
+        type=_rows_place,
+        metavar="ROWS",
+        help="a store, a table (CSV, Parquet ...), or - for CSV on standard input",
+    )
+    predict.add_argument(
+        "out",
+        type=disk_path,
+        metavar="OUT",
+        help=".npy, .h5, or a directory for zarr; of a table .csv, or - for standard output",
+    )
     predict.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
     for each in (evaluate, predict):
         each.add_argument("--split", metavar="SPLIT", help="default: test, or the store's only one")
@@ -64,6 +80,11 @@ def add(commands: Any) -> None:
         each.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
+def _rows_place(text: str) -> Location | str:
+    """A store's place; `-` stays what it is."""
+    return text if text == _STANDARD else store_place(text)
+
+
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.run.evaluate import evaluate
     from ep3stream.run.report import write_report
@@ -75,9 +96,20 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 def _predict(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.run.evaluate import predict
+    from ep3stream.run.predict_tables import is_table, predict_tables
 
-    n_rows = predict(options.run, options.store, options.out, options.split, scores=options.scores)
-    say(console, f"{n_rows} predictions in {options.out}")
+    if is_table(options.rows):
+        if options.split is not None:
+            raise ConfigError(f"split is {options.split}, but a table has no splits; leave it out")
+        n_rows = predict_tables(options.run, options.rows, options.out, options.scores)
+    elif str(options.out) == _STANDARD or options.out.suffix.lower() == ".csv":
+        raise ConfigError(
+            f"OUT is {options.out}, but predictions of a store are .npy or a store; choose such a name, or give a table"
+        )
+    else:
+        n_rows = predict(options.run, options.rows, options.out, options.split, scores=options.scores)
+    place = "on standard output" if str(options.out) == _STANDARD else f"in {options.out}"
+    say(console, f"{n_rows} predictions {place}")
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> None:

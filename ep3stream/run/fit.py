@@ -142,7 +142,8 @@ class _Fit:
                 "the weights are not finite at the end; try a larger bandwidth or a smaller data_rank"
             )
         self.saver.save(progress)
-        save_model(self.directory, build_model(self.setup, self._whole(weights), self.kernel), progress.step)
+        model = build_model(self.setup, self._whole(weights), self.kernel)
+        save_model(self.directory, model, progress.step, self.setup.description.get("conversion"))
         self._event("finish", progress, self._ending(progress))
         logger.info(bottleneck(seconds_spent(progress)))
         self._report()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ep3stream.config import MAX_CONFIG_BYTES
+from ep3stream.data.conversion.recorded import Recorded, columns_of, unreadable_columns
+from ep3stream.data.small_files import read_small_file
+from ep3stream.data.store import open_store
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.run.bundle import find_bundle, read_bundle, read_description, write_bundle
 from ep3stream.run.checkpoint import load_newest_checkpoint, require_shape
 from ep3stream.run.directory import RunDirectory
-from ep3stream.run.setup import Setup
+from ep3stream.run.setup import SETUP_KIND, Setup
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 
@@ -36,9 +42,16 @@ def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None =
     )
 
 
-def save_model(directory: RunDirectory, model: Predictor, step: int | None = None) -> None:
-    """Writes RUN/model: that of a fit after `step` steps, if it was a fit. Raises DiskError."""
+def save_model(
+    directory: RunDirectory, model: Predictor, step: int | None = None, conversion: Any = None
+) -> None:
+    """Writes RUN/model: that of a fit after `step` steps, if it was a fit. Raises DiskError.
+
+    conversion: how the columns of files become its features, as `columns_of` the store says, if it is known.
+    """
     known = {} if step is None else {"step": step}
+    if conversion is not None:
+        known["conversion"] = conversion
     write_bundle(directory.model, _KIND, model.tensors(), model.description() | known)
 
 
@@ -72,6 +85,42 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     require_shape(progress, setup.targets().n_outputs, setup.plan["n_centers"], directory.checkpoints)
     weights = progress.state.average if progress.best is None else progress.best.weights
     return build_model(setup, weights.T.contiguous(), kernel)
+
+
+def converted_columns(run: Path | str) -> Recorded:
+    """How files become the model's features: what the run has kept, or the store it names if that is still there.
+
+    Raises InputError where neither says.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    model, setup = find_bundle(directory.model), find_bundle(directory.setup)
+    if model is not None:
+        description = read_description(model, _KIND)
+        targets, classes = description.get("target_names"), description.get("class_names")
+    elif setup is not None:
+        description = read_description(setup, SETUP_KIND)
+        names = description.get("names", {})
+        targets, classes = names.get("targets"), names.get("classes")
+    else:
+        raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
+    record: Any = description.get("conversion") or _columns_of_store(directory)
+    try:
+        reason = "keeps no record of its columns" if record is None else unreadable_columns(record["columns"])
+        if reason is None:
+            return Recorded.read(directory.path, record, tuple(targets or ()), classes and tuple(classes))
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"has columns that are not as recorded ({error!r})"
+    raise InputError(f"{directory.path} {reason}; convert the file with --like STORE and give that store")
+
+
+def _columns_of_store(directory: RunDirectory) -> dict[str, Any] | None:
+    """Of runs made before models kept them."""
+    try:
+        named = json.loads(read_small_file(directory.summary, MAX_CONFIG_BYTES))["store"]
+        with open_store(named["path"]) as store:
+            return columns_of(store.manifest) if store.manifest.fingerprint == named["fingerprint"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InputError, DamagedDataError):
+        return None
 
 
 def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import FitConfig
+from ep3stream.data.conversion.recorded import columns_of
 from ep3stream.data.readers.npy import open_array
 from ep3stream.data.store import SplitReader
 from ep3stream.data.streaming.sample import sample_rows
@@ -153,6 +154,7 @@ class _Preparation:
                 "targets": list(manifest.target_names),
                 "classes": None if manifest.class_names is None else list(manifest.class_names),
             },
+            "conversion": columns_of(manifest),
             "plan": describe(plan, extra),
             "elapsed_s": self.elapsed_s,
             "data_eigenvalues": list(spectra.data),

@@ -64,7 +64,7 @@ class ColumnPlan:
             (source,) = self.target.sources
             return self._categories(rows.column(source), source, where)
         columns = [numbers(rows.column(source)) for source in self.target.sources]
-        return columns[0] if len(columns) == 1 else _side_by_side(columns)
+        return columns[0] if len(columns) == 1 else _side_by_side(columns, rows.num_rows)
 
     def _categories(self, values: pa.Array, source: str, where: str) -> pa.DictionaryArray:
         try:
@@ -210,6 +210,7 @@ def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> 
     return Target(names, "number", names, tuple("number" if f == "integer" else f for f in families))
 
 
-def _side_by_side(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """(b, c) float64 of c columns of b numbers."""
-    return np.column_stack([column.astype(np.float64, copy=False) for column in columns])
+def _side_by_side(columns: Sequence[NDArray[Any]], n_rows: int) -> NDArray[Any]:
+    """(b, c) float64 of c columns of b numbers; c may be 0."""
+    numbers = [column.astype(np.float64, copy=False) for column in columns]
+    return np.column_stack(numbers) if numbers else np.empty((n_rows, 0))

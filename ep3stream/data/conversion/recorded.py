@@ -47,36 +47,47 @@ class Recorded:
         """From the manifest of the store at `path`; raises ConfigError when it records no columns."""
         with open_store(path) as store:
             manifest = store.manifest
-        document = manifest.columns
-        version = document.get("version")
-        if version not in (1, COLUMNS_VERSION):
-            reason = "holds no converted columns" if version is None else f"has columns of version {version}"
+        reason = unreadable_columns(manifest.columns)
+        if reason is not None:
             raise ConfigError(f"like is {path}, which {reason}; name a store that this version can convert")
         try:
-            return cls._read(path, manifest, document)
+            return cls.read(path, columns_of(manifest), manifest.target_names, manifest.class_names)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"like is {path}, whose columns are not as recorded: {error!r}") from error
 
     @classmethod
-    def _read(cls, path: Path, manifest: Manifest, document: Mapping[str, Any]) -> Recorded:
+    def read(
+        cls,
+        origin: Path,
+        record: Mapping[str, Any],
+        target_names: tuple[str, ...],
+        class_names: tuple[str, ...] | None,
+    ) -> Recorded:
+        """From what `columns_of` gave; KeyError, TypeError or AttributeError for what it did not give."""
+        document: Mapping[str, Any] = record["columns"]
         described: list[Mapping[str, Any]] = document["columns"]
-        target = document.get("targets") or [{"name": name} for name in manifest.target_names]
+        target = document.get("targets") or [{"name": name} for name in target_names]
+        task: Task = "regression" if class_names is None else "classification"
         return cls(
-            store=path,
-            task=manifest.task,
-            dtype=manifest.x_dtype,
+            store=origin,
+            task=task,
+            dtype=record["x_dtype"],
             missing=document.get("missing", "error"),
             columns=tuple(_column(one) for one in described),
             values={one["name"]: tuple(one["values"]) for one in described if "values" in one},
             fills={one["name"]: float(one["fill"]) for one in described if "fill" in one},
             target=Target(
                 names=tuple(one["name"] for one in target),
-                kind=document.get("kind") or ("number" if manifest.task == "regression" else "text"),
+                kind=document.get("kind") or ("number" if task == "regression" else "text"),
                 sources=tuple(one.get("source", one["name"]) for one in target),
                 families=tuple(one["type"] for one in target if "type" in one),
             ),
-            class_names=manifest.class_names,
+            class_names=class_names,
         )
+
+    def without_target(self) -> Recorded:
+        """For files whose target is not known, or does not matter."""
+        return replace(self, task="regression", target=Target((), "number"), class_names=None)
 
     def classes(self, kind: str) -> tuple[int | str, ...] | None:
         """The labels, in the order of their ids, as integers for that kind of target; raises ConfigError."""
@@ -89,6 +100,19 @@ class Recorded:
                 f"like is {self.store}, whose classes are texts such as {self.class_names[0]!r}, "
                 "but the target holds integers; convert it by itself"
             ) from None
+
+
+def columns_of(manifest: Manifest) -> dict[str, Any]:
+    """What a model keeps of the store it is fitted to, as JSON, for `Recorded.read`; `columns` has its own version."""
+    return {"columns": dict(manifest.columns), "x_dtype": manifest.x_dtype}
+
+
+def unreadable_columns(document: Mapping[str, Any]) -> str | None:
+    """Why files cannot be converted by this record of columns; None if they can."""
+    version = document.get("version")
+    if version in (1, COLUMNS_VERSION):
+        return None
+    return "holds no converted columns" if version is None else f"has columns of version {version}"
 
 
 def describe_columns(
@@ -162,7 +186,7 @@ def plan_like(where: str, schema: Mapping[str, pa.DataType], has_types: bool, li
             target.sources, target.families or (None,) * len(target.sources), strict=True
         )
     ]
-    if not target.families and learned[0] in ("integer", "number") and target.kind == "text":
+    if learned and not target.families and learned[0] in ("integer", "number") and target.kind == "text":
         target = replace(target, kind="integer")  # Version 1 does not tell labels of text from integers.
     if target.kind == "number":
         learned = [_plain(family) for family in learned]
@@ -170,7 +194,7 @@ def plan_like(where: str, schema: Mapping[str, pa.DataType], has_types: bool, li
     types = {column.source: read_type(column.family) for column in columns if column.family is not None}
     types |= {source: read_type(family) for source, family in zip(target.sources, learned, strict=True)}
     extra = [name for name in schema if name not in types]
-    if extra:
+    if extra and target.names:
         _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
     return ColumnPlan(types, columns, target)
 

@@ -41,16 +41,22 @@ class TableSource:
     @classmethod
     def open(cls, tables: Sequence[Table], config: ConvertConfig) -> TableSource:
         """Check every table's columns and plan how each is read; raises SourceError or ConfigError."""
+        if config.like is not None:
+            return cls.like(tables, Recorded.of(Path(config.like)))
+        schema = _schema(tables[0])
+        plan = plan_columns(str(tables[0]), schema, config)
+        return cls._of(tables, plan, None if config.columns else set(schema))
+
+    @classmethod
+    def like(cls, tables: Sequence[Table], recorded: Recorded) -> TableSource:
+        """Read as that store's were; other columns are left out. Raises SourceError for what does not match."""
         first = tables[0]
-        schema = _schema(first)
-        like = None if config.like is None else Recorded.of(Path(config.like))
-        if like is not None:
-            plan = plan_like(str(first), schema, has_types(first), like)
-        else:
-            plan = plan_columns(str(first), schema, config)
-        takes_any = bool(config.columns) or like is not None
+        return cls._of(tables, plan_like(str(first), _schema(first), has_types(first), recorded), None)
+
+    @classmethod
+    def _of(cls, tables: Sequence[Table], plan: ColumnPlan, allowed: set[str] | None) -> TableSource:
         for table in tables[1:]:
-            _require_columns(table, plan, first, None if takes_any else set(schema))
+            _require_columns(table, plan, tables[0], allowed)
         n_rows = _stated_rows(tables)
         n_bytes = 4 * n_rows * len(plan.types) if n_rows is not None else sum(map(float32_bytes, tables))
         return cls(tuple(tables), plan, n_rows, n_bytes)
