@@ -7,6 +7,7 @@ Ep3streamError
 │   └── DiskError                          the disk refuses to take more; what was done stays, to go on
 ├── DamagedDataError                   3   a store, checkpoint or model failed its checks; it was not used
 ├── DivergedError                      4   the fit blew up and could not be saved by smaller steps
+├── RankError                          5   a process of a fit on several devices died, or did not answer in time
 └── Interrupted                       75   a signal arrived; the checkpoint was saved first
 
 A second SIGINT is Python's own KeyboardInterrupt, 130: nothing more was saved.
@@ -19,6 +20,8 @@ class Ep3streamError(Exception):
     """Root of the tree; catch it to catch everything raised here on purpose."""
 
     exit_code = 1
+    # The rank that tells of it, if it happened on another one than this.
+    told_by: int | None = None
 
 
 class InputError(Ep3streamError, ValueError):
@@ -49,6 +52,12 @@ class DivergedError(Ep3streamError):
     """The loss blew up after every allowed cut of the step size."""
 
     exit_code = 4
+
+
+class RankError(Ep3streamError):
+    """A rank died or fell silent, and restarts did not help; the run directory holds the checkpoints so far."""
+
+    exit_code = 5
 
 
 class Interrupted(Ep3streamError):

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from kernel_problem import ONE_RANK
 from small_stores import make_store
 
 import ep3stream
@@ -85,7 +86,7 @@ def saver(tmp_path, told) -> CheckpointSaver:
     def tell(event, progress, message):
         told.append((event, progress.step))
 
-    return CheckpointSaver(tmp_path, "digest", RunConfig(checkpoint_steps=5), 0, tell)
+    return CheckpointSaver(tmp_path, "digest", RunConfig(checkpoint_steps=5), 0, tell, 3, ONE_RANK)
 
 
 class SlowDisk:

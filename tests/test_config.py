@@ -141,7 +141,7 @@ def test_differences_name_table_setting_and_both_values():
         ("[data]\nscale = 'log'", "scale is 'log'; choose one of none, standard, minmax"),
         ("[run]\nmemory_bytes = 0", "memory is 0 bytes"),
         ("[run]\nseed = -1", "seed is -1"),
-        ("[run]\ndevices = 2", "devices is 2, but this version trains on one device"),
+        ("[run]\ndevices = 0", "devices is 0; use at least 1, or auto"),
         ("[run]\ndask = 1", "run.dask is 1; it must be str"),
         ("[run]\ncheckpoint_minutes = nan", "checkpoint_minutes is nan"),
         ("[run]\ncheckpoint_steps = -1", "checkpoint_steps is -1"),

@@ -9,6 +9,7 @@ import gzip
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rank_kernels import deadly
 from s3_server import ENVIRONMENT, s3_server
 
 import ep3stream
@@ -92,8 +94,9 @@ class Workspace:
     def settings(self, text: str) -> tuple[int, str]:
         return self.fit("--config", self.file("fit.toml", text))
 
-    def kernel(self, function: Any) -> tuple[int, str]:
-        settings = ep3stream.FitConfig().with_settings({"solver": {"centers": 20}}, "test")
+    def kernel(self, function: Any, devices: int = 1, max_restarts: int = 0) -> tuple[int, str]:
+        changes = {"solver": {"centers": 20}, "run": {"devices": devices, "max_restarts": max_restarts}}
+        settings = ep3stream.FitConfig().with_settings(changes, "test")
         return self.raised(
             lambda: ep3stream.fit(self.made / "rows.zarr", self.here / "run", settings, kernel=function)
         )
@@ -203,6 +206,41 @@ def callable_model(w: Workspace) -> tuple[int, str]:
     return w.said("evaluate", w.here / "run", w.made / "rows.zarr")
 
 
+def seven_of_two_gpus(w: Workspace) -> tuple[int, str]:
+    w.patch.setattr(torch.cuda, "device_count", lambda: 2)
+    return w.fit("--devices", 7)
+
+
+def as_rank_0(w: Workspace, size: int, port: int) -> None:
+    """As torchrun would have started this process."""
+    places = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    for name, value in (places | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
+        w.patch.setenv(name, str(value))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def two_of_one_process(w: Workspace) -> tuple[int, str]:
+    as_rank_0(w, 1, free_port())
+    return w.fit("--devices", 2)
+
+
+def taken_port(w: Workspace) -> tuple[int, str]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        as_rank_0(w, 2, int(taken.getsockname()[1]))
+        return w.fit()
+
+
+def dying_rank(w: Workspace) -> tuple[int, str]:
+    return w.kernel(deadly, devices=2)
+
+
 def link_in_store(store: Path) -> None:
     file = store / "train" / "x" / "c" / "0" / "0"
     file.rename(store.parent / "elsewhere")
@@ -280,7 +318,9 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "no epochs": lambda w: w.fit("--epochs", 0),
     "an unknown kernel": lambda w: w.fit("--kernel", "lapacian"),
     "a parameter that the kernel does not have": lambda w: w.fit("--kernel", "gaussian", "--degree", 3),
-    "a device that is not there": lambda w: w.fit("--devices", 7),
+    "a device that is not there": seven_of_two_gpus,
+    "more devices than centers": lambda w: w.fit("--devices", 30),
+    "another number of devices than torchrun started": two_of_one_process,
     "too little memory": lambda w: w.fit("--memory", "20KB"),
     "a memory that is no number": lambda w: w.fit("--memory", "lots"),
     "a negative ridge": lambda w: w.fit("--ridge", -1),
@@ -362,6 +402,10 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "an HDF5 store in a bucket": lambda w: in_bucket(
         w, None, "convert", w.made / "rows.csv", "s3://bucket/rows.h5", "--target", "y"
     ),
+    # several devices
+    "a rank that dies again and again": dying_rank,
+    "a rendezvous port that is taken": taken_port,
+    "a kernel that only this process has": lambda w: w.kernel(lambda z, x: laplacian(z, x), 2),
     # versions
     "a store of a newer version": lambda w: damage(
         w, lambda store: newer(store / "manifest.json"), "inspect", "STORE"

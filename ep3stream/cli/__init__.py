@@ -1,7 +1,7 @@
 """The command line: `ep3stream convert | tune | fit | evaluate | predict | inspect | verify`.
 
-Exit codes: 0 done; 2 bad usage, input or disk; 3 damaged data; 4 diverged; 75 interrupted, checkpoint saved;
-130 interrupted at once.
+Exit codes: 0 done; 2 bad usage, input or disk; 3 damaged data; 4 diverged; 5 a process of several devices died;
+75 interrupted, checkpoint saved; 130 interrupted at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 from ep3stream.cli import convert, fit, tune, use
 from ep3stream.cli.options import QUIET, Parser
 from ep3stream.errors import Ep3streamError
+from ep3stream.mesh import speaks
 from ep3stream.package import created_by
 
 _LOGGER = logging.getLogger("ep3stream")
@@ -29,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. An error is one line on stderr."""
     try:
         options = _parsed(arguments)
-        code = int(options.command(options, _stderr(options.quiet)) or 0)
+        code = int(options.command(options, _stderr(options.quiet or not speaks())) or 0)
         sys.stdout.flush()  # A reader that has gone away shows here, where it can be told.
         return code
     except Ep3streamError as error:
-        return _fail(str(error), error.exit_code)
+        # Of several ranks with the same error, the one that had it first tells of it.
+        return error.exit_code if error.told_by is not None else _fail(str(error), error.exit_code)
     except KeyboardInterrupt as error:
         return _fail("; ".join(["interrupted", *map(str, error.args)]), 130)
     except BrokenPipeError:
@@ -80,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "ep3stream",
         description="Large kernel machines on data that does not fit in memory.",
-        epilog="Exit codes: 0 done, 2 bad usage, input or disk, 3 damaged data, 4 diverged, 75 interrupted and saved, "
-        "130 interrupted at once.",
+        epilog="Exit codes: 0 done, 2 bad usage, input or disk, 3 damaged data, 4 diverged, 5 a device's process "
+        "died, 75 interrupted and saved, 130 interrupted at once.",
     )
     parser.add_argument("--version", action="version", version=created_by())
     parser.add_argument("--quiet", action="store_true", help=QUIET)

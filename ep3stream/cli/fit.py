@@ -54,6 +54,7 @@ FIT_SETTINGS = {
     "checkpoint_steps": ("run", "checkpoint_steps"),
     "checkpoint_minutes": ("run", "checkpoint_minutes"),
     "devices": ("run", "devices"),
+    "max_restarts": ("run", "max_restarts"),
     "seed": ("run", "seed"),
     "dask": ("run", "dask"),
 }
@@ -144,7 +145,12 @@ def add(commands: Any) -> None:
     fit.add_argument("--checkpoint-steps", type=int, metavar="N", help="default: only by time")
     fit.add_argument("--checkpoint-minutes", type=float, metavar="N", help="default: 5")
     fit.add_argument("--memory", type=checked(parse_bytes), metavar="BYTES", help="of the fit's arrays; 2GiB")
-    fit.add_argument("--devices", type=number_or("auto", int), metavar="auto|N")
+    fit.add_argument(
+        "--devices", type=number_or("auto", int), metavar="auto|N", help="default: all GPUs, or one CPU"
+    )
+    fit.add_argument(
+        "--max-restarts", type=int, metavar="N", help="when the process of a device dies; default: 3"
+    )
     fit.add_argument("--seed", type=int, metavar="N", help="default: 0")
     fit.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that reads the store")
     fit.add_argument(

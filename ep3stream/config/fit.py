@@ -48,6 +48,10 @@ class RunConfig:
 
     memory_bytes bounds the arrays of a fit on each device; the interpreter and its libraries come on top.
     dask: address of a Dask scheduler whose workers read the store; None reads in this process.
+    devices: processes on this machine, each with a device of its own: GPUs, or where there are none, shares of the
+    CPU's cores; `auto` for all GPUs there are, or one CPU. torchrun starts the processes itself: leave it at `auto`.
+    max_restarts: how often all of them are started again when one dies. rank_timeout_minutes: how long one waits for
+    another before it takes that one for dead.
     """
 
     memory_bytes: int = 2048 * MIB
@@ -57,6 +61,8 @@ class RunConfig:
     devices: int | Literal["auto"] = "auto"
     seed: int = 0
     dask: str | None = None
+    max_restarts: int = 3
+    rank_timeout_minutes: float = 30.0
 
     def __post_init__(self) -> None:
         require(self.memory_bytes > 0, f"memory is {self.memory_bytes} bytes; use a positive number")
@@ -67,11 +73,15 @@ class RunConfig:
         )
         require(self.keep_checkpoints >= 1, f"keep_checkpoints is {self.keep_checkpoints}; use at least 1")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; use a number in [0, 2^63)")
-        if self.devices != "auto":
-            require(
-                self.devices == 1,
-                f"devices is {self.devices!s:.80}, but this version trains on one device; use --devices 1 or auto",
-            )
+        if isinstance(self.devices, str):
+            require(self.devices == "auto", f"devices is {self.devices!r:.80}; use a number or 'auto'")
+        else:
+            require(self.devices >= 1, f"devices is {self.devices}; use at least 1, or auto")
+        require(self.max_restarts >= 0, f"max_restarts is {self.max_restarts}; use 0 or more")
+        require(
+            0 < self.rank_timeout_minutes < math.inf,
+            f"rank_timeout_minutes is {self.rank_timeout_minutes}; use a positive number",
+        )
 
 
 @dataclass(frozen=True, slots=True)

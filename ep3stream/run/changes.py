@@ -15,6 +15,8 @@ _FREE = {
     "run.keep_checkpoints",
     "run.devices",
     "run.dask",
+    "run.max_restarts",
+    "run.rank_timeout_minutes",
 }
 # Read by each step, and by nothing that the set-up has made: every other setting has gone into the set-up.
 _OVERRIDABLE = {

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ep3stream.data.streaming.prefetch import StreamTimes
 from ep3stream.errors import DamagedDataError
+from ep3stream.mesh import Mesh
 from ep3stream.run import disk
 from ep3stream.run.bundle import check_bundle, read_bundle, remove_bundle, write_bundle
 from ep3stream.solver.guard import Guard, RunningLoss
@@ -95,10 +96,22 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
     checkpoints before it are untouched then.
     """
     path = checkpoint_path(directory, progress.step)
+    tensors, description = _parts(progress)
+    write_bundle(path, _KIND, tensors, {"setup_digest": setup_digest, **description})
+    try:
+        check_bundle(path, _KIND)
+    except DamagedDataError:
+        remove_bundle(path)
+        raise
+    _remove_old(directory, progress.step, keep)
+    return path
+
+
+def _parts(progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Its tensors, each (c, p_shard), and the rest as JSON."""
     guard = progress.guard
     tensors = progress.state.tensors() | guard.tensors()
     description = {
-        "setup_digest": setup_digest,
         "step": progress.step,
         "averaged": progress.state.averaged,
         "unseen_losses": [_encode(loss) for loss in progress.unseen_losses],
@@ -122,14 +135,26 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
     if (best := progress.best) is not None:
         tensors["best_weights"] = best.weights
         description["best"] = {"error": _encode(best.error), "step": best.step, "n_since": best.n_since}
-    write_bundle(path, _KIND, tensors, description)
-    try:
-        check_bundle(path, _KIND)
-    except DamagedDataError:
-        remove_bundle(path)
-        raise
-    _remove_old(directory, progress.step, keep)
-    return path
+    return tensors, description
+
+
+def gathered(progress: Progress, n_centers: int, mesh: Mesh) -> Progress | None:
+    """What later steps do not change, whole, on the leader; None on the other ranks. O(p c) host memory there."""
+    if mesh.size == 1:
+        return progress.snapshot()
+    tensors, description = _parts(progress)
+    whole = {name: mesh.gather(tensor, n_centers, dim=1) for name, tensor in tensors.items()}
+    kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
+    return _progress(kept, description) if kept else None
+
+
+def dealt(saved: Progress | None, mesh: Mesh) -> Progress | None:
+    """The leader's whole progress, as each rank goes on with it: its shard on its device. None if there is none."""
+    tensors, description = ({}, None) if saved is None else _parts(saved)
+    told = mesh.led(lambda: None if description is None else [list(tensors), description])
+    if told is None:
+        return None
+    return _progress({name: mesh.deal(tensors.get(name), dim=1) for name in told[0]}, told[1])
 
 
 def _remove_old(directory: Path, step: int, keep: int) -> None:
@@ -182,45 +207,48 @@ def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Prog
         if content["setup_digest"] != setup_digest:
             raise DamagedDataError(f"{path} belongs to another set-up than the one in its run; remove it")
         tensors = {name: tensor.to(device) for name, tensor in bundle.tensors.items()}
-        best = content.get("best")
-        names = _TENSORS if best is None else (*_TENSORS, "best_weights")
+        names = _TENSORS if content.get("best") is None else (*_TENSORS, "best_weights")
         _require_alike([tensors[name] for name in names])
-        state = SolverState(
-            tensors["weights"], tensors["velocity"], tensors["average"], _count(content["averaged"])
-        )
-        saved = content["guard"]
-        guard = Guard(
-            float(saved["step_size"]),
-            _decode_loss(saved["loss"]),
-            tensors["good_weights"],
-            tensors["good_average"],
-            _count(saved["good_averaged"]),
-            _decode_loss(saved["good_loss"]),
-            _count(saved["good_step"]),
-            _count(saved["due_step"]),
-            _count(saved["n_cuts"]),
-        )
-        losses = [float(loss) for loss in content["unseen_losses"]]
-        step = _count(content["step"])
-        if checkpoint_path(path.parent, step) != path:
-            raise ValueError(f"step {step}")
-        return Progress(
-            step,
-            state,
-            guard,
-            losses,
-            float(content["elapsed_s"]),
-            float(content["waited_s"]),
-            float(content["model_loss"]),
-            _count(content["n_scored"]),
-            None if best is None else _decode_best(best, tensors["best_weights"]),
-            # The first versions did not record these.
-            float(content.get("stalled_s", 0.0)),
-            float(content.get("validated_s", 0.0)),
-            StreamTimes(**{name: float(seconds) for name, seconds in content.get("streamed", {}).items()}),
-        )
+        progress = _progress(tensors, content)
+        if checkpoint_path(path.parent, progress.step) != path:
+            raise ValueError(f"step {progress.step}")
+        return progress
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); remove it") from error
+
+
+def _progress(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Progress:
+    """From what `_parts` gives; KeyError, TypeError, ValueError or OverflowError where that is not so."""
+    state = SolverState(
+        tensors["weights"], tensors["velocity"], tensors["average"], _count(content["averaged"])
+    )
+    saved, best = content["guard"], content.get("best")
+    guard = Guard(
+        float(saved["step_size"]),
+        _decode_loss(saved["loss"]),
+        tensors["good_weights"],
+        tensors["good_average"],
+        _count(saved["good_averaged"]),
+        _decode_loss(saved["good_loss"]),
+        _count(saved["good_step"]),
+        _count(saved["due_step"]),
+        _count(saved["n_cuts"]),
+    )
+    return Progress(
+        _count(content["step"]),
+        state,
+        guard,
+        [float(loss) for loss in content["unseen_losses"]],
+        float(content["elapsed_s"]),
+        float(content["waited_s"]),
+        float(content["model_loss"]),
+        _count(content["n_scored"]),
+        None if best is None else _decode_best(best, tensors["best_weights"]),
+        # The first versions did not record these.
+        float(content.get("stalled_s", 0.0)),
+        float(content.get("validated_s", 0.0)),
+        StreamTimes(**{name: float(seconds) for name, seconds in content.get("streamed", {}).items()}),
+    )
 
 
 def _decode_best(saved: Mapping[str, Any], weights: Tensor) -> Best:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from ep3stream.run.diagnosis import ClassDiagnosis, RegressionDiagnosis, diagnos
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.metrics import append_line
 from ep3stream.run.models import load
+from ep3stream.run.node_rows import node_pieces
 from ep3stream.run.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import Predictor
+from ep3stream.solver.model import ModelShard, Predictor
 from ep3stream.solver.targets import TargetCode
 
 _OUTPUT_ROWS = 8192
@@ -51,7 +52,9 @@ def evaluate(
     with open_store(store) as rows:
         split = split or _usual_split(rows)
         reader = rows.split(split)
-        scores = score_rows(model, reader, _device(), scan(reader), diagnosis=diagnosis)
+        check_columns(model, reader)
+        shard = model.to(_device()).prepared()
+        scores = score_rows(shard, reader, lambda: scan(reader), diagnosis=diagnosis)
     record = {"store": str(rows.path), "split": split, **scores, "diagnosis": diagnosis.result()}
     if reference is not None:
         record["reference"] = dict(reference)
@@ -65,30 +68,37 @@ def _usual_split(store: RowStore) -> str:
 
 
 def score_rows(
-    model: Predictor,
+    model: ModelShard,
     reader: SplitReader,
-    device: torch.device,
-    parts: Iterable[Segment],
+    parts: Callable[[], Iterable[Segment]],
     targets: TargetCode | None = None,
     diagnosis: ClassDiagnosis | RegressionDiagnosis | None = None,
 ) -> dict[str, Any]:
-    """The scores on `parts` of a split's rows; with `targets`, a fit's own, `weighted_error` in its units too.
+    """The scores on `parts` of a split's rows, on every rank; with `targets`, a fit's own, `weighted_error` too.
 
-    That is the mean over rows and outputs of what the fit makes small, less the ridge. `diagnosis` sees the same rows.
+    That is the mean over rows and outputs of what the fit makes small, less the ridge, in the fit's units. `diagnosis`
+    sees the same rows.
     """
-    check_columns(model, reader)
-    totals = ClassScores(model.class_names) if model.class_names is not None else RegressionScores()
+    classes = reader.manifest.class_names
+    totals = ClassScores(classes) if classes is not None else RegressionScores()
     weighted = 0.0
-    for outputs, y in _outputs(model, parts, device):
+    for outputs, y in _outputs(model, reader, parts):
+        if y is None:
+            continue
         predicted = outputs.double().cpu().numpy()
         totals.add(predicted, y)
         if diagnosis is not None:
             diagnosis.add(predicted, y)
         if targets is not None:
             weighted += float(targets.weighted_squares(outputs.cpu(), torch.from_numpy(y)))
-    scores = totals.result()
-    if targets is not None:
-        scores["weighted_error"] = weighted / (scores["n"] * targets.n_outputs)
+
+    def result() -> dict[str, Any]:
+        scores = totals.result()
+        if targets is not None:
+            scores["weighted_error"] = weighted / (scores["n"] * targets.n_outputs)
+        return scores
+
+    scores: dict[str, Any] = model.mesh.led(result)
     return scores
 
 
@@ -155,16 +165,12 @@ def _first_difference(mine: tuple[str, ...] | None, theirs: tuple[str, ...] | No
 
 
 def _outputs(
-    model: Predictor, parts: Iterable[Segment], device: torch.device
-) -> Iterator[tuple[Tensor, NDArray[Any]]]:
-    """Outputs and y of a few rows at a time: those of a whole segment, rows x c, may be far more than its inputs."""
-    model = model.to(device)
-    prepared = model.prepared()
+    model: ModelShard, reader: SplitReader, parts: Callable[[], Iterable[Segment]]
+) -> Iterator[tuple[Tensor, NDArray[Any] | None]]:
+    """Outputs and, on ranks that read, y, of a few rows at a time: those of a segment may far exceed its inputs."""
     n_rows = max(1, min(_OUTPUT_ROWS, _OUTPUT_VALUES // model.targets.n_outputs))
-    for x, y in parts:
-        for start in range(0, len(x), n_rows):
-            rows = torch.from_numpy(x[start : start + n_rows])
-            yield model.outputs(rows.to(device).float(), prepared), y[start : start + n_rows]
+    for x, y in node_pieces(model.mesh, parts, reader.manifest.n_features, n_rows):
+        yield model.outputs(x), y
 
 
 def _write_npy(model: Predictor, reader: SplitReader, out: Path, scores: bool) -> None:
@@ -178,11 +184,12 @@ def _write_npy(model: Predictor, reader: SplitReader, out: Path, scores: bool) -
         "shape": (n_rows,) if flat else (n_rows, n_outputs),
     }
     partial = out.with_name(f".{out.name}.partial")
+    shard = model.to(_device()).prepared()
     try:
         # Not a memory map: on a full disk, writing to one ends the process by SIGBUS.
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for outputs, _ in _outputs(model, scan(reader), _device()):
+            for outputs, _ in _outputs(shard, reader, lambda: scan(reader)):
                 values = (outputs.argmax(1) if as_ids else outputs).cpu().numpy()
                 file.write(values.astype(dtype, order="C", copy=False).data)
             file.flush()
@@ -209,9 +216,11 @@ def _write_store(model: Predictor, reader: SplitReader, out: Path, scores: bool)
         source=(),
         segment_bytes=min(max(4096, reader.info.segment_rows * manifest.n_outputs * 4), _SEGMENT_BYTES),
     )
+    shard = model.to(_device()).prepared()
     chosen: Format = "hdf5" if out.suffix in (".h5", ".hdf5") else "zarr"
     with create_store(out, spec, chosen) as writer:
-        for outputs, y in _outputs(model, scan(reader), _device()):
+        for outputs, y in _outputs(shard, reader, lambda: scan(reader)):
+            assert y is not None  # This rank reads.
             writer.append(reader.info.name, outputs.cpu().numpy(), y)
         writer.commit()
 

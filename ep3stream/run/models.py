@@ -28,7 +28,7 @@ _KIND = "model"
 
 
 def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> Predictor:
-    """The model with these weights, (p, c), on the CPU."""
+    """The model of a whole set-up with these weights, (p, c), on the CPU."""
     names = setup.description["names"]
     return Predictor(
         setup.kernel(function),

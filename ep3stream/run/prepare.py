@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ep3stream.config import FitConfig
 from ep3stream.data.conversion.recorded import columns_of
 from ep3stream.data.readers.npy import open_array
 from ep3stream.data.store import SplitReader
+from ep3stream.data.streaming.order import Rows
 from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.mesh import Mesh
@@ -29,7 +30,7 @@ from ep3stream.solver.build import PROBE_ROWS, PROBES, Settled, SolverBuilder, p
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
-from ep3stream.solver.named_kernels import measured_kernel
+from ep3stream.solver.named_kernels import measured_kernel, named_kernel
 from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.targets import TargetCode
 
@@ -41,9 +42,18 @@ _CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
 def write_setup(
     path: Path, reader: SplitReader, config: FitConfig, function: KernelFunction | None, mesh: Mesh
 ) -> None:
-    """Does the set-up and writes it to `path` as a bundle."""
+    """Does the set-up, all ranks together; the leader writes it to `path` as a bundle."""
     tensors, description = _Preparation(reader, config, function, mesh).run()
-    write_bundle(path, SETUP_KIND, tensors, description)
+    mesh.lead(lambda: write_bundle(path, SETUP_KIND, tensors, description))
+
+
+def require_enough_centers(n_centers: int, n_devices: int) -> None:
+    """ConfigError where a device would have none."""
+    if n_devices > n_centers:
+        raise ConfigError(
+            f"devices is {n_devices}, but there are only {n_centers} centers to deal; use at most {n_centers} "
+            "devices, or more centers"
+        )
 
 
 class _Preparation:
@@ -57,17 +67,19 @@ class _Preparation:
         self.generator = torch.Generator().manual_seed((config.run.seed * 4 + _ALGEBRA) % 2**64)
 
     def run(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The set-up's tensors and description."""
+        """The set-up's tensors, those with a row for each center on the leader alone, and its description."""
         solver_config, seed = self.config.solver, self.config.run.seed
         shape = _shape(self.reader)
         source = CenterSource.of(self.config, self.reader, automatic_centers(shape))
         n_centers = source.n_centers
+        require_enough_centers(n_centers, self.mesh.size)
         plan = Plan.of(shape, solver_config, n_centers, self.config.run.memory_bytes)
         inputs = input_scaling(self.reader, self.config)
         targets = with_weights(target_code(self.reader), self.reader, solver_config)
         with self._stage("centers and samples"):
-            given = None if source.points is None else source.points(inputs)
-            drawn = sample_rows(self.reader.info, n_centers, seed, _CENTERS) if given is None else None
+            drawn = None
+            if source.points is None:
+                drawn = sample_rows(self.reader.info, n_centers, seed, _CENTERS)
             n_probes = max(PROBES * plan.max_batch_size, PROBE_ROWS)
             n_others = min(shape.n_rows, plan.nystrom_samples + n_probes)
             others = sample_rows(self.reader.info, n_others, seed, _SAMPLES)
@@ -75,15 +87,15 @@ class _Preparation:
             if fresh.any():
                 # A center leans far more on its own weight than the rows that are trained on.
                 others = others[fresh]
-            centers, rows, y = _read_rows(self.reader, drawn, others)
-            centers = given if given is not None else centers
+            centers, scaled_centers, rows, y = self.mesh.once_a_node(
+                lambda: self._points(source, drawn, others, inputs)
+            )
         excluded = np.empty(0, np.int64)
         if drawn is not None and not self.config.data.keep_center_rows:
             excluded = np.sort(drawn)
         scaled_rows = _in_range(inputs(rows)).to(self.mesh.device)
         with self._stage("bandwidth"):
             kernel = self._kernel(scaled_rows[: plan.nystrom_samples], inputs)
-        scaled_centers = _in_range(inputs(centers)).to(self.mesh.device)
         sample = scaled_rows[: plan.nystrom_samples]
         device = self.mesh.device
         builder = SolverBuilder(
@@ -114,6 +126,15 @@ class _Preparation:
             tensors["target_weights"] = targets.weights
         return tensors, self._description(plan, kernel, spectra, settled)
 
+    def _points(
+        self, source: CenterSource, drawn: Rows | None, others: Rows, inputs: InputScaling
+    ) -> list[Tensor]:
+        """Centers, in the units of the data and scaled; x and y of the rows `others`."""
+        given = None if source.points is None else source.points(inputs)
+        centers, rows, y = _read_rows(self.reader, drawn, others)
+        centers = centers if given is None else given
+        return [centers, _in_range(inputs(centers)), rows, y]
+
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
@@ -125,7 +146,13 @@ class _Preparation:
         if self.function is not None:
             return CallableKernel.checked(self.function, sample)
         mean = torch.tensor(self.reader.info.features.mean, dtype=torch.float64)
-        return measured_kernel(self.config.kernel, sample, inputs(mean).float().to(sample.device))
+        centre = inputs(mean).float()
+        kernel = measured_kernel(self.config.kernel, sample, centre.to(sample.device))
+        if self.mesh.size == 1:
+            return kernel
+        # What each rank has measured may differ in the last bit, where their devices do.
+        parameters = self.mesh.led(lambda: kernel.parameters)
+        return named_kernel(kernel.name, parameters, centre.to(sample.device))
 
     def _description(self, plan: Plan, kernel: Kernel, spectra: Spectra, settled: Settled) -> dict[str, Any]:
         settings, manifest, projection = self.config.solver, self.reader.manifest, settled.projection
@@ -141,6 +168,7 @@ class _Preparation:
             "momentum": settings.used_momentum,
             "ridge": settings.ridge,
             "mu": spectra.damping,
+            "devices": self.mesh.size,
             "n_leading": projection.n_leading if isinstance(projection, NystromProjection) else 0,
         }
         if isinstance(projection, EigenProProjection):
@@ -269,12 +297,12 @@ def target_code(reader: SplitReader) -> TargetCode:
 
 
 def _gathered(settled: Settled, n_centers: int, mesh: Mesh) -> dict[str, Tensor]:
-    """The projection's tensors with the rows of all shards; what differs between stages, stacked."""
-    gather: Callable[[Tensor], Tensor] = lambda shard: mesh.gather_rows(shard, n_centers)  # noqa: E731
-    tensors = {
-        name: gather(t) if name in ("basis", "tempering") else t
-        for name, t in settled.projection.tensors().items()
-    }
+    """The projection's tensors, on the leader with the rows of all shards; what differs between stages, stacked."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in settled.projection.tensors().items():
+        whole = mesh.gather(tensor, n_centers) if name in ("basis", "tempering") else tensor
+        if whole is not None:
+            tensors[name] = whole
     for name in STAGED.intersection(tensors):
         tensors[name] = torch.stack([stage.projection.tensors()[name] for stage in settled.stages])
     return tensors

@@ -27,13 +27,18 @@ from ep3stream.solver.step import Solver, Stage
 from ep3stream.solver.targets import TargetCode
 
 SETUP_KIND = "set-up"
+# Tensors with a row for each center.
+_BY_CENTER = frozenset({"centers", "basis", "tempering"})
 # Tensors that each stage has its own of, stacked; a set-up of bundle format 1 has one stage, and its tensor bare.
 STAGED = frozenset({"core", "shrink"})
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A run's unchanging part, as read back from RUN/setup: what a resumed fit uses is what the first one wrote."""
+    """A run's unchanging part, as read back from RUN/setup: what a resumed fit uses is what the first one wrote.
+
+    As loaded it is whole, and a memory map; as dealt, what has a row for each center is this rank's shard.
+    """
 
     tensors: dict[str, Tensor]
     description: dict[str, Any]
@@ -50,6 +55,20 @@ class Setup:
                 f"{path} has a missing or impossible field ({error!r}); use a new RUN"
             ) from error
         return cls(bundle.tensors, bundle.description, file_digest(path / "manifest.json"))
+
+    @classmethod
+    def dealt(cls, whole: Setup | None, mesh: Mesh) -> Setup:
+        """Each rank's, of the one that the leader has loaded: the only rank that has to see the files."""
+        if mesh.size == 1:
+            assert whole is not None
+            return whole
+        tensors = {} if whole is None else whole.tensors
+        told = mesh.led(lambda: None if whole is None else [list(tensors), whole.description, whole.digest])
+        shards = {
+            name: mesh.deal(tensors.get(name)) if name in _BY_CENTER else mesh.copy(tensors.get(name))
+            for name in told[0]
+        }
+        return cls(shards, told[1], told[2])
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -103,17 +122,9 @@ class Setup:
         )
 
     def solver(self, config: FitConfig, function: KernelFunction | None, mesh: Mesh) -> Solver:
-        """Ready to step, on the mesh's device; DamagedDataError where a block of kernel values exceeds the memory."""
-        block_bytes = 4 * self.plan["n_centers"] * self.plan["batch_size"]
-        if block_bytes > config.run.memory_bytes:
-            raise DamagedDataError(
-                f"the set-up has kernel blocks of {block_bytes} bytes, more than the memory of "
-                f"{config.run.memory_bytes} it was made for; use a new RUN"
-            )
+        """Of a set-up as dealt, ready to step; DamagedDataError where kernel values of a batch exceed the memory."""
         kernel = _on_device(self.kernel(function), mesh.device)
-        owned = mesh.owned(len(self.tensors["centers"]))
-        centers = self.tensors["centers"][owned.start : owned.stop].to(mesh.device)
-        centers = self.inputs().to(mesh.device)(centers)
+        centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
         rows = kernel.left(centers)
         stages = self._stages(config, kernel, centers, rows, mesh)
         return Solver(
@@ -124,16 +135,33 @@ class Setup:
             config.solver.used_momentum,
             config.solver.used_averaging,
             mesh,
-            torch.zeros(len(owned) * self.plan["batch_size"], device=mesh.device),
+            self._block_memory(len(centers), config.run.memory_bytes, mesh),
             config.solver.ridge,
             stages[1:],
         )
+
+    def _block_memory(self, n_centers: int, memory_bytes: int, mesh: Mesh) -> Tensor | None:
+        """For the block of a shard; None, so that each product forms it anew, where more devices were planned with."""
+        batch_size = self.plan["batch_size"]
+        largest = -(-self.plan["n_centers"] // self.plan.get("devices", 1))
+        if 4 * largest * batch_size > memory_bytes:
+            raise DamagedDataError(
+                f"the set-up has kernel blocks of {4 * largest * batch_size} bytes, more than the memory of "
+                f"{memory_bytes} it was made for; use a new RUN"
+            )
+        if 4 * n_centers * batch_size > memory_bytes:
+            return None
+        return torch.zeros(n_centers * batch_size, device=mesh.device)
 
     def _stages(
         self, config: FitConfig, kernel: Kernel, centers: Tensor, rows: Points, mesh: Mesh
     ) -> tuple[Stage, ...]:
         """`rows`: the shard's scaled `centers`, prepared."""
-        parts = {name: tensor.to(mesh.device) for name, tensor in self.tensors.items()}
+        parts = {
+            name: tensor.to(mesh.device)
+            for name, tensor in self.tensors.items()
+            if name not in ("centers", "excluded_rows")
+        }
         first = self._projection(config, kernel, centers, rows, mesh, parts)
         if "stages" not in self.plan or isinstance(first, EigenProProjection):
             return (Stage(0, first),)
@@ -155,11 +183,9 @@ class Setup:
         """With what is staged as it is in `parts`."""
         if self.plan["projection"] == "exact":
             return ExactProjection(parts["factor"], parts["directions"], parts["shrink"], mesh)
-        owned = mesh.owned(len(parts["basis"]))
-        basis = parts["basis"][owned.start : owned.stop]
+        basis = parts["basis"]
         if self.plan["projection"] == "eigenpro":
-            kept = {name: parts[name] for name in EigenProTensors.__slots__}
-            tensors = EigenProTensors(**kept | {"basis": basis})
+            tensors = EigenProTensors(**{name: parts[name] for name in EigenProTensors.__slots__})
             passes = Passes(
                 self.plan["center_batch_size"],
                 self.plan["center_step_size"],
@@ -168,11 +194,14 @@ class Setup:
             )
             return EigenProProjection.of(kernel, rows, kernel.right(centers), tensors, passes, mesh)
         eigenvalues = torch.tensor(self.description["model_eigenvalues"], device=mesh.device).to(basis)
-        tempering = parts.get("tempering")
-        if tempering is not None:
-            tempering = tempering[owned.start : owned.stop]
         return NystromProjection(
-            basis, parts["core"], self.plan["mu"], self.plan["n_leading"], mesh, eigenvalues, tempering
+            basis,
+            parts["core"],
+            self.plan["mu"],
+            self.plan["n_leading"],
+            mesh,
+            eigenvalues,
+            parts.get("tempering"),
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _SAVE = signal.SIGUSR1
+HANDLED = (*_STOP, _SAVE)
 
 
 class Signals:
@@ -25,7 +26,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in (*_STOP, _SAVE)}
+            self._previous = {number: signal.signal(number, self._note) for number in HANDLED}
+            # A rank is started with these held back until now.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import ConfigError
 from ep3stream.run.checkpoint import Best
 from ep3stream.run.evaluate import score_rows
-from ep3stream.solver.model import Predictor
+from ep3stream.solver.model import ModelShard
 from ep3stream.solver.targets import TargetCode
 
 _MAX_ROWS = 50_000
@@ -47,9 +46,9 @@ class Validation:
         rows = np.sort(sample_rows(reader.info, n_rows, config.run.seed, _ROWS))
         return cls(reader, rows, config.solver.validation_steps(steps_per_epoch))
 
-    def score(self, model: Predictor, targets: TargetCode, device: torch.device) -> dict[str, Any]:
+    def score(self, model: ModelShard, targets: TargetCode) -> dict[str, Any]:
         """The scores that `evaluate` gives, and `weighted_error`, the mean square that the fit makes small."""
-        return score_rows(model, self.reader, device, self._read(), targets)
+        return score_rows(model, self.reader, self._read, targets)
 
     def _read(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """A segment's share of the rows at a time."""

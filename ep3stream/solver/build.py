@@ -108,7 +108,9 @@ class Settled:
 class SolverBuilder:
     """What a set-up starts from; no method changes it, but each draws from `generator`.
 
-    centers: (p, d), and sample: X_s, (s, d), scaled and whole on every rank. targets: for weights, if there are any.
+    centers: (p, d), scaled and whole for every rank, in host memory or on the device, where all but `exact` bring no
+    more of them than their shard; sample: X_s, (s, d), scaled and whole on every device. targets: for weights, if
+    there are any.
     """
 
     kernel: Kernel
@@ -124,13 +126,14 @@ class SolverBuilder:
         """The one that the settings name, on this rank's shard of the centers."""
         kernel, sizes, settings = self.kernel, self.sizes, self.settings
         if settings.projection == "exact":
-            return build_exact(kernel, self.centers, self.sample, sizes.data_rank, self.mesh, self.generator)
+            whole = self.centers.to(self.mesh.device)
+            return build_exact(kernel, whole, self.sample, sizes.data_rank, self.mesh, self.generator)
         n_centers = len(self.centers)
         if settings.projection == "eigenpro":
             return build_eigenpro(
                 kernel,
                 self._shard(),
-                self.centers[: sizes.n_landmarks],
+                self.centers[: sizes.n_landmarks].to(self.mesh.device),
                 self.sample,
                 n_centers,
                 (sizes.data_rank, sizes.model_rank),
@@ -143,7 +146,7 @@ class SolverBuilder:
         return build_nystrom(
             kernel,
             self._shard(),
-            self.centers[drawn.to(self.centers.device)],
+            self.centers[drawn.to(self.centers.device)].to(self.mesh.device),
             self.sample,
             n_centers,
             sizes.model_rank,
@@ -293,7 +296,7 @@ class SolverBuilder:
 
     def _shard(self) -> Tensor:
         owned = self.mesh.owned(len(self.centers))
-        return self.centers[owned.start : owned.stop]
+        return self.centers[owned.start : owned.stop].to(self.mesh.device)
 
     def _published(self, rule: PublishedStep, epoch_rows: int) -> StepLimits:
         """The critical batch size as far as memory and rows go, or the one asked for."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ep3stream.config import Scale
 from ep3stream.errors import DamagedDataError, InputError
+from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import times_kernel
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.named_kernels import named_kernel
@@ -52,6 +53,36 @@ def _inverse(spread: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelShard:
+    """This rank's share of a model, ready to predict with the others.
+
+    centers: p_shard of them, scaled and prepared; weights: (c, p_shard); both on the mesh's device.
+    """
+
+    kernel: Kernel
+    centers: Points
+    weights: Tensor
+    inputs: InputScaling
+    targets: TargetCode
+    mesh: Mesh
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """f(x), (n, c), for the same x, (n, d), on every rank, in the units of the targets; O(n p_shard d) time.
+
+        Raises InputError where x is not finite.
+        """
+        parts = [self._outputs_of(rows) for rows in torch.split(x, _PREDICT_ROWS)]
+        return torch.cat(parts) if parts else x.new_empty(0, self.targets.n_outputs)
+
+    def _outputs_of(self, x: Tensor) -> Tensor:
+        x = self.inputs(x.to(self.weights))
+        if not bool(torch.isfinite(x).all()):
+            raise InputError("x has a value that is not finite; fill or drop missing values first")
+        share = times_kernel(self.kernel, self.weights, self.centers, self.kernel.right(x))
+        return self.targets.decode(self.mesh.all_reduce(share))
+
+
+@dataclass(frozen=True, slots=True)
 class Predictor:
     """A kernel machine ready to predict.
 
@@ -78,11 +109,18 @@ class Predictor:
         function = self.kernel.function if isinstance(self.kernel, CallableKernel) else None
         return Predictor.of(tensors, self.description(), function)
 
-    def prepared(self) -> tuple[Points, Tensor]:
+    def prepared(self) -> ModelShard:
         """Centers ready for blocks and weights outputs-first, to be reused over many calls of `outputs`."""
-        return self.kernel.left(self.inputs(self.centers)), self.weights.T.contiguous()
+        return ModelShard(
+            self.kernel,
+            self.kernel.left(self.inputs(self.centers)),
+            self.weights.T.contiguous(),
+            self.inputs,
+            self.targets,
+            Mesh(0, 1, self.centers.device),
+        )
 
-    def outputs(self, x: Tensor, prepared: tuple[Points, Tensor] | None = None) -> Tensor:
+    def outputs(self, x: Tensor, prepared: ModelShard | None = None) -> Tensor:
         """f(x) for x of (n, d), on the model's device: (n, c), in the units of the targets; O(npd) time.
 
         For classes, column k is the fitted probability-like score of class k. Raises InputError when x has
@@ -92,15 +130,7 @@ class Predictor:
             raise InputError(
                 f"x has the shape {tuple(x.shape)}; the model takes (n, {self.n_features}) features"
             )
-        z, weights = prepared or self.prepared()
-        parts = [self._outputs_of(rows, z, weights) for rows in torch.split(x, _PREDICT_ROWS)]
-        return torch.cat(parts) if parts else x.new_empty(0, len(self.targets.offset))
-
-    def _outputs_of(self, x: Tensor, z: Points, weights: Tensor) -> Tensor:
-        x = self.inputs(x.to(self.centers))
-        if not bool(torch.isfinite(x).all()):
-            raise InputError("x has a value that is not finite; fill or drop missing values first")
-        return self.targets.decode(times_kernel(self.kernel, weights, z, self.kernel.right(x)))
+        return (prepared or self.prepared()).outputs(x)
 
     def predict(self, x: NDArray[Any] | Tensor) -> NDArray[Any]:
         """Targets, (n,) or (n, c), for regression; class names, (n,), for classification. x: (n, d)."""

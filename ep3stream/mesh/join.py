@@ -1,0 +1,127 @@
+"""How a process becomes a rank: alone, started by torchrun, or by `launch_ranks`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ep3stream.errors import ConfigError, InputError
+from ep3stream.mesh.ranks import Groups, Mesh
+
+RENDEZVOUS = "EP3STREAM_RENDEZVOUS"
+
+
+def is_rank() -> bool:
+    """Whether torchrun, or `launch_ranks`, has started this process as a rank among others."""
+    return dist.is_initialized() or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def speaks() -> bool:
+    """Whether this process is the one that people hear: the leader, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def devices_here() -> int:
+    """How many devices `auto` stands for: the GPUs there are, or one CPU."""
+    return max(1, torch.cuda.device_count())
+
+
+def require_devices(n_devices: int) -> None:
+    """ConfigError where there are GPUs, but not so many. On CPUs a device is a process, and any number will do."""
+    n_gpus = torch.cuda.device_count()
+    if n_gpus and n_devices > n_gpus:
+        raise ConfigError(
+            f"devices is {n_devices}, but there are {n_gpus} GPUs; use --devices {n_gpus} or auto"
+        )
+
+
+@contextmanager
+def joined(timeout_s: float) -> Iterator[Mesh]:
+    """The mesh of all ranks that were started with this process, or of this process alone.
+
+    timeout_s: how long a rank waits for the others before it gives up with a RankError. Raises InputError where the
+    ranks cannot meet. A process group that is there already is used, and left as it is.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    if dist.is_initialized() or not is_rank():
+        device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+        yield _mesh_of_group(device, timeout) if dist.is_initialized() else Mesh(0, 1, device)
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, _n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    _meet(rank, size, device, timeout)
+    try:
+        mesh = _mesh_of_group(device, timeout)
+        yield mesh
+        if size > 1:  # The leader's process keeps the others' meeting place: none leaves before all are done.
+            mesh.agreed([0])
+    finally:
+        # With NCCL what hangs on a rank that is gone would hang here too; the process ends soon.
+        if device.type == "cpu" or sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    require_devices(local_rank + 1)
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _meet(rank: int, size: int, device: torch.device, timeout: timedelta) -> None:
+    backend, where = "nccl" if device.type == "cuda" else "gloo", os.environ.get(RENDEZVOUS)
+    if where is None:
+        where, place = "env://", "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
+    else:
+        # Of several attempts each has a meeting place of its own.
+        where, place = f"{where}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", "on this machine"
+        _stay_here()
+    try:
+        dist.init_process_group(backend, init_method=where, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:  # Those of torch's stores and of sockets are RuntimeErrors.
+        raise InputError(
+            f"the {size} ranks cannot meet at {place} ({str(error).splitlines()[0]:.200}); where the port is taken, "
+            "give torchrun another one (--master-port, --rdzv-endpoint), else start all ranks within the time"
+        ) from error
+
+
+def _stay_here() -> None:
+    """Ranks of one machine talk over its loopback interface: nothing listens on a network."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)
+
+
+def _mesh_of_group(device: torch.device, timeout: timedelta) -> Mesh:
+    """With the groups of each machine; all ranks make all of them, in the same order."""
+    rank, size, on_gpu = dist.get_rank(), dist.get_world_size(), device.type == "cuda"
+    host = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None
+    alone = Mesh(rank, size, device, groups=Groups(host))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    firsts = [0] * size
+    firsts[rank] = rank - local_rank
+    firsts = alone.agreed(firsts)
+    groups, local_size = Groups(host, host), firsts.count(rank - local_rank)
+    if local_size < size:
+        for first in sorted(set(firsts)):
+            members = [other for other in range(size) if firsts[other] == first]
+            node_host = dist.new_group(members, backend="gloo", timeout=timeout)
+            node_device = dist.new_group(members, timeout=timeout) if on_gpu else None
+            if rank in members:
+                groups = Groups(host, node_host, node_device)
+    return Mesh(rank, size, device, local_rank, local_size, groups=groups)

@@ -1,0 +1,153 @@
+"""Fits on several devices, by the real launcher: what one device gives, whatever happens to the processes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rank_kernels import deadly_once, not_finite_on_one, rational
+from small_stores import make_store
+
+import ep3stream
+from ep3stream.config import FitConfig
+from ep3stream.errors import ConfigError
+from ep3stream.run.checkpoint import list_checkpoints
+from ep3stream.run.metrics import read_lines
+
+SMALL = {
+    "solver": {"centers": 101, "model_rank": 30, "batch_size": 64, "epochs": 2},
+    "run": {"checkpoint_steps": 5, "max_restarts": 1},
+}
+
+
+def settings(**changes) -> FitConfig:
+    return FitConfig().with_settings(SMALL, "test").with_settings(changes, "test")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("stores") / "smooth.zarr")
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch):
+    """Ranks find this folder's modules, and do not fight for the cores."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def difference(run: Path, other: Path) -> float:
+    """Of the weights, relative."""
+    mine, theirs = (ep3stream.load(path).weights for path in (run, other))
+    return float((mine - theirs).norm() / theirs.norm())
+
+
+def model_bytes(run: Path) -> dict[str, bytes]:
+    return {item.name: item.read_bytes() for item in sorted((run / "model").iterdir())}
+
+
+def events(run: Path) -> list[str]:
+    """But for checkpoints, which come as the disk allows."""
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "event"]
+    return [line["event"] for line in lines if line["event"] != "checkpoint"]
+
+
+def command(store: Path, run: Path, config: FitConfig) -> list[str]:
+    (run.parent / "fit.toml").write_text(config.to_toml())
+    fit = [sys.executable, "-m", "ep3stream", "fit", str(store), str(run)]
+    return [*fit, "--config", str(run.parent / "fit.toml")]
+
+
+@pytest.mark.parametrize("projection", ["nystrom", "exact", "eigenpro"])
+def test_three_ranks_give_the_weights_of_one(store, tmp_path, projection):
+    config = settings(solver={"projection": projection}, data={"validate": "test"})
+    alone = ep3stream.fit(store, tmp_path / "alone", config)
+    done = subprocess.run(
+        [*command(store, tmp_path / "three", config), "--devices", "3"], capture_output=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    assert difference(tmp_path / "three", alone) < 1e-5
+    assert events(tmp_path / "three") == events(alone)
+    # Each line once, though three processes might have spoken.
+    lines = done.stderr.decode().splitlines()
+    assert len([line for line in lines if line.startswith("started")]) == 1
+    scores = [
+        [line["r2"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"]
+        for run in (tmp_path / "three", alone)
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    assert len(scores[0]) == 2
+
+
+def test_a_rank_killed_in_mid_epoch_costs_a_restart_and_nothing_else(store, tmp_path, monkeypatch, caplog):
+    """The whole one has a kill mark from the start, so that both take the same kernel."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "whole" / "killed").touch()
+    config = settings(solver={"epochs": 4}, run={"checkpoint_steps": 3})
+    seen = []
+    for name in ("whole", "killed"):
+        run = tmp_path / name / "run"
+        monkeypatch.setenv("EP3STREAM_TEST_RUN", str(run))
+        ep3stream.fit(store, run, config, kernel=deadly_once, devices=2, observe=seen.append)
+    assert (tmp_path / "killed" / "killed").exists()
+    assert "a rank died; all have started again from the last checkpoint (1 of 1 restarts)" in caplog.text
+    assert "resume" in events(tmp_path / "killed" / "run")
+    assert model_bytes(tmp_path / "killed" / "run") == model_bytes(tmp_path / "whole" / "run")
+    assert seen[-1].n_steps == seen[0].n_steps > 60
+    assert seen[-1].step > 60
+
+
+def test_stopped_on_three_ranks_it_goes_on_with_one_and_with_two(store, tmp_path):
+    run, config = tmp_path / "three", settings(run={"checkpoint_steps": 0})
+    endless = settings(solver={"epochs": 1000}, run={"checkpoint_steps": 0})
+    process = subprocess.Popen([*command(store, run, endless), "--devices", "3"], stderr=subprocess.PIPE)
+    wait_for_a_step(run)
+    process.send_signal(signal.SIGTERM)
+    stderr = process.communicate(timeout=100)[1].decode()
+    assert process.returncode == 75, stderr
+    assert stderr.count("SIGTERM: stopped at step") == 1
+    ((step, _),) = list_checkpoints(run / "checkpoints")
+    config = settings(solver={"epochs": step // 15 + 2}, run={"checkpoint_steps": 0})
+    alone = ep3stream.fit(store, tmp_path / "alone", config)
+    for devices in (1, 2):
+        resumed = Path(shutil.copytree(run, tmp_path / f"resumed-{devices}"))
+        ep3stream.fit(store, resumed, config, devices=devices)
+        assert events(resumed) == ["start", "resume", "finish"]
+        assert difference(resumed, alone) < 1e-5
+
+
+def wait_for_a_step(run: Path) -> None:
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        if any(line["kind"] == "step" for line in read_lines(run / "metrics.jsonl")):
+            return
+        time.sleep(0.05)
+
+
+def test_an_error_of_one_rank_ends_all_with_its_own_message_once(store, tmp_path, capfd):
+    with pytest.raises(ConfigError, match="kernel 'callable' returned a value that is not finite"):
+        ep3stream.fit(store, tmp_path / "run", settings(), kernel=not_finite_on_one, devices=2)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_an_observer_raises_ends_the_ranks(store, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        raise Stop
+
+    with pytest.raises(Stop):
+        ep3stream.fit(store, tmp_path / "run", settings(), observe=stop, devices=2)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_kernel_that_other_processes_cannot_find_is_refused(store, tmp_path):
+    with pytest.raises(ConfigError, match=r"<lambda>.* cannot be found by the processes of other devices"):
+        ep3stream.fit(store, tmp_path / "run", settings(), kernel=lambda z, x: rational(z, x), devices=2)
+    assert not (tmp_path / "run").exists()
