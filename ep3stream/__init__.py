@@ -27,6 +27,7 @@ from ep3stream.errors import (
     SourceError,
 )
 from ep3stream.run.evaluate import evaluate, predict
+from ep3stream.run.export import export
 from ep3stream.run.fit import fit
 from ep3stream.run.inspect import inspect, verify
 from ep3stream.run.kernel_model import KernelModel
@@ -52,6 +53,7 @@ __all__ = [
     "TuneResult",
     "convert",
     "evaluate",
+    "export",
     "fit",
     "inspect",
     "load",

@@ -354,6 +354,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a table without a column of the model": lambda w: w.said(
         "predict", w.made / "run", w.file("april.csv", "a\n1\n"), w.here / "out.csv"
     ),
+    "an export over what exists": lambda w: w.said("export", w.made / "run", w.file("flights", "mine")),
     "a table's predictions as an array": lambda w: w.said(
         "predict", w.made / "run", w.file("april.csv", "a,b\n1,2\n"), w.here / "out.npy"
     ),

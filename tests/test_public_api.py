@@ -22,6 +22,7 @@ NAMES = [
     "TuneResult",
     "convert",
     "evaluate",
+    "export",
     "fit",
     "inspect",
     "load",

@@ -1,4 +1,4 @@
-"""The command line: `ep3stream convert | tune | fit | evaluate | predict | inspect | verify`.
+"""The command line: `ep3stream convert | tune | fit | evaluate | predict | export | inspect | verify`.
 
 Exit codes: 0 done; 2 bad usage, input or disk; 3 damaged data; 4 diverged; 5 a process of several devices died;
 75 interrupted, checkpoint saved; 130 interrupted at once.

@@ -1,4 +1,4 @@
-"""`ep3stream evaluate`, `predict`, `inspect` and `verify`."""
+"""`ep3stream evaluate`, `predict`, `export`, `inspect` and `verify`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STANDARD = "-"  # Input or output.
 
 
 def add(commands: Any) -> None:
-    """Adds `evaluate`, `predict`, `inspect` and `verify` to the command line."""
+    """Adds `evaluate`, `predict`, `export`, `inspect` and `verify` to the command line."""
     evaluate = command(
         commands,
         "evaluate",
@@ -56,6 +56,15 @@ def add(commands: Any) -> None:
     predict.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
     for each in (evaluate, predict):
         each.add_argument("--split", metavar="SPLIT", help="default: test, or the store's only one")
+    export = command(
+        commands,
+        "export",
+        _export,
+        "write a model for programs without ep3stream: safetensors, JSON, and a torch.export program",
+        "ep3stream export runs/first flights-model",
+    )
+    export.add_argument("run", type=disk_path, metavar="RUN")
+    export.add_argument("out", type=disk_path, metavar="OUT", help="directory to make")
     inspect = command(
         commands, "inspect", _inspect, "tell what a store or a run holds", "ep3stream inspect flights.zarr"
     )
@@ -110,6 +119,12 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
         n_rows = predict(options.run, options.rows, options.out, options.split, scores=options.scores)
     place = "on standard output" if str(options.out) == _STANDARD else f"in {options.out}"
     say(console, f"{n_rows} predictions {place}")
+
+
+def _export(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.export import export
+
+    say(console, f"model in {export(options.run, options.out)}")
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> None:

@@ -93,24 +93,39 @@ def converted_columns(run: Path | str) -> Recorded:
     Raises InputError where neither says.
     """
     directory = RunDirectory(Path(run).absolute())
-    model, setup = find_bundle(directory.model), find_bundle(directory.setup)
-    if model is not None:
-        description = read_description(model, _KIND)
-        targets, classes = description.get("target_names"), description.get("class_names")
-    elif setup is not None:
-        description = read_description(setup, SETUP_KIND)
-        names = description.get("names", {})
-        targets, classes = names.get("targets"), names.get("classes")
-    else:
-        raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
-    record: Any = description.get("conversion") or _columns_of_store(directory)
+    record: Any = kept_columns(run)
     try:
+        targets, classes = _target_names(directory)
         reason = "keeps no record of its columns" if record is None else unreadable_columns(record["columns"])
         if reason is None:
-            return Recorded.read(directory.path, record, tuple(targets or ()), classes and tuple(classes))
+            return Recorded.read(directory.path, record, tuple(targets), classes and tuple(classes))
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"has columns that are not as recorded ({error!r})"
     raise InputError(f"{directory.path} {reason}; convert the file with --like STORE and give that store")
+
+
+def kept_columns(run: Path | str) -> dict[str, Any] | None:
+    """What `columns_of` said of the store that the model was fitted to; None where that is not known."""
+    directory = RunDirectory(Path(run).absolute())
+    record: dict[str, Any] | None = _model_description(directory).get("conversion")
+    return record or _columns_of_store(directory)
+
+
+def _model_description(directory: RunDirectory) -> dict[str, Any]:
+    """Of the finished model, or of the set-up of an unfinished fit."""
+    if (model := find_bundle(directory.model)) is not None:
+        return read_description(model, _KIND)
+    if (setup := find_bundle(directory.setup)) is not None:
+        return read_description(setup, SETUP_KIND)
+    raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
+
+
+def _target_names(directory: RunDirectory) -> tuple[Any, Any]:
+    description = _model_description(directory)
+    names = description.get("names")
+    if names is not None:
+        return names["targets"], names["classes"]
+    return description["target_names"], description["class_names"]
 
 
 def _columns_of_store(directory: RunDirectory) -> dict[str, Any] | None:
