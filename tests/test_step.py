@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ep3stream.config import SolverConfig
 from ep3stream.run.plan import Plan, Shape
+from ep3stream.solver import stepsize
 from ep3stream.solver.build import SolverBuilder
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.step import Solver, SolverState
@@ -140,6 +142,21 @@ def test_measured_lambda_and_kappa_are_those_of_the_dense_operator(m: int, data_
     assert measured.lambda_max == pytest.approx(lambda_max, rel=0.1)
     assert measured.kappa_max == pytest.approx(max(float(b.diagonal().max()) for b in dense), rel=1e-6)
     assert measured.batch_size == m
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.97] + [0.9] * 300, [2.0], [0.0, 0.0, 0.0], [1.0, 1e-9, 1e-9]])
+def test_a_leading_eigenvalue_is_found_even_next_to_others(values: list[float]) -> None:
+    n = len(values)
+    turn = torch.linalg.qr(points(n, n, 3))[0]
+    matrix = (turn * torch.tensor(values)) @ turn.T
+    start = torch.nn.functional.normalize(points(n, 1, 4)[:, 0], dim=0)
+    found = stepsize._largest_ritz_value(lambda vector: matrix @ vector, start, min(10, n))
+    assert found == pytest.approx(max(values), rel=5e-3, abs=1e-6)
+
+
+def test_a_step_is_not_measured_on_an_operator_that_is_not_finite() -> None:
+    found = stepsize._largest_ritz_value(lambda vector: vector * torch.nan, points(9, 1, 0)[:, 0], 5)
+    assert math.isnan(found)
 
 
 def test_the_step_size_is_the_smaller_of_its_two_limits() -> None:

@@ -67,6 +67,11 @@ class BatchBlock:
         self._kept = None if memory is None else memory.view(-1)[: len(z) * len(x)].view(len(z), len(x))
         self._formed = False
 
+    @property
+    def n_centers(self) -> int:
+        """p_shard."""
+        return len(self._z)
+
     def left_times(self, matrix: Tensor) -> Tensor:
         """matrix @ k_zb: (k, p_shard) -> (k, m)."""
         if self._kept is None:

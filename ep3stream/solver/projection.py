@@ -27,7 +27,7 @@ from ep3stream.solver.blocks import kernel_times, tiles, times_kernel
 from ep3stream.solver.flattening import Flattening, LeverageProfile
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
-from ep3stream.solver.spectrum import leading_eigenpairs
+from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
 
 
 class Projection(Protocol):
@@ -236,7 +236,7 @@ def _nystrom_basis(
     """
     columns = kernel.right(landmarks)
     k_ll = kernel.block(kernel.left(landmarks), columns).double()
-    values, vectors = leading_eigenpairs((k_ll + k_ll.T) / 2, rank + 1, generator)
+    values, vectors = leading_eigenpairs((k_ll + k_ll.T) / 2, rank + 1, generator, SPANNING)
     values, vectors = mesh.broadcast(values), mesh.broadcast(vectors)
     kept = min(rank, _numerical_rank(values, landmarks.dtype))
     if kept == 0:

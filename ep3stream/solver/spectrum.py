@@ -5,16 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ROUGH_ITERATIONS = 6
+CONVERGED, SPANNING = 6, 4
 
 
-def leading_eigenpairs(matrix: Tensor, n_pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def leading_eigenpairs(
+    matrix: Tensor, n_pairs: int, generator: torch.Generator, n_iterations: int = CONVERGED
+) -> tuple[Tensor, Tensor]:
     """The `n_pairs` largest eigenvalues, descending, and their eigenvectors as columns; all s if there are fewer.
 
     Subspace iteration with a Rayleigh-Ritz step (Halko, Martinsson, Tropp, "Finding structure with randomness",
     2011, algorithm 4.4) costs O(s^2 n_pairs) for an s x s matrix; when most pairs are asked for, the
     dense O(s^3) solver is as fast. All iterations but the last only turn the subspace, for which float32 and a
     triangular basis do. matrix: (s, s) float64.
+
+    n_iterations: `SPANNING` where the vectors only serve as the V of a Nystrom approximation K V (V'KV)^+ V'K, which
+    any V makes one: for 500 of 2000 pairs of Laplacian kernels, what is left of the trace is 1.1 to 1.6% above the
+    optimum after three iterations and .3 to .4% after six, `CONVERGED`.
     """
     size = matrix.shape[0]
     width = n_pairs + max(32, n_pairs // 4)
@@ -23,7 +29,7 @@ def leading_eigenpairs(matrix: Tensor, n_pairs: int, generator: torch.Generator)
         return values.flip(0)[:n_pairs], vectors.flip(1)[:, :n_pairs].contiguous()
     basis = torch.randn(size, width, generator=generator).to(matrix.device)
     rough = matrix.float()
-    for _ in range(_ROUGH_ITERATIONS):
+    for _ in range(n_iterations):
         basis = _well_conditioned(rough @ basis)
     basis = torch.linalg.qr(matrix @ basis.double())[0]
     values, rotation = torch.linalg.eigh(basis.T @ (matrix @ basis))

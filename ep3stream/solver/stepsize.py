@@ -24,8 +24,9 @@ from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.projection import Projection
 
-_POWER_ITERATIONS = 15
-_LEVERAGE_ROWS = 64
+_KRYLOV_VECTORS = 10
+_LEVERAGE_ROWS = 256
+_LEVERAGE_VALUES = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def measure_stability(
     generator: torch.Generator,
     penalty: Penalty | None = None,
 ) -> Stability:
-    """Power iterations and leverages on a few batches, each (m, d) and the same on every rank; keeps the largest.
+    """Leading eigenvalues and leverages on a few batches, each (m, d) and the same on every rank; keeps the largest.
 
     lambda_max is a lower bound, within 10% of the batches' own; a few hundred rows or more in all are
     needed for it to hold for the next batch. O(p) memory beyond what `block_of` keeps. A ridge adds m lambda Q K^
@@ -116,8 +117,9 @@ def measure_stability(
         block = block_of(x)
         lambdas.append(largest_eigenvalue(block, x, weights, projection, mesh, generator))
         # A few rows at a time: a projection may need several times their kernel values.
-        for start in range(0, len(x), _LEVERAGE_ROWS):
-            rows = slice(start, start + _LEVERAGE_ROWS)
+        n_rows = max(1, min(_LEVERAGE_ROWS, _LEVERAGE_VALUES // max(1, block.n_centers)))
+        for start in range(0, len(x), n_rows):
+            rows = slice(start, start + n_rows)
             kappas.append(float(projection.leverage(block.columns(rows), x[rows]).max()))
     tiny = torch.finfo(torch.float32).tiny
     m = len(batches[0])
@@ -133,17 +135,42 @@ def largest_eigenvalue(
     mesh: Mesh,
     generator: torch.Generator,
 ) -> float:
-    """Of W^(1/2) K(X_b, Z) Q K(Z, X_b) W^(1/2), (m, m), which has the eigenvalues of B; power iteration on two vectors.
+    """Of W^(1/2) K(X_b, Z) Q K(Z, X_b) W^(1/2), (m, m), which has the eigenvalues of B.
 
+    Arnoldi's method, which is Lanczos' where the operator is symmetric, all but EigenPro's being so (Saad, "Numerical
+    methods for large eigenvalue problems", 2011, chapter 6): ten products tell more than ten of a power iteration.
     weights: the diagonal of W, (m,), None for the identity.
     """
     half = x.new_ones(len(x)) if weights is None else weights.sqrt()
-    vectors = mesh.broadcast(torch.randn(2, len(x), generator=generator).to(x))
-    growth = 0.0
-    for _ in range(_POWER_ITERATIONS):
-        vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-        residual = vectors * half
+
+    def times_operator(vector: Tensor) -> Tensor:
+        residual = (vector * half)[None]
         gradient = projection.preconditioned(block.times(residual), x, residual)
-        vectors = mesh.all_reduce(block.left_times(projection.direction(gradient))) * half
-        growth = float(vectors.norm(dim=1).max())
-    return growth
+        return mesh.all_reduce(block.left_times(projection.direction(gradient)))[0] * half
+
+    start = mesh.broadcast(torch.randn(len(x), generator=generator).to(x))
+    return _largest_ritz_value(times_operator, start / start.norm(), min(_KRYLOV_VECTORS, len(x)))
+
+
+def _largest_ritz_value(times_operator: Callable[[Tensor], Tensor], start: Tensor, n_vectors: int) -> float:
+    """The largest absolute value among the eigenvalues of the operator's section on the Krylov space of `start`."""
+    basis = [start]
+    section = torch.zeros(n_vectors, n_vectors, dtype=torch.float64)
+    for j in range(n_vectors):
+        image = times_operator(basis[j])
+        size = float(image.norm())
+        known = torch.stack(basis)
+        # Twice: what rounding leaves of a leading direction would be found again as a second one.
+        along = known @ image
+        image = image - along @ known
+        again = known @ image
+        image = image - again @ known
+        section[: j + 1, j] = (along + again).double().cpu()
+        left = float(image.norm())
+        # Written so that a nan ends it too.
+        if j + 1 == n_vectors or not left > torch.finfo(image.dtype).eps * len(image) ** 0.5 * size:
+            break
+        section[j + 1, j] = left
+        basis.append(image / left)
+    found = section[: len(basis), : len(basis)]
+    return float(torch.linalg.eigvals(found).abs().max()) if bool(found.isfinite().all()) else float("nan")
