@@ -29,6 +29,7 @@ from ep3stream.errors import (
 from ep3stream.run.evaluate import evaluate, predict
 from ep3stream.run.export import export
 from ep3stream.run.fit import fit
+from ep3stream.run.forecast import FitPlan, plan
 from ep3stream.run.inspect import inspect, verify
 from ep3stream.run.kernel_model import KernelModel
 from ep3stream.run.models import load
@@ -43,6 +44,7 @@ __all__ = [
     "DivergedError",
     "Ep3streamError",
     "FitConfig",
+    "FitPlan",
     "InputError",
     "Interrupted",
     "KernelConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "inspect",
     "load",
     "open_store",
+    "plan",
     "predict",
     "tune",
     "verify",

@@ -25,6 +25,7 @@ from s3_server import ENVIRONMENT, s3_server
 import ep3stream
 from ep3stream import cli
 from ep3stream.data.signed_json import signed_bytes, signed_object
+from ep3stream.run import machine
 
 TABLE = Path(__file__).parents[1] / "docs" / "errors.md"
 CENTERS = ["--centers", "20"]
@@ -152,6 +153,11 @@ def refuse(error: int) -> Callable[..., Any]:
         raise OSError(error, os.strerror(error))
 
     return refusing
+
+
+def small_machine(w: Workspace) -> tuple[int, str]:
+    w.patch.setattr(machine, "machine_bytes", lambda device: 50_000)
+    return w.fit()
 
 
 def full_disk(w: Workspace) -> tuple[int, str]:
@@ -322,6 +328,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "more devices than centers": lambda w: w.fit("--devices", 30),
     "another number of devices than torchrun started": two_of_one_process,
     "too little memory": lambda w: w.fit("--memory", "20KB"),
+    "a machine with less memory than --memory allows": small_machine,
     "a memory that is no number": lambda w: w.fit("--memory", "lots"),
     "a negative ridge": lambda w: w.fit("--ridge", -1),
     "a seed below 0": lambda w: w.fit("--seed", -1),

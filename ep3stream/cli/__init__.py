@@ -1,4 +1,4 @@
-"""The command line: `ep3stream convert | tune | fit | evaluate | predict | export | inspect | verify`.
+"""The command line: `ep3stream convert | tune | plan | fit | evaluate | predict | export | inspect | verify`.
 
 Exit codes: 0 done; 2 bad usage, input or disk; 3 damaged data; 4 diverged; 5 a process of several devices died;
 75 interrupted, checkpoint saved; 130 interrupted at once.
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-from ep3stream.cli import convert, fit, tune, use
+from ep3stream.cli import convert, fit, plan, tune, use
 from ep3stream.cli.options import QUIET, Parser
 from ep3stream.errors import Ep3streamError
 from ep3stream.mesh import speaks
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help=QUIET)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     convert.add(commands)
+    plan.add(commands)
     fit.add(commands)
     tune.add(commands)
     use.add(commands)

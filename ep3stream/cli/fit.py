@@ -71,6 +71,16 @@ def add(commands: Any) -> None:
     )
     fit.add_argument("store", type=store_place, metavar="STORE", help="a path, or s3://bucket/key")
     fit.add_argument("run", type=disk_path, metavar="RUN", help="directory of the fit's results")
+    add_settings(fit)
+    fit.add_argument(
+        "--override",
+        action="store_true",
+        help="go on with changed settings that the set-up does not depend on; recorded in RUN",
+    )
+
+
+def add_settings(fit: argparse.ArgumentParser) -> None:
+    """The options of FIT_SETTINGS, and --config."""
     fit.add_argument(
         "--config", type=Path, metavar="FILE.toml", help="settings; options given here come first"
     )
@@ -153,11 +163,6 @@ def add(commands: Any) -> None:
     )
     fit.add_argument("--seed", type=int, metavar="N", help="default: 0")
     fit.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that reads the store")
-    fit.add_argument(
-        "--override",
-        action="store_true",
-        help="go on with changed settings that the set-up does not depend on; recorded in RUN",
-    )
 
 
 def _fit(options: argparse.Namespace, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The sizes of a fit, from the settings, the data and the memory budget."""
+"""The sizes of a fit, from the settings, the data and the memory budget of each device."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ _MAX_BATCH = 4096
 _MIN_BATCH = 16
 _STREAM_BYTES = 40 * MIB
 _FLOAT = 4
+# Far beyond any model, for the search of the largest that fits.
+_MOST_CENTERS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sizes fixed before the set-up. `memory` names what the arrays of the fit take, in bytes.
+    """Sizes fixed before the set-up. `memory` names what the arrays of the fit take on each device, in bytes.
 
     max_batch_size: the largest m whose kernel block fits; the step-size measurement chooses m up to it.
     """
@@ -55,28 +57,40 @@ class Plan:
     memory: Mapping[str, int]
 
     @classmethod
-    def of(cls, shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int) -> Plan:
-        """Ranks and samples clipped to the data, the batch to the memory.
+    def of(
+        cls, shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int, devices: int = 1
+    ) -> Plan:
+        """Ranks and samples clipped to the data, the batch to the memory, of which each of the devices has so much.
 
         Raises ConfigError when the model does not fit the memory, naming the parts and what would fit, or when
         the batch has more rows than there are.
         """
         model_rank, data_rank, n_landmarks, samples = _ranks(shape, config, n_centers)
         window = _window_segments(shape, memory_bytes)
-        memory = _memory(shape, config, n_centers, window)
+        memory = _memory(shape, config, n_centers, window, devices)
         if config.batch_size > shape.n_rows:
             raise ConfigError(
                 f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on; "
                 f"use at most {shape.n_rows}, or 0 to have it chosen"
             )
-        row = _batch_row_bytes(shape, n_centers)
+        row = _batch_row_bytes(shape, n_centers, devices)
         batch = config.batch_size or min(
             _MAX_BATCH, (memory_bytes - sum(memory.values())) // row, shape.n_rows
         )
         if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
-            raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory))
+            raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory, devices))
         memory["kernel block and batches"] = batch * row
         return cls(n_centers, model_rank, data_rank, n_landmarks, samples, window, batch, memory)
+
+
+def largest_model(shape: Shape, config: SolverConfig, memory_bytes: int, devices: int = 1) -> int:
+    """The number of centers up to which a fit is within the memory of each device; 0 where not even one is."""
+    window = _window_segments(shape, memory_bytes)
+    return bisect_right(
+        range(_MOST_CENTERS),
+        memory_bytes,
+        key=lambda fewer: _needed(shape, config, fewer + 1, window, devices),
+    )
 
 
 def automatic_centers(shape: Shape) -> int:
@@ -119,65 +133,69 @@ def _published_ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tupl
     return model_rank, data_rank, n_landmarks, samples
 
 
-def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int) -> dict[str, int]:
-    """What the arrays of a fit take beside the batches, by part, in bytes; grows with the number of centers."""
+def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int, devices: int) -> dict[str, int]:
+    """What the arrays of a fit take on each device beside the batches, by part, in bytes; grows with the centers.
+
+    Each device has a share of the centers, and during the set-up all of them, scaled.
+    """
     rank, data_rank, landmarks, samples = _ranks(shape, config, n_centers)
+    share = -(-n_centers // devices)
     segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
     largest = max(landmarks, samples)
-    setup_tiles = 2 * _FLOAT * min(1024, n_centers) * largest + 3 * 8 * landmarks * landmarks
+    setup_tiles = 2 * _FLOAT * min(1024, share) * largest + 3 * 8 * landmarks * landmarks
     parts = {
-        "centers": _FLOAT * n_centers * (2 * shape.n_features + 2),
-        "weights, velocity, average, their last good state": 5 * _FLOAT * n_centers * shape.n_outputs,
-        "copies of these for a checkpoint": 5 * _FLOAT * n_centers * shape.n_outputs,
+        "centers": _FLOAT * (n_centers * shape.n_features + share * (shape.n_features + 2)),
+        "weights, velocity, average, their last good state": 5 * _FLOAT * share * shape.n_outputs,
+        "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_outputs,
         "read-ahead": 2 * window * segment_bytes,
     }
     if config.patience:
-        parts["weights of the best model"] = _FLOAT * n_centers * shape.n_outputs
+        parts["weights of the best model"] = _FLOAT * share * shape.n_outputs
     if config.projection == "exact":
-        return parts | {
-            "exact projection": ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
-        }
+        cost = ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
+        return parts | {"exact projection": cost}
     if config.projection == "eigenpro":
-        cost = EigenProProjection.cost_bytes(
-            n_centers, shape.n_features, landmarks, samples, (data_rank, rank)
-        )
+        cost = EigenProProjection.cost_bytes(share, shape.n_features, landmarks, samples, (data_rank, rank))
         return parts | {"EigenPro projection": cost, "set-up of the preconditioners": setup_tiles}
-    return parts | {"Nystrom basis": _FLOAT * n_centers * rank, "set-up of the basis": setup_tiles}
+    return parts | {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": setup_tiles}
 
 
-def _batch_row_bytes(shape: Shape, n_centers: int) -> int:
+def _batch_row_bytes(shape: Shape, n_centers: int, devices: int) -> int:
     """Of one row of a batch: held three times over by the read-ahead, once or twice prepared; its kernel values."""
-    return _FLOAT * n_centers + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
+    return _FLOAT * -(-n_centers // devices) + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
 
 
 def _least_batch(shape: Shape, config: SolverConfig) -> int:
     return config.batch_size or min(_MIN_BATCH, shape.n_rows)
 
 
-def _needed(shape: Shape, config: SolverConfig, n_centers: int, window: int) -> int:
-    """Bytes without which a fit of this many centers does not start."""
-    batches = _least_batch(shape, config) * _batch_row_bytes(shape, n_centers)
-    return sum(_memory(shape, config, n_centers, window).values()) + batches
+def _needed(shape: Shape, config: SolverConfig, n_centers: int, window: int, devices: int) -> int:
+    """Bytes of each device without which a fit of this many centers does not start."""
+    batches = _least_batch(shape, config) * _batch_row_bytes(shape, n_centers, devices)
+    return sum(_memory(shape, config, n_centers, window, devices).values()) + batches
 
 
 def _too_large(
-    shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int, memory: Mapping[str, int]
+    shape: Shape,
+    config: SolverConfig,
+    n_centers: int,
+    memory_bytes: int,
+    memory: Mapping[str, int],
+    devices: int,
 ) -> str:
     window = _window_segments(shape, memory_bytes)
-    needed = more = _needed(shape, config, n_centers, window)
+    needed = more = _needed(shape, config, n_centers, window, devices)
     enough_mb = 0
     # More memory may buy a longer read-ahead, a quarter of it at most: this settles within a few rounds.
     while more > enough_mb * 10**6:
         enough_mb = -(-more // 10**6)
-        more = _needed(shape, config, n_centers, _window_segments(shape, enough_mb * 10**6))
+        more = _needed(shape, config, n_centers, _window_segments(shape, enough_mb * 10**6), devices)
     listed = ", ".join(f"{name} {n_bytes / 1e6:.1f} MB" for name, n_bytes in memory.items())
-    # The number of centers up to which the need, which grows with it, is within the memory.
-    fits = bisect_right(
-        range(n_centers), memory_bytes, key=lambda fewer: _needed(shape, config, fewer + 1, window)
-    )
+    fits = largest_model(shape, config, memory_bytes, devices)
+    place = "take" if devices == 1 else f"take on each of {devices} devices"
     return (
         f"memory is {memory_bytes / 1e6:.1f} MB but {n_centers} centers with batches of "
-        f"{_least_batch(shape, config)} take {needed / 1e6:.1f} MB ({listed}); give --memory "
+        f"{_least_batch(shape, config)} {place} {needed / 1e6:.1f} MB ({listed}); give --memory "
         f"{enough_mb}MB or more" + (f", or use at most {fits} centers" if fits else "")
     )
 

@@ -23,6 +23,8 @@ from ep3stream.errors import ConfigError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.centers import CenterSource
+from ep3stream.run.describe_store import bytes_text
+from ep3stream.run.machine import require_machine
 from ep3stream.run.plan import Plan, Shape, automatic_centers, describe
 from ep3stream.run.setup import SETUP_KIND, STAGED
 from ep3stream.run.weights import with_weights
@@ -69,11 +71,12 @@ class _Preparation:
     def run(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The set-up's tensors, those with a row for each center on the leader alone, and its description."""
         solver_config, seed = self.config.solver, self.config.run.seed
-        shape = _shape(self.reader)
+        shape = shape_of(self.reader)
         source = CenterSource.of(self.config, self.reader, automatic_centers(shape))
         n_centers = source.n_centers
         require_enough_centers(n_centers, self.mesh.size)
-        plan = Plan.of(shape, solver_config, n_centers, self.config.run.memory_bytes)
+        plan = Plan.of(shape, solver_config, n_centers, self.config.run.memory_bytes, self.mesh.size)
+        require_machine(shape, solver_config, plan, self.mesh.device, self.mesh.local_size)
         inputs = input_scaling(self.reader, self.config)
         targets = with_weights(target_code(self.reader), self.reader, solver_config)
         with self._stage("centers and samples"):
@@ -90,6 +93,11 @@ class _Preparation:
             centers, scaled_centers, rows, y = self.mesh.once_a_node(
                 lambda: self._points(source, drawn, others, inputs)
             )
+        logger.info(
+            "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
+            bytes_text(sum(plan.memory.values())),
+            plan.max_batch_size,
+        )
         excluded = np.empty(0, np.int64)
         if drawn is not None and not self.config.data.keep_center_rows:
             excluded = np.sort(drawn)
@@ -192,7 +200,8 @@ class _Preparation:
         }
 
 
-def _shape(reader: SplitReader) -> Shape:
+def shape_of(reader: SplitReader) -> Shape:
+    """Of the problem that a split poses."""
     manifest, info = reader.manifest, reader.info
     y_values = 1 if manifest.task == "classification" else manifest.n_outputs
     row_bytes = manifest.n_features * np.dtype(manifest.x_dtype).itemsize + 4 * y_values

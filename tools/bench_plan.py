@@ -1,0 +1,132 @@
+"""What `ep3stream plan` predicts against what `ep3stream fit` then takes.
+
+    python tools/bench_plan.py [--cases small,wide,many] [--repeats 1] [--directory .bench]
+
+Writes a synthetic store for each case and, in processes of their own, plans the fit and does it. Prints seconds of
+set-up and of steps, peak resident memory, and predicted : measured of the sum of seconds and of the memory: predicted
+is the sum of the plan's items and of what interpreter and libraries had taken when it was made. Exits with 1 where a
+case's median ratio is not within 30% of 1. Times are wall times: on a busy machine plan and fit meet different loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_memory import write_store
+
+LIMIT = 0.30
+PLAN = """
+import json, sys
+from ep3stream import FitConfig, plan
+config = FitConfig().with_settings(json.loads(sys.argv[2]), "bench_plan")
+print(json.dumps(plan(sys.argv[1], config).as_json()))
+"""
+FIT = """
+import json, re, sys
+from pathlib import Path
+from ep3stream import FitConfig, fit
+config = FitConfig().with_settings(json.loads(sys.argv[2]), "bench_plan")
+run = fit(sys.argv[1], sys.argv[3], config)
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+about = json.loads((run / "run.json").read_text())
+lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+steps = max(line["elapsed_s"] for line in lines)
+print(json.dumps({"setup_s": sum(about["setup"]["elapsed_s"].values()), "fit_s": steps, "peak": 1024 * int(peak[1])}))
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: rows and features of its store, centers of its model, and the batch, 0 for the measured one."""
+
+    rows: int
+    features: int
+    centers: int
+    batch_size: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the fit."""
+        return {"solver": {"centers": self.centers, "batch_size": self.batch_size}}
+
+
+CASES = {
+    "small": Case(4_000_000, 9, 1000, 2048),
+    "wide": Case(60_000, 784, 5000),
+    "many": Case(400_000, 32, 20_000),
+}
+
+
+def main() -> int:
+    options = arguments()
+    directory = Path(options.directory) / "plan"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    heads = ("set-up s", "steps s", "peak MB")
+    print(
+        "| case | rows x features, centers | " + " | ".join(f"{head}, plan / fit" for head in heads), end=""
+    )
+    print(" | time, plan : fit | memory, plan : fit |\n" + "|---" * 7 + "|")
+    worst = 0.0
+    for name in options.cases:
+        case, store = CASES[name], directory / f"{name}.zarr"
+        write_store(store, case.rows, case.features)
+        times, memories = [], []
+        for repeat in range(options.repeats):
+            planned, done = plan_and_fit(case, store, directory / f"{name}-{repeat}")
+            times.append((planned[0] + planned[1]) / (done[0] + done[1]))
+            memories.append(planned[2] / done[2])
+            cells = (f"{ours:.3g} / {theirs:.3g}" for ours, theirs in zip(planned, done, strict=True))
+            about = f"{case.rows:,} x {case.features}, {case.centers:,}"
+            print(
+                f"| {name} | {about} | {' | '.join(cells)} | {times[-1]:.2f} | {memories[-1]:.2f} |",
+                flush=True,
+            )
+        worst = max(worst, *(abs(statistics.median(ratios) - 1) for ratios in (times, memories)))
+        shutil.rmtree(store)
+    print(f"\nthe worst median is {100 * worst:.0f}% off; the limit is {100 * LIMIT:.0f}%")
+    return int(worst > LIMIT)
+
+
+def plan_and_fit(case: Case, store: Path, run: Path) -> tuple[list[float], list[float]]:
+    """Seconds of set-up, seconds of steps and megabytes: as planned, and as they came out."""
+    settings = json.dumps(case.settings)
+    planned = run_python(PLAN, str(store), settings)
+    done = run_python(FIT, str(store), settings, str(run))
+    expected = planned["expected"]
+    n_bytes = planned["process_bytes"] + sum(planned["memory"].values())
+    return (
+        [expected["setup_s"], expected["fit_s"], n_bytes / 1e6],
+        [done["setup_s"], done["fit_s"], done["peak"] / 1e6],
+    )
+
+
+def run_python(code: str, *arguments: str) -> dict[str, Any]:
+    """What the code prints, as JSON."""
+    command = [sys.executable, "-c", code, *arguments]
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
+    return found
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", default=list(CASES), type=lambda text: text.split(","))
+    parser.add_argument("--repeats", default=1, type=int)
+    parser.add_argument("--directory", default=".bench")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
