@@ -1,4 +1,5 @@
-"""The command line: `ep3stream convert | tune | plan | fit | evaluate | predict | export | inspect | verify`.
+"""The command line: `ep3stream convert | tune | plan | fit | status | evaluate | predict | export | inspect | verify |
+completion`.
 
 Exit codes: 0 done; 2 bad usage, input or disk; 3 damaged data; 4 diverged; 5 a process of several devices died;
 75 interrupted, checkpoint saved; 130 interrupted at once.
@@ -17,8 +18,9 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-from ep3stream.cli import convert, fit, plan, tune, use
-from ep3stream.cli.options import QUIET, Parser
+from ep3stream.cli import convert, fit, plan, status, tune, use
+from ep3stream.cli.json_lines import JsonConsole, JsonLines, error_line
+from ep3stream.cli.options import JSON_LOGS, JSON_LOGS_HELP, QUIET, Parser
 from ep3stream.errors import Ep3streamError
 from ep3stream.mesh import speaks
 from ep3stream.package import created_by
@@ -28,37 +30,43 @@ _LOGGER = logging.getLogger("ep3stream")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. An error is one line on stderr."""
+    as_json = JSON_LOGS in (sys.argv[1:] if arguments is None else arguments)
     try:
         options = _parsed(arguments)
-        code = int(options.command(options, _stderr(options.quiet or not speaks())) or 0)
+        code = int(options.command(options, _stderr(options.quiet or not speaks(), as_json)) or 0)
         sys.stdout.flush()  # A reader that has gone away shows here, where it can be told.
         return code
     except Ep3streamError as error:
         # Of several ranks with the same error, the one that had it first tells of it.
-        return error.exit_code if error.told_by is not None else _fail(str(error), error.exit_code)
+        return error.exit_code if error.told_by is not None else _fail(str(error), error.exit_code, as_json)
     except KeyboardInterrupt as error:
-        return _fail("; ".join(["interrupted", *map(str, error.args)]), 130)
+        return _fail("; ".join(["interrupted", *map(str, error.args)]), 130, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, MemoryError) as error:
-        return _fail(f"{type(error).__name__}: {error}; free memory or disk space, or correct permissions", 2)
+        reason = f"{type(error).__name__}: {error}; free memory or disk space, or correct permissions"
+        return _fail(reason, 2, as_json)
     finally:
         _LOGGER.handlers.clear()
 
 
-def _fail(message: str, code: int) -> int:
-    print("ep3stream:", " ".join(message.split()), file=sys.stderr)
+def _fail(message: str, code: int, as_json: bool) -> int:
+    words = " ".join(message.split())
+    print(error_line(words, code) if as_json else f"ep3stream: {words}", file=sys.stderr)
     return code
 
 
-def _stderr(quiet: bool) -> Console:
+def _stderr(quiet: bool, as_json: bool) -> Console:
     """The console of messages and bars, which log records go to as well; plain lines unless it is a terminal."""
     is_terminal = sys.stderr.isatty()
     # Not left to rich, which takes a file for a terminal when FORCE_COLOR is set.
     console = Console(stderr=True, quiet=quiet, force_terminal=None if is_terminal else False)
     handler: logging.Handler = logging.StreamHandler()
-    if is_terminal:
+    if as_json:
+        console = JsonConsole(stderr=True, force_terminal=False)
+        handler.setFormatter(JsonLines())
+    elif is_terminal:
         handler = RichHandler(
             console=console, show_path=False, show_time=False, show_level=False, highlighter=NullHighlighter()
         )
@@ -87,10 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=created_by())
     parser.add_argument("--quiet", action="store_true", help=QUIET)
+    parser.add_argument(JSON_LOGS, action="store_true", help=JSON_LOGS_HELP)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     convert.add(commands)
     plan.add(commands)
     fit.add(commands)
     tune.add(commands)
     use.add(commands)
+    status.add(commands, parser)
     return parser

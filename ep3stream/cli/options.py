@@ -13,6 +13,8 @@ from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.errors import ConfigError
 
 QUIET = "only warnings and errors on stderr"
+JSON_LOGS = "--json-logs"
+JSON_LOGS_HELP = "stderr as JSON, one object a line, progress among it"
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +38,7 @@ def command(
     )
     # Without a default of its own, which would undo a --quiet before the command.
     parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET)
+    parser.add_argument(JSON_LOGS, action="store_true", default=argparse.SUPPRESS, help=JSON_LOGS_HELP)
     parser.set_defaults(command=run)
     return parser
 

@@ -119,3 +119,40 @@ def _describe_record(record: dict[str, Any]) -> list[str]:
         f"evaluated on {record.get('split')} of {record.get('store')}",
         "  " + ", ".join(f"{name} {_number(value)}" for name, value in scores.items()),
     ]
+
+
+def describe_status(now: dict[str, Any]) -> str:
+    """What `status` found, in a few lines."""
+    age = "" if now["age_s"] is None else f", as of {clock_text(now['age_s'])} ago"
+    held = f" ({now['holder']})" if now["holder"] else ""
+    lines = [f"{now['run']}: {now['state']}{held}{age}"]
+    if now["n_steps"]:
+        share = 100 * now["step"] / now["n_steps"]
+        lines.append(
+            f"step {now['step']:,} of {now['n_steps']:,} ({share:.1f}%), epoch {_number(now['epoch'])}"
+        )
+    if now["loss"] is not None:
+        lines.append(f"running loss {_number(now['loss'])}")
+    if now["rows_per_s"] is not None and now["state"] in ("running", "unknown"):
+        starved = "" if now["starved"] is None else f", {100 * now['starved']:.0f}% of the time without data"
+        to_go = "" if now["eta_s"] is None else f", {clock_text(now['eta_s'])} to go"
+        lines.append(f"{now['rows_per_s']:,.0f} rows/s{starved}{to_go}")
+    if (scores := now["validation"]) is not None:
+        shown = {name: scores[name] for name in ("accuracy", "r2", "mse") if scores.get(name) is not None}
+        words = ", ".join(f"{name} {_number(value)}" for name, value in shown.items())
+        lines.append(f"validation on {scores.get('split')} at epoch {_number(scores.get('epoch'))}: {words}")
+    if (saved := now["checkpoint"]) is not None:
+        age = "" if saved["age_s"] is None else f", {clock_text(saved['age_s'])} ago"
+        lines.append(f"last checkpoint at step {saved['step']:,}{age}")
+    if now["event"] is not None and now["state"] != "running":
+        lines.append(f"last: {now['event'].get('message')}")
+    if now["state"] in ("died", "stopped"):
+        lines.append("the same fit command goes on from the last checkpoint")
+    return "\n".join(lines)
+
+
+def clock_text(seconds: float) -> str:
+    """As 4:05 or 1:02:03."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

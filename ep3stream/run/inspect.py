@@ -121,13 +121,13 @@ def column_statistics(names: tuple[str, ...], statistics: ColumnStatistics) -> l
 
 
 def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
-    config, summary = directory.read_config(), _summary(directory)
+    config, summary = directory.read_config(), read_summary(directory)
     last = {record.get("kind"): record for record in read_lines(directory.metrics)}
     return {
         "what": "run",
         "path": str(directory.path),
         "created_by": summary.get("created_by"),
-        "finished": _is_finished(directory),
+        "finished": is_finished(directory),
         "store": summary.get("store"),
         "plan": summary.get("plan"),
         "checkpoints": _checkpoints(directory),
@@ -144,7 +144,7 @@ def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
     }
 
 
-def _is_finished(directory: RunDirectory) -> bool:
+def is_finished(directory: RunDirectory) -> bool:
     """Whether there is a model, and the fit has not gone on since."""
     newest = max((step for step, _ in list_checkpoints(directory.checkpoints)), default=0)
     step = model_step(directory)
@@ -167,7 +167,7 @@ def _checkpoints(directory: RunDirectory) -> list[dict[str, Any]]:
     return found
 
 
-def _summary(directory: RunDirectory) -> dict[str, Any]:
+def read_summary(directory: RunDirectory) -> dict[str, Any]:
     """run.json; empty before the set-up is done, or where somebody changed it to something else."""
     try:
         content = json.loads(read_small_file(directory.summary, _MAX_SUMMARY_BYTES))

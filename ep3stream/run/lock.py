@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,35 @@ from ep3stream.errors import InputError
 logger = logging.getLogger(__name__)
 
 _MAX_BYTES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock, or held it when it died; is_alive is None where another machine may."""
+
+    words: str
+    is_alive: bool | None
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Who wrote in the lock file `path` and has not let go of it; None where nobody does.
+
+    The lock is only tried where a name stands in it: a fit that holds it is not disturbed by that, and one that is
+    about to begin finds none.
+    """
+    try:
+        with open(path, "rb", opener=no_link) as lock:
+            words = _holder(lock)
+            if not words:
+                return None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return Holder(words, True)
+            is_here = f" on {socket.gethostname()} " in words
+            return Holder(words, False if is_here else None)
+    except OSError:
+        return None
 
 
 @contextmanager
