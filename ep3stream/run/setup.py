@@ -18,6 +18,7 @@ from ep3stream.run.bundle import Bundle, file_digest, read_bundle
 from ep3stream.run.setup_check import require_complete
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
+from ep3stream.solver.gpu_blocks import fuses
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import named_kernel
@@ -135,23 +136,28 @@ class Setup:
             config.solver.used_momentum,
             config.solver.used_averaging,
             mesh,
-            self._block_memory(len(centers), config.run.memory_bytes, mesh),
+            self._block_memory(kernel, centers, config.run.memory_bytes, mesh),
             config.solver.ridge,
             stages[1:],
         )
 
-    def _block_memory(self, n_centers: int, memory_bytes: int, mesh: Mesh) -> Tensor | None:
-        """For the block of a shard; None, so that each product forms it anew, where more devices were planned with."""
-        batch_size = self.plan["batch_size"]
+    def _block_memory(self, kernel: Kernel, centers: Tensor, memory_bytes: int, mesh: Mesh) -> Tensor | None:
+        """For the block of a shard, (p_shard, d); None where products are fused, or form it anew.
+
+        They form it anew, twice a step, where the set-up was planned for more devices.
+        """
+        batch_size, n_outputs = self.plan["batch_size"], len(self.tensors["target_offset"])
         largest = -(-self.plan["n_centers"] // self.plan.get("devices", 1))
         if 4 * largest * batch_size > memory_bytes:
             raise DamagedDataError(
                 f"the set-up has kernel blocks of {4 * largest * batch_size} bytes, more than the memory of "
                 f"{memory_bytes} it was made for; use a new RUN"
             )
-        if 4 * n_centers * batch_size > memory_bytes:
+        # A step that is scored multiplies weights and their average at once.
+        is_fused = fuses(kernel.name, mesh.device, centers.shape[1], 2 * n_outputs)
+        if is_fused or 4 * len(centers) * batch_size > memory_bytes:
             return None
-        return torch.zeros(n_centers * batch_size, device=mesh.device)
+        return torch.zeros(len(centers) * batch_size, device=mesh.device)
 
     def _stages(
         self, config: FitConfig, kernel: Kernel, centers: Tensor, rows: Points, mesh: Mesh

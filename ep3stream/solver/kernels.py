@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.errors import ConfigError
+from ep3stream.solver.gpu_blocks import applied_profile, fused_product
 from ep3stream.solver.points import Points, products
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
@@ -182,8 +183,15 @@ class RadialKernel:
         """K(Z, X). Squared distances within rounding of zero become zero, so that K(x, x) = 1 to 1e-6."""
         squared = products(z, x, out, not_negative=True)
         out = squared if out is None else out
-        _PROFILES[self.name].apply(squared, self.shape, out)
+        if not applied_profile(squared, self.name, self.shape, out):
+            _PROFILES[self.name].apply(squared, self.shape, out)
         return out
+
+    def fused(self, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
+        """weights @ K(Z, X), or weights @ K(X, Z) where the sum is not over the left points; None if not fused."""
+        left, right = (z.prepared, -0.5), (x.prepared, 1.0)
+        (a, a_unit), (b, b_unit) = (left, right) if over_left else (right, left)
+        return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape)
 
     def diagonal(self, x: Tensor) -> Tensor:
         """Ones."""

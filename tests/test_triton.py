@@ -1,0 +1,138 @@
+"""What Triton does of kernel blocks, by its interpreter, against torch in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is installed on no other system than Linux")
+
+from kernel_problem import Problem, points, unit_targets
+from torch import Tensor
+
+from ep3stream.solver import gpu_blocks
+from ep3stream.solver.blocks import kernel_times, times_kernel
+from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
+from ep3stream.solver.step import Solver
+
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="this is the process that interprets")
+def test_under_its_interpreter_triton_gives_what_torch_gives() -> None:
+    """In a process of its own: Triton reads the variable when it is imported."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        timeout=250,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stdout.decode()
+    assert done.stdout.count(b".") > 20, "they were skipped"
+
+
+pytestmark_interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+
+@pytest.fixture
+def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_blocks, "DEVICES", {"cpu"})
+
+
+def kernel(name: str, d: int, dtype: torch.dtype = torch.float32) -> RadialKernel:
+    shape = {"dispersal": 0.7, "rational_quadratic": 1e4}.get(name, 1.0)
+    return RadialKernel(name, 1.5, torch.full((d,), 0.25, dtype=dtype), shape)
+
+
+def exact_block(name: str, z: Tensor, x: Tensor) -> Tensor:
+    own = kernel(name, z.shape[1], torch.float64)
+    return own.block(own.left(z.double()), own.right(x.double()))
+
+
+@pytestmark_interpreted
+@pytest.mark.parametrize("name", RADIAL_KERNELS)
+@pytest.mark.parametrize(("p", "m", "d", "k"), [(130, 70, 9, 3), (1, 1, 1, 1), (65, 64, 2, 20)])
+@pytest.mark.usefixtures("_on_cpu")
+def test_fused_products_are_those_of_float64(name: str, p: int, m: int, d: int, k: int) -> None:
+    z, x = points(p, d, 1, torch.float32), points(m, d, 2, torch.float32)
+    x[0] = z[0]
+    own, exact = kernel(name, d), exact_block(name, z, x)
+    left, right = own.left(z), own.right(x)
+    weights, residual = points(k, p, 3, torch.float32), points(m, k, 4, torch.float32)
+    over_left, over_right = times_kernel(own, weights, left, right), kernel_times(own, left, right, residual)
+    assert (over_left - weights.double() @ exact).abs().max() < 3e-6 * (weights.abs().double() @ exact).max()
+    assert (over_right - exact @ residual.double()).abs().max() < 3e-6 * (
+        exact @ residual.abs().double()
+    ).max()
+
+
+@pytestmark_interpreted
+@pytest.mark.usefixtures("_on_cpu")
+def test_a_center_met_by_its_own_row_weighs_exactly_one() -> None:
+    z = 100 + points(5, 8, 1, torch.float32)
+    own = kernel("laplacian", 8)
+    own = RadialKernel("laplacian", 1e-3, own.centre)
+    left, right = own.left(z), own.right(z)
+    assert torch.equal(times_kernel(own, torch.eye(5), left, right), torch.eye(5))
+
+
+@pytestmark_interpreted
+@pytest.mark.parametrize("name", RADIAL_KERNELS)
+def test_one_pass_over_a_block_gives_phi(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, x = points(33, 40, 1, torch.float32), points(70, 40, 2, torch.float32)
+    x[0] = z[0]
+    own = kernel(name, 40)
+    by_torch = own.block(own.left(z), own.right(x))
+    monkeypatch.setattr(gpu_blocks, "DEVICES", {"cpu"})
+    memory = torch.zeros(50, 70)
+    by_triton = own.block(own.left(z), own.right(x), out=memory[10:43])
+    assert by_triton.data_ptr() == memory[10:43].data_ptr()
+    assert (by_triton - by_torch).abs().max() < 1e-6
+    assert not memory[:10].any()
+    assert not memory[43:].any()
+
+
+@pytestmark_interpreted
+@pytest.mark.parametrize(("d", "is_fused"), [(4, True), (32, True), (33, False)])
+def test_a_step_without_a_block_is_the_step_with_one(
+    d: int, is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same bits each time."""
+    case = Problem(kernel("laplacian", d), points(60, d, 0, torch.float32), points(90, d, 1, torch.float32))
+    y = points(90, 2, 2, torch.float32)
+
+    def stepped(solver: Solver) -> Tensor:
+        state = solver.initial_state()
+        for step in range(3):
+            rows = slice(30 * step, 30 * step + 30)
+            solver.step(state, case.x[rows], y[rows], 1e-3, score=True)
+        return state.weights
+
+    solver = case.solver(unit_targets(2, torch.float32))
+    by_torch = stepped(solver)
+    monkeypatch.setattr(gpu_blocks, "DEVICES", {"cpu"})
+    assert gpu_blocks.fuses("laplacian", case.x.device, d, 4) == is_fused
+    by_triton = stepped(solver)
+    assert torch.equal(by_triton, stepped(solver))
+    assert (by_triton - by_torch).norm() < 1e-5 * by_torch.norm()
+
+
+@pytestmark_interpreted
+@pytest.mark.usefixtures("_on_cpu")
+def test_what_it_does_not_know_is_left_to_torch() -> None:
+    cpu = torch.device("cpu")
+    assert gpu_blocks.fuses("laplacian", cpu, 32, 128)
+    assert not gpu_blocks.fuses("laplacian", cpu, 32, 129)
+    assert not gpu_blocks.fuses("laplacian", cpu, 33, 128)
+    assert not gpu_blocks.fuses("polynomial", cpu, 3, 1)
+    own = kernel("laplacian", 3)
+    z, x = points(5, 3, 1), points(4, 3, 2)
+    exact = own.block(own.left(z), own.right(x))
+    assert torch.allclose(times_kernel(own, torch.eye(5).double(), own.left(z), own.right(x)), exact)
