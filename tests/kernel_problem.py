@@ -49,6 +49,7 @@ class Problem:
     data_rank: int = 4
     n_landmarks: int = 30
     n_samples: int = 50
+    widest_rank: int = 0
 
     def projection(self, mesh: Mesh = ONE_RANK) -> tuple[NystromProjection, Spectra]:
         rows = mesh.owned(len(self.z))
@@ -62,6 +63,7 @@ class Problem:
             self.data_rank,
             mesh,
             generator(5),
+            self.widest_rank,
         )
 
     def solver(

@@ -16,7 +16,14 @@ from safetensors.torch import save_file
 from ep3stream.data.signed_json import canonical_json, json_digest
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.run import bundle
-from ep3stream.run.bundle import find_bundle, read_bundle, write_bundle, write_file, write_json
+from ep3stream.run.bundle import (
+    BUNDLE_VERSION,
+    find_bundle,
+    read_bundle,
+    write_bundle,
+    write_file,
+    write_json,
+)
 
 OLD = {"weights": torch.arange(6.0).reshape(2, 3), "rows": torch.arange(4)}
 NEW = {"weights": torch.ones(3, 3)}
@@ -90,8 +97,10 @@ def test_every_damage_is_named_by_its_file(written, file, damage):
 
 
 def test_a_newer_version_is_no_damage_but_asks_for_an_update(written):
-    sign(written, format_version=3)
-    with pytest.raises(InputError, match="version 3, this ep3stream reads up to 2; update"):
+    sign(written, format_version=BUNDLE_VERSION + 1)
+    with pytest.raises(
+        InputError, match=f"version {BUNDLE_VERSION + 1}, this ep3stream reads up to {BUNDLE_VERSION}; update"
+    ):
         read_bundle(written, "model")
 
 

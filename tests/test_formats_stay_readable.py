@@ -7,15 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ep3stream
 from ep3stream import cli
 from ep3stream.config import CONFIG_VERSION, FitConfig
 from ep3stream.data.store import STORE_FORMAT_VERSION, open_store
+from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import BUNDLE_VERSION
 from ep3stream.run.checkpoint import list_checkpoints
 from ep3stream.run.inspect import verify
 from ep3stream.run.metrics import read_lines
+from ep3stream.run.setup import Setup
+from ep3stream.solver.projection import NystromProjection
 
 FIXTURES = sorted(path for path in (Path(__file__).parent / "fixtures").iterdir() if path.is_dir())
 STORES = sorted(path for folder in FIXTURES for path in folder.iterdir() if path.suffix in (".zarr", ".h5"))
@@ -97,3 +101,19 @@ def test_the_command_line_reads_a_stored_run_and_store(
         assert cli.main(["inspect", str(path)]) == 0
         assert cli.main(["verify", str(path)]) == 0
     assert "sound" in capsys.readouterr().out
+
+
+@EVERY_FIXTURE
+def test_a_stored_set_up_has_the_projection_it_was_written_with(made: Path) -> None:
+    """Formats 1 and 2 held the core, r x r, of each stage."""
+    setup = Setup.load(made / "run" / "setup")
+    config = FitConfig.from_toml((made / "run" / "config.toml").read_text(), "fixture")
+    solver = setup.solver(config, None, Mesh(0, 1, torch.device("cpu")))
+    projections = [solver.projection, *(stage.projection for stage in solver.later)]
+    tensors = setup.tensors
+    for number, projection in enumerate(projections):
+        assert isinstance(projection, NystromProjection)
+        found = (projection.half * projection.shrink) @ projection.half.T
+        core = tensors["core"].reshape(-1, *found.shape)[number].double() if "core" in tensors else found
+        torch.testing.assert_close(found, core, rtol=1e-4, atol=1e-6 * float(core.abs().max()))
+        assert torch.equal(projection.basis, tensors["basis"])

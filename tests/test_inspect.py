@@ -8,8 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
+from small_stores import make_store
 from test_store import REGRESSION, SPEC, _write, _write_rows
 
+import ep3stream
 from ep3stream import cli, inspect
 from ep3stream.run.describe import describe_path
 from ep3stream.run.describe_store import describe_store
@@ -114,3 +116,21 @@ def test_a_terminal_gets_styles_and_at_most_80_columns(tmp_path, monkeypatch):
 def test_a_narrow_terminal_gets_narrow_lines(tmp_path):
     _write(tmp_path / "s", "hdf5", SPEC, train=40)
     assert max(map(len, describe_path(tmp_path / "s", width=60).splitlines())) <= 60
+
+
+def test_the_data_rank_of_a_run_is_told_by_stage_and_is_the_last_one_s(tmp_path):
+    store = make_store(tmp_path / "rows.zarr", n_rows=4000)
+    solver = ep3stream.SolverConfig(centers=400)
+    ep3stream.fit(store, tmp_path / "run", ep3stream.FitConfig(solver=solver))
+    plan = inspect(tmp_path / "run")["plan"]
+    flattened = [stage["n_flattened"] for stage in plan["stages"]]
+    assert len(flattened) > 1
+    assert flattened == sorted(flattened)
+    assert plan["data_rank"] == flattened[-1] <= plan["model_rank"]
+    told = [
+        f"{n:,} from row {stage['first_row']:,}" for n, stage in zip(flattened, plan["stages"], strict=True)
+    ]
+    assert f"data rank     {', '.join(told)}" in describe_path(tmp_path / "run")
+    fixed = ep3stream.SolverConfig(centers=400, data_rank=7)
+    ep3stream.fit(store, tmp_path / "fixed", ep3stream.FitConfig(solver=fixed))
+    assert "data rank     7\n" in describe_path(tmp_path / "fixed")

@@ -102,3 +102,12 @@ def test_memory_that_holds_no_center_at_all_suggests_none():
 @pytest.mark.parametrize(("n_rows", "n_centers"), [(1, 1), (10, 2), (1000, 200), (10**9, 5000)])
 def test_automatic_centers_leave_most_rows_to_train_on(n_rows, n_centers):
     assert automatic_centers(replace(SHAPE, n_rows=n_rows)) == n_centers
+
+
+def test_a_wider_basis_has_an_eighth_of_the_memory_left_over_and_none_where_the_rank_is_given():
+    roomy, tight = (Plan.of(SHAPE, SolverConfig(), 5000, memory * MB) for memory in (4000, 400))
+    assert roomy.widest_rank == 1500
+    assert roomy.memory["room for a wider basis"] <= 4000 * MB / 8
+    assert 500 <= tight.widest_rank < 1500
+    assert Plan.of(SHAPE, SolverConfig(model_rank=300), 5000, 4000 * MB).widest_rank == 300
+    assert Plan.of(SHAPE, SolverConfig(projection="exact"), 5000, 4000 * MB).widest_rank == 500

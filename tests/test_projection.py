@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_problem import Problem, k, laplacian, points
+from kernel_problem import Problem, generator, k, laplacian, points
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
-from ep3stream.solver.kernels import CallableKernel
+from ep3stream.solver.kernels import CallableKernel, RadialKernel
 from ep3stream.solver.projection import NystromProjection, unexplained_diagonal
 
 P, D = 40, 3
@@ -86,7 +86,8 @@ def test_a_tempered_q_is_that_of_its_formula_and_knows_its_own_leverage() -> Non
     weights = (0.02 * mu / unexplained.square()).clamp(max=1)
     assert int((weights < 1).sum()) > 0
     outside = torch.eye(len(u), dtype=u.dtype) - u @ u.T
-    dense = u @ projection.core @ u.T + outside @ torch.diag(weights) @ outside / mu
+    core = (projection.half * projection.shrink) @ projection.half.T
+    dense = u @ core @ u.T + outside @ torch.diag(weights) @ outside / mu
     q = projection.direction(torch.eye(len(u), dtype=u.dtype))
     torch.testing.assert_close(q, dense, rtol=1e-8, atol=1e-10)
     k_zb = k(case.kernel, case.z, case.x[:20])
@@ -166,3 +167,45 @@ def test_a_kernel_without_a_positive_eigenvalue_is_refused() -> None:
     case = Problem(CallableKernel(lambda a, b: torch.zeros(len(a), len(b))), z, z)
     with pytest.raises(ConfigError, match="no positive eigenvalue"):
         case.projection()
+
+
+def gaussian(bandwidth: float) -> RadialKernel:
+    return RadialKernel("gaussian", bandwidth, torch.zeros(D))
+
+
+def test_the_operator_stays_symmetric_in_float32_where_the_leading_directions_shrink_most() -> None:
+    """Eigenvalues of K(Z, Z) over six decades, all flattened: rounding must not pass from the first to the last."""
+    unit = [torch.rand(n, 8, generator=generator(seed)) for seed, n in enumerate((800, 2000))]
+    kernel = RadialKernel("gaussian", 1.0, torch.full((8,), 0.5))
+    case = Problem(kernel, *unit, model_rank=600, n_landmarks=800, n_samples=2000)
+    projection = case.projection()[0]
+    assert projection.flattening is not None
+    flat = projection.flattened(float(projection.flattening.eigenvalues[-1]))
+    assert float(flat.shrink[0]) < 1e-6
+    k_zb = k(kernel, case.z, case.x[:1000])
+    operator = k_zb.T.double() @ flat.direction(k_zb.T.contiguous()).T.double()
+    assert (operator - operator.T).norm() < 0.05 * operator.norm()
+    assert torch.linalg.eigvalsh((operator + operator.T) / 2)[0] > -0.02 * torch.linalg.matrix_norm(
+        operator, 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rank"), [(gaussian(2.0), 60), (laplacian(D), 20)], ids=["gaussian", "laplacian"]
+)
+def test_the_rank_is_raised_where_the_eigenvalues_fall_fast(kernel: RadialKernel, rank: int) -> None:
+    z, x = points(300, D, 0, torch.float32), points(80, D, 1, torch.float32)
+    case = Problem(kernel, z, x, model_rank=20, n_landmarks=240, widest_rank=60)
+    projection, spectra = case.projection()
+    assert projection.basis.shape == (300, rank)
+    assert len(spectra.model) == len(projection.half) == len(projection.shrink) == rank
+    assert replace(case, widest_rank=0).projection()[0].basis.shape == (300, 20)
+
+
+@pytest.mark.parametrize("n_landmarks", [240, 300])
+def test_a_raised_rank_gives_the_formula(n_landmarks: int) -> None:
+    case = Problem(gaussian(2.0), points(300, D, 0), points(60, D, 1), 20, 4, n_landmarks, widest_rank=60)
+    same = replace(case, model_rank=60, n_landmarks=80, widest_rank=0)
+    gradient = points(2, 300, 2)
+    found, expected = (each.projection()[0].direction(gradient.clone()) for each in (case, same))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))

@@ -98,11 +98,20 @@ def _describe_run(content: dict[str, Any]) -> str:
     ]
     if event is not None:
         lines.append(f"last event: {event.get('message')}")
-    lines += ["", *(f"{label:<14}{_number(plan[name])}" for label, name in _PLAN if name in plan)] * bool(
-        plan
-    )
+    lines += _describe_plan(plan)
     lines += [line for record in content["evaluations"] for line in _describe_record(record)]
     return "\n".join([*lines, "", content["config"].rstrip()])
+
+
+def _describe_plan(plan: dict[str, Any]) -> list[str]:
+    values = {name: _number(plan[name]) for _, name in _PLAN if name in plan}
+    stages = [stage for stage in plan.get("stages", []) if "n_flattened" in stage]
+    if len(stages) > 1:
+        values["data_rank"] = ", ".join(
+            f"{stage['n_flattened']:,} from row {stage['first_row']:,}" for stage in stages
+        )
+    lines = [f"{label:<14}{values[name]}" for label, name in _PLAN if name in values]
+    return ["", *lines] if lines else []
 
 
 def _describe_checkpoints(checkpoints: list[dict[str, Any]]) -> list[str]:

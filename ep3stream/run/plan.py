@@ -17,6 +17,8 @@ _AUTO_MODEL_RANK = 500
 _AUTO_LANDMARKS = 2000
 _AUTO_SAMPLES = 3000
 _LEAST_AUTO_SAMPLES = 1000
+_WIDEST_RANK = 1500
+_WIDEST_SHARE = 8  # of the memory left over
 _PUBLISHED_SAMPLES = 2000
 _ROWS_PER_SAMPLE = 16
 _SAMPLES_PER_PAIR = 10
@@ -45,10 +47,12 @@ class Plan:
     """Sizes fixed before the set-up. `memory` names what the arrays of the fit take on each device, in bytes.
 
     max_batch_size: the largest m whose kernel block fits; the step-size measurement chooses m up to it.
+    widest_rank: what `nystrom` may raise the model rank to where the eigenvalues fall fast.
     """
 
     n_centers: int
     model_rank: int
+    widest_rank: int
     data_rank: int
     n_landmarks: int
     nystrom_samples: int
@@ -68,19 +72,24 @@ class Plan:
         model_rank, data_rank, n_landmarks, samples = _ranks(shape, config, n_centers)
         window = _window_segments(shape, memory_bytes)
         memory = _memory(shape, config, n_centers, window, devices)
+        row = _batch_row_bytes(shape, n_centers, devices)
+        share = -(-n_centers // devices)
+        spare = memory_bytes - sum(memory.values()) - _least_batch(shape, config) * row
+        widest = _widest_rank(config, share, model_rank, n_landmarks, spare)
+        if widest > model_rank:
+            memory["room for a wider basis"] = _wider_bytes(share, model_rank, widest)
         if config.batch_size > shape.n_rows:
             raise ConfigError(
                 f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on; "
                 f"use at most {shape.n_rows}, or 0 to have it chosen"
             )
-        row = _batch_row_bytes(shape, n_centers, devices)
         batch = config.batch_size or min(
             _MAX_BATCH, (memory_bytes - sum(memory.values())) // row, shape.n_rows
         )
         if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
             raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory, devices))
         memory["kernel block and batches"] = batch * row
-        return cls(n_centers, model_rank, data_rank, n_landmarks, samples, window, batch, memory)
+        return cls(n_centers, model_rank, widest, data_rank, n_landmarks, samples, window, batch, memory)
 
 
 def largest_model(shape: Shape, config: SolverConfig, memory_bytes: int, devices: int = 1) -> int:
@@ -120,6 +129,22 @@ def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int
     automatic = model_rank if config.used_step == "measured" else max(1, 2 * model_rank // 5)
     data_rank = min(config.data_rank or automatic, samples - 1, model_rank)
     return model_rank, data_rank, min(n_centers, landmarks), samples
+
+
+def _widest_rank(
+    config: SolverConfig, share: int, model_rank: int, n_landmarks: int, spare_bytes: int
+) -> int:
+    """Up to 1500 and three quarters of the landmarks, where that takes a small share of the memory left over."""
+    if config.model_rank or config.projection != "nystrom":
+        return model_rank
+    wider = range(model_rank, min(_WIDEST_RANK, 3 * n_landmarks // 4))
+    cost = lambda rank: _wider_bytes(share, model_rank, rank + 1)  # noqa: E731
+    return model_rank + bisect_right(wider, spare_bytes // _WIDEST_SHARE, key=cost)
+
+
+def _wider_bytes(share: int, model_rank: int, rank: int) -> int:
+    """What a basis takes beyond one of the model rank, its set-up in float64 included."""
+    return _FLOAT * share * (rank - model_rank) + 6 * 8 * (rank**2 - model_rank**2)
 
 
 def _published_ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:

@@ -30,10 +30,12 @@ from ep3stream.run.setup import SETUP_KIND, STAGED
 from ep3stream.run.weights import with_weights
 from ep3stream.solver.build import PROBE_ROWS, PROBES, Settled, SolverBuilder, probes_of
 from ep3stream.solver.eigenpro import EigenProProjection
+from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import measured_kernel, named_kernel
 from ep3stream.solver.projection import NystromProjection, Spectra
+from ep3stream.solver.step import Stage
 from ep3stream.solver.targets import TargetCode
 
 logger = logging.getLogger(__name__)
@@ -164,7 +166,7 @@ class _Preparation:
 
     def _description(self, plan: Plan, kernel: Kernel, spectra: Spectra, settled: Settled) -> dict[str, Any]:
         settings, manifest, projection = self.config.solver, self.reader.manifest, settled.projection
-        extra = {
+        extra: dict[str, Any] = {
             "kernel": kernel.name,
             "bandwidth": None,
             **kernel.parameters,
@@ -172,7 +174,7 @@ class _Preparation:
             "step_rule": settings.used_step,
             "batch_size": settled.batch_size,
             "step_size": settled.step_size,
-            "stages": [{"first_row": stage.first_row, "pace": stage.pace} for stage in settled.stages],
+            "stages": [_described(stage) for stage in settled.stages],
             "momentum": settings.used_momentum,
             "ridge": settings.ridge,
             "mu": spectra.damping,
@@ -182,6 +184,11 @@ class _Preparation:
         if isinstance(projection, EigenProProjection):
             extra["center_batch_size"] = projection.passes.batch_size
             extra["center_step_size"] = projection.passes.step_size
+        else:
+            # What was planned is how many pairs there are to choose from.
+            extra["data_rank"] = extra["stages"][-1]["n_flattened"]
+        if isinstance(projection, NystromProjection):
+            extra["model_rank"] = len(spectra.model)
         return {
             "store_fingerprint": manifest.fingerprint,
             "task": manifest.task,
@@ -198,6 +205,14 @@ class _Preparation:
             "lambda_max": settled.limits.lambda_max,
             "kappa_max": settled.limits.kappa_max,
         }
+
+
+def _described(stage: Stage) -> dict[str, Any]:
+    projection = stage.projection
+    described = {"first_row": stage.first_row, "pace": stage.pace}
+    if isinstance(projection, NystromProjection | ExactProjection):
+        described["n_flattened"] = projection.n_flattened
+    return described
 
 
 def shape_of(reader: SplitReader) -> Shape:
@@ -312,6 +327,6 @@ def _gathered(settled: Settled, n_centers: int, mesh: Mesh) -> dict[str, Tensor]
         whole = mesh.gather(tensor, n_centers) if name in ("basis", "tempering") else tensor
         if whole is not None:
             tensors[name] = whole
-    for name in STAGED.intersection(tensors):
-        tensors[name] = torch.stack([stage.projection.tensors()[name] for stage in settled.stages])
+    if STAGED in tensors:
+        tensors[STAGED] = torch.stack([stage.projection.tensors()[STAGED] for stage in settled.stages])
     return tensors

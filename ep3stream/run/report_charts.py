@@ -22,7 +22,7 @@ from ep3stream.run.curves import (
     number,
     thin,
 )
-from ep3stream.run.report_inputs import RunRecords, Steps, real, reals, table
+from ep3stream.run.report_inputs import RunRecords, Steps, Table, real, reals, table
 
 X_AXES: Mapping[str, tuple[str, Units]] = {"rows": ("rows seen", COUNTS), "elapsed_s": ("time", SECONDS)}
 """What the loss is drawn against: a step record's field, its name on the page and its units."""
@@ -116,7 +116,7 @@ def spectra(records: RunRecords) -> list[Chart]:
     """The eigenvalues of the data and of the model preconditioner by index, with rank and mu marked."""
     plan, setup = table(records.run.get("plan")), table(records.run.get("setup"))
     drawn = [
-        _spectrum("Data preconditioner", reals(setup.get("data_eigenvalues")), real(plan.get("data_rank"))),
+        _spectrum("Data preconditioner", reals(setup.get("data_eigenvalues")), _data_rank(plan, records)),
         _spectrum(
             "Model preconditioner",
             reals(setup.get("model_eigenvalues")),
@@ -125,6 +125,15 @@ def spectra(records: RunRecords) -> list[Chart]:
         ),
     ]
     return [chart for chart in drawn if chart]
+
+
+def _data_rank(plan: Table, records: RunRecords) -> float:
+    """How many directions the stage that the fit has come to flattens; the plan's rank for a fit without stages."""
+    rows = records.steps.last("rows")
+    stages = plan.get("stages")
+    told = [table(stage) for stage in stages] if isinstance(stages, list) else []
+    begun = [stage for stage in told if real(stage.get("first_row")) <= rows]
+    return real(begun[-1].get("n_flattened", plan.get("data_rank")) if begun else plan.get("data_rank"))
 
 
 def _spectrum(label: str, values: Floats, rank: float, mu: float = 0.0) -> Chart | None:

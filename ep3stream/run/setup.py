@@ -30,8 +30,8 @@ from ep3stream.solver.targets import TargetCode
 SETUP_KIND = "set-up"
 # Tensors with a row for each center.
 _BY_CENTER = frozenset({"centers", "basis", "tempering"})
-# Tensors that each stage has its own of, stacked; a set-up of bundle format 1 has one stage, and its tensor bare.
-STAGED = frozenset({"core", "shrink"})
+# What each stage has its own of, stacked; bare in a set-up of bundle format 1, which has one stage.
+STAGED = "shrink"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +168,19 @@ class Setup:
             for name, tensor in self.tensors.items()
             if name not in ("centers", "excluded_rows")
         }
+        staged = [STAGED]
+        if "core" in parts:
+            parts |= _factored(parts["core"])
+            staged.append("half")
         first = self._projection(config, kernel, centers, rows, mesh, parts)
         if "stages" not in self.plan or isinstance(first, EigenProProjection):
             return (Stage(0, first),)
-        staged = next(name for name in STAGED if name in parts)
+        own: list[dict[str, Any]] = [
+            {name: parts[name][number] for name in staged} for number in range(len(self.plan["stages"]))
+        ]
         return tuple(
-            Stage(stage["first_row"], replace(first, **{staged: own}), stage["pace"])
-            for stage, own in zip(self.plan["stages"], parts[staged], strict=True)
+            Stage(stage["first_row"], replace(first, **changed), stage["pace"])
+            for stage, changed in zip(self.plan["stages"], own, strict=True)
         )
 
     def _projection(
@@ -200,15 +206,16 @@ class Setup:
             )
             return EigenProProjection.of(kernel, rows, kernel.right(centers), tensors, passes, mesh)
         eigenvalues = torch.tensor(self.description["model_eigenvalues"], device=mesh.device).to(basis)
+        half, shrink, tempering = parts["half"], parts[STAGED], parts.get("tempering")
         return NystromProjection(
-            basis,
-            parts["core"],
-            self.plan["mu"],
-            self.plan["n_leading"],
-            mesh,
-            eigenvalues,
-            parts.get("tempering"),
+            basis, half, shrink, self.plan["mu"], self.plan["n_leading"], mesh, eigenvalues, tempering
         )
+
+
+def _factored(core: Tensor) -> dict[str, Tensor]:
+    """The core of bundle formats 1 and 2, (..., r, r) in float32, as half @ diag(shrink) @ half'."""
+    values, vectors = torch.linalg.eigh(core.double())
+    return {"half": vectors, STAGED: values.clamp_min(0)}
 
 
 def _on_device(kernel: Kernel, device: torch.device) -> Kernel:

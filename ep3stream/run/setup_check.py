@@ -15,7 +15,7 @@ from ep3stream.solver.named_kernels import named_kernel
 Shape = tuple[int, ...]
 
 _WHOLE = ("excluded_rows", "center_order")
-_DOUBLE = ("factor", "directions", "shrink")
+_DOUBLE = ("factor", "directions", "half", "shrink")
 _LARGEST = 1e38
 
 
@@ -99,7 +99,12 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
             raise ValueError(f"{n_landmarks} landmarks for {p} centers")
         shapes |= {"basis": (p, q), "sample": (s, d), "data_vectors": (s, q), "center_order": (p,)}
         return shapes | {"model_vectors": (n_landmarks, r), "model_weights": (r,)}
-    r, eigenvalues = tensors["core"].shape[-1], description["model_eigenvalues"]
+    # Formats 1 and 2 had the product of half and shrink.
+    r = tensors["core" if "core" in tensors else "half"].shape[-1]
+    eigenvalues = description["model_eigenvalues"]
     if len(eigenvalues) != r or not all(map(_is_float32, eigenvalues)):
         raise ValueError(f"model_eigenvalues are {eigenvalues!r:.50}, not {r} numbers")
-    return shapes | {"basis": (p, r), "core": (*stages, r, r)}
+    shapes |= {"basis": (p, r)}
+    if "core" in tensors:
+        return shapes | {"core": (*stages, r, r)}
+    return shapes | {"half": (r, r), "shrink": (*stages, r)}

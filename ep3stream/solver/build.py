@@ -57,6 +57,11 @@ class Sizes(Protocol):
         ...
 
     @property
+    def widest_rank(self) -> int:
+        """What r may be raised to where the eigenvalues fall fast."""
+        ...
+
+    @property
     def data_rank(self) -> int:
         """q."""
         ...
@@ -153,6 +158,7 @@ class SolverBuilder:
             sizes.data_rank,
             self.mesh,
             self.generator,
+            sizes.widest_rank,
         )
 
     def settled(
@@ -184,8 +190,7 @@ class SolverBuilder:
         probe_y: Tensor | None,
     ) -> Settled:
         """One stage for each threshold, `flattening.py`; the batch is that of the last."""
-        directions = projection.directions if isinstance(projection, NystromProjection) else projection
-        flattening = None if directions is None else directions.flattening
+        flattening = projection.flattening
         assert flattening is not None
         profile = self._leverage_profile(projection, probes)
         # Whatever the epochs: more or fewer of them may be asked for on the way.
@@ -250,7 +255,7 @@ class SolverBuilder:
             leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / longest
             tempered = first.tempered(unexplained, max(leverage, known))
             projections = [
-                replace(each, tempering=tempered.tempering, directions=None)
+                replace(each, tempering=tempered.tempering, flattening=None)
                 for each in projections
                 if isinstance(each, NystromProjection)
             ]

@@ -39,6 +39,11 @@ class ExactProjection:
         assert self.flattening is not None
         return replace(self, shrink=1 - self.flattening.shrink(threshold))
 
+    @property
+    def n_flattened(self) -> int:
+        """How many directions of the data are shrunk."""
+        return int((self.shrink > 0).sum())
+
     def leverage_profile(self, k_zb: Tensor, x: Tensor) -> LeverageProfile:
         """Of each row of x, (m, d), from k_zb of (p_shard, m); O(p^2 m)."""
         inner = self._whitened(k_zb)

@@ -23,11 +23,18 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import kernel_times, tiles, times_kernel
+from ep3stream.solver.blocks import TILE_ROWS, kernel_block, kernel_times, tiles
 from ep3stream.solver.flattening import Flattening, LeverageProfile
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
+
+# Of float32's eps times the leading eigenvalue: pairs below are noise. The largest part of a kernel matrix's rounding,
+# that of whole rows and columns, is a congruence and spares the small eigenvalues.
+_ROUNDING = 0.25
+# Those that the complement's 1 / mu would amplify so many times are taken out of it first.
+_LEADING = 30
+_LEAST_COLUMNS = 64
 
 
 class Projection(Protocol):
@@ -62,31 +69,36 @@ class Projection(Protocol):
 class NystromProjection:
     """Q from a rank-r Nystrom approximation K(Z, Z) ~ U diag(l) U' + mu I, mu the `damping`.
 
-    With W restricted to span(U), Q = U core U' + (I - U U') T (I - U U') / mu: O(prc) a step, O(pr) memory, no
-    kernel product. basis U: (p_shard, r), orthonormal over the shards, leading columns first; core: (r, r);
-    eigenvalues l: (r,). T = diag(tempering), (p_shard,), at most 1; None for I. directions: for other thresholds,
-    while there is a set-up to choose them.
+    With W restricted to span(U), Q = U H diag(s) H' U' + (I - U U') T (I - U U') / mu, H = diag(l + mu)^(-1/2) W
+    and s = 1 - D: O(prc) a step, O(pr) memory, no kernel product. basis U: (p_shard, r), orthonormal over the shards,
+    leading columns first; half H: (r, q), and shrink s: (q,), float64; eigenvalues l: (r,). T = diag(tempering),
+    (p_shard,), at most 1; None for I. flattening: for other thresholds, while there is a set-up to choose them.
     """
 
     basis: Tensor
-    core: Tensor
+    half: Tensor
+    shrink: Tensor
     damping: float
     n_leading: int
     mesh: Mesh
     eigenvalues: Tensor
     tempering: Tensor | None = None
-    directions: DataDirections | None = None
+    flattening: Flattening | None = None
 
     def flattened(self, threshold: float) -> NystromProjection:
         """The same with another threshold, for the directions above it."""
-        assert self.directions is not None
-        return replace(self, core=self.mesh.broadcast(self.directions.core(threshold)).to(self.basis))
+        assert self.flattening is not None
+        return replace(self, shrink=self.flattening.shrink(threshold))
+
+    @property
+    def n_flattened(self) -> int:
+        """How many directions of the data are shrunk."""
+        return int((self.shrink < 1).sum())
 
     def leverage_profile(self, k_zb: Tensor, x: Tensor) -> LeverageProfile:
         """Of each row of x, (m, d), from k_zb of (p_shard, m); O(prm)."""
-        assert self.directions is not None
         inside, outside = self._split(k_zb)
-        return LeverageProfile((self.directions.half.T @ inside.double()).square(), outside.double())
+        return LeverageProfile((self.half.T @ inside.double()).square(), outside.double())
 
     def tempered(self, unexplained: Tensor, leverage: float) -> NystromProjection:
         """With T such that no row's push on itself through one center is above `leverage`.
@@ -109,23 +121,26 @@ class NystromProjection:
         return gradient.new_full((), torch.nan)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """theta = U core U'h + (I - U U') T (h - U U'h) / mu.
+        """theta = U H diag(s) H' U'h + (I - U U') T (h - U U'h) / mu.
 
-        The leading directions come out up to 10^7 times smaller than they went in, the precision of float32:
-        what rounding leaves of them outside U is taken out a second time.
+        The leading directions come out up to 10^10 times smaller than they went in. What rounding leaves of them in
+        h would come out at full size, so that they are taken out by themselves first; and out of theta, since Q must
+        be symmetric. H and s span that range too, hence float64.
         """
         leading = self.basis[:, : self.n_leading]
-        inside = self.mesh.all_reduce(gradient @ self.basis)
-        outside = torch.addmm(gradient, inside, self.basis.T, alpha=-1)
-        left_over = self.mesh.all_reduce(outside @ leading)
-        inside[:, : self.n_leading] += left_over
-        coefficients = inside @ self.core
+        first = self.mesh.all_reduce(gradient @ leading)
+        deflated = torch.addmm(gradient, first, leading.T, alpha=-1)
+        inside = self.mesh.all_reduce(deflated @ self.basis)
+        outside = deflated.addmm_(inside, self.basis.T, alpha=-1)
+        inside[:, : self.n_leading] += first
+        along = (((inside.double() @ self.half) * self.shrink) @ self.half.T).to(inside)
+        coefficients = along
         if self.tempering is not None:
-            outside.addmm_(left_over, leading.T, alpha=-1).mul_(self.tempering)
-            coefficients -= self.mesh.all_reduce(outside @ self.basis) / self.damping
-        else:
-            coefficients[:, : self.n_leading] -= left_over / self.damping
-        return torch.addmm(outside, coefficients, self.basis.T, beta=1 / self.damping)
+            outside.mul_(self.tempering)
+            coefficients = along - self.mesh.all_reduce(outside @ self.basis) / self.damping
+        theta = outside.mul_(1 / self.damping).addmm_(coefficients, self.basis.T)
+        excess = self.mesh.all_reduce(theta @ leading) - along[:, : self.n_leading]
+        return theta.addmm_(excess, leading.T, alpha=-1)
 
     def gram_times(self, weights: Tensor) -> Tensor:
         """K^ alpha = mu alpha + U (l - mu) U'alpha with K^ = U diag(l) U' + mu (I - U U'); O(prc).
@@ -139,33 +154,35 @@ class NystromProjection:
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) Q K(Z, x), (m,); O(prm)."""
         inside, outside = self._split(k_zb)
-        return outside + (inside * (self.core @ inside)).sum(0)
+        along: Tensor = self.shrink @ (self.half.T @ inside.double()).square()
+        return outside + along.to(outside)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Basis shard and core, and the tempering shard where there is one."""
+        """Basis shard, half and shrink, and the tempering shard where there is one."""
         tempering = {} if self.tempering is None else {"tempering": self.tempering}
-        return {"basis": self.basis, "core": self.core, **tempering}
+        return {"basis": self.basis, "half": self.half, "shrink": self.shrink, **tempering}
 
     def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
         """U'k of each column k, (r, m), and what the part outside U adds to its leverage, (m,)."""
-        inside = self.mesh.all_reduce(self.basis.T @ k_zb)
+        inside, first = coordinates(self.basis, self.n_leading, k_zb, self.mesh)
+        rest = inside.clone()
+        rest[: self.n_leading] -= first
         outside = k_zb.new_zeros(k_zb.shape[1])
         for rows in tiles(len(self.basis)):
-            part = torch.addmm(k_zb[rows], self.basis[rows], inside, alpha=-1).square()
+            part = torch.addmm(k_zb[rows], self.basis[rows, : self.n_leading], first, alpha=-1)
+            part = part.addmm_(self.basis[rows], rest, alpha=-1).square_()
             outside += part.sum(0) if self.tempering is None else self.tempering[rows] @ part
         return inside, self.mesh.all_reduce(outside) / self.damping
 
 
-@dataclass(frozen=True, slots=True)
-class DataDirections:
-    """half: L^(-1/2) W with L = diag(l + mu), (r, r), the columns' eigenvalues in `flattening`; float64."""
-
-    half: Tensor
-    flattening: Flattening
-
-    def core(self, threshold: float) -> Tensor:
-        """L^(-1/2) (I - W D W') L^(-1/2), (r, r), float64."""
-        return (self.half * self.flattening.shrink(threshold)) @ self.half.T
+def coordinates(basis: Tensor, n_leading: int, k_zb: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """U'k of each column k, (r, m), the leading ones taken out of it first, and what was taken, (n_leading, m)."""
+    first = mesh.all_reduce(basis[:, :n_leading].T @ k_zb)
+    inside = k_zb.new_zeros(basis.shape[1], k_zb.shape[1])
+    for rows in tiles(len(basis)):
+        inside.addmm_(basis[rows].T, torch.addmm(k_zb[rows], basis[rows, :n_leading], first, alpha=-1))
+    mesh.all_reduce(inside)[:n_leading] += first
+    return inside, first
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +204,7 @@ def build_nystrom(
     data_rank: int,
     mesh: Mesh,
     generator: torch.Generator,
+    widest_rank: int = 0,
 ) -> tuple[NystromProjection, Spectra]:
     """Basis from `landmarks`, (r', d) with r' >= model_rank, eigenvalues of the data from `sample`, (s, d).
 
@@ -197,20 +215,21 @@ def build_nystrom(
     """
     shard = kernel.left(centers)
     basis, eigenvalues, next_eigenvalue = _nystrom_basis(
-        kernel, shard, landmarks, n_centers, model_rank, mesh, generator
+        kernel, shard, landmarks, n_centers, model_rank, widest_rank, mesh, generator
     )
     unexplained = unexplained_diagonal(kernel, centers, basis, eigenvalues)
     mean_unexplained = float(mesh.all_reduce(unexplained.double().sum())) / n_centers
-    damping = max(next_eigenvalue, mean_unexplained, 4 * torch.finfo(basis.dtype).eps * float(eigenvalues[0]))
-
-    directions = _directions(kernel, shard, kernel.right(sample), basis, eigenvalues + damping, mesh)
-    core = mesh.broadcast(directions.core(directions.flattening.fixed(data_rank))).to(basis)
-    n_leading = int((eigenvalues > 30 * damping).sum())
-    projection = NystromProjection(
-        basis, core, damping, n_leading, mesh, eigenvalues.to(basis), directions=directions
+    rounding = _ROUNDING * torch.finfo(basis.dtype).eps * float(eigenvalues[0])
+    damping = max(next_eigenvalue, mean_unexplained, rounding)
+    n_leading = int((eigenvalues > _LEADING * damping).sum())
+    half, flattening = _directions(
+        kernel, shard, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh
     )
-    tau = directions.flattening.eigenvalues
-    return projection, Spectra(tuple(eigenvalues.tolist()), tuple(tau.tolist()), damping)
+    shrink = flattening.shrink(flattening.fixed(data_rank))
+    projection = NystromProjection(
+        basis, half, shrink, damping, n_leading, mesh, eigenvalues.to(basis), flattening=flattening
+    )
+    return projection, Spectra(tuple(eigenvalues.tolist()), tuple(flattening.eigenvalues.tolist()), damping)
 
 
 def unexplained_diagonal(kernel: Kernel, centers: Tensor, basis: Tensor, eigenvalues: Tensor) -> Tensor:
@@ -227,6 +246,7 @@ def _nystrom_basis(
     landmarks: Tensor,
     n_centers: int,
     rank: int,
+    widest_rank: int,
     mesh: Mesh,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, float]:
@@ -236,7 +256,14 @@ def _nystrom_basis(
     """
     columns = kernel.right(landmarks)
     k_ll = kernel.block(kernel.left(landmarks), columns).double()
-    values, vectors = leading_eigenpairs((k_ll + k_ll.T) / 2, rank + 1, generator, SPANNING)
+    k_ll = mesh.broadcast((k_ll + k_ll.T) / 2)
+    values, vectors = leading_eigenpairs(k_ll, rank + 1, generator, SPANNING)
+    values = mesh.broadcast(values)
+    if rank < widest_rank and _falls_fast(values, float(k_ll.trace()), len(k_ll)):
+        rank = widest_rank
+        landmarks = landmarks[: rank + rank // 3]
+        columns, k_ll = kernel.right(landmarks), k_ll[: len(landmarks), : len(landmarks)]
+        values, vectors = leading_eigenpairs(k_ll, rank + 1, generator, SPANNING)
     values, vectors = mesh.broadcast(values), mesh.broadcast(vectors)
     kept = min(rank, _numerical_rank(values, landmarks.dtype))
     if kept == 0:
@@ -263,18 +290,42 @@ def _nystrom_basis(
 
 
 def _directions(
-    kernel: Kernel, centers: Points, sample: Points, basis: Tensor, damped: Tensor, mesh: Mesh
-) -> DataDirections:
-    """The eigenpairs of L^(-1/2) U'K(Z, X_s) K(X_s, Z) U L^(-1/2) / s, damped the diagonal of L."""
-    k_us = mesh.all_reduce(times_kernel(kernel, basis.T, centers, sample))
-    whitened = k_us.double() / damped.sqrt()[:, None]
+    kernel: Kernel,
+    centers: Points,
+    sample: Points,
+    n_centers: int,
+    basis: Tensor,
+    n_leading: int,
+    damped: Tensor,
+    mesh: Mesh,
+) -> tuple[Tensor, Flattening]:
+    """H, and the eigenvalues of L^(-1/2) U'K(Z, X_s) K(X_s, Z) U L^(-1/2) / s, damped the diagonal of L."""
+    # So many columns of p values that they take about the memory of a tile of all columns.
+    n_columns = max(_LEAST_COLUMNS, TILE_ROWS * len(sample) * mesh.size // n_centers)
+    parts = []
+    for start in range(0, len(sample), n_columns):
+        x = sample[start : start + n_columns]
+        block = kernel_block(kernel, centers, x, out=basis.new_empty(len(centers), len(x)))
+        parts.append(coordinates(basis, n_leading, block, mesh)[0])
+    whitened = torch.cat(parts, 1).double() / damped.sqrt()[:, None]
     tau, w = torch.linalg.eigh(whitened @ whitened.T / len(sample))
-    tau, w = mesh.broadcast(tau.flip(0)), mesh.broadcast(w.flip(1))
-    # Rounding bounds how far the leading directions can be shrunk, by both preconditioners together.
-    least = max(1e-6, 1e-11 * float(damped[0] / damped[-1])) * float(tau[0])
-    return DataDirections(w / damped.sqrt()[:, None], Flattening(tau, least))
+    tau, w = mesh.broadcast(tau.flip(0)), mesh.broadcast(w.flip(1).contiguous())
+    # What the rounding of h alone leaves of the leading direction in the part that 1 / mu amplifies.
+    least = (_ROUNDING * torch.finfo(basis.dtype).eps) ** 2 * float(damped[0] / damped[-1])
+    return w / damped.sqrt()[:, None], Flattening(tau, least * float(tau[0]))
+
+
+def _falls_fast(values: Tensor, trace: float, n_landmarks: int) -> bool:
+    """Whether the eigenvalues that follow these r + 1 leading ones fall faster than 1/j^3, by what is left for them.
+
+    Then a few times as many pairs leave many times less. Where they fall slower, as those of a Laplacian do in more
+    than one dimension, mu hardly falls with more of them.
+    """
+    rank, last = len(values) - 1, float(values[-1])
+    left_over = trace - float(values.sum())
+    return last > 0 and left_over < last * rank * (1 - (rank / n_landmarks) ** 2) / 2
 
 
 def _numerical_rank(descending: Tensor, dtype: torch.dtype) -> int:
     """How many eigenvalues of a matrix computed in `dtype` are above its rounding error."""
-    return int((descending > 4 * torch.finfo(dtype).eps * descending[0]).sum())
+    return int((descending > _ROUNDING * torch.finfo(dtype).eps * descending[0]).sum())
