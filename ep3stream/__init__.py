@@ -34,6 +34,7 @@ from ep3stream.run.inspect import inspect, verify
 from ep3stream.run.kernel_model import KernelModel
 from ep3stream.run.models import load
 from ep3stream.run.report import write_report
+from ep3stream.run.report_compare import write_comparison
 from ep3stream.run.tune import TuneResult, tune
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "predict",
     "tune",
     "verify",
+    "write_comparison",
     "write_report",
 ]
 

@@ -362,6 +362,9 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
         "predict", w.made / "run", w.file("april.csv", "a\n1\n"), w.here / "out.csv"
     ),
     "an export over what exists": lambda w: w.said("export", w.made / "run", w.file("flights", "mine")),
+    "a comparison over another page": lambda w: w.said(
+        "report", w.made / "run", w.made / "run", "--out", w.file("thesis.html", "<h1>Mine</h1>")
+    ),
     "a table's predictions as an array": lambda w: w.said(
         "predict", w.made / "run", w.file("april.csv", "a,b\n1,2\n"), w.here / "out.npy"
     ),

@@ -32,6 +32,7 @@ NAMES = [
     "predict",
     "tune",
     "verify",
+    "write_comparison",
     "write_report",
 ]
 

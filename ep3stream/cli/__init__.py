@@ -1,5 +1,5 @@
-"""The command line: `ep3stream convert | tune | plan | fit | status | evaluate | predict | export | inspect | verify |
-completion`.
+"""The command line: `ep3stream convert | tune | plan | fit | status | evaluate | predict | export | report | inspect |
+verify | completion`.
 
 Exit codes: 0 done; 2 bad usage, input or disk; 3 damaged data; 4 diverged; 5 a process of several devices died;
 75 interrupted, checkpoint saved; 130 interrupted at once.
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-from ep3stream.cli import convert, fit, plan, status, tune, use
+from ep3stream.cli import convert, fit, plan, report, status, tune, use
 from ep3stream.cli.json_lines import JsonConsole, JsonLines, error_line
 from ep3stream.cli.options import JSON_LOGS, JSON_LOGS_HELP, QUIET, Parser
 from ep3stream.errors import Ep3streamError
@@ -102,5 +102,6 @@ def _parser() -> argparse.ArgumentParser:
     fit.add(commands)
     tune.add(commands)
     use.add(commands)
+    report.add(commands)
     status.add(commands, parser)
     return parser

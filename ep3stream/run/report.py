@@ -38,8 +38,14 @@ def write_report(run: Path) -> Path:
     Missing or damaged inputs only leave their part of the page out. Raises InputError if `run` is not a
     directory, and OSError if the page cannot be written; an older page then stays as it was.
     """
-    page = _render(RunRecords.read(run)).encode("utf-8", errors="replace")
-    target, partial = run / "report.html", run / f".report.html.{os.getpid()}"
+    target = run / "report.html"
+    write_page(rendered("report.html.jinja", _view(RunRecords.read(run))), target)
+    return target
+
+
+def write_page(page: bytes, target: Path) -> None:
+    """Replaces a page all or nothing; raises OSError."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with open(partial, "wb", opener=no_link) as file:
             file.write(page)
@@ -48,15 +54,15 @@ def write_report(run: Path) -> Path:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-    directory = os.open(run, os.O_RDONLY)
+    directory = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return target
 
 
-def _render(records: RunRecords) -> str:
+def rendered(template: str, view: dict[str, Any]) -> bytes:
+    """A page of this package's templates, as UTF-8."""
     environment = Environment(
         loader=PackageLoader("ep3stream", "run"),
         # Names of stores, targets and classes come from other people's files.
@@ -65,7 +71,7 @@ def _render(records: RunRecords) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(_view(records))
+    return environment.get_template(template).render(view).encode("utf-8", errors="replace")
 
 
 def _view(records: RunRecords) -> dict[str, Any]:

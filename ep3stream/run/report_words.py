@@ -24,7 +24,7 @@ _KERNELS = {
     "ntk_relu_unit_sphere": "ReLU neural-tangent kernel machine on the unit sphere",
     "callable": "kernel machine with a kernel of its own",
 }
-_METRICS = {
+METRICS = {
     "accuracy": "accuracy",
     "r2": "R²",
     "rmse": "RMSE",
@@ -73,6 +73,11 @@ def share(fraction: float) -> str:
 def metric(name: str, value: object) -> str:
     """A figure as its metric is read: accuracies in percent, the rest to three digits."""
     return share(real(value)) if name in _SHARES and math.isfinite(real(value)) else number(real(value))
+
+
+def scored(name: str, value: float) -> str:
+    """`accuracy 87.5%`, `R² 0.223`."""
+    return f"{METRICS[name]} {metric(name, value)}"
 
 
 def plural(value: object, noun: str) -> str:
@@ -126,7 +131,7 @@ def headline(records: RunRecords) -> str:
         return f"{share(r2)} of the variance of {_target(records)} in {unseen} is explained by {fitted}."
     for name in ("r2", "rmse", "mse"):
         if math.isfinite(figure := real(figures.get(name))):
-            return f"{_METRICS[name]} is {number(figure)} on {unseen} for {fitted}."
+            return f"{METRICS[name]} is {number(figure)} on {unseen} for {fitted}."
     if math.isfinite(loss := records.steps.last("loss")):
         return f"A {machine} fitted to {rows} has a running mean squared error of {number(loss)}."
     return f"A {machine}, set up for {rows}."
@@ -180,7 +185,7 @@ def _early_stop(records: RunRecords) -> list[str]:
 def _comparison(figures: Table) -> list[str]:
     reference = table(figures.get("reference"))
     known = [
-        f"{_METRICS[n]} {metric(n, reference[n])}" for n in _METRICS if math.isfinite(real(reference.get(n)))
+        f"{METRICS[n]} {metric(n, reference[n])}" for n in METRICS if math.isfinite(real(reference.get(n)))
     ]
     return [f"For comparison, {reference.get('name', 'the reference')}: {', '.join(known)}."] if known else []
 
@@ -219,8 +224,8 @@ def tiles(records: RunRecords) -> list[Tile]:
 
 def _figure_tiles(records: RunRecords) -> list[Tile]:
     unseen, figures = judgement(records)
-    known = [n for n in _METRICS if math.isfinite(real(figures.get(n)))]
-    return [(_METRICS[n], metric(n, figures[n]), f"on {unseen}") for n in known[:3]]
+    known = [n for n in METRICS if math.isfinite(real(figures.get(n)))]
+    return [(METRICS[n], metric(n, figures[n]), f"on {unseen}") for n in known[:3]]
 
 
 def _bandwidth(plan: Table) -> str:
@@ -235,7 +240,7 @@ def _outputs(store: Table) -> str:
 def evaluation_table(records: RunRecords) -> tuple[list[str], list[list[str]]]:
     """(column heads, rows) of the newest evaluations, each followed by its reference."""
     shown = records.evaluations[-20:]
-    names = [n for n in _METRICS if any(math.isfinite(real(e.get(n))) for e in shown)]
+    names = [n for n in METRICS if any(math.isfinite(real(e.get(n))) for e in shown)]
     rows = []
     for evaluation in shown:
         where = [
@@ -247,4 +252,4 @@ def evaluation_table(records: RunRecords) -> tuple[list[str], list[list[str]]]:
         if reference := table(evaluation.get("reference")):
             figures = (metric(n, reference.get(n)) for n in names)
             rows.append([str(reference.get("name", "reference")), *where, *figures])
-    return ["", "store", "split", "rows", *(_METRICS[n] for n in names)], rows
+    return ["", "store", "split", "rows", *(METRICS[n] for n in names)], rows
