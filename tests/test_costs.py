@@ -56,8 +56,9 @@ def test_a_step_takes_the_longer_of_computing_and_reading():
 def test_devices_share_the_arithmetic_and_pay_for_their_links():
     eight, linked = replace(SIZES, devices=8), replace(RATES, link_bytes_per_s=1e9, link_latency_s=1e-5)
     assert reduced_bytes_of_step(SIZES) == link_seconds_of_step(SIZES, linked) == 0
-    assert reduced_bytes_of_step(eight) == 4 * 2 * (300 + 50)
-    assert link_seconds_of_step(eight, linked) == pytest.approx(7 / 4 * 2800 / 1e9 + 2e-5)
+    assert reduced_bytes_of_step(eight) == 4 * 2 * (300 + 50 + 50)
+    assert reduced_bytes_of_step(eight, n_leading=7) == 4 * 2 * (300 + 50 + 7)
+    assert link_seconds_of_step(eight, linked) == pytest.approx(7 / 4 * 3200 / 1e9 + 2e-5)
     assert link_seconds_of_step(eight, RATES) == 0
     alone, shared = (compute_seconds_of_step(sizes, RATES) - RATES.overhead_s for sizes in (SIZES, eight))
     assert shared == pytest.approx(alone / 8)

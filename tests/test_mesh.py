@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,15 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_problem import ONE_RANK, Problem, laplacian, points, unit_targets
+from kernel_problem import ONE_RANK, Problem, generator, laplacian, points, unit_targets
 from torch import Tensor
 
+from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
+from ep3stream.run.costs import Sizes, reduced_bytes_of_step
+from ep3stream.solver.eigenpro import build_eigenpro
+from ep3stream.solver.exact import build_exact
+from ep3stream.solver.step import Solver
 
 CPU = torch.device("cpu")
 
@@ -49,12 +56,72 @@ def weights_after_five_steps(mesh: Mesh, p: int) -> Tensor:
     return mesh.gather_rows(state.weights.T.contiguous(), p)
 
 
+SIZES = Sizes(1, 3, 2, 50, 40, 4, 10, 50, 30, 1)
+
+
+def sent_by_steps(mesh: Mesh) -> dict[str, tuple[int, int]]:
+    """By projection: bytes given to the all-reduces of a step, and what costs.py says of it; of one that is scored."""
+    case = Problem(laplacian(3), points(50, 3, 0, torch.float32), points(120, 3, 1, torch.float32))
+    rows = mesh.owned(50)
+    shard = case.z[rows.start : rows.stop]
+    nystrom, _ = case.projection(mesh)
+    exact, _ = build_exact(case.kernel, case.z, case.x[:50], 4, mesh, generator(5))
+    eigenpro, _ = build_eigenpro(
+        case.kernel, shard, case.z[:30], case.x[:50], 50, (4, 10), (2, 0.0), mesh, generator(5)
+    )
+    found = {}
+    y = points(120, 2, 2, torch.float32)[:40]
+    for name, projection in {"nystrom": nystrom, "exact": exact, "eigenpro": eigenpro}.items():
+        centers = case.kernel.left(shard)
+        targets = unit_targets(2, torch.float32)
+        solver = Solver(case.kernel, centers, projection, targets, 0.0, 0.0, mesh)  # type: ignore[arg-type]
+        sizes = replace(SIZES, projection=name, passes=2, devices=mesh.size)
+        state = solver.initial_state()
+        for score in (False, True):
+            before = mesh.sent["all_reduce"]
+            solver.step(state, case.x[:40], y, 1e-4, score=score and name != "eigenpro")
+            expected = reduced_bytes_of_step(sizes, nystrom.n_leading) + score * 4 * 2 * 40
+            found[f"{name} {score}"] = (mesh.sent["all_reduce"] - before, expected)
+    # The centers' batches are small here, which costs.py does not know; and the passes look at |h|^2.
+    batches, sent = len(eigenpro.batches), found.pop("eigenpro False")
+    found["eigenpro"] = (sent[0], sent[1] + 4 * 2 * 10 * 2 * (batches - 1) + 8)
+    del found["eigenpro True"]
+    return found
+
+
+def talk(mesh: Mesh) -> list[Any]:
+    """What ranks say to each other, and hand over."""
+    whole = torch.arange(22.0).view(11, 2)
+    shard = mesh.deal(whole if mesh.is_leader else None)
+    columns = mesh.deal(whole.T.contiguous() if mesh.is_leader else None, dim=1)
+    back, columns_back = mesh.gather(shard, 11), mesh.gather(columns, 11, dim=1)
+    assert (back is None) == (columns_back is None) == (not mesh.is_leader)
+    if back is not None and columns_back is not None:
+        assert torch.equal(back, whole)
+        assert torch.equal(columns_back, whole.T)
+    assert torch.equal(mesh.copy(whole if mesh.is_leader else None), whole)
+    heard: list[Any] = [len(shard), mesh.agreed([mesh.rank, -mesh.rank]), mesh.led(lambda: {"by": mesh.rank})]
+
+    def fail_on_the_last() -> None:
+        if mesh.rank == mesh.size - 1:
+            raise ConfigError("mine")
+
+    for action in (fail_on_the_last, lambda: [][mesh.rank]):
+        try:
+            mesh.together(action)
+        except Exception as error:
+            heard.append([type(error).__name__, getattr(error, "told_by", None)])
+    return heard
+
+
 def run_rank(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     try:
         mesh = Mesh.of_this_process(CPU)
         for p in (50, 1):
             np.save(f"{folder}/{p}-{rank}.npy", weights_after_five_steps(mesh, p).numpy())
+        (Path(folder) / f"sent-{rank}.json").write_text(json.dumps(sent_by_steps(mesh)))
+        (Path(folder) / f"talk-{rank}.json").write_text(json.dumps(talk(mesh)))
     finally:
         dist.destroy_process_group()
 
@@ -71,6 +138,15 @@ def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> Non
         ranks = [torch.from_numpy(np.load(tmp_path / f"{p}-{rank}.npy")) for rank in range(size)]
         assert all(torch.equal(ranks[0], other) for other in ranks[1:])
         assert (ranks[0] - alone).norm() < 1e-5 * alone.norm()
+    for rank in range(size):
+        sent = json.loads((tmp_path / f"sent-{rank}.json").read_text())
+        assert len(sent) == 5
+        assert all(counted == expected for counted, expected in sent.values()), sent
+        heard = json.loads((tmp_path / f"talk-{rank}.json").read_text())
+        assert heard[1:3] == [[size - 1, 0], {"by": 0}]
+        # Each has the error itself, or is told of it.
+        assert heard[3] == ["ConfigError", None if rank == size - 1 else size - 1]
+        assert heard[4] == (["IndexError", None] if rank == 0 else ["RankError", 0])
 
 
 if __name__ == "__main__":

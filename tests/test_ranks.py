@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,3 +153,33 @@ def test_a_kernel_that_other_processes_cannot_find_is_refused(store, tmp_path):
     with pytest.raises(ConfigError, match=r"<lambda>.* cannot be found by the processes of other devices"):
         ep3stream.fit(store, tmp_path / "run", settings(), kernel=lambda z, x: rational(z, x), devices=2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("ranks_each", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_ranks_of_two_machines_started_by_torchrun_give_the_weights_of_one(store, tmp_path, ranks_each):
+    """By what torchrun tells its processes; only the first machine has the run."""
+    config = settings(data={"validate": "test"})
+    alone = ep3stream.fit(store, tmp_path / "alone", config)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(2 * ranks_each):
+        machine, local_rank = divmod(rank, ranks_each)
+        places = {"RANK": rank, "WORLD_SIZE": 2 * ranks_each, "LOCAL_RANK": local_rank}
+        places |= {"LOCAL_WORLD_SIZE": ranks_each, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in places.items()}
+        (tmp_path / str(machine)).mkdir(exist_ok=True)
+        processes.append(
+            subprocess.Popen(
+                command(store, tmp_path / str(machine) / "run", config),
+                env=environment,
+                stderr=subprocess.PIPE,
+            )
+        )
+    said = [process.communicate(timeout=200)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+    assert said[0].count("finished after") == 1
+    assert said[1:] == [""] * (len(processes) - 1)
+    assert difference(tmp_path / "0" / "run", alone) < 1e-5
+    assert not (tmp_path / "1" / "run").exists()

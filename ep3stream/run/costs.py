@@ -9,13 +9,16 @@ landmarks, P passes of EigenPro's projection, and G devices, a step takes, on al
                          4 p r c + 2 r^2 c       nystrom: U' h, the core, U
                          4 p^2 c + 4 p q c       exact: two triangular solves
                          2 P p^2 c + 4 (p + s) q c      eigenpro
-    all-reduced          4 m c + 4 r c bytes     each device sends and receives 2 (G - 1) / G times that (ring)
+    all-reduced, bytes   4 c (m + r + l)         nystrom, l <= r its leading columns, whose rounding is taken out again
+                         4 c (m + p)             exact: the gradient of all centers
+                         4 c (m + q) + 4 P (p (d + 2 + c) + b r c)      eigenpro: centers travel too, in b batches
+                         each device sends and receives 2 (G - 1) / G times that (ring)
 
 and, since devices have p / G centers each and rows are read while the step before is computed,
 
     step_s = max(overhead_s + evaluations evaluation_s / G + FLOPs of the projection flop_s / G + link_s,
                  m row_bytes / read_bytes_per_s)
-    link_s = 2 (G - 1) / G (4 m c + 4 r c) / link_bytes_per_s + 2 link_latency_s,    0 for one device.
+    link_s = 2 (G - 1) / G all-reduced / link_bytes_per_s + 2 link_latency_s,    0 for one device.
 
 evaluation_s includes the element-wise part of a kernel and its value's share of both products: it is measured on the
 step itself (`rehearsal.py`), because a formula for it would have to know the caches.
@@ -28,6 +31,7 @@ from dataclasses import dataclass
 from ep3stream.config import Projection
 
 _FLOAT = 4
+_CENTER_BATCH = 4096  # Of EigenPro's passes, at most.
 # By size on a shared switch: NCCL takes some 20 microseconds to begin, gloo on one machine some 100.
 LINK_LATENCY_S = 50e-6
 # What a product in float64 counts in FLOPs of float32, and what an eigenvalue decomposition of (n, n) in n^3 of them.
@@ -99,11 +103,27 @@ def flops_of_step(sizes: Sizes) -> int:
     return distances + 4 * block * sizes.n_outputs + projection_flops(sizes)
 
 
-def reduced_bytes_of_step(sizes: Sizes) -> int:
-    """What the all-reduces of a step sum over the devices: m x c and r x c floats; 0 for one device."""
+def reduced_bytes_of_step(sizes: Sizes, n_leading: int | None = None) -> int:
+    """What the all-reduces of a step sum over the devices, counted by tests/test_mesh.py; 0 for one device.
+
+    n_leading: l, once it is known; else r, the most it can be. Beside it a tempered projection and a ridge sum r x c
+    floats each, a step that is scored m x c more, and every step some ten whole numbers.
+    """
     if sizes.devices == 1:
         return 0
-    return _FLOAT * sizes.n_outputs * (sizes.batch_size + sizes.model_rank)
+    p, r, c = sizes.n_centers, sizes.model_rank, sizes.n_outputs
+    if sizes.projection == "exact":
+        return _FLOAT * c * (sizes.batch_size + p)
+    if sizes.projection == "eigenpro":
+        batches = -(-p // _CENTER_BATCH)
+        passes = sizes.passes * (p * (sizes.n_features + 2 + c) + batches * r * c)
+        return _FLOAT * (c * (sizes.batch_size + sizes.data_rank) + passes)
+    return _FLOAT * c * (sizes.batch_size + r + (r if n_leading is None else n_leading))
+
+
+def handed_bytes_of_step(sizes: Sizes) -> int:
+    """What the reader of a machine hands to each of its other devices: the batch, x in float32."""
+    return sizes.batch_size * (_FLOAT * sizes.n_features + _FLOAT * sizes.n_outputs)
 
 
 def link_seconds_of_step(sizes: Sizes, rates: Rates) -> float:
