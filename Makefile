@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Tests run in this many processes, each with one thread: threads that share cores with other processes wait for them.
 JOBS   ?= auto
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format docs bench clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,11 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site of docs/ into site/: `python -m http.server -d site`. A link that leads nowhere ends it.
+docs: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The figures of the README, in about six minutes. Needs Debian's package dataset-fashion-mnist.
 bench: $(VENV)/ready
 	$(BIN)/python tools/bench_memory.py
@@ -38,4 +43,4 @@ bench: $(VENV)/ready
 	$(BIN)/python tools/bench_fashion.py --seeds 0,1,2
 
 clean:
-	rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .demo .examples .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis

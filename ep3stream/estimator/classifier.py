@@ -15,6 +15,7 @@ from ep3stream.data.store import SplitReader
 from ep3stream.estimator.base import Block, KernelEstimator, Store
 from ep3stream.estimator.regressor import KernelRegressor
 from ep3stream.run.dask_rows import is_dask_array
+from ep3stream.run.probabilities import nearest_in_simplex
 from ep3stream.run.scores import ClassScores
 from ep3stream.solver.model import Predictor
 
@@ -142,18 +143,3 @@ def _decision(model: Predictor, x: Block) -> Block:
 
 def _probabilities(model: Predictor, x: Block) -> Block:
     return nearest_in_simplex(model.decision_function(x))
-
-
-def nearest_in_simplex(outputs: Block) -> Block:
-    """The Euclidean projection of each row, (n, c), onto {p >= 0, sum p = 1}; O(n c log c) time.
-
-    Duchi, Shalev-Shwartz, Singer and Chandra, ICML 2008, figure 1: p_k = max(f_k - t, 0), t from the sorted row.
-    """
-    values = outputs.astype(np.float64)
-    descending = -np.sort(-values, axis=1)
-    excess = np.cumsum(descending, axis=1) - 1
-    counts = np.arange(1, values.shape[1] + 1)
-    n_kept = (descending * counts > excess).sum(1)
-    threshold = excess[np.arange(len(values)), n_kept - 1] / n_kept
-    nearest: Block = np.maximum(values - threshold[:, None], 0.0).astype(outputs.dtype)
-    return nearest

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ep3stream.run.probabilities import nearest_in_simplex
 from ep3stream.solver.model import Predictor
 
 _MOST_TARGETS = 4
@@ -139,11 +140,7 @@ class ClassDiagnosis:
         if n:
             cells = y.astype(np.int64) * n + predicted
             self._confusion += np.bincount(cells, minlength=n * n).reshape(n, n)
-        shares = np.clip(outputs, 0, 1)
-        total = shares.sum(1)
-        confidence = np.divide(
-            shares.max(1), total, out=np.full(len(y), 1 / len(self._names)), where=total > 0
-        )
+        confidence = nearest_in_simplex(outputs).max(1)
         bins = np.minimum((confidence * _BINS).astype(np.int64), _BINS - 1)
         self._rows += np.bincount(bins, minlength=_BINS)
         self._right += np.bincount(bins[predicted == y], minlength=_BINS)
@@ -154,8 +151,8 @@ class ClassDiagnosis:
 
         confusion: counts by class and predicted class, for up to 25 classes. mistakes: the most frequent pairs, for
         up to 512. calibration: of each range of confidences, as wide as it must be to hold a twentieth of the rows,
-        how many, the mean confidence (the largest output over the sum of all, each clipped to [0, 1]) and the share
-        of them that is right.
+        how many, the mean confidence (the largest of the probabilities that `KernelClassifier.predict_proba` gives)
+        and the share of them that is right.
         """
         few = 0 < len(self._confusion) <= _MOST_CLASSES
         confusion = {"classes": list(self._names), "counts": self._confusion.tolist()} if few else None
