@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from doc_snippets import run_page, snippets
+
+import ep3stream
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+WITH_CODE = [page for page in PAGES if any(snippet.is_code for snippet in snippets(page))]
 
 # Blocks that cannot run here, by page. A block that joins them is a change of this list, on purpose.
 NOT_RUN = {"index.md": 1, "dask-cluster.md": 1}
 
 # What a reader is told -> what is run here.
 SMALLER: dict[str, dict[str, str]] = {
+    "README.md": {
+        "tune flights.zarr": "tune flights.zarr --minutes 0.02",
+        "--centers 10000": "--centers 100",
+        "runs/first runs/second": "runs/first",
+        "20_000": "2_000",
+    },
     "tutorial.md": {
         "n_rows=20_000": "n_rows=1_500",
         "n_rows=2_000": "n_rows=100",
@@ -34,6 +47,7 @@ SMALLER: dict[str, dict[str, str]] = {
         "--centers 3000": "--centers 100",
         "(500, 1000, 2000)": "(50, 100)",
     },
+    "python.md": {"(20_000, 8), chunks=(2_000": "(4_000, 8), chunks=(400", "10_000": "2_000"},
     "own-kernel.md": {"10_000": "2_000", "centers=400": "centers=200"},
     "own-loader.md": {"(40, seed": "(6, seed", "randn(800": "randn(200", "centers=800": "centers=200"},
     "dask-cluster.md": {"8_000": "1_000", "centers=500": "centers=100"},
@@ -41,12 +55,32 @@ SMALLER: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def flights() -> None:
+    """Tables with the columns that the README speaks of."""
+    for name, first in (("flights.csv", 0), ("next_month.csv", 5000)):
+        rows = [
+            f"{(7 * i) % 24},{['EWR', 'JFK', 'LGA'][i % 3]},{i % 17 - 5}" for i in range(first, first + 1000)
+        ]
+        Path(name).write_text("\n".join(["hour,origin,arr_delay", *rows, ""]))
+
+
+def exported_model() -> None:
+    """What `ep3stream export` made, and rows for it."""
+    x = np.random.default_rng(0).standard_normal((500, 3)).astype(np.float32)
+    np.save("rows.npy", x[:5])
+    ep3stream.convert((x, x[:, 0]), "flights.zarr")
+    ep3stream.fit("flights.zarr", "run", ep3stream.FitConfig(solver=ep3stream.SolverConfig(centers=50)))
+    ep3stream.export("run", "flights-model")
+
+
+# What a page takes for granted.
+FIXTURES: dict[str, Callable[[], None]] = {"README.md": flights, "formats.md": exported_model}
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_every_snippet_of_a_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not any(snippet.is_code for snippet in snippets(page)):
-        pytest.skip("no code on this page")
     monkeypatch.chdir(tmp_path)
     if page.name in FIXTURES:
         FIXTURES[page.name]()
@@ -60,4 +94,38 @@ def test_blocks_that_are_not_run_are_counted_and_say_why() -> None:
     assert all(snippet.is_code for snippet in marked)
 
 
-FIXTURES: dict[str, Callable[[], None]] = {}
+def pages_of(entry: Any) -> list[str]:
+    """The files of a navigation, however deep."""
+    if isinstance(entry, str):
+        return [entry]
+    parts = entry.values() if isinstance(entry, dict) else entry
+    return [page for part in parts for page in pages_of(part)]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    # Without its tags for Python objects, which only mkdocs knows.
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text().split("\nnav:")[1])
+    assert sorted(pages_of(navigation)) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_to_a_page_and_a_heading(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings]
+            assert heading in anchors, f"{page.name} links to {target}, {linked.name} has {anchors}"
+
+
+def test_tests_and_tools_that_the_pages_name_exist_with_these_options() -> None:
+    for page in PAGES:
+        text = page.read_text()
+        for file, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", text):
+            assert f"def {name}" in (ROOT / file).read_text(), f"{page.name} names {file}::{name}"
+        for tool, options in re.findall(r"python (tools/\w+\.py)([^\n`]*)", text):
+            source = (ROOT / tool).read_text()
+            for option in re.findall(r"--[a-z0-9-]+", options):
+                assert f'"{option}"' in source, f"{page.name}: {tool} has no {option}"

@@ -296,6 +296,9 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a column that `--like` has is missing": lambda w: w.convert(
         "a,y\n1,no\n", "--like", w.made / "classes.zarr"
     ),
+    "a file without the target that `--like` has": lambda w: w.convert(
+        "a,b\n1,2\n", "--like", w.made / "classes.zarr"
+    ),
     "x and y of different lengths": unequal,
     "an NPY file of Python objects": pickled,
     "a truncated file": lambda w: w.convert(gzip.compress(f"a,b,y\n{ROWS}".encode())[:-20], name="t.csv.gz"),

@@ -226,9 +226,11 @@ def _family(
 ) -> Family:
     """The family a column is read as: the recorded one, which typed files must have."""
     if source not in schema:
-        raise SourceError(
-            f"{where}: has no column {source!r}, which {like.store} has; {close_to(source, list(schema))}"
-        )
+        # What is to be predicted has no target yet: that is no slip of the pen.
+        remedy = close_to(source, list(schema))
+        if source in like.target.sources:
+            remedy = "a store needs its target; `ep3stream predict RUN FILE OUT.csv` takes a table without"
+        raise SourceError(f"{where}: has no column {source!r}, which {like.store} has; {remedy}")
     if recorded is not None and not has_types:
         return recorded
     found = family_of(schema[source], f"{where}: column {source!r}")
