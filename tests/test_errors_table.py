@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from s3_server import ENVIRONMENT, s3_server
 import ep3stream
 from ep3stream import cli
 from ep3stream.data.signed_json import signed_bytes, signed_object
+from ep3stream.data.store_files import LocalFiles
 from ep3stream.run import machine
 
 TABLE = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -253,6 +255,23 @@ def link_in_store(store: Path) -> None:
     file.symlink_to(store.parent / "elsewhere")
 
 
+def endless_read(w: Workspace) -> tuple[int, str]:
+    """A fit whose reads, once the set-up is over, hang until the test is."""
+    read, end = LocalFiles.read_into, threading.Event()
+
+    def hang(*arguments: Any) -> None:
+        if threading.current_thread().name == "ep3stream-read":
+            end.wait(30)
+        read(*arguments)
+
+    w.patch.setattr(LocalFiles, "read_into", hang)
+    w.patch.setattr("ep3stream.data.streaming.read_threads._STOP_S", 0.1)
+    try:
+        return w.fit("--read-timeout", "0.2")
+    finally:
+        end.set()
+
+
 def in_bucket(w: Workspace, fault: Any, *command: object) -> tuple[int, str]:
     """A command while the server of `s3://bucket` answers with a status, or not at all."""
     w.patch.setattr("ep3stream.data.object_files._RETRIES", 0)
@@ -385,6 +404,8 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
         w, lambda store: (store / "train/y/c/0/0").unlink(), "fit", "STORE", w.here / "r", *CENTERS
     ),
     "a link in a store": lambda w: damage(w, link_in_store, "fit", "STORE", w.here / "r", *CENTERS),
+    "a read that does not end": endless_read,
+    "a read timeout below 0": lambda w: w.fit("--read-timeout", "-1"),
     "a changed manifest": lambda w: damage(
         w, lambda store: flip(store / "manifest.json"), "inspect", "STORE"
     ),

@@ -57,6 +57,7 @@ FIT_SETTINGS = {
     "max_restarts": ("run", "max_restarts"),
     "seed": ("run", "seed"),
     "dask": ("run", "dask"),
+    "read_timeout": ("run", "read_timeout_s"),
 }
 
 
@@ -163,6 +164,12 @@ def add_settings(fit: argparse.ArgumentParser) -> None:
     )
     fit.add_argument("--seed", type=int, metavar="N", help="default: 0")
     fit.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that reads the store")
+    fit.add_argument(
+        "--read-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="for a segment, then it is asked for again, twice; 0: for ever; default: 120",
+    )
 
 
 def _fit(options: argparse.Namespace, console: Console) -> None:

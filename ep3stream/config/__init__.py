@@ -11,7 +11,15 @@ from ep3stream.config.convert import (
     Task,
     XDtype,
 )
-from ep3stream.config.fit import CONFIG_VERSION, MAX_CONFIG_BYTES, DataConfig, FitConfig, RunConfig, Scale
+from ep3stream.config.fit import (
+    CONFIG_VERSION,
+    MAX_CONFIG_BYTES,
+    READ_TIMEOUT_S,
+    DataConfig,
+    FitConfig,
+    RunConfig,
+    Scale,
+)
 from ep3stream.config.kernel import KERNEL_DEFAULTS, KernelConfig, KernelName
 from ep3stream.config.parse import parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
 from ep3stream.config.solver import Projection, SolverConfig, StepRule
@@ -21,6 +29,7 @@ __all__ = [
     "KERNEL_DEFAULTS",
     "MAX_CONFIG_BYTES",
     "MIB",
+    "READ_TIMEOUT_S",
     "Categories",
     "Codec",
     "ConvertConfig",

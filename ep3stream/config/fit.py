@@ -19,6 +19,8 @@ from ep3stream.errors import ConfigError
 Scale = Literal["none", "standard", "minmax"]
 
 CONFIG_VERSION = 1
+# Of a segment, which has 16 MiB unless the conversion was told otherwise.
+READ_TIMEOUT_S = 120.0
 MAX_CONFIG_BYTES = MIB
 _MAX_DOTS = 100
 
@@ -52,6 +54,7 @@ class RunConfig:
     CPU's cores; `auto` for all GPUs there are, or one CPU. torchrun starts the processes itself: leave it at `auto`.
     max_restarts: how often all of them are started again when one dies. rank_timeout_minutes: how long one waits for
     another before it takes that one for dead.
+    read_timeout_s: how long a segment may take to come before it is asked for again, twice; 0 waits for ever.
     """
 
     memory_bytes: int = 2048 * MIB
@@ -63,6 +66,7 @@ class RunConfig:
     dask: str | None = None
     max_restarts: int = 3
     rank_timeout_minutes: float = 30.0
+    read_timeout_s: float = READ_TIMEOUT_S
 
     def __post_init__(self) -> None:
         require(self.memory_bytes > 0, f"memory is {self.memory_bytes} bytes; use a positive number")
@@ -72,6 +76,10 @@ class RunConfig:
             f"checkpoint_minutes is {self.checkpoint_minutes}; use 0 or more",
         )
         require(self.keep_checkpoints >= 1, f"keep_checkpoints is {self.keep_checkpoints}; use at least 1")
+        require(
+            0 <= self.read_timeout_s < math.inf,
+            f"read_timeout_s is {self.read_timeout_s}; use a positive number of seconds, or 0 to wait for ever",
+        )
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; use a number in [0, 2^63)")
         if isinstance(self.devices, str):
             require(self.devices == "auto", f"devices is {self.devices!r:.80}; use a number or 'auto'")

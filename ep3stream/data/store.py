@@ -255,8 +255,11 @@ class SplitReader:
     def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """The x (m, d) and y of any m rows of the split, in the order asked for, repeats allowed.
 
-        Each segment that holds one of them is read once, one after the other: O(m + a segment) memory.
+        Each segment that holds one of them is read once, the next two while one is looked at, and again where a
+        read fails or hangs: O(m + three segments) memory.
         """
+        from ep3stream.data.streaming.scan import scan
+
         info = self.info
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < info.n_rows):
@@ -264,13 +267,12 @@ class SplitReader:
                 f"rows {rows.min()} to {rows.max()} of split {info.name}: use 0 to {info.n_rows - 1}"
             )
         x, y = _empty_rows(self.manifest, len(rows))
-        x_segment, y_segment = _empty_rows(self.manifest, min(info.segment_rows, info.n_rows))
         order = np.argsort(rows, kind="stable")
         segments, starts = np.unique(rows[order] // info.segment_rows, return_index=True)
         bounds = pairwise([*starts.tolist(), len(order)])
-        for index, (start, stop) in zip(segments.tolist(), bounds, strict=True):
+        read = scan(self, segments.tolist())
+        for index, (start, stop), (x_segment, y_segment) in zip(segments.tolist(), bounds, read, strict=True):
             places = order[start:stop]
-            self.read_segment(index, x_segment, y_segment)
             within = rows[places] - index * info.segment_rows
             x[places], y[places] = x_segment[within], y_segment[within]
         return x, y

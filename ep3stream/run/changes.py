@@ -17,6 +17,7 @@ _FREE = {
     "run.dask",
     "run.max_restarts",
     "run.rank_timeout_minutes",
+    "run.read_timeout_s",
 }
 # Read by each step, and by nothing that the set-up has made: every other setting has gone into the set-up.
 _OVERRIDABLE = {

@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 from ep3stream.config import FitConfig
 from ep3stream.data.location import ObjectUrl
 from ep3stream.data.store import RowStore, open_store
-from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.data.streaming.prefetch import Batch, BatchStream
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedError, InputError, Interrupted
 from ep3stream.mesh import Mesh, joined
 from ep3stream.run.bottleneck import bottleneck
@@ -237,19 +237,16 @@ class _Fit:
         return progress
 
     def _steps(self, progress: Progress, signals: Signals) -> None:
-        device, dask = self.mesh.device, self.config.run.dask
         unread: list[StepErrors] = []
         if (stop := self._orders(progress, signals)[0]) is not None:
             self._interrupt(progress, stop)
         if self._is_over(progress):
             return
         steps = range(progress.step, self.n_steps)
-
-        def stream() -> BatchStream:
-            return BatchStream(self.reader, self.order, steps.start, steps.stop, device, dask)
-
-        with NodeBatches(self.mesh, self.reader.manifest, self.order, steps, stream) as batches:
-            for batch in batches:
+        with NodeBatches(
+            self.mesh, self.reader.manifest, self.order, steps, lambda: self._stream(steps)
+        ) as batches:
+            for batch in self._batches(batches, progress, unread):
                 x = self.inputs(batch.x)
                 is_watched = (progress.step + 1) % _WATCH_STEPS == 0
                 step_size, seen = progress.guard.step_size, self._rows_seen(progress)
@@ -299,6 +296,21 @@ class _Fit:
                 share = 1 / min(progress.n_scored, _SCORED_MEMORY)
                 progress.model_loss += share * (loss - progress.model_loss)
         return float(inexactness[-1])
+
+    def _stream(self, steps: range) -> BatchStream:
+        run, device = self.config.run, self.mesh.device
+        timeout_s = run.read_timeout_s or math.inf
+        return BatchStream(self.reader, self.order, steps.start, steps.stop, device, run.dask, timeout_s)
+
+    def _batches(self, batches: NodeBatches, progress: Progress, unread: list[StepErrors]) -> Iterator[Batch]:
+        """All of them; where one cannot be had, which every rank learns, the steps before are saved first."""
+        try:
+            yield from batches
+        except DamagedDataError:
+            self._read(unread, progress)
+            with suppress(DiskError, DamagedDataError):  # The saver has told of them.
+                self.saver.save(progress)
+            raise
 
     def _rows_seen(self, progress: Progress) -> int:
         """About how many: the last batch of an epoch has fewer than others."""

@@ -9,6 +9,7 @@ fit's state: a stream starts at any step.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,14 +23,25 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
+from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.data.backend import ReadTimes, y_row
 from ep3stream.data.store import SplitReader
 from ep3stream.data.streaming.batch_slots import Batch, BatchSlot
 from ep3stream.data.streaming.order import RowOrder, Rows, WindowVisit
-from ep3stream.data.streaming.segment_reads import DaskReads, Finish, LocalReads, SegmentReads
+from ep3stream.data.streaming.read_threads import Hung
+from ep3stream.data.streaming.segment_reads import (
+    ATTEMPTS,
+    DaskReads,
+    Finish,
+    LocalReads,
+    SegmentReads,
+    hung_error,
+)
 from ep3stream.errors import InputError
 
 __all__ = ["Batch", "BatchStream", "StreamTimes"]
+
+_log = logging.getLogger(__name__)
 
 _WINDOWS = 2
 _BATCH_SLOTS = 3
@@ -57,7 +69,11 @@ class BatchStream:
     windows of results besides). Raises InputError when order and reader disagree about the rows, or when used
     outside `with`.
 
-    Leaving `with`, at any moment, ends all threads; it waits for a read in this process that is under way.
+    A segment that does not come within `read_timeout_s` (infinity: for ever) is asked for twice more, then named
+    by a DamagedDataError. An input/output error is met by two more attempts as well.
+
+    Leaving `with`, at any moment, ends all threads; it waits for reads in this process that are under way, for ten
+    seconds at most, and leaves a thread behind whose read does not end.
     Entered again, the stream goes on after the last batch it gave.
     """
 
@@ -69,6 +85,7 @@ class BatchStream:
         stop: int,
         device: torch.device,
         dask: str | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         info = reader.info
         expected = (info.n_rows, info.segment_rows)
@@ -81,7 +98,7 @@ class BatchStream:
             raise InputError(f"steps {start} to {stop}: use 0 <= start <= stop")
         self.times = StreamTimes()
         self._reader, self._order, self._stop = reader, order, stop
-        self._device, self._dask = device, dask
+        self._device, self._dask, self._read_timeout_s = device, dask, read_timeout_s
         self._next_step = start
         self._is_open = False
         self._resources = ExitStack()
@@ -100,12 +117,13 @@ class BatchStream:
                 self._free.put(BatchSlot(self._reader.manifest, slot_rows, self._device, copies))
             if copies is not None:
                 stack.callback(copies.synchronize)
-            reads: SegmentReads = (
-                LocalReads(self._reader) if self._dask is None else DaskReads(self._reader, self._dask)
-            )
+            reads = self._reads()
             stack.enter_context(reads)
             sorter = stack.enter_context(ThreadPoolExecutor(1, "ep3stream-order"))
-            windows = [_Window(self._reader, self._order, reads, sorter) for _ in range(_WINDOWS)]
+            windows = [
+                _Window(self._reader, self._order, reads, sorter, self._read_timeout_s)
+                for _ in range(_WINDOWS)
+            ]
             producer = threading.Thread(
                 target=self._run, args=(windows, self._next_step), name="ep3stream-prefetch", daemon=True
             )
@@ -116,6 +134,11 @@ class BatchStream:
             self._resources = stack.pop_all()
         self._is_open = True
         return self
+
+    def _reads(self) -> SegmentReads:
+        if self._dask is None:
+            return LocalReads(self._reader, self._read_timeout_s)
+        return DaskReads(self._reader, self._dask, self._read_timeout_s)
 
     def __exit__(self, *_: object) -> None:
         self._is_open = False
@@ -189,7 +212,12 @@ class _Window:
     """Memory for the segments of one window, the reads under way into it, and its rows yet to be used."""
 
     def __init__(
-        self, reader: SplitReader, order: RowOrder, reads: SegmentReads, sorter: ThreadPoolExecutor
+        self,
+        reader: SplitReader,
+        order: RowOrder,
+        reads: SegmentReads,
+        sorter: ThreadPoolExecutor,
+        timeout_s: float,
     ) -> None:
         manifest = reader.manifest
         shape = (min(order.window_segments, order.n_segments), min(order.segment_rows, order.n_rows))
@@ -197,15 +225,16 @@ class _Window:
         # Written to, and so taken from the system now: a machine that is too small shows it before the first step.
         self._x = np.full((*shape, manifest.n_features), 0, manifest.x_dtype)
         self._y = np.full((*shape, *y_shape), 0, manifest.y_dtype)
-        self._flat = self._x.reshape(-1, manifest.n_features), self._y.reshape(-1, *y_shape)
-        self._order, self._reads, self._sorter = order, reads, sorter
-        self._begun: deque[Finish] = deque()
+        self._reader, self._order, self._reads, self._sorter = reader, order, reads, sorter
+        self._timeout_s = timeout_s
+        self._begun: deque[tuple[int, Finish]] = deque()
         self.rows: Rows = np.empty(0, np.int64)
 
     def begin(self, visit: WindowVisit) -> None:
         """Begin to read the window's segments and to permute its rows; the rows it had are lost."""
         for place, segment in enumerate(visit.segments.tolist()):
-            self._begun.append(self._reads.begin(segment, self._x[place], self._y[place]))
+            self._begin(place, segment)
+        self._segments = visit.segments
         self._used = visit.used
         self._sorting: Future[Rows] = self._sorter.submit(
             self._order.window_rows, visit.epoch, visit.index, visit.segments
@@ -214,15 +243,46 @@ class _Window:
     def finish(self, times: StreamTimes) -> None:
         """Waits until every row is here; adds what that and reading them took."""
         began = time.perf_counter()
-        while self._begun:
-            took = self._begun.popleft()()  # A result on a cluster lives as long as its future: let go.
-            times.read_s += took.read_s
-            times.decode_s += took.decode_s
+        hung = self._finish_reads(times)
+        for _ in range(ATTEMPTS - 1):
+            if hung:
+                self._begin_again(hung)
+                hung = self._finish_reads(times)
+        if hung:
+            raise hung_error(self._reader, int(self._segments[hung[0]]), self._timeout_s)
         self.rows = self._sorting.result()[self._used :]
         times.segments_s += time.perf_counter() - began
+
+    def _begin(self, place: int, segment: int) -> None:
+        self._begun.append((place, self._reads.begin(segment, self._x[place], self._y[place])))
+
+    def _finish_reads(self, times: StreamTimes) -> list[int]:
+        """The places of those that hang."""
+        hung = []
+        while self._begun:
+            place, finish = (
+                self._begun.popleft()
+            )  # A result on a cluster lives as long as its future: let go.
+            try:
+                took = finish()
+            except Hung:
+                hung.append(place)
+                continue
+            times.read_s += took.read_s
+            times.decode_s += took.decode_s
+        return hung
+
+    def _begin_again(self, hung: list[int]) -> None:
+        """In new memory: the old one may yet be written to by the reads that hang, whenever these end."""
+        self._x, self._y = self._x.copy(), self._y.copy()
+        for place in hung:
+            segment = int(self._segments[place])
+            _log.warning("segment %d did not come within %g s, trying again", segment, self._timeout_s)
+            self._begin(place, segment)
 
     def move_rows(self, limit: int, slot: BatchSlot) -> int:
         """Give up to `limit` of the next rows to `slot`; returns how many."""
         moved, self.rows = self.rows[:limit], self.rows[limit:]
-        slot.gather(*self._flat, moved)
+        x, y = (rows.reshape(-1, *rows.shape[2:]) for rows in (self._x, self._y))
+        slot.gather(x, y, moved)
         return len(moved)

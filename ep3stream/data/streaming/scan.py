@@ -1,35 +1,51 @@
-"""All rows of a split once, in the store's order, a segment at a time, with the next ones being read."""
+"""Segments of a split in the order asked for, with the next ones being read."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from numpy.typing import NDArray
 
+from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.data.store import SplitReader
+from ep3stream.data.streaming.read_threads import Hung, Read, ReadThreads
+from ep3stream.data.streaming.segment_reads import ATTEMPTS, hung_error, read_patiently
 
 _AHEAD = 2
 
 Segment = tuple[NDArray[Any], NDArray[Any]]
 
 
-def scan(reader: SplitReader, first_segment: int = 0) -> Generator[Segment, None, None]:
-    """Yields x (rows, d) and y of segment 0, 1, ..., or from a later one; at most three segments are in memory.
+def scan(
+    reader: SplitReader, segments: Iterable[int] | None = None, timeout_s: float = READ_TIMEOUT_S
+) -> Generator[Segment, None, None]:
+    """Yields x (rows, d) and y of each of the segments, all of them unless said; at most three are in memory.
 
-    Raises DamagedDataError naming the segment that is not as written.
+    Reads that fail or hang are begun again, as those of a BatchStream. Raises DamagedDataError naming the segment
+    that is not as written, or does not come.
     """
-    with ThreadPoolExecutor(_AHEAD, "ep3stream-scan") as pool:
-        reads: deque[Future[Segment]] = deque()
-        try:
-            for segment in range(first_segment, reader.info.n_segments):
-                reads.append(pool.submit(reader.read_segment, segment))
-                if len(reads) > _AHEAD:
-                    yield reads.popleft().result()
-            while reads:
-                yield reads.popleft().result()
-        finally:
-            for read in reads:
-                read.cancel()
+    with ReadThreads(_AHEAD, timeout_s, "ep3stream-scan") as threads:
+
+        def begin(segment: int) -> Read[Segment]:
+            return threads.submit(lambda: read_patiently(reader, segment)[:2])
+
+        def end(segment: int, read: Read[Segment]) -> Segment:
+            for _ in range(ATTEMPTS - 1):
+                try:
+                    return read.result()
+                except Hung:
+                    read = begin(segment)
+            try:
+                return read.result()
+            except Hung:
+                raise hung_error(reader, segment, timeout_s) from None
+
+        reads: deque[tuple[int, Read[Segment]]] = deque()
+        for segment in range(reader.info.n_segments) if segments is None else segments:
+            reads.append((segment, begin(segment)))
+            if len(reads) > _AHEAD:
+                yield end(*reads.popleft())
+        while reads:
+            yield end(*reads.popleft())

@@ -8,11 +8,12 @@ managers, and `stop`, called from any thread, ends all waiting.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
@@ -22,23 +23,26 @@ from numpy.typing import NDArray
 from ep3stream.data.backend import ReadTimes
 from ep3stream.data.location import Location
 from ep3stream.data.store import SplitReader
+from ep3stream.data.streaming.read_threads import ReadThreads
 from ep3stream.errors import ConfigError, DamagedDataError, Ep3streamError
 
 _log = logging.getLogger(__name__)
 
-_LOCAL_THREADS = 2
+# How often a segment that does not come is asked for.
+ATTEMPTS = 3
 _PAUSES_S = (0.1, 0.5)
-_CONNECT_TIMEOUT_S = 10
+_CONNECT_TIMEOUT_S, _WORKER_TIMEOUT_S = 10, 5
 
 Finish = Callable[[], ReadTimes]
+_Rows = tuple[NDArray[Any], NDArray[Any], ReadTimes]
 
 
 class LocalReads:
-    """Reads by threads of this process."""
+    """Reads by threads of this process, as many as the reader's storage is worth."""
 
-    def __init__(self, reader: SplitReader) -> None:
+    def __init__(self, reader: SplitReader, timeout_s: float) -> None:
         self._reader = reader
-        self._pool = ThreadPoolExecutor(_LOCAL_THREADS, "ep3stream-read")
+        self._threads = ReadThreads(reader.n_readers, timeout_s, "ep3stream-read")
 
     def __enter__(self) -> LocalReads:
         return self
@@ -47,25 +51,27 @@ class LocalReads:
         self.stop()
 
     def begin(self, segment: int, x: NDArray[Any], y: NDArray[Any]) -> Finish:
-        """Begin to read a segment into x and y, which must stay untouched until the returned function ends."""
-        return self._pool.submit(self._read, segment, x, y).result
+        """Begin to read a segment into x and y, which must stay untouched until the returned function ends.
 
-    def _read(self, segment: int, x: NDArray[Any], y: NDArray[Any]) -> ReadTimes:
-        return read_patiently(self._reader, segment, x, y)[2]
+        When that raises Hung, they must never be used again.
+        """
+        return self._threads.submit(lambda: read_patiently(self._reader, segment, x, y)[2]).result
 
     def stop(self) -> None:
         """Cancel the reads that wait for a thread, and wait for the few under way; none begins any more."""
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.stop()
 
 
 class DaskReads:
     """Reads by the workers of the Dask scheduler at `address`, who see the store under the same path.
 
-    `with` raises ConfigError when no scheduler answers at the address.
+    timeout_s: how long to wait for one segment before another task is begun for it. `with` raises ConfigError
+    when no scheduler answers at the address.
     """
 
-    def __init__(self, reader: SplitReader, address: str) -> None:
-        self._address = address
+    def __init__(self, reader: SplitReader, address: str, timeout_s: float) -> None:
+        self._address, self._timeout_s = address, timeout_s if math.isfinite(timeout_s) else None
+        self._reader = reader
         self._store = (reader.path, reader.info.name, reader.manifest.fingerprint)
         self._lock = threading.Lock()
         self._executor: Executor | None = None
@@ -85,6 +91,8 @@ class DaskReads:
                 "start it or correct the address"
             ) from error
         self._resources.enter_context(client)
+        # Rows on a worker that was killed are looked for this long before another worker is asked to read them.
+        client.rpc.timeout = _WORKER_TIMEOUT_S
         # Another worker may be able to read what one cannot.
         self._executor = client.get_executor(pure=False, retries=2)
         return self
@@ -94,26 +102,39 @@ class DaskReads:
 
     def begin(self, segment: int, x: NDArray[Any], y: NDArray[Any]) -> Finish:
         """Begin to have a segment read; the returned function puts its rows into x and y."""
-        with self._lock:
-            if self._executor is None:
-                raise RuntimeError("no reads begin outside the with block or after stop")
-            future = self._executor.submit(_read_on_worker, *self._store, segment)
+        first = self._submit(segment)
 
         def finish() -> ReadTimes:
-            try:
-                x_rows, y_rows, times = future.result()
-            except Ep3streamError:
-                raise
-            except Exception as error:  # Lost workers and schedulers make themselves felt in many ways.
-                path, split, _ = self._store
-                raise Ep3streamError(
-                    f"{path}: split {split}, segment {segment} was not read by the Dask cluster at "
-                    f"{self._address} ({error!r:.300}); see its workers' logs, then resume"
-                ) from error
+            x_rows, y_rows, times = self._result(segment, first)
             x[: len(x_rows)], y[: len(y_rows)] = x_rows, y_rows
             return times
 
         return finish
+
+    def _submit(self, segment: int) -> Future[_Rows]:
+        with self._lock:
+            if self._executor is None:
+                raise RuntimeError("no reads begin outside the with block or after stop")
+            return self._executor.submit(_read_on_worker, *self._store, segment)
+
+    def _result(self, segment: int, future: Future[_Rows]) -> _Rows:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return future.result(self._timeout_s)
+            except Ep3streamError:
+                raise
+            except TimeoutError:
+                future.cancel()
+                if attempt < ATTEMPTS:
+                    _log.warning("segment %d did not come from the cluster, trying again", segment)
+                    future = self._submit(segment)
+            except Exception as error:  # Lost workers and schedulers make themselves felt in many ways.
+                path, split, _ = self._store
+                raise DamagedDataError(
+                    f"{path}: split {split}, segment {segment} was not read by the Dask cluster at "
+                    f"{self._address} ({error!r:.300}); see its workers' logs, then resume"
+                ) from error
+        raise hung_error(self._reader, segment, self._timeout_s or 0)
 
     def stop(self) -> None:
         """Cancel all reads without waiting for any; none begins any more."""
@@ -126,6 +147,14 @@ class DaskReads:
 SegmentReads = LocalReads | DaskReads
 
 
+def hung_error(reader: SplitReader, segment: int, timeout_s: float) -> DamagedDataError:
+    """For a segment that did not come, however often it was asked for."""
+    return DamagedDataError(
+        f"{reader.path}: split {reader.info.name}, segment {segment} did not come within {timeout_s:g} s, "
+        f"{ATTEMPTS} times; see to its disk, server or cluster, or allow more by --read-timeout, and resume"
+    )
+
+
 def _check_address(address: str) -> None:
     """Raises OSError or ValueError where nobody listens: a client that cannot connect leaves a thread behind."""
     from distributed.comm.addressing import get_address_host_port
@@ -136,7 +165,7 @@ def _check_address(address: str) -> None:
 
 def read_patiently(
     reader: SplitReader, segment: int, x: NDArray[Any] | None = None, y: NDArray[Any] | None = None
-) -> tuple[NDArray[Any], NDArray[Any], ReadTimes]:
+) -> _Rows:
     """`reader.read_segment` and what it took; an input/output error is met by two more attempts."""
     times, began = ReadTimes(), time.perf_counter()
     for pause_s in (*_PAUSES_S, None):
@@ -159,7 +188,5 @@ def _reader_on_worker(path: Location, split: str, fingerprint: str) -> SplitRead
     return SplitReader(path, split, fingerprint)
 
 
-def _read_on_worker(
-    path: Location, split: str, fingerprint: str, segment: int
-) -> tuple[NDArray[Any], NDArray[Any], ReadTimes]:
+def _read_on_worker(path: Location, split: str, fingerprint: str, segment: int) -> _Rows:
     return read_patiently(_reader_on_worker(path, split, fingerprint), segment)

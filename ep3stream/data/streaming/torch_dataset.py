@@ -166,7 +166,9 @@ class StoreDataset(IterableDataset[TorchBatch]):
         """Rows as they lie; what a segment has beyond a batch is held for the next."""
         row = order.batch_bounds(start)[0] // order.segment_rows * order.segment_rows
         held: list[NDArray[Any]] = []
-        with closing(scan(self._reader, row // order.segment_rows)) as segments:
+        with closing(
+            scan(self._reader, range(row // order.segment_rows, self._reader.info.n_segments))
+        ) as segments:
             for step in range(start, stop):
                 first, end = order.batch_bounds(step)
                 while row < end:

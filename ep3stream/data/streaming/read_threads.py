@@ -1,0 +1,145 @@
+"""A few threads that read, of which one that hangs is left behind.
+
+Nothing can stop a thread that waits for a dead disk or server: it is no longer waited for, another takes its place,
+and the memory it may yet write to must not be used again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, InvalidStateError, wait
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+# How long to wait, in all, for reads that are under way when nobody wants them any more.
+_STOP_S = 10.0
+
+
+class Hung(Exception):
+    """A read that did not end in time; it may still write to the memory it was given."""
+
+
+class Read(Generic[_T]):
+    """One piece of work for the threads, and what becomes of it."""
+
+    def __init__(self, threads: ReadThreads, work: Callable[[], _T]) -> None:
+        self._threads, self._work = threads, work
+        self._future: Future[_T] = Future()
+        self._began_at: float | None = None
+
+    def run(self) -> None:
+        """In a thread: does the work, unless it was cancelled."""
+        if not self._future.set_running_or_notify_cancel():
+            return
+        self._began_at = time.monotonic()
+        # Who has given it up has ended the future already.
+        with suppress(InvalidStateError):
+            try:
+                self._future.set_result(self._work())
+            except InvalidStateError:
+                raise
+            except BaseException as error:
+                self._future.set_exception(error)
+
+    def cancel(self) -> None:
+        """It never begins, or is no longer waited for."""
+        if not self._future.cancel():
+            with suppress(InvalidStateError):
+                self._future.set_exception(CancelledError())
+
+    def result(self) -> _T:
+        """Waits for the work; raises what it raised, or Hung when it has run for the timeout of its threads."""
+        timeout_s = self._threads.timeout_s
+        while not self._future.done():
+            began_at = self._began_at
+            left_s = timeout_s if began_at is None else began_at + timeout_s - time.monotonic()
+            if left_s <= 0:
+                self._threads.leave(self)
+                raise Hung
+            wait([self._future], None if math.isinf(left_s) else left_s)
+        return self._future.result()
+
+
+class ReadThreads:
+    """`n_threads` threads that do what is submitted, in order. A context manager.
+
+    timeout_s: how long one piece of work may run before `Read.result` raises Hung; infinity for ever.
+    """
+
+    def __init__(self, n_threads: int, timeout_s: float, name: str) -> None:
+        self.timeout_s = timeout_s
+        self._n_threads, self._name = n_threads, name
+        self._work: SimpleQueue[Read[Any] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._threads: dict[threading.Thread, Read[Any] | None] = {}
+
+    def __enter__(self) -> ReadThreads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def submit(self, work: Callable[[], _T]) -> Read[_T]:
+        """Has one of the threads do the work when those before it have begun."""
+        read = Read(self, work)
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError("no reads begin after stop")
+            self._work.put(read)
+            if len(self._threads) < self._n_threads:
+                self._start()
+        return read
+
+    def leave(self, read: Read[Any]) -> None:
+        """The thread of `read` hangs: forget it, and have another do the rest."""
+        with self._lock:
+            for thread in [thread for thread, current in self._threads.items() if current is read]:
+                del self._threads[thread]
+                if not self._stopped:
+                    self._start()
+
+    def stop(self) -> None:
+        """Cancel what has not begun and wait for what has, ten seconds at most; nothing begins any more."""
+        with self._lock:
+            self._stopped = True
+            threads = list(self._threads)
+            while not self._work.empty():
+                if (read := self._work.get_nowait()) is not None:
+                    read.cancel()
+            for _ in threads:
+                self._work.put(None)
+        deadline = time.monotonic() + _STOP_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            for thread, current in self._threads.items():
+                if thread.is_alive() and current is not None:
+                    _log.warning("a read does not end: its thread is left behind")
+                    current.cancel()
+
+    def _start(self) -> None:
+        # Daemons: a read that hangs would keep the process from ending.
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._threads[thread] = None
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        while (read := self._work.get()) is not None:
+            with self._lock:
+                self._threads[me] = read
+            read.run()
+            with self._lock:
+                if me not in self._threads:
+                    return  # Left behind, and replaced.
+                self._threads[me] = None
+            del read  # Its result belongs to whoever waits for it.
