@@ -420,3 +420,112 @@ def test_centers_that_the_basis_does_not_know_are_tempered() -> None:
     unknown = 1 - projection.basis.square() @ projection.eigenvalues
     assert projection.tempering is not None
     assert int(projection.tempering.argmin()) == int(unknown.argmax())
+
+
+NOISY = Y + torch.randn(N, generator=generator(9))
+WEIGHTS = {"0": 4.0, 1: 1.0, "2": 0.25}
+
+
+def penalised(coded: torch.Tensor, ridge: float, row_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Values at X, (n, c), of argmin 1/(2n) sum_i w_i |f(x_i) - y_i|^2 + ridge/2 |f|^2; dense, float64."""
+    k_xz, k_zz = laplacian(X.double(), CENTERS.double()), laplacian(CENTERS.double(), CENTERS.double())
+    left = k_xz.T if row_weights is None else k_xz.T * row_weights
+    return k_xz @ torch.linalg.solve(left @ k_xz + N * ridge * k_zz, left @ coded)
+
+
+def trained(made: KernelModel, y: torch.Tensor, epochs: int = 60) -> torch.Tensor:
+    made.fit((X, y), epochs)
+    return made.outputs(X).double()
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor, zero: torch.Tensor) -> float:
+    return float((found - expected).norm() / (expected - zero).norm())
+
+
+@pytest.mark.parametrize("projection", ["nystrom", "exact"])
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_a_ridge_gives_the_dense_ridge_solution(projection, ridge):
+    made = model(projection=projection, model_rank=P, ridge=ridge)
+    found, code = trained(made, NOISY), made.predictor().targets
+    mean, spread = code.offset.double(), code.scale.double()
+    expected = mean + spread * penalised(((NOISY - mean) / spread)[:, None].double(), ridge)
+    plain = mean + spread * penalised(((NOISY - mean) / spread)[:, None].double(), 0)
+    assert relative(found, expected, mean) < 0.03
+    assert relative(plain, expected, mean) > 0.06
+
+
+def test_a_ridge_of_outputs_is_divided_by_their_weights():
+    y = torch.stack([NOISY, NOISY.flip(0)], 1)
+    made = model(2, model_rank=P, ridge=0.1, output_weights={"y1": 20.0})
+    found, code = trained(made, y), made.predictor().targets
+    mean, spread = code.offset.double(), code.scale.double()
+    for output, ridge in enumerate((0.1, 0.1 / 20)):
+        coded = ((y.double() - mean) / spread)[:, [output]]
+        expected = mean[output] + spread[output] * penalised(coded, ridge)
+        assert relative(found[:, [output]], expected, mean[output]) < 0.05
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [WEIGHTS, "balanced"], ids=["by name", "balanced"])
+def test_class_weights_give_the_dense_weighted_solution(weights, ridge):
+    made = classifier(model_rank=P, class_weights=weights, ridge=ridge, nystrom_samples=500)
+    found = trained(made, IDS)
+    targets = made._solver.solver.targets
+    each, offset = targets.weights.double(), targets.offset.double()
+    if weights == "balanced":
+        counts = torch.bincount(IDS).double()
+        torch.testing.assert_close(each, N / (3 * counts), rtol=0.1, atol=0)
+        torch.testing.assert_close(offset, torch.full((3,), 1 / 3).double(), rtol=1e-5, atol=0)
+    else:
+        assert each.tolist() == [4.0, 1.0, 0.25]
+    one_hot = torch.nn.functional.one_hot(IDS, 3).double() - offset
+    expected = offset + penalised(one_hot, ridge, each[IDS])
+    assert relative(found, expected, offset) < 0.02
+    assert relative(offset + penalised(one_hot, ridge), expected, offset) > 0.04
+
+
+@pytest.mark.parametrize("sample", [300, X[:300]], ids=["drawn", "given"])
+def test_a_weighted_state_goes_on_with_the_same_bits(sample):
+    arguments = {"class_weights": "balanced", "ridge": 0.01, "nystrom_samples": sample}
+    made, again = classifier(**arguments), classifier(**arguments)
+    made.fit((X, IDS))
+    again.load_state_dict(made.state_dict())
+    for each in (made, again):
+        each.fit((X, IDS))
+    assert torch.equal(made.outputs(X), again.outputs(X))
+    with pytest.raises(InputError, match=r"ridge is 0\.0 but was 0\.01"):
+        classifier(**arguments | {"ridge": 0.0}).load_state_dict(made.state_dict())
+
+
+def test_a_state_of_the_version_before_has_neither_ridge_nor_weights():
+    made = model()
+    made.fit((X, Y))
+    state = made.state_dict()
+    old = {
+        k: v for k, v in state["settings"].items() if k not in ("ridge", "class_weights", "output_weights")
+    }
+    again = model()
+    again.load_state_dict(state | {"version": 2, "settings": old})
+    assert torch.equal(made.outputs(X), again.outputs(X))
+    with pytest.raises(InputError, match=r"ridge is 0\.1 but was 0\.0"):
+        model(ridge=0.1).load_state_dict(state | {"version": 2, "settings": old})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: model(class_weights="balanced"), "targets are numbers; use output_weights"),
+        (lambda: classifier(output_weights={"y": 2.0}), "targets are classes; use class_weights"),
+        (lambda: model(output_weights={"y0": 2.0}), "without a ridge they change nothing"),
+        (lambda: classifier(class_weights={"0": -1.0}), "class_weights of '0' is -1.0"),
+        (lambda: model(ridge=-1.0), "ridge is -1.0"),
+        (lambda: model(ridge=0.1, projection="eigenpro"), "the published method, which has none"),
+        (
+            lambda: classifier(class_weights={7: 2.0}).fit((X, IDS)),
+            "class_weights has '7', which is no class; use some of 0, 1, 2",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_are_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()

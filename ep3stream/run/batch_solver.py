@@ -64,10 +64,12 @@ class BatchSolverSpec:
 class SetupRows:
     """What a set-up is a function of, beside the spec: enough to do it again, with the same bits.
 
-    x: (n, d), the rows held or drawn for it; targets: their code; shape: of the problem, as far as it is known.
+    x: (n, d), the rows held or drawn for it, and their y, which only weights of classes ask for; targets: their code;
+    shape: of the problem, as far as it is known.
     """
 
     x: Tensor
+    y: Tensor
     targets: TargetCode
     shape: Shape
 
@@ -76,7 +78,8 @@ class SetupRows:
 class BatchSolver:
     """Steps on batches of any size; a batch above the safe size is split into equal parts.
 
-    step_sizes: by power of two, each measured on `probes` when a batch of that size first comes.
+    step_sizes: by power of two, each measured on `probes` when a batch of that size first comes; probe_y: their y,
+    where it counts.
     rows_seen: how many were trained on; loss_sum, loss_rows: of the batches read since `mean_loss` was last asked for.
     """
 
@@ -85,6 +88,7 @@ class BatchSolver:
     solver: Solver
     settled: Settled
     probes: Tensor
+    probe_y: Tensor | None
     next_eigenvalue: float
     window_segments: int
     spec: BatchSolverSpec
@@ -102,15 +106,16 @@ class BatchSolver:
         """The set-up; ConfigError where the model does not fit the memory or the kernel is not usable."""
         given = spec.sample
         sample = rows.x[: spec.settings.nystrom_samples] if given is None else given
-        known = rows.x if given is None else torch.cat([given, rows.x])
         settings = replace(spec.settings, nystrom_samples=len(sample))
         plan = Plan.of(rows.shape, settings, len(spec.centers), spec.memory_bytes)
         mesh = Mesh(0, 1, spec.centers.device)
         kernel = spec.kernel_for(sample)
-        builder = SolverBuilder(kernel, spec.centers, sample, plan, settings, mesh, spec.generator(0))
+        builder = SolverBuilder(
+            kernel, spec.centers, sample, plan, settings, mesh, spec.generator(0), rows.targets
+        )
         projection, spectra = builder.projection()
-        probes = probes_of(known, len(sample))
-        settled = builder.settled(projection, spectra, probes, rows.shape.n_rows)
+        probes, probe_y = _probes(rows, sample, given)
+        settled = builder.settled(projection, spectra, probes, rows.shape.n_rows, probe_y)
         batch_size, step_size = settled.batch_size, settled.step_size
         logger.info("set-up: batches of up to %d rows, step size %.3g", batch_size, step_size)
         solver = Solver(
@@ -122,6 +127,7 @@ class BatchSolver:
             averaging=settings.used_averaging,
             mesh=mesh,
             block_memory=torch.zeros(len(spec.centers) * batch_size, device=mesh.device),
+            ridge=settings.ridge,
             later=settled.stages[1:],
         )
         state = solver.initial_state()
@@ -132,6 +138,7 @@ class BatchSolver:
             solver,
             settled,
             probes,
+            probe_y,
             spectra.data[-1],
             plan.window_segments,
             spec,
@@ -173,7 +180,7 @@ class BatchSolver:
         if limits.step_size * limits.lambda_max < 1:
             return self.settled.step_size  # The leverage limits it, which is the same for every size.
         builder = replace(self.builder, generator=self.spec.generator(size))
-        found = builder.stability(last, self.probes, size).step_size(settings.used_momentum)
+        found = builder.stability(last, self.probes, size, self.probe_y).step_size(settings.used_momentum)
         # What is safe for the largest batch is so for its parts, which the probes may by chance show as worse.
         # Earlier stages gain no less: the leverage limits the last one most.
         return max(found / limits.step_size, 1.0) * self.settled.step_size
@@ -203,6 +210,8 @@ class BatchSolver:
         self.watch()
         guard, rows = self.guard, self.rows
         tensors = {"rows": rows.x, "target_offset": rows.targets.offset, "target_scale": rows.targets.scale}
+        if rows.targets.weights is not None:
+            tensors |= {"row_targets": rows.y, "target_weights": rows.targets.weights}
         tensors |= self.state.tensors() | guard.tensors()
         numbers = {name: getattr(guard, name) for name in _GUARD_NUMBERS}
         return {
@@ -219,8 +228,10 @@ class BatchSolver:
         """Does the set-up again from the rows in `saved`, and takes over the rest."""
         device = spec.centers.device
         tensors = {name: value.to(device) for name, value in saved.items() if isinstance(value, Tensor)}
-        targets = TargetCode(is_classification, tensors["target_offset"], tensors["target_scale"])
-        solver = cls.of(spec, SetupRows(tensors["rows"], targets, Shape(**saved["shape"])))
+        weights = tensors.get("target_weights")
+        targets = TargetCode(is_classification, tensors["target_offset"], tensors["target_scale"], weights)
+        y = tensors.get("row_targets", tensors["rows"].new_empty(0))
+        solver = cls.of(spec, SetupRows(tensors["rows"], y, targets, Shape(**saved["shape"])))
         state, guard = solver.state, saved["guard"]
         for name, tensor in (state.tensors() | solver.guard.tensors()).items():
             tensor.copy_(tensors[name])
@@ -231,3 +242,12 @@ class BatchSolver:
         solver.guard.loss = RunningLoss(**guard["loss"])
         solver.guard.good_loss = RunningLoss(**guard["good_loss"])
         return solver
+
+
+def _probes(rows: SetupRows, sample: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The rows to measure a step on, and their y where weights of classes ask for it."""
+    if rows.targets.weights is None or not rows.targets.is_classification:
+        return probes_of(rows.x if given is None else torch.cat([given, rows.x]), len(sample)), None
+    if given is not None:
+        return rows.x, rows.y
+    return probes_of(rows.x, len(sample)), probes_of(rows.y, len(sample))

@@ -19,13 +19,17 @@ from ep3stream.run.batch_source import Array, Data, RowForm, Source, StoreSource
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.models import save_model
 from ep3stream.run.scores import ClassScores, RegressionScores
+from ep3stream.run.weights import require_weights_of_task, weighted
 from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 
-STATE_VERSION = 2
+# 3: with ridge and weights. 2 is read too.
+STATE_VERSION = 3
 _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "momentum", "averaging", "step",
+    "ridge", "class_weights", "output_weights",
 )  # fmt: skip
+_SINCE_VERSION_3: dict[str, Any] = {"ridge": 0.0, "class_weights": "none", "output_weights": {}}
 
 
 class KernelModel:
@@ -41,7 +45,9 @@ class KernelModel:
     task: with `classification`, y are class ids of (m,) or one-hot rows; else values, (m,) or (m, c).
     nystrom_samples: how many rows the preconditioner is made from, or the rows themselves, (s, d).
     data_rank, model_rank: eigenpairs of the preconditioners, 0 for automatic. momentum, averaging, step,
-    projection: as in SolverConfig. memory: bytes on the device, or a text such as `8GiB`.
+    projection: as in SolverConfig. ridge, class_weights, output_weights: those of `fit`; classes are named by their
+    ids, as numbers or texts, or as in the store; targets are `y0`, `y1`, ... or as in the store. `balanced` counts the
+    rows of the set-up. memory: bytes on the device, or a text such as `8GiB`.
 
     The set-up needs rows: `fit` draws them from arrays and stores; from batches the first nystrom_samples + 1024
     rows are held back (1024 if the sample is given), then trained on like all others. So shuffle the loader.
@@ -65,6 +71,9 @@ class KernelModel:
         momentum: float | None = None,
         averaging: float | None = None,
         step: StepRule | None = None,
+        ridge: float = 0.0,
+        class_weights: Literal["none", "balanced"] | Mapping[str | int, float] = "none",
+        output_weights: Mapping[str, float] | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         memory: int | str = 2048 * MIB,
@@ -91,11 +100,15 @@ class KernelModel:
                 momentum=momentum,
                 averaging=averaging,
                 step=step,
+                ridge=ridge,
+                class_weights=_by_text(class_weights),
+                output_weights=dict(output_weights or {}),
             ),
             sample=sample,
             memory_bytes=parse_bytes(memory),
             seed=seed,
         )
+        _require_weights(task, self._spec.settings)
         self._solver: BatchSolver | None = None
         self._held: list[tuple[Tensor, Tensor]] = []
         self._shape = self._form.shape(None)
@@ -185,11 +198,11 @@ class KernelModel:
 
         Raises InputError naming the argument that differs.
         """
-        if state.get("version") != STATE_VERSION:
+        if state.get("version") not in (2, STATE_VERSION):
             raise InputError(
                 f"the state has the version {state.get('version')!r}; this one reads {STATE_VERSION}"
             )
-        mine, theirs = self._settings(), state["settings"]
+        mine, theirs = self._settings(), _SINCE_VERSION_3 | state["settings"]
         for name in mine:
             if mine[name] != theirs.get(name):
                 raise InputError(f"{name} is {mine[name]!r} but was {theirs.get(name)!r} in the state")
@@ -230,7 +243,10 @@ class KernelModel:
         return self._set_up(x, y)
 
     def _set_up(self, x: Tensor, y: Tensor) -> BatchSolver:
-        rows = SetupRows(x[: self._spec.n_held], self._form.code(y), self._shape)
+        n_held, (_, names, classes) = self._spec.n_held, self._names
+        counts = None if classes is None else torch.bincount(y, minlength=self._form.n_outputs)
+        code = weighted(self._form.code(y), classes or names, counts, self._spec.settings)
+        rows = SetupRows(x[:n_held], y[:n_held], code.to(x.device), self._shape)
         self._solver = BatchSolver.of(self._spec, rows)
         held, self._held = self._held, []
         for inputs, targets in held:
@@ -271,6 +287,21 @@ def _kernel_choice(
     if bandwidth != "median":
         raise ConfigError(f"bandwidth is {bandwidth}, but the kernel is no name; say it in the kernel itself")
     return kernel
+
+
+def _by_text(
+    weights: Literal["none", "balanced"] | Mapping[str | int, float],
+) -> Literal["none", "balanced"] | Mapping[str, float]:
+    return weights if isinstance(weights, str) else {str(name): each for name, each in weights.items()}
+
+
+def _require_weights(task: str, settings: SolverConfig) -> None:
+    require_weights_of_task(task == "classification", settings)
+    if settings.output_weights and not settings.ridge:
+        raise ConfigError(
+            "output_weights are given, but each target has weights of its own in the model, so that without a ridge "
+            "they change nothing; give a ridge, or leave output_weights out"
+        )
 
 
 def _require_outputs(n_outputs: int, task: str) -> None:
