@@ -223,6 +223,27 @@ def test_labels_of_every_type_come_back_from_a_file_as_they_were(labels, tmp_pat
     assert np.array_equal(again.predict(X), model.predict(X))
 
 
+def test_a_ridge_shrinks_and_is_tuned_by_a_search():
+    fits = [regressor(ridge=ridge, epochs=20).fit(X, Y) for ridge in (0.0, 0.3)]
+    small, large = (float(np.square(fit.predict(X) - Y.mean()).mean()) for fit in reversed(fits))
+    assert small < 0.9 * large
+    search = GridSearchCV(regressor(), {"ridge": [1e-6, 1.0]}, cv=2).fit(X, Y)
+    assert search.best_params_ == {"ridge": 1e-6}
+
+
+@pytest.mark.parametrize("weight", ["balanced", {1: 20.0}])
+def test_the_weight_of_a_class_buys_its_recall_and_is_kept_in_a_file(weight, tmp_path):
+    noisy = Y + np.random.default_rng(0).standard_normal(1200) * 2 * Y.std()
+    rare = (noisy > np.quantile(noisy, 0.93)).astype(int)
+    plain, weighted = (classifier(class_weight=each).fit(X, rare) for each in (None, weight))
+    recall = [float((fit.predict(X)[rare == 1] == 1).mean()) for fit in (plain, weighted)]
+    assert recall[1] > recall[0] + 0.2
+    weighted.save(tmp_path / "saved")
+    again = KernelClassifier.load(tmp_path / "saved")
+    assert again.get_params()["class_weight"] == weight
+    assert np.array_equal(again.partial_fit(X, rare).predict(X), weighted.partial_fit(X, rare).predict(X))
+
+
 def test_a_pickled_estimator_is_the_same():
     model = classifier().fit(X, LABELS)
     assert np.array_equal(pickle.loads(pickle.dumps(model)).predict(X), model.predict(X))
@@ -255,11 +276,13 @@ def test_partial_fit_goes_through_parts_and_ends_where_the_losses_fall():
     [
         (lambda s: classifier().fit(X, np.full(1200, "one")), "one class"),
         (lambda s: classifier().partial_fit(X, LABELS), "classes must be passed"),
-        (lambda s: classifier().fit(X, LABELS).partial_fit(X, np.full(1200, "new")), "label .*'new'"),
+        (lambda s: classifier().fit(X, LABELS).partial_fit(X, np.full(1200, "new")), "the label .*'new'"),
         (lambda s: regressor().fit(s["classification"]), "is for classification"),
         (lambda s: regressor().fit(s["regression"], Y), "leave y out"),
         (lambda s: regressor().fit(X, Y).predict(da.from_array(X[:, :3])), "expecting 5 features"),
         (lambda s: regressor().fit(da.from_array(X), da.from_array(Y[:-1])), "1200 rows and y 1199"),
+        (lambda s: classifier(class_weight={"new": 2.0}).fit(X, LABELS), "the label .*'new'"),
+        (lambda s: classifier(class_weight=2.0).fit(X, LABELS), "class_weight is 2.0"),
         (lambda s: regressor(n_centers=0).fit(X, Y), "n_centers is 0"),
         (lambda s: regressor(epochs=-1).fit(X, Y), "epochs is -1"),
         (lambda s: regressor(scale="robust").fit(X, Y), "scale is 'robust'"),

@@ -13,7 +13,7 @@ EXEMPT = {
     },
     "KernelClassifier": {
         "check_methods_subset_invariance": "it allows 1e-7 where an output is near zero; sums in float32, whose order "
-        "depends on how many rows there are, differ by 2e-7 there",
+        "depends on how many rows there are, differ by up to 2e-7 there: on some machines it passes",
     },
 }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ _NO_ROWS = np.empty(0, np.int64)
 
 Store = str | Path | RowStore | SplitReader
 Block = NDArray[Any]
+ClassWeights = Literal["none", "balanced"] | Mapping[str | int, float]
 
 
 class KernelEstimator(BaseEstimator):  # type: ignore[misc]
@@ -136,10 +137,16 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             nystrom_samples=self.nystrom_samples,
             data_rank=self.data_rank,
             model_rank=self.model_rank,
+            ridge=self.ridge,
+            class_weights=self._class_weights(),
             device=self.device,
             seed=self._seed,
             memory=self.memory,
         )
+
+    def _class_weights(self) -> ClassWeights:
+        """By class id, as `KernelModel` takes them; a classifier has some."""
+        return "none"
 
     def _input_scaling(self, rows: RowSet) -> InputScaling:
         if self.scale not in ("none", "standard", "minmax"):

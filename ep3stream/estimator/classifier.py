@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -11,25 +12,59 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ep3stream.config import KernelConfig
 from ep3stream.data.store import SplitReader
-from ep3stream.estimator.base import Block, KernelEstimator, Store
-from ep3stream.estimator.regressor import KernelRegressor
+from ep3stream.errors import ConfigError
+from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store
 from ep3stream.run.dask_rows import is_dask_array
 from ep3stream.run.probabilities import nearest_in_simplex
 from ep3stream.run.scores import ClassScores
+from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 
 
 class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
     """The class k of the largest f_k(x) = sum_i alpha_ik K(x, z_i), fitted by least squares to one-hot rows.
 
-    Settings and attributes are those of `KernelRegressor`, and `classes_`, the labels in order. f_k estimates the
+    Settings and attributes are those of `KernelRegressor`; class_weight: what a row of a class counts, by label, 1 for
+    those left out, or `balanced`, inverse to its frequency; `classes_`: the labels in order. f_k estimates the
     probability of class k, being the least-squares fit to its indicator; `predict_proba` is the nearest point of the
     probability simplex to f(x), which never has a larger Brier score. It is not calibrated beyond that:
     sklearn.calibration.CalibratedClassifierCV does it.
     """
 
-    __init__ = KernelRegressor.__init__
+    def __init__(
+        self,
+        kernel: str | KernelConfig | KernelFunction = "laplacian",
+        *,
+        bandwidth: float | str = "median",
+        n_centers: int | str = "auto",
+        epochs: int | str = "auto",
+        ridge: float = 0.0,
+        scale: str = "standard",
+        projection: str = "nystrom",
+        nystrom_samples: int = 3000,
+        data_rank: int = 0,
+        model_rank: int = 0,
+        memory: int | str = "2GiB",
+        device: str | None = None,
+        class_weight: Any = None,
+        random_state: Any = None,
+    ) -> None:
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+        self.n_centers = n_centers
+        self.epochs = epochs
+        self.ridge = ridge
+        self.scale = scale
+        self.projection = projection
+        self.nystrom_samples = nystrom_samples
+        self.data_rank = data_rank
+        self.model_rank = model_rank
+        self.memory = memory
+        self.device = device
+        self.class_weight = class_weight
+        self.random_state = random_state
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None) -> Self:
         """One pass over the rows; the first call needs all `classes`, but of a store, which knows them.
@@ -73,6 +108,18 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self._refuse_weights(sample_weight)
         check_is_fitted(self, "model_")
         return float(self._streamed_score(X, y, ClassScores(tuple(map(str, self.classes_))))["accuracy"])
+
+    def _class_weights(self) -> ClassWeights:
+        if self.class_weight is None:
+            return "none"
+        if self.class_weight == "balanced":
+            return "balanced"
+        if not isinstance(self.class_weight, Mapping):
+            raise ConfigError(
+                f"class_weight is {self.class_weight!r:.80}; use 'balanced', a weight for each label, or None"
+            )
+        labels = np.array(list(self.class_weight))
+        return dict(zip(_ids(labels, self.classes_).tolist(), self.class_weight.values(), strict=True))
 
     def _n_outputs(self) -> int:
         return len(self.classes_)
@@ -125,9 +172,7 @@ def _ids(labels: Block, classes: Block) -> Block:
     found: Block = np.searchsorted(classes, labels).clip(max=len(classes) - 1).astype(np.int64)
     unknown = np.flatnonzero(classes[found] != labels)
     if len(unknown):
-        raise ValueError(
-            f"y has the label {labels[unknown[0]]!r}, which is not among the classes {classes!r:.100}"
-        )
+        raise ValueError(f"the label {labels[unknown[0]]!r} is not among the classes {classes!r:.100}")
     return found
 
 

@@ -24,7 +24,8 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     kernel: a name, a `KernelConfig`, or a callable k(x, z); bandwidth: of one given by name.
     n_centers: p; `auto` is 2000, from 10,000 rows a fifth of them, 5000 at most. They are drawn from the rows, and
     left out of the training where five times as many rows are there.
-    epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. scale: of the inputs, as in `DataConfig`.
+    epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. ridge: lambda of the objective
+    1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets. scale: of the inputs, as in `DataConfig`.
     The others are those of `KernelModel`. There is no sample_weight: repeat rows instead.
 
     After a fit: `model_`, a `Predictor`; `losses_`, the mean squared error of each epoch's batches before their
@@ -38,6 +39,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
+        ridge: float = 0.0,
         scale: str = "standard",
         projection: str = "nystrom",
         nystrom_samples: int = 3000,
@@ -51,6 +53,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.bandwidth = bandwidth
         self.n_centers = n_centers
         self.epochs = epochs
+        self.ridge = ridge
         self.scale = scale
         self.projection = projection
         self.nystrom_samples = nystrom_samples

@@ -23,7 +23,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 
 _KIND = "estimator"
-_CONFIG, _CALLABLE = "KernelConfig", "callable"
+_CONFIG, _CALLABLE, _PAIRS = "KernelConfig", "callable", "pairs"  # Not every key is a text, as JSON wants.
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,18 @@ def _as_json(value: Any) -> Any:
         return {_CONFIG: asdict(value)}
     if isinstance(value, torch.device):
         return str(value)
+    if isinstance(value, dict):
+        return {_PAIRS: [[_as_json(key), _as_json(each)] for key, each in value.items()]}
     if callable(value):
         return {_CALLABLE: None}
     if hasattr(value, "item"):
         return value.item()
-    return value if isinstance(value, str | int | float | dict | None) else None
+    return value if isinstance(value, str | int | float | None) else None
 
 
 def _from_json(value: Any) -> Any:
-    return KernelConfig(**value[_CONFIG]) if isinstance(value, dict) and _CONFIG in value else value
+    if not isinstance(value, dict):
+        return value
+    if _PAIRS in value:
+        return dict(value[_PAIRS])
+    return KernelConfig(**value[_CONFIG]) if _CONFIG in value else value
