@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ep3stream.config import SolverConfig
 from ep3stream.run.plan import Plan, Shape
-from ep3stream.solver import stepsize
+from ep3stream.solver import blocks, projection, stepsize
 from ep3stream.solver.build import SolverBuilder
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.step import Solver, SolverState
@@ -252,3 +253,23 @@ def test_ten_times_the_measured_step_diverges(momentum: float) -> None:
     case = Problem(laplacian(D), points(60, D, 0, torch.float32), x)
     assert losses_of(case, 50, momentum, 1.0)[-1] < 1
     assert not losses_of(case, 50, momentum, 10.0)[-1] < 1e3
+
+
+@pytest.mark.parametrize("kernel", ["laplacian", "gaussian"])
+def test_neither_tiles_nor_the_order_of_rows_in_a_batch_change_a_step(
+    kernel: Literal["laplacian", "gaussian"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, x = points(300, D, 0), points(200, D, 1)
+    case = Problem(RadialKernel(kernel, 2.0, torch.zeros(D)), z, x, 20, 4, 240, 50, widest_rank=60)
+    y, order = points(200, 2, 2), torch.randperm(100, generator=generator(3))
+    found = []
+    for tile_rows, rows in ((512, torch.arange(100)), (7, torch.arange(100)), (64, order)):
+        for module in (blocks, projection):
+            monkeypatch.setattr(module, "TILE_ROWS", tile_rows)
+        solver = case.solver(unit_targets(2))
+        state = solver.initial_state()
+        for start in (0, 100):
+            solver.step(state, x[start + rows], y[start + rows], 0.01)
+        found.append(state.weights)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-9 * float(found[0].abs().max()))
