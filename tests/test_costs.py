@@ -37,7 +37,7 @@ RATES = Rates(evaluation_s=1e-9, flop_s=1e-10, overhead_s=1e-4, read_bytes_per_s
 def test_a_step_of_each_projection_is_counted_by_its_formula():
     assert SIZES.steps_per_epoch == 34
     assert evaluations_of_step(SIZES) == 300_000
-    assert projection_flops(SIZES) == 4 * 1000 * 50 * 2 + 2 * 2500 * 2
+    assert projection_flops(SIZES) == 4 * 1000 * 50 * 2 + 4 * 2500 * 2
     assert flops_of_step(SIZES) == 20 * 300_000 + 4 * 300_000 * 2 + projection_flops(SIZES)
     exact = replace(SIZES, projection="exact")
     assert evaluations_of_step(exact) == 300_000
@@ -56,8 +56,8 @@ def test_a_step_takes_the_longer_of_computing_and_reading():
 def test_devices_share_the_arithmetic_and_pay_for_their_links():
     eight, linked = replace(SIZES, devices=8), replace(RATES, link_bytes_per_s=1e9, link_latency_s=1e-5)
     assert reduced_bytes_of_step(SIZES) == link_seconds_of_step(SIZES, linked) == 0
-    assert reduced_bytes_of_step(eight) == 4 * 2 * (300 + 50 + 50)
-    assert reduced_bytes_of_step(eight, n_leading=7) == 4 * 2 * (300 + 50 + 7)
+    assert reduced_bytes_of_step(eight) == 4 * 2 * (300 + 50 + 2 * 50)
+    assert reduced_bytes_of_step(eight, n_leading=7) == 4 * 2 * (300 + 50 + 2 * 7)
     assert link_seconds_of_step(eight, linked) == pytest.approx(7 / 4 * 3200 / 1e9 + 2e-5)
     assert link_seconds_of_step(eight, RATES) == 0
     alone, shared = (compute_seconds_of_step(sizes, RATES) - RATES.overhead_s for sizes in (SIZES, eight))

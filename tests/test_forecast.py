@@ -98,7 +98,7 @@ def test_devices_share_the_basis_and_the_steps_but_not_the_read_ahead(store: Pat
     assert four.memory["read-ahead"] == one.memory["read-ahead"]
     assert four.largest_centers >= one.largest_centers
     assert one.reduced_bytes == 0
-    assert four.reduced_bytes == four.n_steps * 4 * 2 * (64 + 2 * four.sizes.model_rank)
+    assert four.reduced_bytes == four.n_steps * 4 * 2 * (64 + 3 * four.sizes.model_rank)
 
 
 def test_plan_and_fit_refuse_what_does_not_fit_with_the_same_words(store: Path, tmp_path: Path) -> None:
