@@ -25,7 +25,8 @@ import ep3stream
 from ep3stream import InputError, KernelConfig
 from ep3stream.estimator import KernelClassifier, KernelRegressor
 from ep3stream.estimator.classifier import nearest_in_simplex
-from ep3stream.run.row_sets import ArrayRows, DaskRows, StoreRows
+from ep3stream.run.row_sets import ArrayRows, DaskRows, ScaledRows, StoreRows
+from ep3stream.solver.model import InputScaling
 
 X, TARGETS = smooth_rows(1200)
 Y = TARGETS[:, 0]
@@ -170,6 +171,10 @@ def test_every_row_that_is_not_excluded_comes_once_an_epoch_and_each_epoch_has_i
     assert len(set(excluded.tolist())) == n // 4
     taken, _ = rows.take(excluded)
     assert np.array_equal(taken, x[excluded])
+    scaling = InputScaling(torch.zeros(5), torch.ones(5))
+    drawn, _ = ScaledRows(rows, scaling, excluded).drawn(n // 2, 3)
+    assert len(drawn) == n // 2
+    assert not {tuple(row) for row in drawn.tolist()} & {tuple(row) for row in taken.tolist()}
     orders = []
     for epoch in (0, 1, 0):
         parts = [np.asarray(part).copy() for part, _ in rows.epoch(5, epoch, excluded, torch.device("cpu"))]
