@@ -58,7 +58,7 @@ def test_devices_share_the_arithmetic_and_pay_for_their_links():
     assert reduced_bytes_of_step(SIZES) == link_seconds_of_step(SIZES, linked) == 0
     assert reduced_bytes_of_step(eight) == 4 * 2 * (300 + 50 + 2 * 50)
     assert reduced_bytes_of_step(eight, n_leading=7) == 4 * 2 * (300 + 50 + 2 * 7)
-    assert link_seconds_of_step(eight, linked) == pytest.approx(7 / 4 * 3200 / 1e9 + 2e-5)
+    assert link_seconds_of_step(eight, linked) == pytest.approx(7 / 4 * 3600 / 1e9 + 2e-5)
     assert link_seconds_of_step(eight, RATES) == 0
     alone, shared = (compute_seconds_of_step(sizes, RATES) - RATES.overhead_s for sizes in (SIZES, eight))
     assert shared == pytest.approx(alone / 8)

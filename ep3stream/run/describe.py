@@ -106,10 +106,11 @@ def _describe_run(content: dict[str, Any]) -> str:
 def _describe_plan(plan: dict[str, Any]) -> list[str]:
     values = {name: _number(plan[name]) for _, name in _PLAN if name in plan}
     stages = [stage for stage in plan.get("stages", []) if "n_flattened" in stage]
-    if len(stages) > 1:
-        values["data_rank"] = ", ".join(
-            f"{stage['n_flattened']:,} from row {stage['first_row']:,}" for stage in stages
-        )
+    if stages:
+        # What was planned is how many directions there are to choose from.
+        first, *later = stages
+        told = (f"{stage['n_flattened']:,} from row {stage['first_row']:,}" for stage in later)
+        values["data_rank"] = ", ".join([f"{first['n_flattened']:,}", *told])
     lines = [f"{label:<14}{values[name]}" for label, name in _PLAN if name in values]
     return ["", *lines] if lines else []
 

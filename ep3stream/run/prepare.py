@@ -184,9 +184,6 @@ class _Preparation:
         if isinstance(projection, EigenProProjection):
             extra["center_batch_size"] = projection.passes.batch_size
             extra["center_step_size"] = projection.passes.step_size
-        else:
-            # What was planned is how many pairs there are to choose from.
-            extra["data_rank"] = extra["stages"][-1]["n_flattened"]
         if isinstance(projection, NystromProjection):
             extra["model_rank"] = len(spectra.model)
         return {
