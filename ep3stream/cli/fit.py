@@ -14,6 +14,7 @@ from ep3stream.config import (
     MAX_CONFIG_BYTES,
     FitConfig,
     KernelName,
+    Precision,
     Projection,
     Scale,
     StepRule,
@@ -48,6 +49,7 @@ FIT_SETTINGS = {
     "nystrom_samples": ("solver", "nystrom_samples"),
     "ridge": ("solver", "ridge"),
     "step": ("solver", "step"),
+    "precision": ("solver", "precision"),
     "projection_passes": ("solver", "projection_passes"),
     "projection_tolerance": ("solver", "projection_tolerance"),
     "memory": ("run", "memory_bytes"),
@@ -146,6 +148,11 @@ def add_settings(fit: argparse.ArgumentParser) -> None:
     )
     fit.add_argument(
         "--step", choices=get_args(StepRule), help="size of steps and batches; default: by the projection"
+    )
+    fit.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="of inputs, and on GPUs of products; default: float32",
     )
     fit.add_argument(
         "--projection-passes", type=int, metavar="N", help="of eigenpro over the centers, a step; default: 2"

@@ -22,7 +22,7 @@ from ep3stream.config.fit import (
 )
 from ep3stream.config.kernel import KERNEL_DEFAULTS, KernelConfig, KernelName
 from ep3stream.config.parse import parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
-from ep3stream.config.solver import Projection, SolverConfig, StepRule
+from ep3stream.config.solver import Precision, Projection, SolverConfig, StepRule
 
 __all__ = [
     "CONFIG_VERSION",
@@ -40,6 +40,7 @@ __all__ = [
     "KernelConfig",
     "KernelName",
     "Missing",
+    "Precision",
     "Projection",
     "RunConfig",
     "Scale",

@@ -11,6 +11,7 @@ from ep3stream.config.checks import is_unicode, require, require_choice
 
 Projection = Literal["nystrom", "eigenpro", "exact"]
 StepRule = Literal["measured", "published"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class SolverConfig:
     patience: after how many validations without a better one the fit ends; its best model is then kept. 0 for never.
     class_weights: what a row of a class counts in the loss; `balanced`, inverse to the class's frequency, or by
     class name, 1 for those left out. output_weights: what each target counts, by name.
+    precision: of the inputs of radial kernels, and on GPUs of the products with kernel blocks: `tf32` and `bfloat16`
+    are for tensor cores, 10 and 7 bits of each number's mantissa; everything else is float32 or better.
     """
 
     centers: int | str = "auto"
@@ -49,9 +52,11 @@ class SolverConfig:
     patience: int = 0
     class_weights: Literal["none", "balanced"] | Mapping[str, float] = "none"
     output_weights: Mapping[str, float] = field(default_factory=dict)
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         require_choice("projection", self.projection, Projection)
+        require_choice("precision", self.precision, Precision)
         if isinstance(self.centers, int):
             require(self.centers >= 1, f"centers is {self.centers}; use at least 1")
         for name in ("epochs", "validate_every"):

@@ -9,7 +9,7 @@ landmarks, P passes of EigenPro's projection, and G devices, a step takes, on al
                          4 p r c + 2 r^2 c       nystrom: U' h, the core, U
                          4 p^2 c + 4 p q c       exact: two triangular solves
                          2 P p^2 c + 4 (p + s) q c      eigenpro
-    all-reduced, bytes   4 c (m + r + l)         nystrom, l <= r its leading columns, whose rounding is taken out again
+    all-reduced, bytes   4 c (m + r + 2 l)       nystrom, l <= r its leading columns, whose rounding is taken out
                          4 c (m + p)             exact: the gradient of all centers
                          4 c (m + q) + 4 P (p (d + 2 + c) + b r c)      eigenpro: centers travel too, in b batches
                          each device sends and receives 2 (G - 1) / G times that (ring)

@@ -33,7 +33,7 @@ from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
-from ep3stream.solver.named_kernels import measured_kernel, named_kernel
+from ep3stream.solver.named_kernels import measured_kernel, named_kernel, with_precision
 from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.step import Stage
 from ep3stream.solver.targets import TargetCode
@@ -105,7 +105,8 @@ class _Preparation:
             excluded = np.sort(drawn)
         scaled_rows = _in_range(inputs(rows)).to(self.mesh.device)
         with self._stage("bandwidth"):
-            kernel = self._kernel(scaled_rows[: plan.nystrom_samples], inputs)
+            found = self._kernel(scaled_rows[: plan.nystrom_samples], inputs)
+            kernel = with_precision(found, solver_config.precision)
         sample = scaled_rows[: plan.nystrom_samples]
         device = self.mesh.device
         builder = SolverBuilder(

@@ -21,7 +21,7 @@ from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu_blocks import fuses
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
-from ep3stream.solver.named_kernels import named_kernel
+from ep3stream.solver.named_kernels import named_kernel, with_precision
 from ep3stream.solver.points import Points
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.step import Solver, Stage
@@ -124,7 +124,7 @@ class Setup:
 
     def solver(self, config: FitConfig, function: KernelFunction | None, mesh: Mesh) -> Solver:
         """Of a set-up as dealt, ready to step; DamagedDataError where kernel values of a batch exceed the memory."""
-        kernel = _on_device(self.kernel(function), mesh.device)
+        kernel = with_precision(_on_device(self.kernel(function), mesh.device), config.solver.precision)
         centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
         rows = kernel.left(centers)
         stages = self._stages(config, kernel, centers, rows, mesh)

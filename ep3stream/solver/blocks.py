@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import Points, skinny_product
+from ep3stream.solver.precision import tensor_cores
 
 TILE_ROWS = 512
 # Of 4096 columns they are 32 MiB, which stay in the 50 of an H100's cache, and enough for all its multiprocessors.
@@ -93,6 +94,10 @@ class BatchBlock:
 
     def left_times(self, matrix: Tensor) -> Tensor:
         """matrix @ k_zb: (k, p_shard) -> (k, m)."""
+        with tensor_cores(self._z.precision, matrix.device):
+            return self._left_times(matrix)
+
+    def _left_times(self, matrix: Tensor) -> Tensor:
         if self._kept is None:
             return times_kernel(self._kernel, matrix, self._z, self._x)
         if self._formed:
@@ -106,6 +111,10 @@ class BatchBlock:
 
     def times(self, matrix: Tensor) -> Tensor:
         """matrix @ k_zb': (k, m) -> (k, p_shard)."""
+        with tensor_cores(self._z.precision, matrix.device):
+            return self._times(matrix)
+
+    def _times(self, matrix: Tensor) -> Tensor:
         if self._kept is None:
             return kernel_times(self._kernel, self._z, self._x, matrix.T).T.contiguous()
         kept = self.whole()

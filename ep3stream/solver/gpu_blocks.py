@@ -37,15 +37,21 @@ def fuses(kind: str, device: torch.device, n_features: int, n_outputs: int) -> b
 
 
 def fused_product(
-    weights: Tensor, a: Tensor, b: Tensor, units: tuple[float, float], kind: str, shape: float
+    weights: Tensor,
+    a: Tensor,
+    b: Tensor,
+    units: tuple[float, float],
+    kind: str,
+    shape: float,
+    n_features: int,
+    is_exact: bool,
 ) -> Tensor | None:
     """weights @ K(A, B), (k, n_b), as `triton_radial.times_radial`; None where that does not serve."""
-    n_features = a.shape[1] - 2
     if not (fuses(kind, a.device, n_features, len(weights)) and weights.dtype == a.dtype == torch.float32):
         return None
     from ep3stream.solver.triton_radial import times_radial
 
-    return times_radial(weights.contiguous(), a, b, units, kind, shape)
+    return times_radial(weights.contiguous(), a, b, units, kind, shape, n_features, is_exact)
 
 
 def applied_profile(squared: Tensor, kind: str, shape: float, out: Tensor) -> bool:

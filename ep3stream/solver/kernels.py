@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ep3stream.config import KERNEL_DEFAULTS
+from ep3stream.config import KERNEL_DEFAULTS, Precision
 from ep3stream.errors import ConfigError
 from ep3stream.solver.gpu_blocks import applied_profile, fused_product
 from ep3stream.solver.points import Points, products
+from ep3stream.solver.precision import factors, rounded
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
 CALLABLE = "callable"
@@ -140,12 +141,14 @@ class RadialKernel:
     comes out of phi(t) = 1 - t^a + ... as that to the power a / 2: nothing where phi is smooth, 1e-4 where a is 1.
     Memory beside the block: none, or one more where the columns are packed (`points.py`): a tile's. `matern32` 1 MiB,
     `matern52` 2 MiB, for strips of 2^18 values.
+    precision: what inputs are rounded to first, for tensor cores (`precision.py`).
     """
 
     name: str
     bandwidth: float
     centre: Tensor
     shape: float = 1.0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.name not in _PROFILES:
@@ -161,13 +164,22 @@ class RadialKernel:
 
     def left(self, x: Tensor) -> Points:
         """[-2z, |z|^2, 1] in the unit that the profile asks for."""
+        if self.precision != "float32" and x.dtype == torch.float32:
+            return self._rounded(x, is_left=True)
         points, scaled = self._prepared(x, -2, -1)
         scaled.mul_(-2)
         return points
 
     def right(self, x: Tensor) -> Points:
         """[x, 1, |x|^2] in the unit that the profile asks for."""
+        if self.precision != "float32" and x.dtype == torch.float32:
+            return self._rounded(x, is_left=False)
         return self._prepared(x, -1, -2)[0]
+
+    def _rounded(self, x: Tensor, is_left: bool) -> Points:
+        unit = self.bandwidth / math.sqrt(_PROFILES[self.name].factor)
+        scaled = rounded((x - self.centre.to(x)) / unit, self.precision)
+        return Points(factors(scaled, _norms(scaled), self.precision, is_left), precision=self.precision)
 
     def _prepared(self, x: Tensor, norm_at: int, one_at: int) -> tuple[Points, Tensor]:
         """x in that unit with its two columns, and its first d. One array: fresh memory costs more than arithmetic."""
@@ -191,7 +203,9 @@ class RadialKernel:
         """weights @ K(Z, X), or weights @ K(X, Z) where the sum is not over the left points; None if not fused."""
         left, right = (z.prepared, -0.5), (x.prepared, 1.0)
         (a, a_unit), (b, b_unit) = (left, right) if over_left else (right, left)
-        return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape)
+        is_exact = self.precision == "float32"
+        d = self.centre.numel()
+        return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, d, is_exact)
 
     def diagonal(self, x: Tensor) -> Tensor:
         """Ones."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from ep3stream.config import KERNEL_DEFAULTS, KernelConfig
+from ep3stream.config import KERNEL_DEFAULTS, KernelConfig, Precision
 from ep3stream.errors import ConfigError
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
 from ep3stream.solver.kernels import Kernel, RadialKernel, median_bandwidth
@@ -50,6 +51,17 @@ def named_kernel(name: str, parameters: Mapping[str, Any], centre: Tensor | None
     if centre is None:
         raise ConfigError(f"the {name} kernel needs the centre of the inputs")
     return RadialKernel(name, centre=centre, **parameters)
+
+
+def with_precision(kernel: Kernel, precision: Precision) -> Kernel:
+    """The kernel of inputs of this precision; ConfigError where it has no use for another than float32."""
+    if precision == "float32":
+        return kernel
+    if not isinstance(kernel, RadialKernel):
+        raise ConfigError(
+            f"precision is {precision!r}, but the kernel {kernel.name!r} is evaluated in float32; leave precision out"
+        )
+    return replace(kernel, precision=precision)
 
 
 def median_norm(x: Tensor) -> float:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ep3stream.config import Precision
+from ep3stream.solver.precision import half_product, tensor_cores
+
 # Of fewer points a copy in another layout costs more than it saves.
 _FEWEST_PACKED = 64
 _ROWS_HINT = 512
@@ -24,22 +27,26 @@ class Points:
     """A set of points prepared for one side of a kernel's blocks.
 
     prepared: (n, k), k and its meaning the kernel's own; is_factor: whether blocks are made of `products` of it, and
-    none can overflow; packed: the same in oneDNN's layout, once a right side has one.
+    none can overflow; packed: the same in oneDNN's layout, or in bfloat16 on a GPU, once a right side has one.
+    precision: what every number of `prepared` is exact in (`precision.py`).
     """
 
     prepared: Tensor
     is_factor: bool = False
     packed: Tensor | None = None
+    precision: Precision = "float32"
 
     def __len__(self) -> int:
         return self.prepared.shape[0]
 
     def __getitem__(self, rows: slice) -> Points:
-        return Points(self.prepared[rows], self.is_factor)
+        return Points(self.prepared[rows], self.is_factor, precision=self.precision)
 
     def for_many_products(self) -> Points:
         """The same, packed for the right side of `products` with tile after tile; as much memory again."""
         x = self.prepared
+        if self.precision == "bfloat16" and x.device.type == "cuda":
+            return replace(self, packed=x.bfloat16())
         is_worth_it = self.is_factor and self.packed is None and len(x) >= _FEWEST_PACKED
         if not is_worth_it or x.device.type != "cpu" or x.dtype != torch.float32 or not _can_pack():
             return self
@@ -52,7 +59,11 @@ def products(z: Points, x: Points, out: Tensor | None = None, not_negative: bool
     not_negative: max(Z X', 0). oneDNN's maximum turns nan into 0, but points with one are no factors.
     """
     if x.packed is None or not z.is_factor or len(z) == 0:
-        found = torch.mm(z.prepared, x.prepared.T, out=out)
+        if z.precision == "bfloat16" and z.prepared.device.type == "cuda":
+            found = half_product(z.prepared, x.prepared if x.packed is None else x.packed, out)
+        else:
+            with tensor_cores(z.precision, z.prepared.device):
+                found = torch.mm(z.prepared, x.prepared.T, out=out)
         return found.clamp_min_(0) if not_negative else found
     return _linear(z.prepared, x.packed, "relu" if not_negative else "none")
 

@@ -96,14 +96,15 @@ def times_radial(
     units: tuple[float, float],
     kind: str,
     shape: float,
-    exact: bool = True,
+    d: int,
+    is_exact: bool = True,
 ) -> Tensor:
     """weights @ K(A, B), (k, n_b), for weights of (k, n_a), k up to 128; O(k n_b) memory.
 
-    a, b: (n, d'), rows whose first d columns times their unit are points in the unit of phi, d' - 2 = d up to 32.
-    exact: products in float32; else in TF32, 10 bits of either factor.
+    a, b: (n, d or more), rows whose first d columns, up to 32, times their unit are points in the unit of phi.
+    is_exact: products in float32; else in TF32, 10 bits of either factor.
     """
-    (n_rows, n_sum), n_out, d = weights.shape, len(b), a.shape[1] - 2
+    (n_rows, n_sum), n_out = weights.shape, len(b)
     assert d <= MAX_FEATURES
     assert n_rows <= MAX_OUTPUTS
     assert weights.stride(1) == a.stride(1) == b.stride(1) == 1
@@ -117,7 +118,7 @@ def times_radial(
     _times_radial[(n_runs, n_parts)](
         weights, a, b, parts, n_rows, n_sum, n_out, weights.stride(0), a.stride(0), b.stride(0), *units, shape, stretch,
         kind=KINDS.index(kind), d=d, rows=max(16, triton.next_power_of_2(n_rows)),
-        block_sum=_BLOCK_SUM, block_out=_BLOCK_OUT, precision="ieee" if exact else "tf32",
+        block_sum=_BLOCK_SUM, block_out=_BLOCK_OUT, precision="ieee" if is_exact else "tf32",
     )  # fmt: skip
     return parts.sum(0)
 
