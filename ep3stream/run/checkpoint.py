@@ -247,7 +247,7 @@ def _progress(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Prog
         # The first versions did not record these.
         float(content.get("stalled_s", 0.0)),
         float(content.get("validated_s", 0.0)),
-        StreamTimes(**{name: float(seconds) for name, seconds in content.get("streamed", {}).items()}),
+        StreamTimes(**{name: float(seconds) for name, seconds in dict(content.get("streamed", {})).items()}),
     )
 
 

@@ -42,6 +42,9 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
     for name in ("n_centers", "window_segments", "batch_size"):
         if type(plan[name]) is not int or not 1 <= plan[name] < 1 << 40:
             raise ValueError(f"{name} is {plan[name]!r:.50}")
+    devices = plan.get("devices", 1)  # Formats 1 and 2 knew of one.
+    if type(devices) is not int or not 1 <= devices <= plan["n_centers"]:
+        raise ValueError(f"devices is {devices!r:.50}")
     positive = ["step_size"]
     if plan["projection"] == "nystrom":
         positive.append("mu")
