@@ -51,7 +51,9 @@ class Read(Generic[_T]):
 
     def cancel(self) -> None:
         """It never begins, or is no longer waited for."""
-        if not self._future.cancel():
+        if self._future.cancel():
+            self._future.set_running_or_notify_cancel()  # Or whoever waits for it goes on waiting.
+        else:
             with suppress(InvalidStateError):
                 self._future.set_exception(CancelledError())
 
