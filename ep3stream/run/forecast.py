@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,15 @@ def plan(
     devices: int | None = None,
     link_bytes_per_s: float | None = None,
     measure: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> FitPlan:
     """What `fit` with this config would take, without fitting.
 
     measure: read a few segments and take some steps, for a few seconds, so as to tell times and the batch size.
     devices: GPUs like the one at hand, or where there is none, shares of this machine's cores; as many as the config
     says unless given. link_bytes_per_s: between two of them, each way, stated since it cannot be measured from one;
-    None leaves links out of the times.
+    None leaves links out of the times. clock: time.process_time tells what a machine would take that has nothing
+    else to do, on one thread.
 
     Raises ConfigError where the fit would not start, naming what would fit, and InputError for the store.
     """
@@ -116,7 +119,7 @@ def plan(
         planned = Plan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
         require_machine(shape, config.solver, planned, device, devices)
         sizes = sizes_of(shape, planned, config, planned.max_batch_size, devices)
-        rehearsal = rehearse(reader, shape, config, kernel, planned) if measure else None
+        rehearsal = rehearse(reader, shape, config, kernel, planned, clock) if measure else None
         if rehearsal is not None:
             sizes = _with_measured_batch(sizes, rehearsal.sizes)
         n_steps = config.solver.n_steps(sizes.steps_per_epoch)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
@@ -30,10 +29,12 @@ from ep3stream.solver.named_kernels import measured_kernel
 from ep3stream.solver.projection import Projection
 from ep3stream.solver.step import Solver
 
+Clock = Callable[[], float]
+
 # Beyond these centers every cost grows in proportion to them, or as a formula says; below, it is all measured.
 _MOST_CENTERS = 2048
 _READERS = 2
-_MOST_READ_BYTES = 256 << 20
+_MOST_READ_BYTES = 96 << 20
 _READ_FOR_S = 2.0
 _STEP_FOR_S = 1.0
 _ROUND_STEPS = 8  # Of a fit's steps one of so many scores the averaged model as well.
@@ -57,7 +58,12 @@ class Rehearsal:
 
 
 def rehearse(
-    reader: SplitReader, shape: Shape, config: FitConfig, function: KernelFunction | None, plan: Plan
+    reader: SplitReader,
+    shape: Shape,
+    config: FitConfig,
+    function: KernelFunction | None,
+    plan: Plan,
+    clock: Clock = time.perf_counter,
 ) -> Rehearsal:
     """Reads a few segments, and fits up to 2048 of their rows as centers to the others for about a second.
 
@@ -67,7 +73,7 @@ def rehearse(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mesh = Mesh.of_this_process(device)
     wanted = _MOST_CENTERS + plan.nystrom_samples + max(PROBES * plan.max_batch_size, PROBE_ROWS)
-    x, y, segment_s, read_bytes_per_s = _read(reader, shape, wanted)
+    x, y, segment_s, read_bytes_per_s = _read(reader, shape, wanted, clock)
     n_centers = min(plan.n_centers, _MOST_CENTERS, max(1, len(x) // 2))
     small = Plan.of(shape, config.solver, n_centers, config.run.memory_bytes)
     inputs = input_scaling(reader, config).to(device)
@@ -78,14 +84,14 @@ def rehearse(
     kernel = _kernel(reader, config, function, sample, inputs)
     generator = torch.Generator().manual_seed(config.run.seed % 2**64)
     builder = SolverBuilder(kernel, centers, sample, small, config.solver, mesh, generator, targets)
-    with _seconds() as preconditioner_s:
+    with _seconds(clock) as preconditioner_s:
         projection, spectra = builder.projection()
-    with _seconds() as step_size_s:
+    with _seconds(clock) as step_size_s:
         probes, probe_y = (probes_of(each, len(sample)) for each in (others, y[n_centers:].to(device)))
         settled = builder.settled(projection, spectra, probes, shape.n_rows - n_centers, probe_y)
     passes = _passes(settled.projection)
     sizes = sizes_of(shape, small, config, settled.batch_size, passes=passes)
-    stepping = _Stepping(config, kernel, centers, settled, targets, mesh, x, y, inputs)
+    stepping = _Stepping(config, kernel, centers, settled, targets, mesh, x, y, inputs, clock)
     step_s = stepping.seconds(n_centers, settled.projection)
     rates = _rates(stepping, sizes, step_s, read_bytes_per_s)
     return Rehearsal(sizes, rates, segment_s, preconditioner_s(), step_size_s(), step_s)
@@ -132,42 +138,34 @@ def _passes(projection: Projection) -> int:
     return projection.passes.limit if isinstance(projection, EigenProProjection) else 1
 
 
-def _read(reader: SplitReader, shape: Shape, n_rows: int) -> tuple[Tensor, Tensor, float, float]:
+def _read(
+    reader: SplitReader, shape: Shape, n_rows: int, clock: Clock
+) -> tuple[Tensor, Tensor, float, float]:
     """x and y of about n_rows rows of segments from all over the split; seconds a segment, and bytes a second.
 
-    By as many threads as a fit has. Takes about two seconds, or two segments.
+    The seconds are those of one thread, which reads for the set-up; the rate is that of as many as a fit has. Takes
+    about two seconds, or a few segments.
     """
     info = reader.info
-    wanted = max(2 * _READERS, -(-n_rows // info.segment_rows))
-    most = max(_READERS, _MOST_READ_BYTES // (info.segment_rows * shape.row_bytes))
+    least = 1 + 2 * _READERS
+    wanted = max(least, -(-n_rows // info.segment_rows))
+    most = max(least, _MOST_READ_BYTES // (info.segment_rows * shape.row_bytes))
     numbers = np.unique(np.linspace(0, info.n_segments - 1, min(wanted, most)).astype(np.int64)).tolist()
-    x_parts: list[NDArray[Any]] = []
-    y_parts: list[NDArray[Any]] = []
-    took: list[float] = []
-
-    def read(number: int) -> tuple[NDArray[Any], NDArray[Any], float]:
-        began = time.perf_counter()
-        return *reader.read_segment(number), time.perf_counter() - began
-
-    began = time.perf_counter()
+    began = clock()
+    parts = [reader.read_segment(numbers[0])]
+    segment_s = clock() - began
+    n_alone, read_began = len(parts[0][0]), time.perf_counter()
     with ThreadPoolExecutor(_READERS, "ep3stream-rehearsal") as pool:
-        for start in range(0, len(numbers), _READERS):
-            for x, y, elapsed_s in pool.map(read, numbers[start : start + _READERS]):
-                x_parts.append(x)
-                y_parts.append(y)
-                took.append(elapsed_s)
-            if time.perf_counter() - began > _READ_FOR_S:
+        for start in range(1, len(numbers), _READERS):
+            parts += pool.map(reader.read_segment, numbers[start : start + _READERS])
+            if time.perf_counter() - read_began > _READ_FOR_S:
                 break
-    elapsed_s = time.perf_counter() - began
-    x, y = np.concatenate(x_parts)[: 2 * n_rows], np.concatenate(y_parts)[: 2 * n_rows]
-    n_bytes = sum(map(len, x_parts)) * shape.row_bytes
-    order = np.random.default_rng(0).permutation(len(x))[:n_rows]
-    return (
-        torch.from_numpy(x[order]).float(),
-        torch.from_numpy(y[order]),
-        statistics.median(took),
-        n_bytes / max(elapsed_s, 1e-9),
-    )
+    read_s = time.perf_counter() - read_began
+    x, y = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    n_read = len(x) - n_alone
+    rate = n_read * shape.row_bytes / read_s if n_read else n_alone * shape.row_bytes / max(segment_s, 1e-9)
+    order = np.random.default_rng(0).choice(len(x), min(n_rows, len(x)), replace=False)
+    return torch.from_numpy(x[order]).float(), torch.from_numpy(y[order]), segment_s, rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +181,7 @@ class _Stepping:
     x: Tensor
     y: Tensor
     inputs: Callable[[Tensor], Tensor]
+    clock: Clock
 
     def seconds(self, n_centers: int, projection: Projection) -> float:
         """Of a step, the median of rounds."""
@@ -208,7 +207,7 @@ class _Stepping:
                 errors = made.step(state, self.inputs(x), y, 0.0, step == _ROUND_STEPS - 1)
             float(errors.loss)
 
-        return _median_seconds(one_round) / _ROUND_STEPS
+        return _median_seconds(one_round, self.clock) / _ROUND_STEPS
 
     def direction_seconds(self) -> float:
         """Of the projection alone, on a gradient of ones."""
@@ -220,7 +219,7 @@ class _Stepping:
                 theta = projection.direction(gradient)
             float(theta.sum())
 
-        return _median_seconds(one_round) / _ROUND_STEPS
+        return _median_seconds(one_round, self.clock) / _ROUND_STEPS
 
     @staticmethod
     def _batch(rows: Tensor, n_rows: int) -> Tensor:
@@ -269,21 +268,21 @@ def _overhead(stepping: _Stepping) -> float:
     return one.seconds(min(_FEW_CENTERS, len(stepping.centers)), _Free())
 
 
-def _median_seconds(work: Callable[[], None]) -> float:
+def _median_seconds(work: Callable[[], None], clock: Clock) -> float:
     """Of a call, after a first one: the median of those of a second, at least three."""
     work()
     took: list[float] = []
     while len(took) < 3 or sum(took) < _STEP_FOR_S:
-        began = time.perf_counter()
+        began = clock()
         work()
-        took.append(time.perf_counter() - began)
+        took.append(clock() - began)
     return statistics.median(took)
 
 
 @contextmanager
-def _seconds() -> Iterator[Callable[[], float]]:
+def _seconds(clock: Clock) -> Iterator[Callable[[], float]]:
     """Gives a function that, once the block is left, says how long it took."""
-    began = time.perf_counter()
+    began = clock()
     ended: list[float] = []
     yield lambda: ended[0] - began
-    ended.append(time.perf_counter())
+    ended.append(clock())
