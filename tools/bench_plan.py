@@ -1,12 +1,13 @@
 """What `ep3stream plan` predicts against what `ep3stream fit` then takes.
 
     python tools/bench_plan.py [--cases small,wide,many] [--repeats 1] [--clock wall|cpu]
-                               [--directory .bench]
+                               [--directory .bench] [--speeds]
 
 Writes a synthetic store for each case and, in processes of their own, plans the fit and does it. Prints seconds, set-up
 and steps together, and peak resident memory, predicted and measured: the memory predicted is the sum of the plan's
 items and of what interpreter and libraries had taken when it was made. Exits with 1 where a case's median ratio is not
-within 30% of 1. On a busy machine plan and fit meet different loads: --clock cpu compares processor seconds, with
+within 30% of 1. --speeds plans without fitting, for a table of rows and kernel evaluations per second by features,
+centers and kernel. On a busy machine plan and fit meet different loads: --clock cpu compares processor seconds, with
 OMP_NUM_THREADS=1.
 """
 
@@ -67,11 +68,16 @@ CASES = {
 }
 
 
+SPEEDS = ((9, 1000), (9, 5000), (9, 20_000), (100, 5000), (100, 20_000), (784, 5000), (784, 20_000))
+
+
 def main() -> int:
     options = arguments()
     directory = Path(options.directory) / "plan"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+    if options.speeds:
+        return speeds(directory, options.clock)
     print("| case | rows x features, centers | set-up + steps s, plan | s, fit | ratio ", end="")
     print("| peak MB, plan | MB, fit | ratio |\n" + "|---" * 8 + "|")
     worst = 0.0
@@ -94,6 +100,24 @@ def main() -> int:
         shutil.rmtree(store)
     print(f"\nthe worst median is {100 * worst:.0f}% off; the limit is {100 * LIMIT:.0f}%")
     return int(worst > LIMIT)
+
+
+def speeds(directory: Path, clock: str) -> int:
+    """Prints what plans say of fits of all kinds, with batches of 2048 rows."""
+    print("| features | centers | kernel | rows/s | 10^9 kernel evaluations/s |\n" + "|---" * 5 + "|")
+    for n_features, n_centers in SPEEDS:
+        store = directory / f"speed-{n_features}-{n_centers}.zarr"
+        write_store(store, 5 * n_centers + 20_000, n_features)
+        for kernel in ("laplacian", "gaussian", "matern52"):
+            settings = {"solver": {"centers": n_centers, "batch_size": 2048}, "kernel": {"name": kernel}}
+            expected = run_python(PLAN, str(store), json.dumps(settings), clock)["expected"]
+            rate = expected["rows_per_s"]
+            print(
+                f"| {n_features} | {n_centers:,} | {kernel} | {rate:,.0f} | {rate * n_centers / 1e9:.2f} |",
+                flush=True,
+            )
+        shutil.rmtree(store)
+    return 0
 
 
 def plan_and_fit(
@@ -124,6 +148,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", default=list(CASES), type=lambda text: text.split(","))
     parser.add_argument("--repeats", default=1, type=int)
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
+    parser.add_argument("--speeds", action="store_true")
     parser.add_argument("--directory", default=".bench")
     return parser.parse_args()
 
