@@ -34,6 +34,8 @@ def seconds(**changes: float) -> dict[str, float]:
         ({"wait_s": 60, "segments_s": 60, "read_s": 20, "decode_s": 90}, "most of all decoding"),
         ({"wait_s": 60, "segments_s": 10, "read_s": 90, "gather_s": 60}, "putting rows into batches"),
         ({"wait_s": 60, "segments_s": 10, "gather_s": 20, "copy_s": 40}, "copying to the device"),
+        ({"wait_s": 8, "segments_s": 1, "gather_s": 5}, "most of all other work on the processor"),
+        ({"wait_s": 8, "segments_s": 7, "gather_s": 5, "read_s": 9}, "most of all storage"),
         ({"wait_s": 60}, "reading is the limit: faster storage"),
         ({"wait_s": 1, "stalled_s": 20}, "Checkpoints held it up for 20.0%"),
     ],

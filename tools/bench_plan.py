@@ -4,8 +4,7 @@
                                [--directory .bench] [--speeds]
 
 Writes a synthetic store for each case and, in processes of their own, plans the fit and does it. Prints seconds, set-up
-and steps together, and peak resident memory, predicted and measured: the memory predicted is the sum of the plan's
-items and of what interpreter and libraries had taken when it was made. Exits with 1 where a case's median ratio is not
+and steps together, and peak resident memory, predicted and measured. Exits with 1 where a case's median ratio is not
 within 30% of 1. --speeds plans without fitting, for a table of rows and kernel evaluations per second by features,
 centers and kernel. On a busy machine plan and fit meet different loads: --clock cpu compares processor seconds, with
 OMP_NUM_THREADS=1.
@@ -128,8 +127,8 @@ def plan_and_fit(
     planned = run_python(PLAN, str(store), settings, clock)
     done = run_python(FIT, str(store), settings, clock, str(run))
     expected = planned["expected"]
-    n_bytes = planned["process_bytes"] + sum(planned["memory"].values())
-    return (expected["setup_s"], expected["fit_s"], n_bytes / 1e6), (done["seconds"], done["peak"] / 1e6)
+    megabytes = expected["peak_bytes"] / 1e6
+    return (expected["setup_s"], expected["fit_s"], megabytes), (done["seconds"], done["peak"] / 1e6)
 
 
 def run_python(code: str, *arguments: str) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 # Below the first share of waiting, storage does not matter; beyond the second, it matters most.
 _LITTLE, _MUCH = 0.05, 0.25
+# The thread that makes the batches works all the time where it is the limit. Where it does not for half of it, and the
+# waiting was not for segments, as at the start of a fit, it had no core to run on.
+_BUSY = 0.5
 
 _REMEDIES = {
     "storage": "faster storage would help, or rows that take fewer bytes (convert with --codec lz4 or --dtype float16)",
@@ -14,6 +17,8 @@ _REMEDIES = {
     "decode elsewhere (--dask)",
     "putting rows into batches": "smaller segments would help (convert with --segment-bytes), which stay in the "
     "processor's cache",
+    "other work on the processor": "the threads that read had little to do and still came late; fewer threads "
+    "(OMP_NUM_THREADS) or less other work on this machine would help",
     "copying to the device": "rows that take fewer bytes would help (convert with --dtype float16)",
 }
 
@@ -23,6 +28,9 @@ def slowest_part(seconds: Mapping[str, float]) -> str | None:
     segments, gather, copy = (seconds.get(name, math.nan) for name in ("segments_s", "gather_s", "copy_s"))
     if not segments + gather + copy > 0:
         return None
+    is_busy = segments + gather + copy >= _BUSY * seconds["elapsed_s"]
+    if not is_busy and segments < _BUSY * seconds["wait_s"]:
+        return "other work on the processor"
     if segments >= max(gather, copy):
         return "storage" if seconds["read_s"] >= seconds["decode_s"] else "decoding"
     return "putting rows into batches" if gather >= copy else "copying to the device"

@@ -50,6 +50,7 @@ def _expected(expected: Expected | None, devices: int) -> list[str]:
         f"measured here: {1000 * expected.step_s:.3g} ms a step, {bytes_text(int(expected.read_bytes_per_s))}/s read",
         f"takes about {duration(expected.setup_s)} of set-up and {duration(expected.fit_s)} of steps, {per_second}, "
         f"starved {100 * expected.starved:.0f}%{links}",
+        f"resident memory{' of each' if devices > 1 else ''} peaks at about {bytes_text(expected.peak_bytes)}",
         _LIMITS[expected.limit],
     ]
 

@@ -27,7 +27,7 @@ from ep3stream.run.costs import (
     seconds_of_step,
 )
 from ep3stream.run.machine import machine_bytes, require_machine
-from ep3stream.run.plan import Plan, Shape, automatic_centers, largest_model
+from ep3stream.run.plan import BATCHES, WIDER_BASIS, Plan, Shape, automatic_centers, largest_model
 from ep3stream.run.prepare import shape_of
 from ep3stream.run.rehearsal import Rehearsal, rehearse, sizes_of
 from ep3stream.solver.kernels import KernelFunction
@@ -40,8 +40,9 @@ class Expected:
     """Times and rates, from what was measured.
 
     setup_s: drawing rows, preconditioner, step size; fit_s: all steps. limit: `arithmetic`, `reading` or `links`;
-    starved: the share of fit_s that is spent waiting for data. read_bytes_per_s, step_s: as measured and scaled;
-    link_bytes_per_s: as stated.
+    starved: the share of fit_s that is spent waiting for data. peak_bytes: on each device, of what the plan sets aside
+    that which the batch and the rank found leave room for, with interpreter and libraries. step_s, read_bytes_per_s:
+    as measured and scaled; link_bytes_per_s: as stated.
     """
 
     setup_s: float
@@ -51,6 +52,7 @@ class Expected:
     read_bytes_per_s: float
     limit: str
     starved: float
+    peak_bytes: int
     link_bytes_per_s: float | None = None
 
 
@@ -121,9 +123,12 @@ def plan(
         sizes = sizes_of(shape, planned, config, planned.max_batch_size, devices)
         rehearsal = rehearse(reader, shape, config, kernel, planned, clock) if measure else None
         if rehearsal is not None:
-            sizes = _with_measured_batch(sizes, rehearsal.sizes)
+            sizes = _as_measured(sizes, rehearsal.sizes)
         n_steps = config.solver.n_steps(sizes.steps_per_epoch)
-        expected = _expected(sizes, n_steps, rehearsal, link_bytes_per_s, shape) if rehearsal else None
+        expected = None
+        if rehearsal is not None:
+            peak_bytes = process_bytes + _used(planned, sizes)
+            expected = _expected(sizes, n_steps, rehearsal, link_bytes_per_s, shape, peak_bytes)
         most = largest_model(shape, config.solver, config.run.memory_bytes, devices)
         return FitPlan(
             store=str(rows.path),
@@ -145,10 +150,10 @@ def plan(
         )
 
 
-def _with_measured_batch(sizes: Sizes, measured: Sizes) -> Sizes:
-    """With the batch of the rehearsal, which had as much memory for fewer centers."""
+def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:
+    """With the batch, rank and passes of the rehearsal, which had as much memory for fewer centers."""
     batch_size = min(sizes.batch_size, measured.batch_size)
-    return replace(sizes, batch_size=batch_size, passes=measured.passes)
+    return replace(sizes, batch_size=batch_size, model_rank=measured.model_rank, passes=measured.passes)
 
 
 def _expected(
@@ -157,6 +162,7 @@ def _expected(
     rehearsal: Rehearsal,
     link_bytes_per_s: float | None,
     shape: Shape,
+    peak_bytes: int,
 ) -> Expected:
     rates = _of_each_device(rehearsal.rates, sizes.devices, link_bytes_per_s)
     step_s = seconds_of_step(sizes, rates)
@@ -168,8 +174,18 @@ def _expected(
         read_bytes_per_s=rates.read_bytes_per_s,
         limit=_limit(sizes, rates),
         starved=1 - min(1.0, _solver_seconds(sizes, rates) / step_s),
+        peak_bytes=peak_bytes,
         link_bytes_per_s=link_bytes_per_s,
     )
+
+
+def _used(planned: Plan, sizes: Sizes) -> int:
+    """Bytes of the plan's memory without a wider basis that was not found, and rows that the batch does not have."""
+    memory = dict(planned.memory)
+    if sizes.model_rank <= planned.model_rank:
+        memory.pop(WIDER_BASIS, None)
+    memory[BATCHES] = memory[BATCHES] * sizes.batch_size // planned.max_batch_size
+    return sum(memory.values())
 
 
 def _of_each_device(rates: Rates, devices: int, link_bytes_per_s: float | None) -> Rates:

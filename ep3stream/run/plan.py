@@ -12,6 +12,8 @@ from ep3stream.errors import ConfigError
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
 
+WIDER_BASIS, BATCHES = "room for a wider basis", "kernel block and batches"
+
 _AUTO_CENTERS = 5000
 _AUTO_MODEL_RANK = 500
 _AUTO_LANDMARKS = 2000
@@ -77,7 +79,7 @@ class Plan:
         spare = memory_bytes - sum(memory.values()) - _least_batch(shape, config) * row
         widest = _widest_rank(config, share, model_rank, n_landmarks, spare)
         if widest > model_rank:
-            memory["room for a wider basis"] = _wider_bytes(share, model_rank, widest)
+            memory[WIDER_BASIS] = _wider_bytes(share, model_rank, widest)
         if config.batch_size > shape.n_rows:
             raise ConfigError(
                 f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on; "
@@ -88,7 +90,7 @@ class Plan:
         )
         if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
             raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory, devices))
-        memory["kernel block and batches"] = batch * row
+        memory[BATCHES] = batch * row
         return cls(n_centers, model_rank, widest, data_rank, n_landmarks, samples, window, batch, memory)
 
 

@@ -26,7 +26,7 @@ from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import measured_kernel
-from ep3stream.solver.projection import Projection
+from ep3stream.solver.projection import NystromProjection, Projection
 from ep3stream.solver.step import Solver
 
 Clock = Callable[[], float]
@@ -91,6 +91,8 @@ def rehearse(
         settled = builder.settled(projection, spectra, probes, shape.n_rows - n_centers, probe_y)
     passes = _passes(settled.projection)
     sizes = sizes_of(shape, small, config, settled.batch_size, passes=passes)
+    if isinstance(projection, NystromProjection):
+        sizes = replace(sizes, model_rank=projection.basis.shape[1])  # Smooth kernels get more than planned.
     stepping = _Stepping(config, kernel, centers, settled, targets, mesh, x, y, inputs, clock)
     step_s = stepping.seconds(n_centers, settled.projection)
     rates = _rates(stepping, sizes, step_s, read_bytes_per_s)
