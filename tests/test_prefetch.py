@@ -6,13 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ep3stream.data import store as store_module
@@ -153,6 +155,45 @@ def test_a_stream_from_any_step_goes_on_as_one_from_step_0(tmp_path: Path, forma
 def test_extreme_sizes_stream_the_same_rows(reader: SplitReader, order: RowOrder) -> None:
     batches = _copies(_stream(reader, 0, 2 * order.steps_per_epoch, order))
     assert [[row[0] for row in x] for _, x, _ in batches] == _expected_rows(order, 2)
+
+
+@pytest.fixture(scope="module")
+def all_readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SplitReader]:
+    folder = tmp_path_factory.mktemp("readers")
+    return {format: _write(folder / format, format) for format in ("zarr", "hdf5")}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_every_row_comes_once_an_epoch_whatever_the_read_ahead_the_resume_and_the_ranks(
+    all_readers: dict[str, SplitReader], data: st.DataObject
+) -> None:
+    """Ranks that share an epoch, each of which stops and goes on at random steps, with any windows and batches."""
+    reader = all_readers[data.draw(st.sampled_from(sorted(all_readers)))]
+    excluded = data.draw(st.sets(st.integers(0, N_ROWS - 1), max_size=60))
+    order = RowOrder(
+        seed=data.draw(st.integers(0, 2**63 - 1)),
+        n_rows=N_ROWS,
+        segment_rows=SEGMENT_ROWS,
+        window_segments=data.draw(st.integers(1, 13)),
+        batch_size=data.draw(st.integers(1, 120)),
+        excluded=np.array(sorted(excluded), np.int64),
+        shards=data.draw(st.integers(1, 5)),
+    )
+    epoch, of_rank = data.draw(st.integers(0, 1000)), order.steps_per_epoch // order.shards
+    seen: list[float] = []
+    for rank in range(order.shards):
+        first = epoch * order.steps_per_epoch + rank * of_rank
+        stops = sorted(
+            {first, first + of_rank, *data.draw(st.sets(st.integers(first, first + of_rank), max_size=2))}
+        )
+        for start, stop in pairwise(stops):
+            with _stream(
+                reader, start, stop if data.draw(st.booleans()) else first + of_rank, order
+            ) as stream:
+                for batch in islice(stream, stop - start):
+                    seen += batch.x[:, 0].tolist()
+    assert sorted(seen) == sorted(set(range(N_ROWS)) - excluded)
 
 
 def test_a_split_shorter_than_a_segment_streams(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from ep3stream.cli.options import command, disk_path, say, store_place
+from ep3stream.cli.options import checked, command, disk_path, say, store_place
+from ep3stream.config import parse_bytes
 from ep3stream.data.location import Location
 from ep3stream.data.verify import VerifyProgress
 from ep3stream.errors import ConfigError
@@ -66,7 +67,18 @@ def add(commands: Any) -> None:
     export.add_argument("run", type=disk_path, metavar="RUN")
     export.add_argument("out", type=disk_path, metavar="OUT", help="directory to make")
     inspect = command(
-        commands, "inspect", _inspect, "tell what a store or a run holds", "ep3stream inspect flights.zarr"
+        commands,
+        "inspect",
+        _inspect,
+        "tell what a store or a run holds",
+        "ep3stream inspect flights.zarr",
+        "ep3stream inspect flights.zarr --order --memory 4GiB",
+    )
+    inspect.add_argument(
+        "--order", action="store_true", help="of a store: how far apart a fit's epoch puts neighbouring rows"
+    )
+    inspect.add_argument(
+        "--memory", type=checked(parse_bytes), metavar="BYTES", help="of that fit; default: 2GiB"
     )
     verify = command(
         commands,
@@ -129,8 +141,12 @@ def _export(options: argparse.Namespace, console: Console) -> None:
 
 def _inspect(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.run.inspect import inspect
+    from ep3stream.run.order_report import describe_order, order_report
 
-    if options.json:
+    if options.order:
+        report = order_report(options.path, options.memory)
+        print(json_text(report) if options.json else describe_order(report))
+    elif options.json:
         print(json_text(inspect(options.path)))
     else:
         print(describe_path(options.path, width=Console().width, is_terminal=sys.stdout.isatty()))

@@ -72,7 +72,7 @@ class Plan:
         the batch has more rows than there are.
         """
         model_rank, data_rank, n_landmarks, samples = _ranks(shape, config, n_centers)
-        window = _window_segments(shape, memory_bytes)
+        window = window_segments(shape, memory_bytes)
         memory = _memory(shape, config, n_centers, window, devices)
         row = _batch_row_bytes(shape, n_centers, devices)
         share = -(-n_centers // devices)
@@ -96,7 +96,7 @@ class Plan:
 
 def largest_model(shape: Shape, config: SolverConfig, memory_bytes: int, devices: int = 1) -> int:
     """The number of centers up to which a fit is within the memory of each device; 0 where not even one is."""
-    window = _window_segments(shape, memory_bytes)
+    window = window_segments(shape, memory_bytes)
     return bisect_right(
         range(_MOST_CENTERS),
         memory_bytes,
@@ -109,7 +109,7 @@ def automatic_centers(shape: Shape) -> int:
     return max(1, min(_AUTO_CENTERS, shape.n_rows // 5))
 
 
-def _window_segments(shape: Shape, memory_bytes: int) -> int:
+def window_segments(shape: Shape, memory_bytes: int) -> int:
     """Segments whose rows are mixed: two windows are held. More of them if the store itself is not shuffled."""
     budget = _STREAM_BYTES if shape.is_shuffled else max(_STREAM_BYTES, memory_bytes // 4)
     segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
@@ -210,13 +210,13 @@ def _too_large(
     memory: Mapping[str, int],
     devices: int,
 ) -> str:
-    window = _window_segments(shape, memory_bytes)
+    window = window_segments(shape, memory_bytes)
     needed = more = _needed(shape, config, n_centers, window, devices)
     enough_mb = 0
     # More memory may buy a longer read-ahead, a quarter of it at most: this settles within a few rounds.
     while more > enough_mb * 10**6:
         enough_mb = -(-more // 10**6)
-        more = _needed(shape, config, n_centers, _window_segments(shape, enough_mb * 10**6), devices)
+        more = _needed(shape, config, n_centers, window_segments(shape, enough_mb * 10**6), devices)
     listed = ", ".join(f"{name} {n_bytes / 1e6:.1f} MB" for name, n_bytes in memory.items())
     fits = largest_model(shape, config, memory_bytes, devices)
     place = "take" if devices == 1 else f"take on each of {devices} devices"
