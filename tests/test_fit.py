@@ -359,7 +359,7 @@ def test_classes_are_learned_and_predicted_by_name(tmp_path, dtype):
 
 def test_a_model_of_an_unfinished_run_comes_from_its_newest_checkpoint(store, tmp_path):
     with pytest.raises(Stop):
-        ep3stream.fit(store, tmp_path / "run", settings(), observe=kill_at(40))
+        ep3stream.fit(store, tmp_path / "run", settings(), observe=unhurried(tmp_path / "run", kill_at(40)))
     assert ep3stream.evaluate(tmp_path / "run", store)["r2"] > 0.5
 
 

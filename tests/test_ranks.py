@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rank_kernels import deadly_once, not_finite_on_one, rational
 from small_stores import make_store
@@ -183,3 +185,21 @@ def test_ranks_of_two_machines_started_by_torchrun_give_the_weights_of_one(store
     assert said[1:] == [""] * (len(processes) - 1)
     assert difference(tmp_path / "0" / "run", alone) < 1e-5
     assert not (tmp_path / "1" / "run").exists()
+
+
+def test_scores_and_predictions_of_two_ranks_are_those_of_one(store, tmp_path):
+    run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}))
+    scores = ep3stream.evaluate(run, store)
+    assert ep3stream.evaluate(run, store, devices=2) == pytest.approx(scores, rel=1e-5)
+    mine, theirs = (json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines())
+    assert mine.keys() == theirs.keys()
+    n_rows = ep3stream.predict(run, store, tmp_path / "one.npy")
+    done = subprocess.run(
+        [sys.executable, "-m", "ep3stream", "predict", run, store, tmp_path / "two.npy", "--devices", "2"],
+        capture_output=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{n_rows} predictions in" in done.stderr.decode()
+    one, two = (np.load(tmp_path / name) for name in ("one.npy", "two.npy"))
+    assert np.abs(one - two).max() < 1e-4 * np.abs(one).max()

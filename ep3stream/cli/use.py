@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ep3stream.cli.options import checked, command, disk_path, say, store_place
+from ep3stream.cli.options import checked, command, disk_path, number_or, say, store_place
 from ep3stream.config import parse_bytes
 from ep3stream.data.location import Location
 from ep3stream.data.verify import VerifyProgress
@@ -57,6 +57,13 @@ def add(commands: Any) -> None:
     predict.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
     for each in (evaluate, predict):
         each.add_argument("--split", metavar="SPLIT", help="default: test, or the store's only one")
+        each.add_argument(
+            "--devices",
+            type=number_or("auto", int),
+            default=1,
+            metavar="auto|N",
+            help="that share the centers, as in fit; default: 1",
+        )
     export = command(
         commands,
         "export",
@@ -110,7 +117,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.run.evaluate import evaluate
     from ep3stream.run.report import write_report
 
-    scores = evaluate(options.run, options.store, options.split)
+    scores = evaluate(options.run, options.store, options.split, devices=options.devices)
     write_report(options.run)
     print(json_text(scores) if options.json else describe_evaluation(scores))
 
@@ -128,7 +135,14 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
             f"OUT is {options.out}, but predictions of a store are .npy or a store; choose such a name, or give a table"
         )
     else:
-        n_rows = predict(options.run, options.rows, options.out, options.split, scores=options.scores)
+        n_rows = predict(
+            options.run,
+            options.rows,
+            options.out,
+            options.split,
+            scores=options.scores,
+            devices=options.devices,
+        )
     place = "on standard output" if str(options.out) == _STANDARD else f"in {options.out}"
     say(console, f"{n_rows} predictions {place}")
 

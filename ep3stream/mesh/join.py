@@ -35,6 +35,8 @@ def devices_here() -> int:
 
 def require_devices(n_devices: int) -> None:
     """ConfigError where there are GPUs, but not so many. On CPUs a device is a process, and any number will do."""
+    if n_devices < 1:
+        raise ConfigError(f"devices is {n_devices}; use at least 1, or auto")
     n_gpus = torch.cuda.device_count()
     if n_gpus and n_devices > n_gpus:
         raise ConfigError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from ep3stream.data.location import ObjectUrl, location
 from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store, open_store
 from ep3stream.data.streaming.scan import Segment, scan
 from ep3stream.errors import InputError
+from ep3stream.mesh import Mesh, joined
 from ep3stream.run.dask_rows import is_dask_array, predict_lazily
 from ep3stream.run.diagnosis import ClassDiagnosis, RegressionDiagnosis, diagnosis_for
 from ep3stream.run.directory import RunDirectory
+from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
 from ep3stream.run.metrics import append_line
 from ep3stream.run.models import load
 from ep3stream.run.node_rows import node_pieces
@@ -31,6 +34,9 @@ from ep3stream.solver.targets import TargetCode
 _OUTPUT_ROWS = 8192
 _OUTPUT_VALUES = 1 << 22
 _SEGMENT_BYTES = 16 * MIB
+_RANK_TIMEOUT_S = 1800.0
+
+Outputs = tuple[Tensor, NDArray[Any] | None]
 
 
 def evaluate(
@@ -39,27 +45,50 @@ def evaluate(
     split: str | None = None,
     kernel: KernelFunction | None = None,
     reference: Mapping[str, Any] | None = None,
+    devices: int | Literal["auto"] = 1,
 ) -> dict[str, Any]:
     """Scores of the run's model on a split of any store with the same columns; `test`, or the only one.
 
     n and mse; rmse and r2 for regression; accuracy, top5 and auc (two classes) for classification; nan for a
     score that the rows do not define. The result is added to RUN/evaluations.jsonl, with `reference`,
     {"name": ..., score: ...}, another method's scores for the report to show beside it, and with a `diagnosis` of
-    residuals or confusions for it to draw. Raises InputError naming columns that differ.
+    residuals or confusions for it to draw. With several `devices` each has its share of the centers, as in `fit`.
+    Raises InputError naming columns that differ.
     """
-    model = load(run, kernel)
-    diagnosis = diagnosis_for(model)
-    with open_store(store) as rows:
-        split = split or _usual_split(rows)
-        reader = rows.split(split)
-        check_columns(model, reader)
-        shard = model.to(_device()).prepared()
-        scores = score_rows(shard, reader, lambda: scan(reader), diagnosis=diagnosis)
-    record = {"store": str(rows.path), "split": split, **scores, "diagnosis": diagnosis.result()}
-    if reference is not None:
-        record["reference"] = dict(reference)
-    append_line(RunDirectory(Path(run).absolute()).evaluations, record)
+    if (n_ranks := n_ranks_to_launch(devices)) > 1:
+        known = None if reference is None else dict(reference)
+        job = Job.of("evaluate", kernel, run=str(run), store=str(store), split=split, reference=known)
+        scores: dict[str, Any] = run_on_ranks(job, n_ranks, max_restarts=0)
+        return scores
+    with joined(_RANK_TIMEOUT_S) as mesh:
+        model = mesh.lead(lambda: load(run, kernel))
+        with mesh.together(lambda: open_store(store)) as rows:
+            reader = mesh.together(lambda: rows.split(split or _usual_split(rows)))
+            shard = _dealt(model, reader, mesh, kernel)
+            diagnosis = None if model is None else diagnosis_for(model)
+            scores = score_rows(shard, reader, lambda: scan(reader), diagnosis=diagnosis)
+            record = {"store": str(rows.path), "split": reader.info.name, **scores}
+        if diagnosis is not None:
+            record["diagnosis"] = diagnosis.result()
+        if reference is not None:
+            record["reference"] = dict(reference)
+        mesh.lead(lambda: append_line(RunDirectory(Path(run).absolute()).evaluations, record))
     return scores
+
+
+def _dealt(
+    model: Predictor | None, reader: SplitReader, mesh: Mesh, kernel: KernelFunction | None
+) -> ModelShard:
+    """Each rank's share of the leader's model; InputError unless the store has its columns."""
+    mesh.lead(lambda: None if model is None else check_columns(model, reader))
+    tensors = {} if model is None else model.tensors()
+    told = mesh.led(lambda: None if model is None else [list(tensors), model.description()])
+    by_center = ("centers", "weights")
+    shards = {
+        name: (mesh.deal if name in by_center else mesh.copy)(tensors.get(name)).to(mesh.device)
+        for name in told[0]
+    }
+    return Predictor.of(shards, told[1], kernel).prepared(mesh)
 
 
 def _usual_split(store: RowStore) -> str:
@@ -109,6 +138,7 @@ def predict(
     split: str | None = None,
     kernel: KernelFunction | None = None,
     scores: bool = False,
+    devices: int | Literal["auto"] = 1,
 ) -> Any:
     """Writes the model's predictions for every row of a split, in the store's order; returns their number.
 
@@ -116,11 +146,10 @@ def predict(
     The split is `test`, or the store's only one, unless named.
     An `out` ending in .npy becomes an array: targets (n,) or (n, c) float32, class ids (n,) int32, or with
     `scores` the (n, c) outputs behind them. Otherwise `out` becomes a store (HDF5 if it ends in .h5 or .hdf5)
-    whose x are the outputs, (n, c), and whose y is the y of the rows.
+    whose x are the outputs, (n, c), and whose y is the y of the rows. `devices`: as in `evaluate`.
     """
-    model = load(run, kernel)
     if is_dask_array(store) and out is None:
-        return predict_lazily(model, store, scores)
+        return predict_lazily(load(run, kernel), store, scores)
     if is_dask_array(store) or out is None:
         raise InputError(
             "predictions of a store go to `out`, those of a Dask array are returned; correct the call"
@@ -131,12 +160,21 @@ def predict(
     out = place
     if out.exists():
         raise InputError(f"{out} exists; remove it or choose another name")
-    with open_store(store) as rows:
-        reader = rows.split(split or _usual_split(rows))
-        check_columns(model, reader)
-        write = _write_npy if out.suffix == ".npy" else _write_store
-        write(model, reader, out, scores)
-        return reader.info.n_rows
+    if (n_ranks := n_ranks_to_launch(devices)) > 1:
+        paths = {"run": str(run), "store": str(store), "out": str(out)}
+        job = Job.of("predict", kernel, **paths, split=split, scores=scores)
+        return run_on_ranks(job, n_ranks, max_restarts=0)
+    with joined(_RANK_TIMEOUT_S) as mesh:
+        model = mesh.lead(lambda: load(run, kernel))
+        with mesh.together(lambda: open_store(store)) as rows:
+            reader = mesh.together(lambda: rows.split(split or _usual_split(rows)))
+            outputs = _outputs(_dealt(model, reader, mesh, kernel), reader, lambda: scan(reader))
+            if model is None:
+                deque(outputs, maxlen=0)  # The leader writes what all compute.
+            else:
+                write = _write_npy if out.suffix == ".npy" else _write_store
+                write(model, reader, out, scores, outputs)
+            return reader.info.n_rows
 
 
 def check_columns(model: Predictor, reader: SplitReader) -> None:
@@ -166,14 +204,16 @@ def _first_difference(mine: tuple[str, ...] | None, theirs: tuple[str, ...] | No
 
 def _outputs(
     model: ModelShard, reader: SplitReader, parts: Callable[[], Iterable[Segment]]
-) -> Iterator[tuple[Tensor, NDArray[Any] | None]]:
+) -> Iterator[Outputs]:
     """Outputs and, on ranks that read, y, of a few rows at a time: those of a segment may far exceed its inputs."""
     n_rows = max(1, min(_OUTPUT_ROWS, _OUTPUT_VALUES // model.targets.n_outputs))
     for x, y in node_pieces(model.mesh, parts, reader.manifest.n_features, n_rows):
         yield model.outputs(x), y
 
 
-def _write_npy(model: Predictor, reader: SplitReader, out: Path, scores: bool) -> None:
+def _write_npy(
+    model: Predictor, reader: SplitReader, out: Path, scores: bool, found: Iterator[Outputs]
+) -> None:
     n_rows, n_outputs = reader.info.n_rows, len(model.targets.offset)
     as_ids = model.class_names is not None and not scores
     flat = as_ids or (n_outputs == 1 and not scores)
@@ -184,12 +224,11 @@ def _write_npy(model: Predictor, reader: SplitReader, out: Path, scores: bool) -
         "shape": (n_rows,) if flat else (n_rows, n_outputs),
     }
     partial = out.with_name(f".{out.name}.partial")
-    shard = model.to(_device()).prepared()
     try:
         # Not a memory map: on a full disk, writing to one ends the process by SIGBUS.
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for outputs, _ in _outputs(shard, reader, lambda: scan(reader)):
+            for outputs, _ in found:
                 values = (outputs.argmax(1) if as_ids else outputs).cpu().numpy()
                 file.write(values.astype(dtype, order="C", copy=False).data)
             file.flush()
@@ -201,7 +240,9 @@ def _write_npy(model: Predictor, reader: SplitReader, out: Path, scores: bool) -
         partial.unlink(missing_ok=True)
 
 
-def _write_store(model: Predictor, reader: SplitReader, out: Path, scores: bool) -> None:
+def _write_store(
+    model: Predictor, reader: SplitReader, out: Path, scores: bool, found: Iterator[Outputs]
+) -> None:
     manifest = reader.manifest
     spec = StoreSpec(
         task=manifest.task,
@@ -216,14 +257,9 @@ def _write_store(model: Predictor, reader: SplitReader, out: Path, scores: bool)
         source=(),
         segment_bytes=min(max(4096, reader.info.segment_rows * manifest.n_outputs * 4), _SEGMENT_BYTES),
     )
-    shard = model.to(_device()).prepared()
     chosen: Format = "hdf5" if out.suffix in (".h5", ".hdf5") else "zarr"
     with create_store(out, spec, chosen) as writer:
-        for outputs, y in _outputs(shard, reader, lambda: scan(reader)):
+        for outputs, y in found:
             assert y is not None  # This rank reads.
             writer.append(reader.info.name, outputs.cpu().numpy(), y)
         writer.commit()
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

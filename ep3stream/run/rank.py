@@ -21,6 +21,7 @@ from typing import Any
 from ep3stream.config import FitConfig
 from ep3stream.errors import Ep3streamError, RankError
 from ep3stream.run.clock import FitProgress
+from ep3stream.run.evaluate import evaluate, predict
 from ep3stream.run.fit import fit
 from ep3stream.run.launch import JOB, LOST_RANK, OUTCOME, PIPE, write_outcome
 from ep3stream.run.signals import HANDLED
@@ -144,7 +145,19 @@ def _fit(arguments: dict[str, Any], kernel: KernelFunction | None, tell: _Teller
     )
 
 
-CALLS: dict[str, Callable[[dict[str, Any], KernelFunction | None, _Teller | None], Any]] = {"fit": _fit}
+def _evaluate(arguments: dict[str, Any], kernel: KernelFunction | None, tell: _Teller | None) -> Any:
+    return evaluate(**arguments, kernel=kernel)
+
+
+def _predict(arguments: dict[str, Any], kernel: KernelFunction | None, tell: _Teller | None) -> Any:
+    return predict(**arguments, kernel=kernel)
+
+
+CALLS: dict[str, Callable[[dict[str, Any], KernelFunction | None, _Teller | None], Any]] = {
+    "fit": _fit,
+    "evaluate": _evaluate,
+    "predict": _predict,
+}
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))

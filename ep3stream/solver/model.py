@@ -109,15 +109,18 @@ class Predictor:
         function = self.kernel.function if isinstance(self.kernel, CallableKernel) else None
         return Predictor.of(tensors, self.description(), function)
 
-    def prepared(self) -> ModelShard:
-        """Centers ready for blocks and weights outputs-first, to be reused over many calls of `outputs`."""
+    def prepared(self, mesh: Mesh | None = None) -> ModelShard:
+        """Centers ready for blocks and weights outputs-first, to be reused over many calls of `outputs`.
+
+        mesh: of the ranks that have the other centers, where this is a shard.
+        """
         return ModelShard(
             self.kernel,
             self.kernel.left(self.inputs(self.centers)),
             self.weights.T.contiguous(),
             self.inputs,
             self.targets,
-            Mesh(0, 1, self.centers.device),
+            mesh or Mesh(0, 1, self.centers.device),
         )
 
     def outputs(self, x: Tensor, prepared: ModelShard | None = None) -> Tensor:
