@@ -29,6 +29,7 @@ class S3Server:
     url: str = ""
     fault: Callable[[Request], int | float | str | None] = lambda _: None
     requests: list[Request] = field(default_factory=list)
+    remembers: bool = True
     most_at_once: int = 0
     released: threading.Event = field(default_factory=threading.Event)
     _now: int = 0
@@ -61,7 +62,8 @@ class S3Server:
         is_new = "HTTP_IF_NONE_MATCH" in environ
         request = Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("HTTP_RANGE"), is_new)
         with self._lock:
-            self.requests.append(request)
+            if self.remembers:
+                self.requests.append(request)
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         try:

@@ -45,6 +45,7 @@ def storage(
         for file in (tmp_path / "s").rglob("*"):
             if file.is_file():
                 bucket.put(file.relative_to(tmp_path / "s").as_posix(), file)
+        server.remembers = False
         yield open_store(f"s3://{BUCKET}/s").split("train")
 
 
@@ -102,9 +103,11 @@ def test_fifty_starts_and_stops_leave_nothing(storage: SplitReader) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["zarr", "hdf5", "s3"], indirect=True)
-def test_a_thousand_starts_and_stops_leave_nothing(storage: SplitReader) -> None:
-    leave_nothing(storage, 1000)
+@pytest.mark.parametrize(
+    ("storage", "n_times"), [("zarr", 1000), ("hdf5", 1000), ("s3", 200)], indirect=["storage"]
+)
+def test_a_thousand_starts_and_stops_leave_nothing(storage: SplitReader, n_times: int) -> None:
+    leave_nothing(storage, n_times)
 
 
 def test_the_test_sees_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

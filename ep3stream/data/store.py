@@ -231,6 +231,12 @@ class SplitReader:
         """What the manifest says about this split."""
         return self.manifest.splits[self._name]
 
+    def layout(self, index: int) -> tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]:
+        """Shape and type of the x and of the y of a segment; raises InputError for one that does not exist."""
+        n_rows, manifest = self.info.rows_of_segment(index), self.manifest
+        x_row, y_rows = _row_shapes(manifest)
+        return ((n_rows, *x_row), manifest.x_dtype), ((n_rows, *y_rows), manifest.y_dtype)
+
     def read_segment(
         self,
         index: int,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from ep3stream.data.backend import ReadTimes
 from ep3stream.data.location import Location
 from ep3stream.data.store import SplitReader
+from ep3stream.data.streaming.lent_rows import LentRows, this_machine
 from ep3stream.data.streaming.read_threads import ReadThreads
 from ep3stream.errors import ConfigError, DamagedDataError, Ep3streamError
 
@@ -65,6 +67,7 @@ class LocalReads:
 class DaskReads:
     """Reads by the workers of the Dask scheduler at `address`, who see the store under the same path.
 
+    Workers on this machine lend the rows they have read, others send them.
     timeout_s: how long to wait for one segment before another task is begun for it. `with` raises ConfigError
     when no scheduler answers at the address.
     """
@@ -73,6 +76,7 @@ class DaskReads:
         self._address, self._timeout_s = address, timeout_s if math.isfinite(timeout_s) else None
         self._reader = reader
         self._store = (reader.path, reader.info.name, reader.manifest.fingerprint)
+        self._lent: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
         self._executor: Executor | None = None
         self._resources = ExitStack()
@@ -102,22 +106,27 @@ class DaskReads:
 
     def begin(self, segment: int, x: NDArray[Any], y: NDArray[Any]) -> Finish:
         """Begin to have a segment read; the returned function puts its rows into x and y."""
-        first = self._submit(segment)
+        first = self._submit(segment, this_machine())
 
         def finish() -> ReadTimes:
-            x_rows, y_rows, times = self._result(segment, first)
+            found = self._result(segment, first)
+            try:
+                x_rows, y_rows, times = _taken(found, self._lent)
+            except OSError as error:  # The worker was killed meanwhile, or is another user's.
+                _log.warning("segment %d was lent by a worker, but cannot be looked at (%s)", segment, error)
+                x_rows, y_rows, times = _taken(self._result(segment, self._submit(segment, None)), {})
             x[: len(x_rows)], y[: len(y_rows)] = x_rows, y_rows
             return times
 
         return finish
 
-    def _submit(self, segment: int) -> Future[_Rows]:
+    def _submit(self, segment: int, machine: str | None) -> Future[_Rows | LentRows]:
         with self._lock:
             if self._executor is None:
                 raise RuntimeError("no reads begin outside the with block or after stop")
-            return self._executor.submit(_read_on_worker, *self._store, segment)
+            return self._executor.submit(_read_on_worker, *self._store, segment, machine)
 
-    def _result(self, segment: int, future: Future[_Rows]) -> _Rows:
+    def _result(self, segment: int, future: Future[_Rows | LentRows]) -> _Rows | LentRows:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return future.result(self._timeout_s)
@@ -127,7 +136,7 @@ class DaskReads:
                 future.cancel()
                 if attempt < ATTEMPTS:
                     _log.warning("segment %d did not come from the cluster, trying again", segment)
-                    future = self._submit(segment)
+                    future = self._submit(segment, this_machine())
             except Exception as error:  # Lost workers and schedulers make themselves felt in many ways.
                 path, split, _ = self._store
                 raise DamagedDataError(
@@ -188,5 +197,16 @@ def _reader_on_worker(path: Location, split: str, fingerprint: str) -> SplitRead
     return SplitReader(path, split, fingerprint)
 
 
-def _read_on_worker(path: Location, split: str, fingerprint: str, segment: int) -> _Rows:
-    return read_patiently(_reader_on_worker(path, split, fingerprint), segment)
+def _read_on_worker(
+    path: Location, split: str, fingerprint: str, segment: int, machine: str | None
+) -> _Rows | LentRows:
+    """The rows; where the asker is on the same `machine`, only where it finds them."""
+    reader = _reader_on_worker(path, split, fingerprint)
+    if machine is None or machine != this_machine():
+        return read_patiently(reader, segment)
+    lent = LentRows.filled(reader.layout(segment), lambda x, y: read_patiently(reader, segment, x, y)[2])
+    return lent or read_patiently(reader, segment)
+
+
+def _taken(found: _Rows | LentRows, seen: dict[int, mmap.mmap]) -> _Rows:
+    return (*found.rows(seen), found.told) if isinstance(found, LentRows) else found

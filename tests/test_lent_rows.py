@@ -1,0 +1,180 @@
+"""Rows lent from process to process: the same rows, nothing left behind, and another way where that one fails."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
+from ep3stream.data.streaming import lent_rows, segment_reads
+from ep3stream.data.streaming.lent_rows import LentRows, this_machine
+from ep3stream.data.streaming.order import RowOrder
+from ep3stream.data.streaming.prefetch import BatchStream
+
+LAYOUT: Any = (((5000, 64), "float32"), ((5000,), "int32"))
+
+
+@pytest.fixture(autouse=True)
+def _no_block_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(lent_rows, "_spare", [])
+    yield
+    lent_rows._spare.clear()
+    gc.collect()
+    assert [file for file in map(_target, os.listdir("/proc/self/fd")) if "ep3stream-rows" in file] == []
+
+
+def _target(file: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{file}")
+    except OSError:
+        return ""
+
+
+def lend(value: float) -> LentRows:
+    def fill(x: Any, y: Any) -> str:
+        x[:], y[:] = value, int(value)
+        return "told"
+
+    lent = LentRows.filled(LAYOUT, fill)
+    assert lent is not None
+    return lent
+
+
+def test_another_process_sees_the_rows_and_what_was_told_of_them() -> None:
+    lent = lend(7)
+    code = (
+        "import sys, pickle; lent = pickle.load(sys.stdin.buffer); x, y = lent.rows({}); "
+        "print(x.shape, x.min(), y.sum(), y.dtype, lent.told)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(lent), capture_output=True, check=True
+    )
+    assert done.stdout.decode().split() == ["(5000,", "64)", "7.0", "35000", "int32", "told"]
+
+
+def test_memory_is_used_again_only_when_its_lender_lets_go() -> None:
+    first, seen = lend(1), {}
+    second = lend(2)
+    x, _ = pickle.loads(pickle.dumps(first)).rows(seen)
+    assert x[0, 0] == 1
+    assert first._address != second._address
+    address = first._address
+    del first
+    third = lend(3)
+    assert third._address == address
+    assert x[0, 0] == 3
+
+
+def test_those_that_look_keep_few_blocks_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lent_rows, "_SEEN_BLOCKS", 3)
+    seen: dict[int, Any] = {}
+    for lent in [lend(value) for value in range(6)]:
+        pickle.loads(pickle.dumps(lent)).rows(seen)
+    assert len(seen) == 3
+
+
+def test_a_lender_that_is_gone_is_an_os_error() -> None:
+    lent = lend(1)
+    process, file, inode = lent._address
+    for address in ((2**22 - 1, file, inode), (process, 0, inode), (process, file, inode + 1)):
+        with pytest.raises(OSError, match=r"No such file|another one|Permission"):
+            LentRows(address, LAYOUT, None).rows({})
+
+
+def test_few_rows_and_systems_without_such_memory_lend_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LentRows.filled((((10, 3), "float32"), ((10,), "int32")), pytest.fail) is None
+
+    def refuse(*_: Any) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert LentRows.filled(LAYOUT, pytest.fail) is None
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
+    spec = StoreSpec(
+        task="classification",
+        n_features=40,
+        n_outputs=9,
+        x_dtype="float32",
+        feature_names=tuple(f"x{i}" for i in range(40)),
+        target_names=("y",),
+        class_names=None,
+        columns={},
+        shuffle_seed=None,
+        source=(),
+        segment_bytes=1 << 20,
+    )
+    path = tmp_path_factory.mktemp("lent") / "s"
+    x = np.random.default_rng(0).standard_normal((30_000, 40), dtype=np.float32)
+    with create_store(path, spec, "zarr") as writer:
+        writer.append("train", x, np.arange(30_000) % 9)
+        writer.commit()
+    return open_store(path).split("train")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        yield cluster
+
+
+def batches(reader: SplitReader, dask: str | None) -> list[Any]:
+    info = reader.info
+    order = RowOrder(1, info.n_rows, info.segment_rows, 1, 1000, np.empty(0, np.int64))
+    with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu"), dask) as stream:
+        return [(batch.x.clone(), batch.y.clone()) for batch in stream]
+
+
+@pytest.mark.parametrize("way", ["lent", "sent", "lender gone"])
+def test_a_stream_gets_the_same_batches_lent_sent_or_when_the_lender_is_gone(
+    reader: SplitReader, cluster: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    looked: list[int] = []
+    mapped = lent_rows._mapped
+
+    def note(*address: int) -> Any:
+        looked.append(address[0])
+        if way == "lender gone":
+            raise FileNotFoundError(2, "No such file or directory")
+        return mapped(*address)
+
+    monkeypatch.setattr(lent_rows, "_mapped", note)
+    if way == "sent":
+        monkeypatch.setattr(segment_reads, "this_machine", lambda: None)
+    found = batches(reader, cluster.scheduler_address)
+    for (x, y), (other_x, other_y) in zip(found, batches(reader, None), strict=True):
+        assert torch.equal(x, other_x)
+        assert torch.equal(y, other_y)
+    assert bool(looked) == (way != "sent")
+    deadline = time.monotonic() + 5
+    while cluster.scheduler.tasks and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_processes_of_this_machine_know_each_other() -> None:
+    code = "from ep3stream.data.streaming.lent_rows import this_machine; print(this_machine())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert this_machine() == other.stdout.strip()
+
+
+def test_the_reader_tells_the_layout_of_its_segments(reader: SplitReader, tmp_path: Path) -> None:
+    for segment in (0, reader.info.n_segments - 1):
+        x, y = reader.read_segment(segment)
+        assert reader.layout(segment) == ((x.shape, str(x.dtype)), (y.shape, str(y.dtype)))
