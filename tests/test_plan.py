@@ -6,11 +6,14 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ep3stream.config import SolverConfig, parse_bytes
+from ep3stream.config import RunConfig, SolverConfig, parse_bytes
 from ep3stream.errors import ConfigError
+from ep3stream.mesh import Mesh
+from ep3stream.run.machine import memory_budget
 from ep3stream.run.plan import Plan, Shape, automatic_centers
 
 SHAPE = Shape(1_000_000, 20, 1, 4096, 84, True)
@@ -111,3 +114,11 @@ def test_a_wider_basis_has_an_eighth_of_the_memory_left_over_and_none_where_the_
     assert 500 <= tight.widest_rank < 1500
     assert Plan.of(SHAPE, SolverConfig(model_rank=300), 5000, 4000 * MB).widest_rank == 300
     assert Plan.of(SHAPE, SolverConfig(projection="exact"), 5000, 4000 * MB).widest_rank == 500
+
+
+def test_on_a_gpu_the_default_memory_is_four_fifths_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * 10**9, 80 * 10**9))
+    gpu, cpu = (Mesh(0, 1, torch.device(kind)) for kind in ("cuda", "cpu"))
+    assert memory_budget(RunConfig().memory_bytes, gpu) == 56 * 10**9
+    assert memory_budget(10**9, gpu) == 10**9
+    assert memory_budget(RunConfig().memory_bytes, cpu) == RunConfig().memory_bytes

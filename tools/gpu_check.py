@@ -20,7 +20,7 @@ own data. First checks, then benchmarks; a check that fails ends with exit code 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib
 import json
 import math
 import os
@@ -44,9 +44,10 @@ def _without_the_rest() -> None:
     package.__path__ = [str(ROOT / "ep3stream")]
     sys.modules.setdefault("ep3stream", package)
     for name in ("tomli_w", "xxhash"):
-        with contextlib.suppress(ImportError):
-            __import__(name)
-        sys.modules.setdefault(name, types.ModuleType(name))
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            sys.modules[name] = types.ModuleType(name)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ class DataConfig:
 class RunConfig:
     """Resources, checkpoints and the seed. Minutes are wall-clock minutes; 0 switches a trigger off.
 
-    memory_bytes bounds the arrays of a fit on each device; the interpreter and its libraries come on top.
+    memory_bytes bounds the arrays of a fit on each device; the interpreter and its libraries come on top. On a GPU
+    its default stands for four fifths of the memory that is free when the set-up is made.
     dask: address of a Dask scheduler whose workers read the store; None reads in this process.
     devices: processes on this machine, each with a device of its own: GPUs, or where there are none, shares of the
     CPU's cores; `auto` for all GPUs there are, or one CPU. torchrun starts the processes itself: leave it at `auto`.

@@ -13,6 +13,7 @@ import torch
 
 from ep3stream.config import FitConfig
 from ep3stream.data.store import open_store
+from ep3stream.mesh import Mesh
 from ep3stream.run.centers import CenterSource
 from ep3stream.run.costs import (
     Rates,
@@ -26,7 +27,7 @@ from ep3stream.run.costs import (
     reduced_bytes_of_step,
     seconds_of_step,
 )
-from ep3stream.run.machine import machine_bytes, require_machine
+from ep3stream.run.machine import machine_bytes, memory_budget, require_machine
 from ep3stream.run.plan import BATCHES, WIDER_BASIS, Plan, Shape, automatic_centers, largest_model
 from ep3stream.run.prepare import shape_of
 from ep3stream.run.rehearsal import Rehearsal, rehearse, sizes_of
@@ -110,6 +111,8 @@ def plan(
     """
     config = config or FitConfig()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    budget = memory_budget(config.run.memory_bytes, Mesh(0, 1, device))
+    config = replace(config, run=replace(config.run, memory_bytes=budget))
     if devices is None:
         asked = config.run.devices
         devices = max(1, torch.cuda.device_count()) if asked == "auto" else int(asked)

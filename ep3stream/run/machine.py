@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ep3stream.config import SolverConfig
+from ep3stream.config import RunConfig, SolverConfig
 from ep3stream.errors import ConfigError
+from ep3stream.mesh import Mesh
 from ep3stream.run.plan import Plan, Shape, largest_model
 
+_OF_FREE_MEMORY = 0.8
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -24,6 +26,17 @@ def machine_bytes(device: torch.device) -> int:
         with suppress(OSError, ValueError):  # There is none, or it says `max`.
             limits.append(int(file.read_text()))
     return min(limits)
+
+
+def memory_budget(asked: int, mesh: Mesh) -> int:
+    """Bytes for a fit's arrays on each device: those asked for, but on GPUs four fifths of what is free by default.
+
+    The least of all devices counts, so that the ranks plan alike.
+    """
+    if mesh.device.type != "cuda" or asked != RunConfig().memory_bytes:
+        return asked
+    free, _ = torch.cuda.mem_get_info(mesh.device)
+    return -mesh.agreed([-int(_OF_FREE_MEMORY * free)])[0]
 
 
 def require_machine(

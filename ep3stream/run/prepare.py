@@ -24,7 +24,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.centers import CenterSource
 from ep3stream.run.describe_store import bytes_text
-from ep3stream.run.machine import require_machine
+from ep3stream.run.machine import memory_budget, require_machine
 from ep3stream.run.plan import Plan, Shape, automatic_centers, describe
 from ep3stream.run.setup import SETUP_KIND, STAGED
 from ep3stream.run.weights import with_weights
@@ -77,7 +77,8 @@ class _Preparation:
         source = CenterSource.of(self.config, self.reader, automatic_centers(shape))
         n_centers = source.n_centers
         require_enough_centers(n_centers, self.mesh.size)
-        plan = Plan.of(shape, solver_config, n_centers, self.config.run.memory_bytes, self.mesh.size)
+        self.memory_bytes = memory_budget(self.config.run.memory_bytes, self.mesh)
+        plan = Plan.of(shape, solver_config, n_centers, self.memory_bytes, self.mesh.size)
         require_machine(shape, solver_config, plan, self.mesh.device, self.mesh.local_size)
         inputs = input_scaling(self.reader, self.config)
         targets = with_weights(target_code(self.reader), self.reader, solver_config)
@@ -180,6 +181,7 @@ class _Preparation:
             "ridge": settings.ridge,
             "mu": spectra.damping,
             "devices": self.mesh.size,
+            "memory_bytes": self.memory_bytes,
             "n_leading": projection.n_leading if isinstance(projection, NystromProjection) else 0,
         }
         if isinstance(projection, EigenProProjection):

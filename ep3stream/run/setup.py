@@ -136,10 +136,15 @@ class Setup:
             config.solver.used_momentum,
             config.solver.used_averaging,
             mesh,
-            self._block_memory(kernel, centers, config.run.memory_bytes, mesh),
+            self._block_memory(kernel, centers, self._memory_bytes(config, mesh), mesh),
             config.solver.ridge,
             stages[1:],
         )
+
+    def _memory_bytes(self, config: FitConfig, mesh: Mesh) -> int:
+        """As asked for; on a GPU what the set-up has found free (`machine.memory_budget`)."""
+        found: int = self.plan.get("memory_bytes", 0) if mesh.device.type == "cuda" else 0
+        return max(found, config.run.memory_bytes)
 
     def _block_memory(self, kernel: Kernel, centers: Tensor, memory_bytes: int, mesh: Mesh) -> Tensor | None:
         """For the block of a shard, (p_shard, d); None where products are fused, or form it anew.
