@@ -14,6 +14,8 @@ EXEMPT = {
     "KernelClassifier": {
         "check_methods_subset_invariance": "it allows 1e-7 where an output is near zero; sums in float32, whose order "
         "depends on how many rows there are, differ by up to 2e-7 there: on some machines it passes",
+        "check_methods_sample_order_invariance": "the same: the order of a row's sum depends on its place in the block "
+        "and in memory; it fails about one time in four",
     },
 }
 

@@ -8,7 +8,7 @@ and the worst; `cuts` counts how often the guard took a fit back and halved its 
 Teacher: 64 standard normal features, the target that of a random network of 50 tanh units, without noise; Gaussian
 kernel. 2000 Nystrom samples carry each of `--levels` eigenpairs of the data: with too many of them the published step
 size is too large. First the published method and rule, then the default ones on the same samples, where the model rank
-bounds the level; r2 and mse on rows apart.
+bounds the level; r2 and mse on rows apart. Then the defaults on those samples, once for each seed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ import numpy as np
 from bench_peers import write_data
 
 import ep3stream
+from ep3stream.config import Projection, StepRule
 from ep3stream.data.store import StoreSpec, create_store
 
 FEATURES, UNITS, SAMPLES = 64, 50, 2000
+PUBLISHED: tuple[Projection, StepRule] = ("eigenpro", "published")
+DEFAULT: tuple[Projection, StepRule] = ("nystrom", "measured")
 TEACHER_ROWS, TEACHER_TEST_ROWS = 60_000, 10_000
 
 
@@ -69,28 +72,44 @@ def fashion(directory: Path, options: argparse.Namespace) -> bool:
 
 
 def teacher(directory: Path, options: argparse.Namespace) -> bool:
-    """A line for each level and method; whether the default one diverged."""
+    """A line for each level and method, then for each seed; whether one of these diverged."""
     shutil.rmtree(directory, ignore_errors=True)
     write_teacher(directory / "train.zarr")
     print(f"\nTeacher, d={FEATURES}, p={options.centers}, {SAMPLES} samples, epochs {options.epochs:g}")
     print(f"{'level':>6} {'method':<20} {'r2':>9} {'mse':>9} {'cuts':>5} {'seconds':>8}")
-    diverged = False
-    for level in options.levels:
-        for projection, step in (("eigenpro", "published"), ("nystrom", "measured")):
-            solver = ep3stream.SolverConfig(
-                centers=options.centers,
-                projection=projection,
-                step=step,
-                epochs=options.epochs,
-                nystrom_samples=SAMPLES,
-                data_rank=level,
-            )
-            config = ep3stream.FitConfig(kernel=ep3stream.KernelConfig(options.kernel), solver=solver)
-            scores, n_cuts, seconds = fitted(directory, config, "r2")
-            row = f"{scores['r2']:>9.4f} {scores['mse']:>9.5f}"
-            print(f"{level:>6} {f'{projection}, {step}':<20} {row} {n_cuts:>5} {seconds:>8.1f}", flush=True)
-            diverged |= projection == "nystrom" and not np.isfinite(scores["r2"])
-    return diverged
+    kinds = [(level, *kind) for level in options.levels for kind in (PUBLISHED, DEFAULT)]
+    for level, projection, step in kinds:
+        teacher_line(directory, options, f"{level}", projection, step, level, 0)
+    found = [teacher_line(directory, options, f"seed {seed}", *DEFAULT, 0, seed) for seed in options.seeds]
+    summary = f"mean {np.mean(found):.4f}, std {np.std(found, ddof=1):.4f}, worst {np.min(found):.4f}"
+    print(f"r2 of {len(found)} seeds: {summary}")
+    return not np.isfinite(found).all()
+
+
+def teacher_line(
+    directory: Path,
+    options: argparse.Namespace,
+    label: str,
+    projection: Projection,
+    step: StepRule,
+    level: int,
+    seed: int,
+) -> float:
+    """Prints it and returns r2, nan if the fit diverged."""
+    solver = ep3stream.SolverConfig(
+        centers=options.centers,
+        projection=projection,
+        step=step,
+        epochs=options.epochs,
+        nystrom_samples=SAMPLES,
+        data_rank=level,
+    )
+    kernel, run = ep3stream.KernelConfig(options.kernel), ep3stream.RunConfig(seed=seed)
+    config = ep3stream.FitConfig(kernel=kernel, solver=solver, run=run)
+    scores, n_cuts, seconds = fitted(directory, config, "r2")
+    row = f"{scores['r2']:>9.4f} {scores['mse']:>9.5f}"
+    print(f"{label:>6} {f'{projection}, {step}':<20} {row} {n_cuts:>5} {seconds:>8.1f}", flush=True)
+    return float(scores["r2"])
 
 
 def fitted(directory: Path, config: ep3stream.FitConfig, score: str) -> tuple[dict[str, Any], int, float]:
