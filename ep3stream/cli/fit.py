@@ -129,7 +129,10 @@ def add_settings(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--batch-size", type=int, metavar="N", help="default: measured")
     fit.add_argument("--projection", choices=get_args(Projection), help="default: nystrom")
     fit.add_argument(
-        "--model-rank", type=int, metavar="N", help="eigenpairs of K(Z, Z); default: centers / 4, at most 500"
+        "--model-rank",
+        type=int,
+        metavar="N",
+        help="eigenpairs of K(Z, Z); default: centers / 4, at most 500, or 1500 where they fall fast",
     )
     fit.add_argument(
         "--data-rank",
