@@ -132,17 +132,20 @@ def main() -> None:
     parser.add_argument("--devices", default="1,8,64")
     parser.add_argument("--memory", type=parse_bytes, default=72 * 10**9)
     assumed = Assumed()
-    scales = {"product-tflops": 1e12, "projection-tflops": 1e12, "memory-gb-per-s": 1e9, "read-gb-per-s": 1e9}
-    scales |= {"node-link-gb-per-s": 1e9, "link-gb-per-s": 1e9}
-    fields = ("product", "projection", "memory", "read", "node_link", "link")
-    for (name, scale), attribute in zip(scales.items(), fields, strict=True):
-        parser.add_argument(f"--{name}", type=float, default=getattr(assumed, attribute) / scale)
+    # Of each assumed rate: its option, and the option's unit.
+    rates = {
+        "product": ("--product-tflops", 1e12),
+        "projection": ("--projection-tflops", 1e12),
+        "memory": ("--memory-gb-per-s", 1e9),
+        "read": ("--read-gb-per-s", 1e9),
+        "node_link": ("--node-link-gb-per-s", 1e9),
+        "link": ("--link-gb-per-s", 1e9),
+    }
+    for rate, (option, unit) in rates.items():
+        parser.add_argument(option, dest=f"rate_{rate}", type=float, default=getattr(assumed, rate) / unit)
     parser.add_argument("--value-bytes", type=int, choices=(2, 4), default=4)
     options = vars(parser.parse_args())
-    stated = {
-        attribute: options[name.replace("-", "_")] * scale
-        for (name, scale), attribute in zip(scales.items(), fields, strict=True)
-    }
+    stated = {rate: options[f"rate_{rate}"] * unit for rate, (_, unit) in rates.items()}
     n, p, d, c = (int(options[name]) for name in ("rows", "centers", "features", "outputs"))
     counts = [int(count) for count in options["devices"].split(",")]
     print(text(n, p, d, c, counts, options["memory"], Assumed(**stated, value_bytes=options["value_bytes"])))

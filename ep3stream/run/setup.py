@@ -205,7 +205,7 @@ class Setup:
             tensors = EigenProTensors(**{name: parts[name] for name in EigenProTensors.__slots__})
             passes = Passes(
                 self.plan["center_batch_size"],
-                self.plan["center_step_size"],
+                float(self.plan["center_step_size"]),
                 config.solver.projection_passes,
                 config.solver.projection_tolerance,
             )
