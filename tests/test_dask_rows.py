@@ -60,7 +60,7 @@ def test_nothing_is_computed_before_it_is_asked_for_and_then_only_what_is(runs):
 
 def test_the_model_goes_to_the_workers_of_a_cluster(runs):
     x = da.from_array(X, chunks=200)
-    with Client(processes=False, dashboard_address=None, n_workers=1, threads_per_worker=1):
+    with Client(processes=False, dashboard_address="127.0.0.1:0", n_workers=1, threads_per_worker=1):
         found = ep3stream.predict(runs["regression"], x).compute()
     assert np.allclose(found, ep3stream.load(runs["regression"]).predict(X), atol=1e-4)
 

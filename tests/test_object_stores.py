@@ -131,7 +131,7 @@ def test_dask_workers_read_from_the_bucket_themselves(s3):
     info = reader.info
     order = RowOrder(1, info.n_rows, info.segment_rows, 2, 200, np.empty(0, np.int64))
     with LocalCluster(
-        1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+        1, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as cluster:
         far = _copies(_stream(reader, 0, order.steps_per_epoch, order, dask=cluster.scheduler_address))
     assert far == _copies(_stream(reader, 0, order.steps_per_epoch, order))
