@@ -66,7 +66,9 @@ def command(store: Path, run: Path, config: FitConfig) -> list[str]:
     return [*fit, "--config", str(run.parent / "fit.toml")]
 
 
-@pytest.mark.parametrize("projection", ["nystrom", "exact", "eigenpro"])
+@pytest.mark.parametrize(
+    "projection", ["nystrom", *(pytest.param(p, marks=pytest.mark.slow) for p in ("exact", "eigenpro"))]
+)
 def test_three_ranks_give_the_weights_of_one(store, tmp_path, projection):
     config = settings(solver={"projection": projection}, data={"validate": "test"})
     alone = ep3stream.fit(store, tmp_path / "alone", config)
@@ -139,6 +141,7 @@ def test_an_error_of_one_rank_ends_all_with_its_own_message_once(store, tmp_path
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_what_an_observer_raises_ends_the_ranks(store, tmp_path):
     class Stop(Exception):
         pass
@@ -187,12 +190,17 @@ def test_ranks_of_two_machines_started_by_torchrun_give_the_weights_of_one(store
     assert not (tmp_path / "1" / "run").exists()
 
 
-def test_scores_and_predictions_of_two_ranks_are_those_of_one(store, tmp_path):
+def test_scores_by_two_ranks_are_those_of_one(store, tmp_path):
     run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}))
     scores = ep3stream.evaluate(run, store)
     assert ep3stream.evaluate(run, store, devices=2) == pytest.approx(scores, rel=1e-5)
     mine, theirs = (json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines())
     assert mine.keys() == theirs.keys()
+
+
+@pytest.mark.slow
+def test_predictions_by_two_ranks_are_those_of_one(store, tmp_path):
+    run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}))
     n_rows = ep3stream.predict(run, store, tmp_path / "one.npy")
     done = subprocess.run(
         [sys.executable, "-m", "ep3stream", "predict", run, store, tmp_path / "two.npy", "--devices", "2"],

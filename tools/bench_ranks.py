@@ -1,6 +1,6 @@
 """An epoch on one rank and on two, each with one thread of one core: how much faster two are.
 
-    python tools/bench_ranks.py [--rows 40000] [--centers 8000] [--features 100] [--outputs 10] [--repeats 3]
+    python tools/bench_ranks.py [--rows 20000] [--centers 10000] [--features 784] [--outputs 10] [--repeats 3]
         [--directory DIR] [--devices 1,2]
 
 A synthetic store is converted once; then `ep3stream fit` runs on 1 and on 2 devices in turn, with its real launcher.
@@ -48,9 +48,9 @@ def epoch_s(store: Path, run: Path, devices: int, n_centers: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in {
-        "rows": 40_000,
-        "centers": 8000,
-        "features": 100,
+        "rows": 20_000,
+        "centers": 10_000,
+        "features": 784,
         "outputs": 10,
         "repeats": 3,
     }.items():

@@ -211,7 +211,7 @@ class Ring:
 
 def check_steps(report: Report) -> None:
     """Against the CPU, against itself, and whether any of it waits for the GPU."""
-    p, d, c, m = 600, 40, 3, 256
+    p, d, c, m = (100, 40, 3, 32) if report.toy else (600, 40, 3, 256)
     steps = 5
 
     def stepped(device: torch.device, is_strict: bool = False) -> SolverState:
@@ -275,7 +275,7 @@ def moved(solver: Solver, device: torch.device) -> Solver:
 
 def check_blocks(report: Report) -> None:
     """Fused products, blocks and phi of every kernel and precision, against float64."""
-    p, m = (70, 65) if report.toy else (3000, 2000)
+    p, m = (30, 40) if report.toy else (3000, 2000)
     for name in RADIAL_KERNELS:
         for d in (9, 64):
             z, x = report.randn(p, d, seed=1), report.randn(m, d, seed=2)
@@ -466,7 +466,7 @@ def run(report: Report, only: set[str]) -> None:
             bench_step(report, "step", p, *((40, 3, 64) if toy else (1280, 10, 4096)), peak)
     gpu_blocks.DEVICES = devices
     if "fused" in only:
-        bench_fused(report, *((100, 9, 1, 70) if toy else (100_000, 9, 1, 8192)))
+        bench_fused(report, *((70, 9, 1, 66) if toy else (100_000, 9, 1, 8192)))
 
 
 def main() -> int:
@@ -482,7 +482,7 @@ def main() -> int:
     device = torch.device("cpu" if options.cpu else "cuda")
     if options.cpu and os.environ.get("TRITON_INTERPRET") == "1" and gpu_blocks.has_triton():
         gpu_blocks.DEVICES = {"cpu"}
-    report = Report(device, 0.05 if options.cpu else options.seconds, options.cpu)
+    report = Report(device, 0.02 if options.cpu else options.seconds, options.cpu)
     name = "CPU, toy sizes" if options.cpu else torch.cuda.get_device_name(device)
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Triton: {gpu_blocks.has_triton()}")
     print("| part | what | result |\n|---|---|---|")
