@@ -108,7 +108,7 @@ def run_on_ranks(
         except BaseException:
             write_outcome(folder, {"stopped": True})  # Ranks started anew find their work done.
             signals.stop_now()
-            _await(agent, signals)
+            _await(agent)
             raise
         return _result(folder, agent.result(), n_ranks, max_restarts)
 
@@ -225,8 +225,8 @@ class _Listener:
                 )
 
 
-def _await(agent: Future[list[Fallen]], signals: _Signals) -> None:
-    """Until the ranks are gone; one that does not listen any more is killed with the agent's own patience."""
+def _await(agent: Future[list[Fallen]]) -> None:
+    """Until the ranks are gone: one that does not listen any more, the agent kills after half a minute."""
     deadline = time.monotonic() + 2 * _PATIENCE_S
     while not agent.done() and time.monotonic() < deadline:
         time.sleep(_POLL_S)
