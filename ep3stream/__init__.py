@@ -26,16 +26,16 @@ from ep3stream.errors import (
     Interrupted,
     SourceError,
 )
-from ep3stream.run.evaluate import evaluate, predict
-from ep3stream.run.export import export
-from ep3stream.run.fit import fit
-from ep3stream.run.forecast import FitPlan, plan
-from ep3stream.run.inspect import inspect, verify
-from ep3stream.run.kernel_model import KernelModel
-from ep3stream.run.models import load
-from ep3stream.run.report import write_report
-from ep3stream.run.report_compare import write_comparison
-from ep3stream.run.tune import TuneResult, tune
+from ep3stream.run.batchwise.model import KernelModel
+from ep3stream.run.fitting.fit import fit
+from ep3stream.run.inspection.inspect import inspect, verify
+from ep3stream.run.planning.forecast import FitPlan, plan
+from ep3stream.run.reporting.compare import write_comparison
+from ep3stream.run.reporting.report import write_report
+from ep3stream.run.tuning.tune import TuneResult, tune
+from ep3stream.run.using.evaluate import evaluate, predict
+from ep3stream.run.using.export import export
+from ep3stream.run.using.models import load
 
 __all__ = [
     "ConfigError",

@@ -14,9 +14,9 @@ from small_stores import make_store
 import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import Interrupted
-from ep3stream.run.bottleneck import bottleneck
-from ep3stream.run.metrics import read_lines
-from ep3stream.run.report_inputs import SECONDS_FIELDS
+from ep3stream.run.records.bottleneck import bottleneck
+from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.reporting.inputs import SECONDS_FIELDS
 
 PARTS = ("compute_s", "wait_s", "stalled_s", "validate_s")
 

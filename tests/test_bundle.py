@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from ep3stream.data.signed_json import canonical_json, json_digest
 from ep3stream.errors import DamagedDataError, InputError
-from ep3stream.run import bundle
-from ep3stream.run.bundle import (
+from ep3stream.run.files import bundle
+from ep3stream.run.files.bundle import (
     BUNDLE_VERSION,
     find_bundle,
     read_bundle,

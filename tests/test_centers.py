@@ -15,7 +15,7 @@ from test_fit import settings
 import ep3stream
 from ep3stream.config import SolverConfig
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.run.plan import Plan, Shape
+from ep3stream.run.preparation.plan import Plan, Shape
 from ep3stream.solver.build import SolverBuilder
 
 

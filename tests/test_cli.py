@@ -16,7 +16,7 @@ from small_stores import make_store, smooth_rows
 
 from ep3stream import cli
 from ep3stream.data.store import open_store
-from ep3stream.run.checkpoint import list_checkpoints
+from ep3stream.run.files.checkpoint import list_checkpoints
 
 FIT = ["--centers", "60", "--model-rank", "30", "--batch-size", "32", "--epochs", "2"]
 

@@ -21,8 +21,8 @@ from ep3stream import FitConfig, cli
 from ep3stream.data.signed_json import signed_object
 from ep3stream.data.store import open_store
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.bundle import read_bundle, write_bundle
-from ep3stream.run.describe import describe_soundness
+from ep3stream.run.files.bundle import read_bundle, write_bundle
+from ep3stream.run.inspection.describe import describe_soundness
 
 SHARDED = replace(SPEC, expected_rows=16 * 4096 * 3)
 CODECS = {

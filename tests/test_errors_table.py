@@ -27,7 +27,7 @@ import ep3stream
 from ep3stream import cli
 from ep3stream.data.signed_json import signed_bytes, signed_object
 from ep3stream.data.store_files import LocalFiles
-from ep3stream.run import machine
+from ep3stream.run.preparation import machine
 
 TABLE = Path(__file__).parents[1] / "docs" / "errors.md"
 CENTERS = ["--centers", "20"]

@@ -25,7 +25,7 @@ import ep3stream
 from ep3stream import InputError, KernelConfig
 from ep3stream.estimator import KernelClassifier, KernelRegressor
 from ep3stream.estimator.classifier import nearest_in_simplex
-from ep3stream.run.row_sets import ArrayRows, DaskRows, ScaledRows, StoreRows
+from ep3stream.estimator.row_sets import ArrayRows, DaskRows, ScaledRows, StoreRows
 from ep3stream.solver.model import InputScaling
 
 X, TARGETS = smooth_rows(1200)

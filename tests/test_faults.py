@@ -27,7 +27,7 @@ from ep3stream.data.store import open_store
 from ep3stream.data.store_files import LocalFiles
 from ep3stream.data.streaming import read_threads, segment_reads
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.checkpoint import list_checkpoints
+from ep3stream.run.files.checkpoint import list_checkpoints
 
 SETTINGS = {"solver": {"centers": 30, "batch_size": 64}, "run": {"memory_bytes": 1 << 22}}
 OPTIONS = ["--centers", "30", "--batch-size", "64", "--memory", "4MiB"]
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of some segments, and the run of a fit that nothing happened to."""
     made = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ep3stream.run.plan._STREAM_BYTES", WINDOW_BYTES)
+        patch.setattr("ep3stream.run.preparation.plan._STREAM_BYTES", WINDOW_BYTES)
         make_run(made)
     return made
 
@@ -58,7 +58,7 @@ def make_run(made: Path) -> None:
 def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(segment_reads, "_PAUSES_S", (0.001, 0.001))
     monkeypatch.setattr(object_files, "_PAUSES_S", (0.001, 0.001))
-    monkeypatch.setattr("ep3stream.run.plan._STREAM_BYTES", WINDOW_BYTES)
+    monkeypatch.setattr("ep3stream.run.preparation.plan._STREAM_BYTES", WINDOW_BYTES)
     return Path(shutil.copytree(made / "rows.zarr", tmp_path / "rows.zarr"))
 
 

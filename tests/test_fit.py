@@ -19,8 +19,8 @@ from small_stores import make_store, smooth_rows
 import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, Interrupted
-from ep3stream.run.checkpoint import list_checkpoints
-from ep3stream.run.metrics import read_lines
+from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.records.metrics import read_lines
 
 SMALL = {
     "solver": {"centers": 150, "model_rank": 40, "batch_size": 32, "epochs": 2},
@@ -218,7 +218,7 @@ def test_fewer_epochs_give_the_model_of_so_many_unless_more_are_done(store, tmp_
 def test_a_fit_that_went_on_and_was_killed_before_its_model_was_written_writes_it(store, reference, tmp_path):
     run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ep3stream.run.fit.save_model", lambda *_: (_ for _ in ()).throw(Stop))
+        patched.setattr("ep3stream.run.fitting.fit.save_model", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             ep3stream.fit(store, run, settings())
     assert not ep3stream.inspect(run)["finished"]

@@ -9,7 +9,7 @@ import torch
 from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points
 
 from ep3stream.config import SolverConfig
-from ep3stream.run.plan import Plan, Shape
+from ep3stream.run.preparation.plan import Plan, Shape
 from ep3stream.solver.build import Settled, SolverBuilder
 from ep3stream.solver.exact import build_exact
 from ep3stream.solver.flattening import FOLDINGS, Flattening, LeverageProfile

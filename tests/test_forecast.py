@@ -15,10 +15,11 @@ from small_stores import make_store
 import ep3stream
 from ep3stream.cli import main
 from ep3stream.config import FitConfig
-from ep3stream.run import machine, rehearsal
-from ep3stream.run.describe_plan import describe_plan
-from ep3stream.run.forecast import FitPlan
-from ep3stream.run.plan import Plan, Shape, largest_model
+from ep3stream.run.planning import rehearsal
+from ep3stream.run.planning.describe import describe_plan
+from ep3stream.run.planning.forecast import FitPlan
+from ep3stream.run.preparation import machine
+from ep3stream.run.preparation.plan import Plan, Shape, largest_model
 
 
 @pytest.fixture(scope="module")

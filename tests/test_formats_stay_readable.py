@@ -14,11 +14,11 @@ from ep3stream import cli
 from ep3stream.config import CONFIG_VERSION, FitConfig
 from ep3stream.data.store import STORE_FORMAT_VERSION, open_store
 from ep3stream.mesh import Mesh
-from ep3stream.run.bundle import BUNDLE_VERSION
-from ep3stream.run.checkpoint import list_checkpoints
-from ep3stream.run.inspect import verify
-from ep3stream.run.metrics import read_lines
-from ep3stream.run.setup import Setup
+from ep3stream.run.files.bundle import BUNDLE_VERSION
+from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.inspection.inspect import verify
+from ep3stream.run.preparation.setup import Setup
+from ep3stream.run.records.metrics import read_lines
 from ep3stream.solver.projection import NystromProjection
 
 FIXTURES = sorted(path for path in (Path(__file__).parent / "fixtures").iterdir() if path.is_dir())

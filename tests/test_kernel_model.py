@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ep3stream
 from ep3stream import ConfigError, DivergedError, InputError, KernelConfig, KernelModel
-from ep3stream.run.batch_source import ArraySource
+from ep3stream.run.batchwise.source import ArraySource
 from ep3stream.solver.step import Solver
 
 GUIDE = Path(__file__).parents[1] / "docs" / "migrating-from-eigenpro3.md"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.run.costs import Sizes, reduced_bytes_of_step
+from ep3stream.run.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import build_exact
 from ep3stream.solver.kernels import RadialKernel

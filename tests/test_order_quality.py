@@ -85,7 +85,7 @@ def test_of_many_windows_some_are_looked_at() -> None:
 def test_the_command_tells_what_it_means(
     tmp_path: Path, capsys: Any, monkeypatch: Any, settings: Any, memory: str, words: str
 ) -> None:
-    monkeypatch.setattr("ep3stream.run.plan._STREAM_BYTES", 1 << 14)
+    monkeypatch.setattr("ep3stream.run.preparation.plan._STREAM_BYTES", 1 << 14)
     store = make_store(tmp_path / "s.zarr", split="train=1", **settings)
     capsys.readouterr()
     assert cli.main(["inspect", "--order", str(store), "--memory", memory]) == 0

@@ -18,7 +18,7 @@ import pytest
 import ep3stream
 from ep3stream import InputError, SourceError, cli
 from ep3stream.data.signed_json import signed_bytes, signed_object
-from ep3stream.run.predict_tables import predict_tables
+from ep3stream.run.using.tables import predict_tables
 
 CITIES = ["Oslo", "Bergen", "Hamar"]
 

@@ -15,7 +15,7 @@ from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points, u
 from torch import Tensor
 
 from ep3stream.config import SolverConfig
-from ep3stream.run.plan import Plan, Shape
+from ep3stream.run.preparation.plan import Plan, Shape
 from ep3stream.solver import blocks, projection, stepsize
 from ep3stream.solver.build import SolverBuilder
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel

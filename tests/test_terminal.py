@@ -20,9 +20,9 @@ from small_stores import make_store
 import ep3stream
 from ep3stream import FitConfig, InputError, SolverConfig, cli
 from ep3stream.data.conversion.convert import ConvertProgress
-from ep3stream.run import progress
-from ep3stream.run.clock import FitProgress
-from ep3stream.run.status import status
+from ep3stream.run.fitting import progress
+from ep3stream.run.inspection.status import status
+from ep3stream.run.records.clock import FitProgress
 
 NOW = FitProgress(
     step=400,

@@ -46,7 +46,7 @@ import json, shutil, sys
 from pathlib import Path
 from unittest.mock import patch
 import torture
-from ep3stream.run.bundle import read_description
+from ep3stream.run.files.bundle import read_description
 
 directory = Path(sys.argv[1])
 subject = torture.make_subject(directory, ".zarr")
@@ -57,11 +57,11 @@ def verdicts(kind, n_trials, target, replacement):
     return [(result.verdict, result.why) for result in results]
 
 print(json.dumps({
-    "begins anew": verdicts("kill, in a save", 1, "ep3stream.run.fit.load_newest_checkpoint", lambda *_: None),
-    "trusts damage": verdicts("damage", 8, "ep3stream.run.bundle.check_bundle", read_description),
-    "says nothing": verdicts("damage", 3, "ep3stream.run.checkpoint.logger.warning", lambda *_: None),
+    "begins anew": verdicts("kill, in a save", 1, "ep3stream.run.fitting.fit.load_newest_checkpoint", lambda *_: None),
+    "trusts damage": verdicts("damage", 8, "ep3stream.run.files.bundle.check_bundle", read_description),
+    "says nothing": verdicts("damage", 3, "ep3stream.run.files.checkpoint.logger.warning", lambda *_: None),
     "drops what it saved": verdicts(
-        "kill, in a save", 2, "ep3stream.run.checkpoint._remove_old", lambda path, *_: shutil.rmtree(path)
+        "kill, in a save", 2, "ep3stream.run.files.checkpoint._remove_old", lambda path, *_: shutil.rmtree(path)
     ),
 }))
 """

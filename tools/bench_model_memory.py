@@ -27,8 +27,8 @@ import torch
 from ep3stream import DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig, open_store
 from ep3stream.data.store import StoreSpec, create_store
 from ep3stream.mesh import Mesh
-from ep3stream.run.prepare import write_setup
-from ep3stream.run.setup import Setup
+from ep3stream.run.preparation.prepare import write_setup
+from ep3stream.run.preparation.setup import Setup
 from ep3stream.solver.guard import Guard
 
 MB = 1e6

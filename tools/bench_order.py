@@ -87,7 +87,7 @@ def fit(folder: Path, store: Path, window: int, options: argparse.Namespace) -> 
         "kernel": {"bandwidth": 10.0},
     }
     settings["data"] = {"scale": "none"}
-    with mock.patch("ep3stream.run.plan.window_segments", return_value=window):
+    with mock.patch("ep3stream.run.preparation.plan.window_segments", return_value=window):
         ep3stream.fit(store, run, FitConfig().with_settings(settings, "bench_order"))
     info = ep3stream.open_store(store).split("train").info
     order = RowOrder(0, info.n_rows, info.segment_rows, window, 2048, np.empty(0, np.int64))

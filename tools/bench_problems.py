@@ -54,7 +54,7 @@ from torch import Tensor
 
 from ep3stream import DivergedError, KernelModel
 from ep3stream.config import KernelName
-from ep3stream.run.batch_source import RowForm
+from ep3stream.run.batchwise.source import RowForm
 from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.least_squares import RidgePath
 from ep3stream.solver.named_kernels import named_kernel

@@ -48,7 +48,7 @@ from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store,
 from ep3stream.data.streaming.order import RowOrder
 from ep3stream.data.streaming.prefetch import Batch, BatchStream, StreamTimes
 from ep3stream.data.streaming.segment_reads import DaskReads, LocalReads
-from ep3stream.run.fit import _Fit
+from ep3stream.run.fitting.fit import _Fit
 
 FEATURES = 128
 # The batch that is best for so few centers has so few rows that Python's own time per step would be the limit.
@@ -241,7 +241,7 @@ class MemoryStream:
 
 
 def reader_and_order(store: Location, run: Path) -> tuple[SplitReader, RowOrder]:
-    from ep3stream.run.setup import Setup
+    from ep3stream.run.preparation.setup import Setup
 
     reader = open_store(store).split("train")
     return reader, Setup.load(run / "setup").order(reader, 0)

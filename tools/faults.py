@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ep3stream import cli
-from ep3stream.run import disk
+from ep3stream.run.files import disk
 
 LIMIT_S = 120
 DAMAGES = ("flip", "zeros", "cut", "emptied", "deleted", "swapped", "checkpoints swapped")

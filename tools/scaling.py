@@ -1,4 +1,4 @@
-"""What a fit would take on many GPUs, by the model of `ep3stream/run/costs.py` from stated rates: docs/scaling.md.
+"""What a fit would take on many GPUs, by the model of `run/planning/costs.py` from stated rates: docs/scaling.md.
 
     python tools/scaling.py [--rows 1e9] [--centers 1e6] [--features 1000] [--outputs 1000] [--devices 1,8,64]
         [--memory 72GB] [--product-tflops 297] [--projection-tflops 40] [--memory-gb-per-s 2300] [--read-gb-per-s 5]
@@ -15,7 +15,7 @@ import argparse
 from dataclasses import dataclass, replace
 
 from ep3stream.config import SolverConfig, parse_bytes
-from ep3stream.run.costs import (
+from ep3stream.run.planning.costs import (
     Rates,
     Sizes,
     compute_seconds_of_step,
@@ -25,7 +25,7 @@ from ep3stream.run.costs import (
     reduced_bytes_of_step,
     seconds_of_step,
 )
-from ep3stream.run.plan import Plan, Shape
+from ep3stream.run.preparation.plan import Plan, Shape
 
 GPUS_OF_A_MACHINE = 8
 SEGMENT_BYTES = 64 << 20

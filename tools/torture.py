@@ -6,7 +6,7 @@ Each trial is a run of the real command, on a Zarr and on an HDF5 store by turns
 one that has loaded the libraries. It is struck, once or more often, and the same command goes on until it is done:
 
     kill, SIGTERM   half at any moment since the run was locked; half in a save: before one of the operations of
-                    `ep3stream.run.disk` on a checkpoint, or inside its `write`
+                    `ep3stream.run.files.disk` on a checkpoint, or inside its `write`
     disk full       from such an operation on, for a while or for good, nothing can be written
     file limit      the same by RLIMIT_FSIZE: files longer than a part of some file of the run are cut there and refused
     damage          to one or more files of the checkpoints of a stopped run
@@ -56,12 +56,12 @@ from faults import (
 
 import ep3stream
 import ep3stream.data.conversion.convert
-import ep3stream.run.fit
-import ep3stream.run.progress
+import ep3stream.run.fitting.fit
+import ep3stream.run.fitting.progress
 from ep3stream.errors import DamagedDataError, Ep3streamError
-from ep3stream.run.bundle import check_bundle
-from ep3stream.run.checkpoint import list_checkpoints
-from ep3stream.run.metrics import read_lines
+from ep3stream.run.files.bundle import check_bundle
+from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.records.metrics import read_lines
 
 SUFFIXES = (".zarr", ".h5")
 FIT = [*("--centers", 300, "--model-rank", 30, "--nystrom-samples", 300, "--batch-size", 32)]

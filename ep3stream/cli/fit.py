@@ -183,8 +183,8 @@ def add_settings(fit: argparse.ArgumentParser) -> None:
 
 
 def _fit(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.fit import fit
-    from ep3stream.run.progress import fit_bar
+    from ep3stream.run.fitting.fit import fit
+    from ep3stream.run.fitting.progress import fit_bar
 
     config = fit_config(options, FIT_SETTINGS)
     with fit_bar(console) as show:

@@ -36,9 +36,9 @@ def add(commands: Any) -> None:
 
 
 def _plan(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.describe_plan import describe_plan
-    from ep3stream.run.forecast import plan
-    from ep3stream.run.metrics import json_text
+    from ep3stream.run.planning.describe import describe_plan
+    from ep3stream.run.planning.forecast import plan
+    from ep3stream.run.records.metrics import json_text
 
     link = options.link_gb_per_s
     found = plan(

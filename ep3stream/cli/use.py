@@ -14,8 +14,8 @@ from ep3stream.config import parse_bytes
 from ep3stream.data.location import Location
 from ep3stream.data.verify import VerifyProgress
 from ep3stream.errors import ConfigError
-from ep3stream.run.describe import describe_evaluation, describe_path, describe_soundness
-from ep3stream.run.metrics import json_text
+from ep3stream.run.inspection.describe import describe_evaluation, describe_path, describe_soundness
+from ep3stream.run.records.metrics import json_text
 
 _DAMAGED = 3
 _STANDARD = "-"  # Input or output.
@@ -114,8 +114,8 @@ def _rows_place(text: str) -> Location | str:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.evaluate import evaluate
-    from ep3stream.run.report import write_report
+    from ep3stream.run.reporting.report import write_report
+    from ep3stream.run.using.evaluate import evaluate
 
     scores = evaluate(options.run, options.store, options.split, devices=options.devices)
     write_report(options.run)
@@ -123,8 +123,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.evaluate import predict
-    from ep3stream.run.predict_tables import is_table, predict_tables
+    from ep3stream.run.using.evaluate import predict
+    from ep3stream.run.using.tables import is_table, predict_tables
 
     if is_table(options.rows):
         if options.split is not None:
@@ -148,14 +148,14 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
 
 
 def _export(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.export import export
+    from ep3stream.run.using.export import export
 
     say(console, f"model in {export(options.run, options.out)}")
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.inspect import inspect
-    from ep3stream.run.order_report import describe_order, order_report
+    from ep3stream.run.inspection.inspect import inspect
+    from ep3stream.run.inspection.order import describe_order, order_report
 
     if options.order:
         report = order_report(options.path, options.memory)
@@ -167,8 +167,8 @@ def _inspect(options: argparse.Namespace, console: Console) -> None:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
-    from ep3stream.run.inspect import verify
-    from ep3stream.run.progress import verify_bar
+    from ep3stream.run.fitting.progress import verify_bar
+    from ep3stream.run.inspection.inspect import verify
 
     read = VerifyProgress(0, 0, 0.0)
     began = time.perf_counter()

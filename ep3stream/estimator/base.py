@@ -17,11 +17,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ep3stream.config import parse_bytes
 from ep3stream.data.store import RowStore, SplitReader, open_store
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.run.dask_rows import is_dask_array, map_rows
-from ep3stream.run.estimator_files import load_estimator, save_estimator
-from ep3stream.run.kernel_model import KernelModel
-from ep3stream.run.row_sets import ArrayRows, DaskRows, RowSet, ScaledRows, StoreRows
-from ep3stream.run.scores import ClassScores, RegressionScores
+from ep3stream.estimator.files import load_estimator, save_estimator
+from ep3stream.estimator.row_sets import ArrayRows, DaskRows, RowSet, ScaledRows, StoreRows
+from ep3stream.run.batchwise.model import KernelModel
+from ep3stream.run.using.dask_rows import is_dask_array, map_rows
+from ep3stream.run.using.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 

@@ -16,9 +16,9 @@ from ep3stream.config import KernelConfig
 from ep3stream.data.store import SplitReader
 from ep3stream.errors import ConfigError
 from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store
-from ep3stream.run.dask_rows import is_dask_array
-from ep3stream.run.probabilities import nearest_in_simplex
-from ep3stream.run.scores import ClassScores
+from ep3stream.run.using.dask_rows import is_dask_array
+from ep3stream.run.using.probabilities import nearest_in_simplex
+from ep3stream.run.using.scores import ClassScores
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 

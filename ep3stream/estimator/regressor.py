@@ -12,8 +12,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ep3stream.config import KernelConfig
 from ep3stream.data.store import SplitReader
 from ep3stream.estimator.base import Block, KernelEstimator, Store
-from ep3stream.run.dask_rows import is_dask_array
-from ep3stream.run.scores import RegressionScores
+from ep3stream.run.using.dask_rows import is_dask_array
+from ep3stream.run.using.scores import RegressionScores
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 

@@ -20,11 +20,11 @@ from typing import Any
 
 from ep3stream.config import FitConfig
 from ep3stream.errors import Ep3streamError, RankError
-from ep3stream.run.clock import FitProgress
-from ep3stream.run.evaluate import evaluate, predict
-from ep3stream.run.fit import fit
-from ep3stream.run.launch import JOB, LOST_RANK, OUTCOME, PIPE, write_outcome
-from ep3stream.run.signals import HANDLED
+from ep3stream.run.fitting.fit import fit
+from ep3stream.run.fitting.signals import HANDLED
+from ep3stream.run.ranks.launch import JOB, LOST_RANK, OUTCOME, PIPE, write_outcome
+from ep3stream.run.records.clock import FitProgress
+from ep3stream.run.using.evaluate import evaluate, predict
 from ep3stream.solver.kernels import KernelFunction
 
 _LOOK_S = 0.5

@@ -1,0 +1,288 @@
+"""Rows an estimator trains on: arrays in memory, Dask arrays by blocks, a split of a store. None is copied whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ep3stream.data.conversion.statistics import Moments
+from ep3stream.data.manifest import ColumnStatistics
+from ep3stream.data.readers.python_tables import computed_ahead
+from ep3stream.data.store import SplitReader
+from ep3stream.data.streaming.order import RowOrder, Rows
+from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.data.streaming.sample import sample_rows
+from ep3stream.data.streaming.scan import scan
+from ep3stream.errors import InputError
+from ep3stream.run.batchwise.source import Pair
+from ep3stream.solver.model import InputScaling
+
+_BATCH_ROWS = 4096
+_MAX_BLOCKS = 64
+_ORDERS, _DRAWS, _BLOCKS = 4, 5, 6  # Purposes of random numbers.
+
+
+class RowSet(Protocol):
+    """n rows of d features with coded targets: class ids, (n,), or values, (n, c)."""
+
+    @property
+    def n_rows(self) -> int:
+        """n."""
+        ...
+
+    def statistics(self) -> ColumnStatistics:
+        """Of the features; one pass over rows that no manifest describes."""
+        ...
+
+    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
+        """So many distinct row numbers, in random order."""
+        ...
+
+    def take(self, rows: Rows) -> Pair:
+        """x and y of any rows, in the order asked for."""
+        ...
+
+    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
+        """Batches of every row but the excluded ones, sorted, in an order that depends on (seed, epoch)."""
+        ...
+
+    def all(self) -> Iterator[Pair]:
+        """Every row once, as they lie."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayRows:
+    """x, (n, d), and y in memory."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+    @property
+    def n_rows(self) -> int:
+        """n."""
+        return len(self.x)
+
+    def statistics(self) -> ColumnStatistics:
+        """One pass."""
+        return _statistics(Moments.of(self.x))
+
+    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
+        """The first of a permutation."""
+        return np.random.default_rng((seed, purpose)).permutation(self.n_rows)[:n_rows]
+
+    def take(self, rows: Rows) -> Pair:
+        """A copy."""
+        return self.x[rows], self.y[rows]
+
+    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
+        """A permutation of all."""
+        kept = np.delete(np.arange(self.n_rows), excluded)
+        order = kept[np.random.default_rng((seed, _ORDERS, epoch)).permutation(len(kept))]
+        for rows in _cut(len(order)):
+            yield self.take(order[rows])
+
+    def all(self) -> Iterator[Pair]:
+        """Slices."""
+        for rows in _cut(self.n_rows):
+            yield self.x[rows], self.y[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class DaskRows:
+    """Blocks of rows, computed one after another with the next under way: O(window_blocks) blocks of memory.
+
+    x: (n, d), y: (n,) or (n, c), of the same row chunks. The rows of `window_blocks` blocks are mixed, in random
+    order of blocks, so rows sorted by target need smaller blocks or more of them at a time.
+    """
+
+    x: Any
+    y: Any
+    window_blocks: int
+
+    @classmethod
+    def of(cls, x: Any, y: Any, memory_bytes: int) -> DaskRows:
+        """An eighth of the memory holds a window. Raises InputError where x and y do not match."""
+        x, y = _row_blocks(x), _row_blocks(y)
+        if len(x) != len(y) or not len(x):
+            raise InputError(f"x has {len(x)} rows and y {len(y)}; give as many of both, at least one")
+        y = y.rechunk({0: x.chunks[0]})
+        block_bytes = max(x.chunks[0]) * (4 * x.shape[1] + 8 * math.prod(y.shape[1:]))
+        return cls(x, y, max(1, memory_bytes // 8 // block_bytes))
+
+    @property
+    def n_rows(self) -> int:
+        """n."""
+        return len(self.x)
+
+    def statistics(self) -> ColumnStatistics:
+        """One pass, a block at a time."""
+        moments = Moments.empty(self.x.shape[1])
+        for (block,) in self._computed(range(self.x.numblocks[0]), with_y=False):
+            moments = moments.merge(Moments.of(block))
+        return _statistics(moments)
+
+    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
+        """From 64 random blocks, unless it takes more to hold twice as many rows: each has to be computed."""
+        generator = np.random.default_rng((seed, purpose))
+        starts, sizes = self._starts(), np.array(self.x.chunks[0])
+        blocks = generator.permutation(len(sizes))
+        enough = int(np.searchsorted(np.cumsum(sizes[blocks]), 2 * n_rows)) + 1
+        chosen = np.sort(blocks[: max(_MAX_BLOCKS, enough)])
+        pool = np.concatenate([starts[block] + np.arange(sizes[block]) for block in chosen])
+        return pool[generator.permutation(len(pool))[:n_rows]].astype(np.int64)
+
+    def take(self, rows: Rows) -> Pair:
+        """Computes the blocks they lie in."""
+        starts = self._starts()
+        order = np.argsort(rows, kind="stable")
+        in_block = np.searchsorted(starts, rows[order], side="right") - 1
+        blocks, begins = np.unique(in_block, return_index=True)
+        x = np.empty((len(rows), self.x.shape[1]), np.float32)
+        y = np.empty((len(rows), *self.y.shape[1:]), self.y.dtype)
+        parts = np.split(order, begins[1:])
+        for block, places, (block_x, block_y) in zip(
+            blocks, parts, self._computed(blocks.tolist()), strict=True
+        ):
+            within = rows[places] - starts[block]
+            x[places], y[places] = block_x[within], block_y[within]
+        return x, y
+
+    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
+        """Blocks in random order, the rows of a window of them mixed."""
+        generator = np.random.default_rng((seed, _BLOCKS, epoch))
+        blocks, starts = generator.permutation(self.x.numblocks[0]), self._starts()
+        computed = self._computed(blocks.tolist())
+        for first in range(0, len(blocks), self.window_blocks):
+            window = []
+            for block in blocks[first : first + self.window_blocks]:
+                block_x, block_y = next(computed)
+                bounds = np.searchsorted(excluded, [starts[block], starts[block] + len(block_x)])
+                kept = np.delete(np.arange(len(block_x)), excluded[slice(*bounds)] - starts[block])
+                window.append((block_x[kept], block_y[kept]))
+            x, y = (np.concatenate(parts) for parts in zip(*window, strict=True))
+            order = generator.permutation(len(x))
+            for rows in _cut(len(x)):
+                yield x[order[rows]], y[order[rows]]
+
+    def all(self) -> Iterator[Pair]:
+        """Block by block."""
+        yield from self._computed(range(self.x.numblocks[0]))  # type: ignore[misc]
+
+    def _starts(self) -> Rows:
+        return np.array([0, *accumulate(self.x.chunks[0])][:-1], np.int64)
+
+    def _computed(self, blocks: Any, with_y: bool = True) -> Iterator[tuple[NDArray[Any], ...]]:
+        pairs = (
+            _Block((self.x.blocks[i], self.y.blocks[i]) if with_y else (self.x.blocks[i],)) for i in blocks
+        )
+        for x, *rest in computed_ahead(list(pairs)):
+            yield (np.asarray(x, np.float32), *(np.asarray(part) for part in rest))
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    parts: tuple[Any, ...]
+
+    def compute(self) -> tuple[Any, ...]:
+        """All parts, in one graph, so that what they share is computed once."""
+        from dask.base import compute
+
+        parts: tuple[Any, ...] = compute(*self.parts)
+        return parts
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRows:
+    """A split of a store."""
+
+    reader: SplitReader
+
+    @property
+    def n_rows(self) -> int:
+        """Of the split."""
+        return self.reader.info.n_rows
+
+    def statistics(self) -> ColumnStatistics:
+        """The manifest's."""
+        return self.reader.info.features
+
+    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
+        """As a fit draws them."""
+        return sample_rows(self.reader.info, min(n_rows, self.n_rows), seed, purpose)
+
+    def take(self, rows: Rows) -> Pair:
+        """By segment."""
+        return self.reader.read_rows(rows)
+
+    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
+        """In the order of `RowOrder`, read ahead; a batch is overwritten by the next."""
+        info = self.reader.info
+        order = RowOrder(
+            seed, info.n_rows, info.segment_rows, 2, min(_BATCH_ROWS, info.n_rows - len(excluded)), excluded
+        )
+        first = epoch * order.steps_per_epoch
+        with BatchStream(self.reader, order, first, first + order.steps_per_epoch, device) as stream:
+            for batch in stream:
+                yield batch.x, batch.y
+
+    def all(self) -> Iterator[Pair]:
+        """Segment by segment."""
+        yield from scan(self.reader)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledRows:
+    """A row set as `KernelModel` takes it: inputs scaled, without the rows that became centers."""
+
+    rows: RowSet
+    scaling: InputScaling
+    excluded: Rows
+
+    @property
+    def n_rows(self) -> int:
+        """Of an epoch."""
+        return self.rows.n_rows - len(self.excluded)
+
+    def drawn(self, n_rows: int, seed: int) -> Pair:
+        """Random rows, none of them a center that is left out."""
+        some = self.rows.draw(n_rows + len(self.excluded), seed, _DRAWS)
+        return self._scaled(*self.rows.take(some[~np.isin(some, self.excluded)][:n_rows]))
+
+    def epoch(self, seed: int, epoch: int, window_segments: int, device: torch.device) -> Iterator[Pair]:
+        """As the row set has them."""
+        for pair in self.rows.epoch(seed, epoch, self.excluded, device):
+            yield self._scaled(*pair)
+
+    def all(self) -> Iterator[Pair]:
+        """As they lie."""
+        for pair in self.rows.all():
+            yield self._scaled(*pair)
+
+    def _scaled(self, x: Any, y: Any) -> Pair:
+        rows: Tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, np.float32, ["C", "W"]))
+        return self.scaling.to(rows.device)(rows.float()), y
+
+
+def _statistics(moments: Moments) -> ColumnStatistics:
+    return moments.statistics(np.zeros(len(moments.mean), np.int64))
+
+
+def _cut(n_rows: int) -> Iterator[slice]:
+    for start in range(0, n_rows, _BATCH_ROWS):
+        yield slice(start, min(start + _BATCH_ROWS, n_rows))
+
+
+def _row_blocks(array: Any) -> Any:
+    """A Dask array cut along its rows only, of known sizes; those of a DataFrame's are found by computing it."""
+    if np.isnan(array.shape[0]):
+        array = array.compute_chunk_sizes()
+    return array.rechunk(dict.fromkeys(range(1, array.ndim), -1))

@@ -1,0 +1,1 @@
+"""`KernelModel`: training on the user's own batches."""

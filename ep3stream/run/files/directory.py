@@ -1,0 +1,132 @@
+"""A run directory: where its pieces lie, who may write in it, and which settings it was started with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ep3stream.config import MAX_CONFIG_BYTES, FitConfig
+from ep3stream.data.small_files import read_small_file
+from ep3stream.errors import InputError
+from ep3stream.run.files.bundle import write_file, write_json
+from ep3stream.run.files.changes import Change, overridden
+from ep3stream.run.files.lock import locked
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """RUN/ and what lies in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, as TOML."""
+        return self.path / "config.toml"
+
+    @property
+    def summary(self) -> Path:
+        """What was fitted, how it was planned and set up: `run.json`, for people and the report."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One JSON object a line, by `evaluate`."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def overrides(self) -> Path:
+        """Settings changed on the way by `--override`, a list of JSON objects; there only if there were any."""
+        return self.path / "overrides.json"
+
+    @property
+    def setup(self) -> Path:
+        """Bundle: centers, preconditioner, sizes. Written once."""
+        return self.path / "setup"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Bundles `step-NNN`."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Bundle: the finished model."""
+        return self.path / "model"
+
+    def settle_config(self, config: FitConfig, override: bool = False) -> tuple[Change, ...]:
+        """Writes the settings of a new run, or checks those of a resumed one against what it was started with.
+
+        A run without a set-up has nothing yet that depends on them: a corrected command starts it anew. One with a
+        set-up keeps its settings until `adopt_config`, which wants the changes returned: those made by `override`.
+        Raises ConfigError naming each setting that may not change.
+        """
+        if self.config.exists() and self.setup.exists():
+            return overridden(self.read_config(), config, override, self.path)
+        self.adopt_config(config, (), 0)
+        return ()
+
+    def adopt_config(self, config: FitConfig, changes: tuple[Change, ...], step: int) -> None:
+        """From `step` on, `config` is what the run is fitted with; the changes are recorded first."""
+        if changes:
+            made = [{"step": step, "setting": name, "from": old, "to": new} for name, old, new in changes]
+            write_json(self.overrides, [*self.read_overrides(), *made])
+        if not self.config.exists() or self.read_config() != config:
+            write_file(self.config, config.to_toml().encode())
+
+    def read_overrides(self) -> list[dict[str, Any]]:
+        """What `adopt_config` has recorded: objects with step, setting, from, to; none where that is unreadable."""
+        try:
+            content = json.loads(read_small_file(self.overrides, MAX_CONFIG_BYTES))
+        except (OSError, ValueError, RecursionError):
+            return []
+        return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
+
+    def read_config(self) -> FitConfig:
+        """The settings of an existing run."""
+        try:
+            text = read_small_file(self.config, MAX_CONFIG_BYTES).decode()
+            return FitConfig.from_toml(text, str(self.config))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.path} is not a run directory ({error}); give the RUN of a fit"
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the directory and holds it against a second fit; the kernel lets go when this process ends.
+
+        Raises InputError when it cannot be made, holds something else, or is held by another fit.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_strangers()
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be made or written ({error}); choose another RUN"
+            ) from error
+        with locked(self.path / "lock", self.path):
+            yield
+
+    def _refuse_strangers(self) -> None:
+        items = sorted(self.path.iterdir())
+        if links := [item.name for item in items if item.is_symlink()]:
+            raise InputError(
+                f"{self.path} holds the link {links[0]!r}, behind which a fit would write elsewhere; "
+                "put what it leads to there, or use a new RUN"
+            )
+        names = [item.name for item in items]
+        strangers = sorted(name for name in names if name != "lock" and not name.endswith(".partial"))
+        if strangers and not self.config.exists():
+            raise InputError(
+                f"{self.path} is not a run but holds {strangers[0]!r}; use a new or empty directory"
+            )

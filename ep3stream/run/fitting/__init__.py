@@ -1,0 +1,1 @@
+"""The fit: its loop, signals, validations, progress bar and summary."""

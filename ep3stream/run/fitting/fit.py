@@ -1,0 +1,424 @@
+"""The fit loop: streams batches through the solver, checkpoints, resumes, and leaves a model behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ep3stream.config import FitConfig
+from ep3stream.data.location import ObjectUrl
+from ep3stream.data.store import RowStore, open_store
+from ep3stream.data.streaming.prefetch import Batch, BatchStream
+from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedError, InputError, Interrupted
+from ep3stream.mesh import Mesh, joined
+from ep3stream.run.files.bundle import write_json
+from ep3stream.run.files.changes import Change
+from ep3stream.run.files.checkpoint import Progress, dealt, load_newest_checkpoint, require_shape
+from ep3stream.run.files.directory import RunDirectory
+from ep3stream.run.files.saver import CheckpointSaver
+from ep3stream.run.fitting.signals import Signals
+from ep3stream.run.fitting.summary import summary
+from ep3stream.run.fitting.validation import Validation, after_validation, require_validation
+from ep3stream.run.preparation.prepare import require_enough_centers, write_setup
+from ep3stream.run.preparation.setup import Setup
+from ep3stream.run.ranks.launch import Job, n_ranks_to_launch, run_on_ranks
+from ep3stream.run.ranks.node_rows import NodeBatches
+from ep3stream.run.records.bottleneck import bottleneck
+from ep3stream.run.records.clock import Clock, seconds_spent
+from ep3stream.run.records.clock import FitProgress as FitProgress
+from ep3stream.run.records.metrics import Journal, drop_after
+from ep3stream.run.reporting.report import write_report
+from ep3stream.run.using.models import build_model, model_step, save_model
+from ep3stream.solver.guard import Guard
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import ModelShard
+from ep3stream.solver.step import StepErrors
+
+logger = logging.getLogger(__name__)
+
+# Losses are read, and the guard acts, every so many steps of the whole fit: on a GPU each reading waits for it.
+_WATCH_STEPS = 8
+_METRIC_LINES = 1000
+_WARNINGS = {"rollback", "checkpoint_failed"}
+# The running loss is that of the averaged model on batches it has not seen, over the last this many watched ones.
+_SCORED_MEMORY = 16
+
+
+def fit(
+    store: Path | str | ObjectUrl,
+    run: Path | str,
+    config: FitConfig | None = None,
+    *,
+    kernel: KernelFunction | None = None,
+    observe: Callable[[FitProgress], None] | None = None,
+    override: bool = False,
+    devices: int | Literal["auto"] | None = None,
+) -> Path:
+    """Fits a kernel machine to a split of `store` and writes it, with everything on the way, under `run`.
+
+    The same call on an unfinished run resumes it from its newest sound checkpoint and ends with the same
+    bytes as a fit never stopped. `kernel`: a callable k(x, z) -> matrix instead of a named one. `override` goes
+    on with changed settings, where the set-up does not depend on them, and records them. Returns the run directory.
+
+    `devices`, in place of the setting: with more than one, a process is started for each, by torch's elastic
+    launcher, and started again if one dies. In processes that torchrun has started, all of which call it, they are
+    the devices.
+
+    Raises ConfigError, InputError, DamagedDataError, DivergedError; DiskError when the last checkpoint or the model
+    cannot be written; RankError when a device's process died once more than it may; Interrupted after SIGTERM or
+    SIGINT, once the checkpoint is saved, and KeyboardInterrupt after a second SIGINT. In each case the same call goes
+    on from the last checkpoint.
+    """
+    config = config or FitConfig()
+    if devices is not None:
+        config = replace(config, run=replace(config.run, devices=devices))
+    require_validation(config)
+    n_ranks = n_ranks_to_launch(config.run.devices)
+    if n_ranks > 1:
+        if isinstance(config.solver.centers, int):  # Else it is known later, and looked at then.
+            require_enough_centers(config.solver.centers, n_ranks)
+        paths = {"store": str(store), "run": str(run)}
+        job = Job.of("fit", kernel, **paths, config=config.to_toml(), override=override)
+        run_on_ranks(job, n_ranks, config.run.max_restarts, observe)
+        return Path(run).absolute()
+    with ExitStack() as resources:
+        signals = resources.enter_context(Signals())
+        mesh = resources.enter_context(joined(60 * config.run.rank_timeout_minutes))
+        rows = resources.enter_context(mesh.together(lambda: open_store(store)))
+        mesh.together(lambda: _require_splits(rows, config, mesh))
+        directory = RunDirectory(Path(run).absolute())
+        mesh.lead(lambda: resources.enter_context(directory.locked()))
+        changes = mesh.lead(lambda: directory.settle_config(config, override))
+        _Fit(directory, rows, config, kernel, observe, mesh).run(signals, changes or ())
+    return directory.path
+
+
+def _require_splits(store: RowStore, config: FitConfig, mesh: Mesh) -> None:
+    """Before a run directory is made: the splits are there, and as many devices as were asked for."""
+    for split in filter(None, (config.data.split, config.data.validate)):
+        store.split(split)
+    if config.run.devices not in ("auto", mesh.local_size):
+        raise ConfigError(
+            f"devices is {config.run.devices}, but {mesh.local_size} processes were started on this machine; "
+            "under torchrun leave devices out"
+        )
+
+
+class _Fit:
+    """One sitting of a fit, on every rank the same; the leader alone writes the run and speaks."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        store: RowStore,
+        config: FitConfig,
+        kernel: KernelFunction | None,
+        observe: Callable[[FitProgress], None] | None,
+        mesh: Mesh,
+    ) -> None:
+        self.directory, self.store, self.config = directory, store, config
+        self.reader = store.split(config.data.split)
+        self.kernel, self.observe = kernel, observe
+        self.mesh = mesh
+        self.whole_setup = self._set_up()
+        self.setup = Setup.dealt(self.whole_setup, mesh)
+        require_enough_centers(self.setup.plan["n_centers"], mesh.size)
+        self.solver = self.setup.solver(config, kernel, self.mesh)
+        self.inputs = self.setup.inputs().to(self.mesh.device)
+        self.order = self.setup.order(self.reader, config.run.seed)
+        self.n_steps = config.solver.n_steps(self.order.steps_per_epoch)
+        self.validation = Validation.of(store, config, self.order.steps_per_epoch)
+        self.log_every = _WATCH_STEPS * max(1, self.n_steps // (_WATCH_STEPS * _METRIC_LINES))
+        self.journal = Journal(directory.metrics)
+
+    def run(self, signals: Signals, changes: tuple[Change, ...]) -> None:
+        """From the newest checkpoint, or from zero, to the model; `changes`: the settings changed by an override."""
+        saved = dealt(self.mesh.lead(self._newest_checkpoint), self.mesh)
+        step = 0 if saved is None else saved.step
+        self._require_steps_ahead(step)
+        if saved is not None and self._is_over(saved) and self.mesh.led(self._model_step) == step:
+            logger.info("already finished after %d steps; raise the epochs to go on", step)
+            return
+        self.mesh.lead(lambda: self._write_down(changes, step))
+        progress = self._start() if saved is None else self._resume(saved)
+        if changes:
+            self._event("override", progress, "; ".join(map(str, changes)))
+        self.clock = Clock(progress)
+        checkpoints, digest, n_centers = (
+            self.directory.checkpoints,
+            self.setup.digest,
+            self.setup.plan["n_centers"],
+        )
+        with CheckpointSaver(
+            checkpoints, digest, self.config.run, step, self._event, n_centers, self.mesh
+        ) as self.saver:
+            self._steps(progress, signals)
+            self._finish(progress)
+
+    def _newest_checkpoint(self) -> Progress | None:
+        directory, n_centers = self.directory.checkpoints, self.setup.plan["n_centers"]
+        saved = load_newest_checkpoint(directory, self.setup.digest, torch.device("cpu"))
+        if saved is not None:
+            require_shape(saved, self.solver.targets.n_outputs, n_centers, directory)
+        return saved
+
+    def _model_step(self) -> int | None:
+        return model_step(self.directory)
+
+    def _write_down(self, changes: tuple[Change, ...], step: int) -> None:
+        """What this sitting fits, and how; the metrics after `step` are its own."""
+        self.directory.adopt_config(self.config, changes, step)
+        whole = summary(self.setup, self.store, self.order, self.config, self.mesh)
+        write_json(self.directory.summary, whole)
+        drop_after(self.directory.metrics, step if step else -1)
+
+    def _require_steps_ahead(self, step: int) -> None:
+        if step > self.n_steps:
+            raise ConfigError(
+                f"epochs is {self.config.solver.epochs}, {self.n_steps} steps, but {self.directory.path} has done "
+                f"{step}; use at least {step / self.order.steps_per_epoch:.6g}, or a new RUN"
+            )
+
+    def _finish(self, progress: Progress) -> None:
+        """The last checkpoint, and the model."""
+        weights = self._model_shard(progress)
+        if any(self.mesh.agreed([not bool(torch.isfinite(weights).all())])):
+            raise DivergedError(
+                "the weights are not finite at the end; try a larger bandwidth or a smaller data_rank"
+            )
+        self.saver.save(progress)
+        whole = self.mesh.gather(weights, self.setup.plan["n_centers"], dim=1)
+        self.mesh.lead(lambda: self._save_model(whole, progress.step))
+        self._event("finish", progress, self._ending(progress))
+        logger.info(bottleneck(seconds_spent(progress)))
+        self._report()
+
+    def _save_model(self, weights: Tensor | None, step: int) -> None:
+        assert self.whole_setup is not None and weights is not None  # noqa: PT018  The leader has both.
+        model = build_model(self.whole_setup, weights.T.contiguous(), self.kernel)
+        save_model(self.directory, model, step, self.setup.description.get("conversion"))
+
+    def _set_up(self) -> Setup | None:
+        """The whole set-up, made before if need be; on the leader alone."""
+        if not self.mesh.led(self.directory.setup.exists):
+            write_setup(self.directory.setup, self.reader, self.config, self.kernel, self.mesh)
+        return self.mesh.lead(self._load_setup)
+
+    def _load_setup(self) -> Setup:
+        setup, fingerprint = Setup.load(self.directory.setup), self.reader.manifest.fingerprint
+        if setup.description["store_fingerprint"] != fingerprint:
+            raise InputError(
+                f"{self.store.path} is not the store {self.directory.path} was started with (its fingerprint is "
+                f"{fingerprint}, not {setup.description['store_fingerprint']}); use that one or a new RUN: "
+                "no --override changes the data"
+            )
+        return setup
+
+    def _resume(self, progress: Progress) -> Progress:
+        if not self.config.solver.patience:
+            progress.best = None  # Left by a patience that was overridden.
+        self._event("resume", progress, f"resumed at step {progress.step} of {self.n_steps}")
+        return progress
+
+    def _start(self) -> Progress:
+        state = self.solver.initial_state()
+        progress = Progress(0, state, Guard.start(state, self.setup.plan["step_size"]), [])
+        self._event("start", progress, f"started, {self.n_steps} steps to go")
+        return progress
+
+    def _steps(self, progress: Progress, signals: Signals) -> None:
+        unread: list[StepErrors] = []
+        if (stop := self._orders(progress, signals)[0]) is not None:
+            self._interrupt(progress, stop)
+        if self._is_over(progress):
+            return
+        steps = range(progress.step, self.n_steps)
+        with NodeBatches(
+            self.mesh, self.reader.manifest, self.order, steps, lambda: self._stream(steps)
+        ) as batches:
+            for batch in self._batches(batches, progress, unread):
+                x = self.inputs(batch.x)
+                is_watched = (progress.step + 1) % _WATCH_STEPS == 0
+                step_size, seen = progress.guard.step_size, self._rows_seen(progress)
+                unread.append(self.solver.step(progress.state, x, batch.y, step_size, is_watched, seen))
+                progress.step += 1
+                self.clock.tick(progress, batch, batches.times)
+                if is_watched:
+                    self._watch(progress, inexactness=self._read(unread, progress))
+                if self._validation_due(progress):
+                    self._validate(progress)
+                stop, save = self._orders(progress, signals)
+                if stop is not None:
+                    self._read(unread, progress)
+                    self._interrupt(progress, stop)
+                if save:
+                    signals.wants_checkpoint = False
+                    self._read(unread, progress)
+                    self.saver.begin(progress)
+                if self._is_over(progress):
+                    break
+            self._read(unread, progress)
+
+    def _orders(self, progress: Progress, signals: Signals) -> tuple[str | None, bool]:
+        """The signal to stop at, and whether to save: what any rank was sent, and all obey after the same step."""
+        stop = 0 if signals.stop_name is None else signal.Signals[signals.stop_name].value
+        wishes = [stop, signals.wants_checkpoint, self.saver.is_idle(), self.saver.is_due(progress.step)]
+        stop, is_asked, is_idle, is_due = self.mesh.agreed(wishes)
+        signals.wants_checkpoint = bool(is_asked)
+        return signal.Signals(stop).name if stop else None, bool(is_idle and (is_asked or is_due))
+
+    def _read(self, unread: list[StepErrors], progress: Progress) -> float:
+        """Reads the errors of the steps since the last reading, on a GPU waiting for them; the last inexactness.
+
+        The leader's count on every rank: where devices differ in the last bit the guards must not.
+        """
+        if not unread:
+            return math.nan
+        columns = self.mesh.led(
+            lambda: [torch.stack(column).tolist() for column in zip(*unread, strict=True)]
+        )
+        losses, averages, inexactness = columns
+        progress.unseen_losses += losses
+        unread.clear()
+        for loss in averages:
+            if math.isfinite(loss):
+                progress.n_scored += 1
+                share = 1 / min(progress.n_scored, _SCORED_MEMORY)
+                progress.model_loss += share * (loss - progress.model_loss)
+        return float(inexactness[-1])
+
+    def _stream(self, steps: range) -> BatchStream:
+        run, device = self.config.run, self.mesh.device
+        timeout_s = run.read_timeout_s or math.inf
+        return BatchStream(self.reader, self.order, steps.start, steps.stop, device, run.dask, timeout_s)
+
+    def _batches(self, batches: NodeBatches, progress: Progress, unread: list[StepErrors]) -> Iterator[Batch]:
+        """All of them; where one cannot be had, which every rank learns, the steps before are saved first."""
+        try:
+            yield from batches
+        except DamagedDataError:
+            self._read(unread, progress)
+            with suppress(DiskError, DamagedDataError):  # The saver has told of them.
+                self.saver.save(progress)
+            raise
+
+    def _rows_seen(self, progress: Progress) -> int:
+        """About how many: the last batch of an epoch has fewer than others."""
+        return progress.step * self.order.batch_size
+
+    def _watch(self, progress: Progress, inexactness: float) -> None:
+        """Shows the guard the losses since the last time, and reports, with the last step's `inexactness`."""
+        guard = progress.guard
+        batch_loss = progress.unseen_losses[-1]
+        losses, progress.unseen_losses = progress.unseen_losses, []
+        try:
+            rolled_back = guard.watch(progress.step, losses, progress.state)
+        except DivergedError:
+            with suppress(DiskError, DamagedDataError):  # The saver has told of them.
+                self.saver.save(progress)  # The guard has put the last good weights back.
+            raise
+        if rolled_back:
+            message = (
+                f"the loss blew up; back to step {guard.good_step}'s weights, step size {guard.step_size:.3g}"
+            )
+            self._event("rollback", progress, message)
+        now = self.clock.report(progress, self.n_steps, self.order)
+        if self.observe is not None and self.mesh.is_leader:
+            self.observe(now)
+        if progress.step % self.log_every == 0:
+            record = {
+                "kind": "step",
+                "step": progress.step,
+                "epoch": now.epoch,
+                "rows": now.rows,
+                "loss": now.loss,
+                "batch_loss": batch_loss,
+                "rows_per_s": self.clock.lap_rows_per_s(progress),
+                **seconds_spent(progress),
+                "step_size": guard.step_size * self.solver.stage(self._rows_seen(progress)).pace,
+            }
+            if math.isfinite(inexactness):
+                record["projection_error"] = inexactness
+            self._note(record)
+
+    def _is_over(self, progress: Progress) -> bool:
+        """At the last step, or out of patience."""
+        best, patience = progress.best, self.config.solver.patience
+        return progress.step >= self.n_steps or (best is not None and 0 < patience <= best.n_since)
+
+    def _ending(self, progress: Progress) -> str:
+        if (best := progress.best) is None:
+            return f"finished after {progress.step} steps"
+        early = ""
+        if progress.step < self.n_steps:
+            plural = "s" if best.n_since > 1 else ""
+            early = f"stopped early: {best.n_since} validation{plural} without a better one; "
+        return (
+            f"{early}finished after {progress.step} steps with the model of step {best.step}, the best of all "
+            f"validations (weighted error {best.error:.4g})"
+        )
+
+    def _validation_due(self, progress: Progress) -> bool:
+        if self.validation is None:
+            return False
+        return progress.step % self.validation.every_steps == 0 or progress.step == self.n_steps
+
+    def _validate(self, progress: Progress) -> None:
+        assert self.validation is not None  # `_validation_due` has asked
+        began = time.perf_counter()
+        targets = self.setup.targets()
+        solver, average = self.solver, progress.state.average
+        model = ModelShard(
+            solver.kernel, solver.centers, average, self.inputs, targets.to(self.mesh.device), self.mesh
+        )
+        scores = self.validation.score(model, targets)
+        if self.config.solver.patience:
+            progress.best = after_validation(progress.best, scores, progress.state.average, progress.step)
+        split, epoch = self.config.data.validate, progress.step / self.order.steps_per_epoch
+        position = {"step": progress.step, "epoch": epoch, "rows": round(epoch * self.order.epoch_rows)}
+        record = {"kind": "validation", **position, "elapsed_s": progress.elapsed_s, "split": split, **scores}
+        self._note(record)
+        told = (
+            f"{name} {value:.4g}" for name, value in scores.items() if name not in ("n", "weighted_error")
+        )
+        logger.info("epoch %g on %s: %s", epoch, split, ", ".join(told))
+        progress.validated_s += time.perf_counter() - began
+
+    def _interrupt(self, progress: Progress, signal_name: str) -> None:
+        self.saver.save(progress)
+        self._report()
+        raise Interrupted(
+            f"{signal_name}: stopped at step {progress.step} of {self.n_steps}, all up to there is saved; "
+            "the same command goes on"
+        )
+
+    def _report(self) -> None:
+        if not self.mesh.is_leader:
+            return
+        try:
+            write_report(self.directory.path)
+        except (OSError, InputError) as error:
+            logger.warning("all is saved, but the report cannot be written: %s", error)
+
+    def _model_shard(self, progress: Progress) -> Tensor:
+        """The weights that become the model, (c, p_shard): the tail average, the best one if the fit keeps it."""
+        return progress.state.average if progress.best is None else progress.best.weights
+
+    def _event(self, event: str, progress: Progress, message: str) -> None:
+        record = {"kind": "event", "event": event, "step": progress.step, "elapsed_s": progress.elapsed_s}
+        self._note(record | {"message": message})
+        logger.log(logging.WARNING if event in _WARNINGS else logging.INFO, message)
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        if self.mesh.is_leader:
+            self.journal.append(record)

@@ -1,0 +1,233 @@
+"""What lies at a path, told without reading it all (`inspect`), or read whole and checked (`verify`)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+
+from ep3stream.data.backend import row_bytes
+from ep3stream.data.location import Location, ObjectUrl, location
+from ep3stream.data.manifest import ColumnStatistics, Manifest, SplitInfo
+from ep3stream.data.object_files import ObjectFiles
+from ep3stream.data.small_files import read_small_file
+from ep3stream.data.store import open_store
+from ep3stream.data.verify import VerifyProgress
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
+from ep3stream.run.files.bundle import check_bundle_size, file_digest, find_bundle, read_bundle
+from ep3stream.run.files.checkpoint import list_checkpoints, load_checkpoint
+from ep3stream.run.files.directory import RunDirectory
+from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.using.models import model_step
+
+_MAX_SUMMARY_BYTES = 1 << 26
+
+
+def inspect(path: Path | str | ObjectUrl) -> dict[str, Any]:
+    """A store's or a run's contents as JSON; raises InputError for anything else."""
+    place = location(path)
+    return _inspect_run(RunDirectory(place)) if _is_run(place) else _inspect_store(place)
+
+
+def verify(
+    path: Path | str | ObjectUrl,
+    *,
+    quick: bool = False,
+    progress: Callable[[VerifyProgress], None] | None = None,
+) -> list[str]:
+    """Reads every byte of a store or a run: a sentence for each damaged piece; empty if all is as written.
+
+    quick: only sizes, presence and metadata, in the time it takes to list the files; a changed byte in a row or
+    a weight is not seen. Raises InputError for what is neither store nor run.
+    """
+    place = location(path)
+    if _is_run(place):
+        return _verify_run(RunDirectory(place), quick, progress)
+    try:
+        with open_store(place) as store:
+            return store.verify(quick=quick, progress=progress)
+    except DamagedDataError as error:
+        return [str(error)]
+
+
+def _is_run(path: Location) -> TypeGuard[Path]:
+    return isinstance(path, Path) and RunDirectory(path).config.is_file()
+
+
+def _inspect_store(path: Location) -> dict[str, Any]:
+    with open_store(path) as store:
+        manifest = store.manifest
+        return {
+            "what": "store",
+            "path": str(path),
+            "format": "hdf5" if isinstance(path, Path) and path.is_file() else "zarr",
+            "format_version": manifest.format_version,
+            "created_by": manifest.created_by,
+            "fingerprint": manifest.fingerprint,
+            "task": manifest.task,
+            "n_features": manifest.n_features,
+            "n_outputs": manifest.n_outputs,
+            "x_dtype": manifest.x_dtype,
+            "codec": manifest.codec,
+            "bytes_raw": row_bytes(manifest) * sum(info.n_rows for info in manifest.splits.values()),
+            "bytes_on_disk": _bytes_on_disk(path) if isinstance(path, Path) else ObjectFiles(path).n_bytes(),
+            "shuffle_seed": manifest.shuffle_seed,
+            "source": [dict(file) for file in manifest.source],
+            "conversion": dict(manifest.conversion),
+            "target_names": list(manifest.target_names),
+            "class_names": None if manifest.class_names is None else list(manifest.class_names),
+            "splits": {name: _split(info, manifest) for name, info in manifest.splits.items()},
+            "features": {
+                name: column_statistics(manifest.feature_names, info.features)
+                for name, info in manifest.splits.items()
+            },
+        }
+
+
+def _split(info: SplitInfo, manifest: Manifest) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "rows": info.n_rows,
+        "segments": info.n_segments,
+        "segment_rows": info.segment_rows,
+        "segments_per_file": info.segments_per_file,
+    }
+    if info.class_counts is not None:
+        content["class_counts"] = list(info.class_counts)
+    if info.targets is not None:
+        content["target_mean"], content["target_std"] = list(info.targets.mean), list(info.targets.std)
+        content["targets"] = column_statistics(manifest.target_names, info.targets)
+    return content
+
+
+def column_statistics(names: tuple[str, ...], statistics: ColumnStatistics) -> list[dict[str, Any]]:
+    """Mean, std, min, max and missing cells of each column, as JSON."""
+    values = zip(
+        names,
+        statistics.mean,
+        statistics.std,
+        statistics.minimum,
+        statistics.maximum,
+        statistics.missing,
+        strict=True,
+    )
+    keys = ("name", "mean", "std", "min", "max", "missing")
+    return [dict(zip(keys, column, strict=True)) for column in values]
+
+
+def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
+    config, summary = directory.read_config(), read_summary(directory)
+    last = {record.get("kind"): record for record in read_lines(directory.metrics)}
+    return {
+        "what": "run",
+        "path": str(directory.path),
+        "created_by": summary.get("created_by"),
+        "finished": is_finished(directory),
+        "store": summary.get("store"),
+        "plan": summary.get("plan"),
+        "checkpoints": _checkpoints(directory),
+        "overrides": directory.read_overrides(),
+        "last_step": last.get("step"),
+        "last_validation": last.get("validation"),
+        "last_event": last.get("event"),
+        # What the report draws of them is long, and the file has it.
+        "evaluations": [
+            {name: value for name, value in record.items() if name != "diagnosis"}
+            for record in read_lines(directory.evaluations)
+        ],
+        "config": config.to_toml(),
+    }
+
+
+def is_finished(directory: RunDirectory) -> bool:
+    """Whether there is a model, and the fit has not gone on since."""
+    newest = max((step for step, _ in list_checkpoints(directory.checkpoints)), default=0)
+    step = model_step(directory)
+    return find_bundle(directory.model) is not None and (step is None or step >= newest)
+
+
+def _checkpoints(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Step, bytes and state of each, newest first, all read whole: `verified`, or what is wrong."""
+    found = []
+    for step, path in list_checkpoints(directory.checkpoints):
+        n_bytes, state = _bytes_on_disk(path), "verified"
+        try:
+            _check_checkpoint(_setup_digest(directory), path)
+        except DamagedDataError as error:
+            state = f"damaged: {error}"
+        except InputError as error:
+            state = f"unreadable: {error}"
+        if path.exists():
+            found.append({"step": step, "bytes": n_bytes, "state": state})
+    return found
+
+
+def read_summary(directory: RunDirectory) -> dict[str, Any]:
+    """run.json; empty before the set-up is done, or where somebody changed it to something else."""
+    try:
+        content = json.loads(read_small_file(directory.summary, _MAX_SUMMARY_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _verify_run(
+    directory: RunDirectory, quick: bool, progress: Callable[[VerifyProgress], None] | None
+) -> list[str]:
+    """A newer format version is raised as the InputError it is: nobody knows whether that is damaged."""
+    began, n_read, problems = time.perf_counter(), 0, []
+    checks = list(_run_checks(directory, quick))
+    n_total = sum(n_bytes for n_bytes, _ in checks)
+    for n_bytes, check in checks:
+        try:
+            check()
+        except (DamagedDataError, ConfigError) as error:
+            problems.append(str(error))
+        n_read += n_bytes
+        if progress is not None and not quick:
+            progress(VerifyProgress(n_read, n_total, time.perf_counter() - began))
+    return problems
+
+
+def _run_checks(directory: RunDirectory, quick: bool) -> Iterator[tuple[int, Callable[[], object]]]:
+    """The bytes of each piece of a run, and what reads and checks it."""
+    read = check_bundle_size if quick else read_bundle
+    yield _bytes_on_disk(directory.config), directory.read_config
+    if directory.setup.exists():
+        yield _bytes_on_disk(directory.setup), partial(read, directory.setup, "set-up")
+    if (model := find_bundle(directory.model)) is not None:
+        yield _bytes_on_disk(model), partial(read, model, "model")
+    check = partial(_check_checkpoint, None if quick else _setup_digest(directory))
+    for _, path in list_checkpoints(directory.checkpoints):
+        yield _bytes_on_disk(path), partial(check, path)
+
+
+def _setup_digest(directory: RunDirectory) -> str:
+    """Which checkpoints must name; empty where there is no set-up."""
+    manifest = directory.setup / "manifest.json"
+    return file_digest(manifest) if manifest.is_file() else ""
+
+
+def _check_checkpoint(setup_digest: str | None, path: Path) -> None:
+    """Whole, or only its size if no digest is given; one that a running fit has removed by now is none."""
+    try:
+        if setup_digest is None:
+            check_bundle_size(path, "checkpoint")
+        else:
+            load_checkpoint(path, setup_digest, torch.device("cpu"))
+    except DamagedDataError:
+        if path.exists():
+            raise
+
+
+def _bytes_on_disk(path: Path) -> int:
+    n_bytes = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(FileNotFoundError):  # A running fit removes old checkpoints.
+            n_bytes += file.stat().st_size if file.is_file() else 0
+    return n_bytes

@@ -1,0 +1,100 @@
+"""How a fit is doing, read from its files by another process: it takes no lock and changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.directory import RunDirectory
+from ep3stream.run.files.lock import Holder, holder_of
+from ep3stream.run.inspection.inspect import is_finished, read_summary
+from ep3stream.run.records.metrics import read_lines
+
+Record = Mapping[str, Any]
+
+
+def status(run: Path | str) -> dict[str, Any]:
+    """Of the RUN of a fit, as JSON:
+
+    state: `setting up`, `running`, `finished`, `stopped` (saved and let go of), `died` (did neither), or `unknown`
+    where it is held by another machine; holder: who; step, n_steps, epoch, loss, rows_per_s of the last line of
+    metrics, age_s old; starved: the share of the time spent waiting for data between the last two lines; eta_s: from
+    now, None unless running; validation, event: the last ones; checkpoint: the newest one's step and age_s.
+    Raises InputError for what is no run.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    directory.read_config()
+    now = time.time()
+    records = read_lines(directory.metrics)
+    steps = [record for record in records if record.get("kind") == "step"]
+    last = steps[-1] if steps else {}
+    plan = read_summary(directory).get("plan") or {}
+    n_steps, of_epoch = plan.get("n_steps"), plan.get("steps_per_epoch")
+    step = max((int(_number(record, "step")) for record in records), default=0)
+    holder = holder_of(directory.path / "lock")
+    state = _state(directory, holder, n_steps is not None)
+    age_s = _age_s(directory.metrics, now)
+    checkpoints = sorted(list_checkpoints(directory.checkpoints), reverse=True)
+    return {
+        "run": str(directory.path),
+        "state": state,
+        "holder": None if holder is None else holder.words,
+        "step": step,
+        "n_steps": n_steps,
+        "epoch": step / of_epoch if of_epoch else None,
+        "loss": last.get("loss"),
+        "rows_per_s": last.get("rows_per_s"),
+        "starved": _starved(steps),
+        "age_s": age_s if last else None,
+        "eta_s": _eta_s(last, n_steps, age_s) if state == "running" else None,
+        "validation": _last(records, "validation"),
+        "event": _last(records, "event"),
+        "checkpoint": None
+        if not checkpoints
+        else {"step": checkpoints[0][0], "age_s": _age_s(checkpoints[0][1], now)},
+    }
+
+
+def _state(directory: RunDirectory, holder: Holder | None, is_set_up: bool) -> str:
+    if holder is None:
+        return "finished" if is_finished(directory) else "stopped"
+    if holder.is_alive is None:
+        return "unknown"
+    if not holder.is_alive:
+        return "died"
+    return "running" if is_set_up else "setting up"
+
+
+def _starved(steps: Sequence[Record]) -> float | None:
+    """Between the last two lines of one sitting; from the beginning where there is one line."""
+    if not steps:
+        return None
+    last, before = steps[-1], steps[-2] if len(steps) > 1 else {}
+    waited, elapsed = (_number(last, name) - _number(before, name) for name in ("wait_s", "elapsed_s"))
+    return min(max(waited / elapsed, 0.0), 1.0) if elapsed > 0 else None
+
+
+def _eta_s(last: Record, n_steps: int | None, age_s: float | None) -> float | None:
+    step, rows, rate = (_number(last, name) for name in ("step", "rows", "rows_per_s"))
+    if n_steps is None or not step or not rate:
+        return None
+    return max((n_steps - step) * rows / step / rate - (age_s or 0.0), 0.0)
+
+
+def _number(record: Record, name: str) -> float:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _last(records: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    return next((record for record in reversed(records) if record.get("kind") == kind), None)
+
+
+def _age_s(path: Path, now: float) -> float | None:
+    try:
+        return max(now - path.stat().st_mtime, 0.0)
+    except OSError:
+        return None

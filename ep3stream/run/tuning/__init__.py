@@ -1,0 +1,1 @@
+"""Kernel, bandwidth, ridge and feature scales, chosen on a sample."""

@@ -1,0 +1,1 @@
+"""What a model is for: loading, predicting, scoring, exporting."""

@@ -1,0 +1,146 @@
+"""Models on disk: written at the end of a fit, read back from a finished or an unfinished run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ep3stream.config import MAX_CONFIG_BYTES
+from ep3stream.data.conversion.recorded import Recorded, columns_of, unreadable_columns
+from ep3stream.data.small_files import read_small_file
+from ep3stream.data.store import open_store
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
+from ep3stream.run.files.bundle import find_bundle, read_bundle, read_description, write_bundle
+from ep3stream.run.files.checkpoint import load_newest_checkpoint, require_shape
+from ep3stream.run.files.directory import RunDirectory
+from ep3stream.run.preparation.setup import SETUP_KIND, Setup
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import Predictor
+
+logger = logging.getLogger(__name__)
+
+_KIND = "model"
+
+
+def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> Predictor:
+    """The model of a whole set-up with these weights, (p, c), on the CPU."""
+    names = setup.description["names"]
+    return Predictor(
+        setup.kernel(function),
+        setup.tensors["centers"],
+        weights.cpu(),
+        setup.inputs(),
+        setup.targets(),
+        tuple(names["features"]),
+        tuple(names["targets"]),
+        None if names["classes"] is None else tuple(names["classes"]),
+    )
+
+
+def save_model(
+    directory: RunDirectory, model: Predictor, step: int | None = None, conversion: Any = None
+) -> None:
+    """Writes RUN/model: that of a fit after `step` steps, if it was a fit. Raises DiskError.
+
+    conversion: how the columns of files become its features, as `columns_of` the store says, if it is known.
+    """
+    known = {} if step is None else {"step": step}
+    if conversion is not None:
+        known["conversion"] = conversion
+    write_bundle(directory.model, _KIND, model.tensors(), model.description() | known)
+
+
+def model_step(directory: RunDirectory) -> int | None:
+    """After how many steps the model in RUN/model was written; None where there is none that says so."""
+    path = find_bundle(directory.model)
+    try:
+        step = None if path is None else read_description(path, _KIND).get("step")
+    except DamagedDataError as error:
+        logger.warning("%s", error)
+        return None
+    return step if type(step) is int else None
+
+
+def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
+    """The model of a run, checked against its digests; that of the newest checkpoint if the fit is unfinished.
+
+    `kernel`: the callable the fit was given, if any. Raises InputError where there is no model yet,
+    DamagedDataError where there is one that is not as written.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    if (finished := find_bundle(directory.model)) is not None:
+        return _read_model(finished, kernel)
+    if not directory.setup.exists():
+        raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
+    setup = Setup.load(directory.setup)
+    progress = load_newest_checkpoint(directory.checkpoints, setup.digest, torch.device("cpu"))
+    if progress is None:
+        raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
+    logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
+    require_shape(progress, setup.targets().n_outputs, setup.plan["n_centers"], directory.checkpoints)
+    weights = progress.state.average if progress.best is None else progress.best.weights
+    return build_model(setup, weights.T.contiguous(), kernel)
+
+
+def converted_columns(run: Path | str) -> Recorded:
+    """How files become the model's features: what the run has kept, or the store it names if that is still there.
+
+    Raises InputError where neither says.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    record: Any = kept_columns(run)
+    try:
+        targets, classes = _target_names(directory)
+        reason = "keeps no record of its columns" if record is None else unreadable_columns(record["columns"])
+        if reason is None:
+            return Recorded.read(directory.path, record, tuple(targets), classes and tuple(classes))
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"has columns that are not as recorded ({error!r})"
+    raise InputError(f"{directory.path} {reason}; convert the file with --like STORE and give that store")
+
+
+def kept_columns(run: Path | str) -> dict[str, Any] | None:
+    """What `columns_of` said of the store that the model was fitted to; None where that is not known."""
+    directory = RunDirectory(Path(run).absolute())
+    record: dict[str, Any] | None = _model_description(directory).get("conversion")
+    return record or _columns_of_store(directory)
+
+
+def _model_description(directory: RunDirectory) -> dict[str, Any]:
+    """Of the finished model, or of the set-up of an unfinished fit."""
+    if (model := find_bundle(directory.model)) is not None:
+        return read_description(model, _KIND)
+    if (setup := find_bundle(directory.setup)) is not None:
+        return read_description(setup, SETUP_KIND)
+    raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
+
+
+def _target_names(directory: RunDirectory) -> tuple[Any, Any]:
+    description = _model_description(directory)
+    names = description.get("names")
+    if names is not None:
+        return names["targets"], names["classes"]
+    return description["target_names"], description["class_names"]
+
+
+def _columns_of_store(directory: RunDirectory) -> dict[str, Any] | None:
+    """Of runs made before models kept them."""
+    try:
+        named = json.loads(read_small_file(directory.summary, MAX_CONFIG_BYTES))["store"]
+        with open_store(named["path"]) as store:
+            return columns_of(store.manifest) if store.manifest.fingerprint == named["fingerprint"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InputError, DamagedDataError):
+        return None
+
+
+def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:
+    bundle = read_bundle(path, _KIND)
+    try:
+        return Predictor.of(bundle.tensors, bundle.description, kernel)
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); fit again") from error
