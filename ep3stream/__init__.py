@@ -7,6 +7,9 @@ ep3stream.fit("flights.zarr", "runs/first")
 ep3stream.load("runs/first").predict(x)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ep3stream.config import (
     ConvertConfig,
     DataConfig,
@@ -15,8 +18,6 @@ from ep3stream.config import (
     RunConfig,
     SolverConfig,
 )
-from ep3stream.data.conversion.convert import convert
-from ep3stream.data.store import open_store
 from ep3stream.errors import (
     ConfigError,
     DamagedDataError,
@@ -26,17 +27,24 @@ from ep3stream.errors import (
     Interrupted,
     SourceError,
 )
-from ep3stream.run.batchwise.model import KernelModel
-from ep3stream.run.fitting.fit import fit
-from ep3stream.run.inspection.inspect import inspect, verify
-from ep3stream.run.planning.forecast import FitPlan, plan
-from ep3stream.run.reporting.compare import write_comparison
-from ep3stream.run.reporting.report import write_report
-from ep3stream.run.tuning.tune import TuneResult, tune
-from ep3stream.run.using.evaluate import evaluate, predict
-from ep3stream.run.using.export import export
-from ep3stream.run.using.models import load
 
+if TYPE_CHECKING:
+    from ep3stream.data.conversion.convert import convert
+    from ep3stream.data.store import open_store
+    from ep3stream.estimator import KernelClassifier as KernelClassifier
+    from ep3stream.estimator import KernelRegressor as KernelRegressor
+    from ep3stream.run.batchwise.model import KernelModel
+    from ep3stream.run.fitting.fit import fit
+    from ep3stream.run.inspection.inspect import inspect, verify
+    from ep3stream.run.planning.forecast import FitPlan, plan
+    from ep3stream.run.reporting.compare import write_comparison
+    from ep3stream.run.reporting.report import write_report
+    from ep3stream.run.tuning.tune import TuneResult, tune
+    from ep3stream.run.using.evaluate import evaluate, predict
+    from ep3stream.run.using.export import export
+    from ep3stream.run.using.models import load
+
+# KernelClassifier and KernelRegressor, which need scikit-learn, are no part of `import *`.
 __all__ = [
     "ConfigError",
     "ConvertConfig",
@@ -69,17 +77,37 @@ __all__ = [
     "write_report",
 ]
 
-# They need scikit-learn, which nothing else here does: imported when asked for, and not part of `import *`.
-_LAZY = ("KernelClassifier", "KernelRegressor")
+# Imported when asked for (PEP 562): torch and zarr take two seconds, which `ep3stream --help` need not wait for.
+# The imports above say the same to type checkers and editors; a test holds the two together.
+_LAZY = {
+    "FitPlan": "ep3stream.run.planning.forecast",
+    "KernelClassifier": "ep3stream.estimator",
+    "KernelModel": "ep3stream.run.batchwise.model",
+    "KernelRegressor": "ep3stream.estimator",
+    "TuneResult": "ep3stream.run.tuning.tune",
+    "convert": "ep3stream.data.conversion.convert",
+    "evaluate": "ep3stream.run.using.evaluate",
+    "export": "ep3stream.run.using.export",
+    "fit": "ep3stream.run.fitting.fit",
+    "inspect": "ep3stream.run.inspection.inspect",
+    "load": "ep3stream.run.using.models",
+    "open_store": "ep3stream.data.store",
+    "plan": "ep3stream.run.planning.forecast",
+    "predict": "ep3stream.run.using.evaluate",
+    "tune": "ep3stream.run.tuning.tune",
+    "verify": "ep3stream.run.inspection.inspect",
+    "write_comparison": "ep3stream.run.reporting.compare",
+    "write_report": "ep3stream.run.reporting.report",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        from ep3stream import estimator
-
-        return getattr(estimator, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value  # The next time is as fast as any other name.
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *_LAZY})

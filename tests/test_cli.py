@@ -187,7 +187,6 @@ def test_verify_of_a_damaged_run_names_the_piece(folder, run_cli, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "required: COMMAND"),
         (["bogus"], "invalid choice: 'bogus'"),
         (["fit", "only-a-store"], "required: RUN; see ep3stream fit --help"),
         (["fit", "{store}", "{new}", "--kernel", "sinc"], "--kernel: invalid choice: 'sinc'"),
@@ -203,7 +202,7 @@ def test_verify_of_a_damaged_run_names_the_piece(folder, run_cli, tmp_path):
         (["fit", "{store}", "{new}", "--config", "{sinc}"], "kernel is 'sinc'; choose one of"),
         (["fit", "{missing}", "{new}"], "does not exist"),
         (["evaluate", "{run}", "{store}", "--split", "dev"], "no split 'dev'; it has test, train"),
-        (["evaluate", "{missing}", "{store}"], "no model and no set-up"),
+        (["evaluate", "{missing}", "{store}"], "missing is no run: it is not there; give the RUN of a fit"),
         (["evaluate", "{run}", "{store}", "--json", "--split", "dev"], "no split 'dev'"),
         (["predict", "{run}", "{store}", "{missing}/deep/out.npy"], "cannot be written"),
         (["inspect", "{missing}"], "does not exist"),
@@ -234,6 +233,68 @@ def test_bad_usage_and_input_is_one_line_and_exit_code_2_and_leaves_nothing(
     result = run_cli(*(argument.format(**places) for argument in arguments))
     assert_one_line_error(result, 2, words)
     assert [item.name for item in tmp_path.iterdir()] == ["sinc.toml"]
+
+
+def test_no_command_at_all_prints_the_help_and_is_bad_usage(run_cli):
+    code, out, err = run_cli()
+    assert (code, err) == (2, "")
+    assert out == cli._parser().format_help()
+
+
+# What takes a run, and what takes a store, each told what it was given instead.
+OF_RUNS = ["status {}", "evaluate {} {store}", "predict {} {store} {new}.npy", "report {}", "report {run} {}",
+           "export {} {new}"]  # fmt: skip
+OF_STORES = ["fit {} {new}", "plan {}", "tune {}", "evaluate {run} {}", "predict {run} {} {new}.npy",
+             "convert {folder}/flights.csv {new} --like {}"]  # fmt: skip
+OF_BOTH = ["inspect {}", "verify {}"]
+WRONG_RUNS = {
+    "{missing}": "missing is no run: it is not there; give the RUN of a fit",
+    "{folder}/flights.csv": "flights.csv is no run: it is a file; give the RUN of a fit",
+    "{empty}": "empty is no run: it is an empty directory; give the RUN of a fit",
+    "{store}": "flights.zarr is no run: it is a store; give the RUN of a fit",
+    "{folder}": "is no run: it is a directory of other things; give the RUN of a fit",
+}
+WRONG_STORES = {
+    "{missing}": "missing does not exist; convert the data first or correct the path",
+    "{text}": "text is a file, but no store; turn it into one: ep3stream convert FILE STORE",
+    "{empty}": "empty is an empty directory, not a store; convert the data first or correct the path",
+    "{run}": "run is the RUN of a fit, not a store; give the store that `ep3stream convert` made",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "place", "words"),
+    [
+        *((command, place, words) for command in OF_RUNS for place, words in WRONG_RUNS.items()),
+        *((command, place, words) for command in OF_STORES for place, words in WRONG_STORES.items()),
+        *(
+            (command, place, words)
+            for command in OF_BOTH
+            for place, words in WRONG_STORES.items()
+            if place != "{run}"
+        ),
+    ],
+)
+def test_what_is_no_run_or_no_store_is_told_by_what_it_is_and_left_alone(
+    folder, run_cli, tmp_path, command, place, words
+):
+    places = {"store": folder / "flights.zarr", "run": folder / "run", "folder": folder} | {
+        name: tmp_path / name for name in ("new", "missing", "empty", "text")
+    }
+    places["empty"].mkdir()
+    places["text"].write_text("hello")
+    result = run_cli(*command.format(place.format(**places), **places).split())
+    assert_one_line_error(result, 2, words)
+    assert sorted(item.name for item in tmp_path.rglob("*")) == ["empty", "text"]
+
+
+def test_torch_is_not_imported_for_the_help_the_version_or_a_wrong_option():
+    for arguments in (["--help"], ["fit", "--help"], ["--version"], [], ["fit", "--sinc"]):
+        code = (
+            "import sys\nfrom ep3stream import cli\ntry:\n    cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+            "assert not {'torch', 'zarr', 'h5py', 'pyarrow'} & set(sys.modules), sys.argv"
+        )
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -206,5 +206,5 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path, place):
 
 
 def test_a_directory_without_settings_is_no_run(tmp_path):
-    with pytest.raises(InputError, match=r"not a run directory .*give the RUN of a fit"):
+    with pytest.raises(InputError, match=r"is no run: it is an empty directory; give the RUN of a fit"):
         RunDirectory(Path(tmp_path)).read_config()

@@ -200,6 +200,12 @@ def unfinished(w: Workspace) -> tuple[int, str]:
     return damage(w, lambda store: (store / "manifest.json").unlink(), "fit", "STORE", w.here / "r")
 
 
+def unstarted(w: Workspace) -> tuple[int, str]:
+    (w.here / "run").mkdir()
+    w.file("run/config.toml", "")
+    return w.said("evaluate", w.here / "run", w.made / "rows.zarr")
+
+
 def another_store(w: Workspace) -> tuple[int, str]:
     run = w.copy("run")
     shutil.rmtree(run / "model")
@@ -380,6 +386,9 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "x that is ragged": lambda w: w.predict([[1, 2], [3]]),
     "a store with other columns": lambda w: w.said("evaluate", w.made / "run", w.made / "classes.zarr"),
     "a directory that is no run": lambda w: w.said("evaluate", w.here, w.made / "rows.zarr"),
+    "a store where a run belongs": lambda w: w.said("report", w.made / "rows.zarr"),
+    "the status of a run that is not there": lambda w: w.said("status", w.here / "first"),
+    "the model of a fit that has none yet": unstarted,
     "a table without a column of the model": lambda w: w.said(
         "predict", w.made / "run", w.file("april.csv", "a\n1\n"), w.here / "out.csv"
     ),
@@ -411,6 +420,8 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     ),
     "a conversion that did not end": unfinished,
     "a file that is no store": lambda w: w.said("inspect", w.made / "rows.csv"),
+    "a run where a store belongs": lambda w: w.said("fit", w.made / "run", w.here / "r"),
+    "an empty directory as a store": lambda w: w.said("plan", w.here),
     "a store that is not there": lambda w: w.said("inspect", w.here / "rows.zarr"),
     "another store on resuming": another_store,
     "a changed byte in a model": lambda w: damage_run(

@@ -193,7 +193,7 @@ def test_a_tensor_of_another_shape_or_none_is_refused_by_name(tmp_path, name):
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no model and no set-up; give the RUN of a fit"):
+    with pytest.raises(InputError, match="is no run: it is an empty directory; give the RUN of a fit"):
         load(tmp_path)
 
 

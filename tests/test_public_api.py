@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
+import pytest
+
 import ep3stream
 
 NAMES = [
@@ -43,6 +48,21 @@ LAZY = ["KernelClassifier", "KernelRegressor"]
 def test_the_public_names_are_these_and_all_exist():
     assert ep3stream.__all__ == NAMES
     assert all(hasattr(ep3stream, name) for name in [*NAMES, *LAZY])
+
+
+def test_what_is_imported_when_asked_for_is_what_type_checkers_are_told():
+    """A name of `_LAZY` that no checker knows, or the other way round, or from another module, is found here."""
+    tree = ast.parse(Path(ep3stream.__file__).read_text())
+    checked = next(node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert told == ep3stream._LAZY
+    assert set(told) <= {*NAMES, *LAZY}
+    assert {*NAMES, *LAZY} <= set(dir(ep3stream))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'fti'"):
+        _ = ep3stream.fti
 
 
 def test_every_public_name_says_what_it_is():

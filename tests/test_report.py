@@ -271,10 +271,18 @@ def test_run_json_of_unexpected_types_does_not_stop_the_page(tmp_path: Path, abo
     assert page(write_run(tmp_path, about, metrics, [{"n": "many"}])).endswith("</html>")
 
 
-def test_an_empty_run_directory_makes_a_page_and_a_missing_one_is_refused(tmp_path: Path) -> None:
-    assert "kernel machine" in page(tmp_path)
-    with pytest.raises(InputError, match="absent"):
-        write_report(tmp_path / "absent")
+def test_a_run_with_settings_only_makes_a_page_and_what_is_no_run_is_refused_and_left_alone(
+    tmp_path: Path,
+) -> None:
+    for name in ("run", "store", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "config.toml").touch()
+    (tmp_path / "store" / "manifest.json").touch()
+    assert "kernel machine" in page(tmp_path / "run")
+    for name, found in (("store", "a store"), ("empty", "an empty directory"), ("absent", "not there")):
+        with pytest.raises(InputError, match=f"{name} is no run: it is {found}; give the RUN of a fit"):
+            write_report(tmp_path / name)
+    assert sorted(file.name for file in tmp_path.rglob("*.html")) == ["report.html"]
 
 
 def test_the_page_loads_nothing_and_is_the_same_bytes_every_time(tmp_path: Path) -> None:

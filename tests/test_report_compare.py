@@ -88,7 +88,9 @@ def test_nothing_in_a_run_becomes_markup_and_nothing_is_loaded(runs, tmp_path):
 
 
 def test_a_run_that_has_not_begun_is_no_obstacle(runs, tmp_path):
-    text = text_of(write_comparison([*runs, write_run(tmp_path / "empty")], tmp_path / "comparison.html"))
+    write_run(tmp_path / "empty")
+    (tmp_path / "empty" / "config.toml").touch()
+    text = text_of(write_comparison([*runs, tmp_path / "empty"], tmp_path / "comparison.html"))
     assert "No step recorded" in text
 
 
@@ -116,7 +118,7 @@ def test_the_command_draws_one_or_compares_several(runs, tmp_path, monkeypatch, 
     assert (tmp_path / "comparison.html").exists()
     assert cli.main(["report", "first", "--out", "x.html"]) == 2
     assert cli.main(["report", "first", "none"]) == 2
-    assert "not a directory" in capsys.readouterr().err
+    assert "none is no run: it is not there" in capsys.readouterr().err
 
 
 def test_it_is_a_public_function(runs, tmp_path):

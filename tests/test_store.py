@@ -253,8 +253,12 @@ def test_what_was_not_committed_is_not_a_store(tmp_path: Path) -> None:
     zarr.create_group(str(tmp_path / "zarr"))
     h5py.File(tmp_path / "hdf5", "w").close()
     (tmp_path / "text").write_text("hello")
-    for name in ("zarr", "hdf5", "text"):
-        with pytest.raises(InputError, match=f"{name} is not a finished store"):
+    for name, words in (
+        ("zarr", "is not a finished store"),
+        ("hdf5", "is a file, but no store"),
+        ("text", "is a file, but no store"),
+    ):
+        with pytest.raises(InputError, match=f"{name} {words}"):
             open_store(tmp_path / name)
 
 

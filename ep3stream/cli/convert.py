@@ -24,7 +24,6 @@ from ep3stream.config import (
 )
 from ep3stream.data.location import location
 from ep3stream.errors import ConfigError
-from ep3stream.run.inspection.describe import describe_new_store
 
 
 def add(commands: Any) -> None:
@@ -140,6 +139,7 @@ def _add_columns(convert: argparse.ArgumentParser) -> None:
 def _convert(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.data.conversion.convert import convert
     from ep3stream.run.fitting.progress import convert_bar
+    from ep3stream.run.inspection.describe import describe_new_store
 
     *sources, last = options.paths
     store = location(last)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ep3stream.run.records.metrics import json_text
+from ep3stream.run.records.json_text import json_text
 
 
 class JsonLines(logging.Formatter):

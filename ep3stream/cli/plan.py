@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ep3stream.cli.fit import FIT_SETTINGS, add_settings, fit_config
 from ep3stream.cli.options import command, store_place
+from ep3stream.run.records.json_text import json_text
 
 
 def add(commands: Any) -> None:
@@ -38,7 +39,6 @@ def add(commands: Any) -> None:
 def _plan(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.run.planning.describe import describe_plan
     from ep3stream.run.planning.forecast import plan
-    from ep3stream.run.records.metrics import json_text
 
     link = options.link_gb_per_s
     found = plan(

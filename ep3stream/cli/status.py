@@ -10,8 +10,7 @@ import shtab
 from rich.console import Console
 
 from ep3stream.cli.options import command, disk_path
-from ep3stream.run.inspection.describe import describe_status
-from ep3stream.run.records.metrics import json_text
+from ep3stream.run.records.json_text import json_text
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -45,6 +44,7 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.inspection.describe import describe_status
     from ep3stream.run.inspection.status import status
 
     now = status(options.run)

@@ -12,7 +12,7 @@ from rich.console import Console
 from ep3stream.cli.fit import FIT_SETTINGS, fit_config
 from ep3stream.cli.options import checked, command, say, store_place
 from ep3stream.config import Scale, parse_bytes, parse_names
-from ep3stream.run.records.metrics import json_text
+from ep3stream.run.records.json_text import json_text
 
 _TUNE_SETTINGS = {name: FIT_SETTINGS[name] for name in ("split", "validate", "scale", "memory", "seed")}
 

@@ -12,10 +12,8 @@ from rich.console import Console
 from ep3stream.cli.options import checked, command, disk_path, number_or, say, store_place
 from ep3stream.config import parse_bytes
 from ep3stream.data.location import Location
-from ep3stream.data.verify import VerifyProgress
 from ep3stream.errors import ConfigError
-from ep3stream.run.inspection.describe import describe_evaluation, describe_path, describe_soundness
-from ep3stream.run.records.metrics import json_text
+from ep3stream.run.records.json_text import json_text
 
 _DAMAGED = 3
 _STANDARD = "-"  # Input or output.
@@ -114,6 +112,7 @@ def _rows_place(text: str) -> Location | str:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.inspection.describe import describe_evaluation
     from ep3stream.run.reporting.report import write_report
     from ep3stream.run.using.evaluate import evaluate
 
@@ -154,6 +153,7 @@ def _export(options: argparse.Namespace, console: Console) -> None:
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.inspection.describe import describe_path
     from ep3stream.run.inspection.inspect import inspect
     from ep3stream.run.inspection.order import describe_order, order_report
 
@@ -167,7 +167,9 @@ def _inspect(options: argparse.Namespace, console: Console) -> None:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
+    from ep3stream.data.verify import VerifyProgress
     from ep3stream.run.fitting.progress import verify_bar
+    from ep3stream.run.inspection.describe import describe_soundness
     from ep3stream.run.inspection.inspect import verify
 
     read = VerifyProgress(0, 0, 0.0)

@@ -17,6 +17,7 @@ from ep3stream.data import hdf5_backend, zarr_backend
 from ep3stream.data.backend import ReadingBackend, ReadTimes, y_row
 from ep3stream.data.conversion.spec import StoreSpec
 from ep3stream.data.conversion.writer import StoreWriter, create_store
+from ep3stream.data.found import found_at
 from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.data.manifest import (
     MANIFEST_NAME,
@@ -102,8 +103,19 @@ def _manifest_bytes(read: Callable[[], bytes | None], path: Location) -> bytes:
             f"{path} cannot be read ({error!r:.300}); restore it or convert again"
         ) from error
     if data is None:
-        raise InputError(f"{path} is not a finished store: it has no {MANIFEST_NAME}; convert the data again")
+        raise InputError(_no_store(path))
     return data
+
+
+def _no_store(path: Location) -> str:
+    found = found_at(path) if isinstance(path, Path) else ""
+    if found == "a file":
+        return f"{path} is a file, but no store; turn it into one: ep3stream convert FILE STORE"
+    if found == "an empty directory":
+        return f"{path} is an empty directory, not a store; convert the data first or correct the path"
+    if found == "the RUN of a fit":
+        return f"{path} is the RUN of a fit, not a store; give the store that `ep3stream convert` made"
+    return f"{path} is not a finished store: it has no {MANIFEST_NAME}; convert the data again"
 
 
 class RowStore:

@@ -127,6 +127,8 @@ def _expand(path: Path) -> Iterator[Path]:
         found = [Path(name) for name in glob.glob(str(path), recursive=True) if not Path(name).is_dir()]
         if not found:
             raise SourceError(f"{path}: matches no file; check the pattern")
+    elif not path.exists():
+        raise SourceError(f"{path}: there is no such file; check the name")
     else:
         found = [path]
     return iter(sorted(found))

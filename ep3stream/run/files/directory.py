@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ep3stream.config import MAX_CONFIG_BYTES, FitConfig
+from ep3stream.data.found import RUN_MARK, found_at
 from ep3stream.data.small_files import read_small_file
 from ep3stream.errors import InputError
 from ep3stream.run.files.bundle import write_file, write_json
@@ -26,7 +27,7 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         """The settings, as TOML."""
-        return self.path / "config.toml"
+        return self.path / RUN_MARK
 
     @property
     def summary(self) -> Path:
@@ -96,10 +97,23 @@ class RunDirectory:
         try:
             text = read_small_file(self.config, MAX_CONFIG_BYTES).decode()
             return FitConfig.from_toml(text, str(self.config))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(self.no_run()) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{self.path} is not a run directory ({error}); give the RUN of a fit"
-            ) from error
+            raise InputError(f"{self.config} cannot be read ({error}); restore it from a copy") from error
+
+    def no_run(self) -> str:
+        """The words of an error for a directory that has not what every run has."""
+        found = found_at(self.path)
+        if found == "the RUN of a fit":
+            return f"{self.path} holds no model and no set-up yet; start the fit again, or wait for it"
+        return f"{self.path} is no run: it is {found}; give the RUN of a fit"
+
+    def require(self) -> None:
+        """InputError unless something of a run lies here."""
+        pieces = (self.config, self.summary, self.metrics, self.evaluations, self.setup, self.model)
+        if not any(piece.exists() for piece in pieces):
+            raise InputError(self.no_run())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -12,24 +12,12 @@ from typing import Any
 from ep3stream.data.small_files import no_link, read_small_file
 from ep3stream.errors import InputError
 from ep3stream.run.files.bundle import write_file
+from ep3stream.run.records.json_text import json_text
 
 logger = logging.getLogger(__name__)
 
 # A week's fit writes some 1 MB.
 MAX_LINES_BYTES = 64 << 20
-
-
-def json_text(value: object) -> str:
-    """One line of JSON; numbers that JSON cannot hold become null."""
-    return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

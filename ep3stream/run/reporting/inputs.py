@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ep3stream.data.small_files import read_small_file
-from ep3stream.errors import InputError
+from ep3stream.run.files.directory import RunDirectory
 from ep3stream.run.records.metrics import MAX_LINES_BYTES
 from ep3stream.run.reporting.curves import Floats
 
@@ -125,12 +125,9 @@ class RunRecords:
     def read(cls, run: Path) -> RunRecords:
         """Whatever of run.json, config.toml, metrics.jsonl and evaluations.jsonl is there and readable.
 
-        Raises InputError only if `run` is not a directory.
+        Raises InputError only if nothing of a run is there.
         """
-        if not run.is_dir():
-            raise InputError(
-                f"run is {str(run)!r}, which is not a directory; name one made by `ep3stream fit`"
-            )
+        RunDirectory(run).require()
         replay = _Replay()
         for record in _json_lines(run / "metrics.jsonl"):
             replay.add(record)

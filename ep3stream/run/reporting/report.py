@@ -34,8 +34,8 @@ _LABELS = {
 def write_report(run: Path) -> Path:
     """Draws RUN/report.html and returns its path; the same run directory gives the same bytes.
 
-    Missing or damaged inputs only leave their part of the page out. Raises InputError if `run` is not a
-    directory, and OSError if the page cannot be written; an older page then stays as it was.
+    Missing or damaged inputs only leave their part of the page out. Raises InputError if `run` is none,
+    and OSError if the page cannot be written; an older page then stays as it was.
     """
     target = run / "report.html"
     write_page(rendered("report.html.jinja", _view(RunRecords.read(run))), target)

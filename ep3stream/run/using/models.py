@@ -76,7 +76,7 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     if (finished := find_bundle(directory.model)) is not None:
         return _read_model(finished, kernel)
     if not directory.setup.exists():
-        raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
+        raise InputError(directory.no_run())
     setup = Setup.load(directory.setup)
     progress = load_newest_checkpoint(directory.checkpoints, setup.digest, torch.device("cpu"))
     if progress is None:
@@ -117,7 +117,7 @@ def _model_description(directory: RunDirectory) -> dict[str, Any]:
         return read_description(model, _KIND)
     if (setup := find_bundle(directory.setup)) is not None:
         return read_description(setup, SETUP_KIND)
-    raise InputError(f"{directory.path} holds no model and no set-up; give the RUN of a fit")
+    raise InputError(directory.no_run())
 
 
 def _target_names(directory: RunDirectory) -> tuple[Any, Any]:
