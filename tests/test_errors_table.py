@@ -298,6 +298,11 @@ def without_obstore(w: Workspace) -> tuple[int, str]:
     return w.said("inspect", "s3://bucket/rows.zarr")
 
 
+def without_tensorboard(w: Workspace) -> tuple[int, str]:
+    w.patch.setattr("ep3stream.run.fitting.tensorboard.find_spec", lambda _: None)
+    return w.fit("--tensorboard")
+
+
 CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     # data to convert
     "a cell is empty or NaN": lambda w: w.convert(f"a,b,y\n{ROWS}nan,1,1\n"),
@@ -367,6 +372,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     ),
     "centers of another width": centers_of_another_width,
     "a Dask scheduler that does not answer": lambda w: w.fit("--dask", "tcp://127.0.0.1:9"),
+    "curves for TensorBoard without it": without_tensorboard,
     "an unknown setting": lambda w: w.settings("[solver]\ncentres = 20\n"),
     "a setting of another type": lambda w: w.settings("[solver]\nepochs = 'two'\n"),
     "settings that are no TOML": lambda w: w.settings("[solver\n"),

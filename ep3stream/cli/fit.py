@@ -60,6 +60,8 @@ FIT_SETTINGS = {
     "seed": ("run", "seed"),
     "dask": ("run", "dask"),
     "read_timeout": ("run", "read_timeout_s"),
+    "tensorboard": ("run", "tensorboard"),
+    "tensorboard_dir": ("run", "tensorboard"),
 }
 
 
@@ -180,6 +182,12 @@ def add_settings(fit: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for a segment, then it is asked for again, twice; 0: for ever; default: 120",
     )
+    fit.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        help="curves for TensorBoard in RUN/tensorboard; default: no",
+    )
+    fit.add_argument("--tensorboard-dir", metavar="DIRECTORY", help="the same, in another directory")
 
 
 def _fit(options: argparse.Namespace, console: Console) -> None:

@@ -56,6 +56,7 @@ class RunConfig:
     max_restarts: how often all of them are started again when one dies. rank_timeout_minutes: how long one waits for
     another before it takes that one for dead.
     read_timeout_s: how long a segment may take to come before it is asked for again, twice; 0 waits for ever.
+    tensorboard: True to write curves for TensorBoard into RUN/tensorboard; or the directory to write them into.
     """
 
     memory_bytes: int = 2048 * MIB
@@ -68,6 +69,7 @@ class RunConfig:
     max_restarts: int = 3
     rank_timeout_minutes: float = 30.0
     read_timeout_s: float = READ_TIMEOUT_S
+    tensorboard: bool | str = False
 
     def __post_init__(self) -> None:
         require(self.memory_bytes > 0, f"memory is {self.memory_bytes} bytes; use a positive number")

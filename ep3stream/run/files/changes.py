@@ -18,6 +18,7 @@ _FREE = {
     "run.max_restarts",
     "run.rank_timeout_minutes",
     "run.read_timeout_s",
+    "run.tensorboard",
 }
 # Read by each step, and by nothing that the set-up has made: every other setting has gone into the set-up.
 _OVERRIDABLE = {

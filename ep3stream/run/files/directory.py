@@ -50,6 +50,11 @@ class RunDirectory:
         return self.path / "overrides.json"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard, if the settings ask for them."""
+        return self.path / "tensorboard"
+
+    @property
     def setup(self) -> Path:
         """Bundle: centers, preconditioner, sizes. Written once."""
         return self.path / "setup"

@@ -28,6 +28,7 @@ from ep3stream.run.files.directory import RunDirectory
 from ep3stream.run.files.saver import CheckpointSaver
 from ep3stream.run.fitting.signals import Signals
 from ep3stream.run.fitting.summary import summary
+from ep3stream.run.fitting.tensorboard import curves, require_tensorboard
 from ep3stream.run.fitting.validation import Validation, after_validation, require_validation
 from ep3stream.run.preparation.prepare import require_enough_centers, write_setup
 from ep3stream.run.preparation.setup import Setup
@@ -83,6 +84,7 @@ def fit(
     if devices is not None:
         config = replace(config, run=replace(config.run, devices=devices))
     require_validation(config)
+    require_tensorboard(config)
     n_ranks = n_ranks_to_launch(config.run.devices)
     if n_ranks > 1:
         if isinstance(config.solver.centers, int):  # Else it is known later, and looked at then.
@@ -140,6 +142,7 @@ class _Fit:
         self.validation = Validation.of(store, config, self.order.steps_per_epoch)
         self.log_every = _WATCH_STEPS * max(1, self.n_steps // (_WATCH_STEPS * _METRIC_LINES))
         self.journal = Journal(directory.metrics)
+        self.draw: Callable[[Mapping[str, Any]], None] = lambda record: None
 
     def run(self, signals: Signals, changes: tuple[Change, ...]) -> None:
         """From the newest checkpoint, or from zero, to the model; `changes`: the settings changed by an override."""
@@ -159,9 +162,12 @@ class _Fit:
             self.setup.digest,
             self.setup.plan["n_centers"],
         )
-        with CheckpointSaver(
-            checkpoints, digest, self.config.run, step, self._event, n_centers, self.mesh
-        ) as self.saver:
+        with (
+            curves(self.directory, self.mesh.is_leader and self.config.run.tensorboard, step) as self.draw,
+            CheckpointSaver(
+                checkpoints, digest, self.config.run, step, self._event, n_centers, self.mesh
+            ) as self.saver,
+        ):
             self._steps(progress, signals)
             self._finish(progress)
 
@@ -422,3 +428,4 @@ class _Fit:
     def _note(self, record: Mapping[str, Any]) -> None:
         if self.mesh.is_leader:
             self.journal.append(record)
+            self.draw(record)

@@ -11,7 +11,7 @@ from ep3stream.run.files.checkpoint import list_checkpoints
 from ep3stream.run.files.directory import RunDirectory
 from ep3stream.run.files.lock import Holder, holder_of
 from ep3stream.run.inspection.inspect import is_finished, read_summary
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.records.metrics import number_of, read_lines, starved_between
 
 Record = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def status(run: Path | str) -> dict[str, Any]:
     last = steps[-1] if steps else {}
     plan = read_summary(directory).get("plan") or {}
     n_steps, of_epoch = plan.get("n_steps"), plan.get("steps_per_epoch")
-    step = max((int(_number(record, "step")) for record in records), default=0)
+    step = max((int(number_of(record, "step")) for record in records), default=0)
     holder = holder_of(directory.path / "lock")
     state = _state(directory, holder, n_steps is not None)
     age_s = _age_s(directory.metrics, now)
@@ -69,24 +69,17 @@ def _state(directory: RunDirectory, holder: Holder | None, is_set_up: bool) -> s
 
 
 def _starved(steps: Sequence[Record]) -> float | None:
-    """Between the last two lines of one sitting; from the beginning where there is one line."""
+    """Between the last two lines; from the beginning where there is one line."""
     if not steps:
         return None
-    last, before = steps[-1], steps[-2] if len(steps) > 1 else {}
-    waited, elapsed = (_number(last, name) - _number(before, name) for name in ("wait_s", "elapsed_s"))
-    return min(max(waited / elapsed, 0.0), 1.0) if elapsed > 0 else None
+    return starved_between(steps[-2] if len(steps) > 1 else {}, steps[-1])
 
 
 def _eta_s(last: Record, n_steps: int | None, age_s: float | None) -> float | None:
-    step, rows, rate = (_number(last, name) for name in ("step", "rows", "rows_per_s"))
+    step, rows, rate = (number_of(last, name) for name in ("step", "rows", "rows_per_s"))
     if n_steps is None or not step or not rate:
         return None
     return max((n_steps - step) * rows / step / rate - (age_s or 0.0), 0.0)
-
-
-def _number(record: Record, name: str) -> float:
-    value = record.get(name)
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _last(records: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:

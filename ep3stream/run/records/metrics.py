@@ -68,6 +68,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def starved_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
+    """The share of the time between two step records spent waiting for data; `before` may be empty: the beginning."""
+    waited, elapsed = (number_of(after, name) - number_of(before, name) for name in ("wait_s", "elapsed_s"))
+    return min(max(waited / elapsed, 0.0), 1.0) if elapsed > 0 else None
+
+
+def number_of(record: Mapping[str, Any], name: str) -> float:
+    """A field of a record; 0 where it has none, or something else."""
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 def drop_after(path: Path, step: int) -> None:
     """Removes the steps and validations after `step`, which a resumed fit will do again. Events stay."""
     if path.exists():
