@@ -55,6 +55,16 @@ def test_a_bundle_comes_back_as_it_went(written):
     assert sorted(item.name for item in written.iterdir()) == ["manifest.json", "tensors.safetensors"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_tensor_that_is_dropped_gives_back_its_pages(tmp_path):
+    write_bundle(tmp_path / "model", "model", {"large": torch.ones(1000), "small": torch.ones(2)}, {})
+    tensors = read_bundle(tmp_path / "model", "model").tensors
+    n_maps = Path("/proc/self/maps").read_text().count(str(tmp_path))
+    del tensors["large"]
+    assert Path("/proc/self/maps").read_text().count(str(tmp_path)) == n_maps - 1
+    assert tensors["small"].tolist() == [1, 1]
+
+
 def test_the_same_content_has_the_same_bytes(written, tmp_path):
     write_bundle(tmp_path / "again", "model", OLD, {"name": "old"})
     for file in written.iterdir():

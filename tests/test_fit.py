@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,23 @@ def test_a_damaged_set_up_or_model_is_named_and_never_used(store, tmp_path, piec
     use = ep3stream.load if piece.startswith("model") else lambda run: ep3stream.fit(store, run, settings())
     with pytest.raises(DamagedDataError, match=piece.split("/")[0]):
         use(run)
+
+
+def test_a_set_up_that_is_replaced_while_a_fit_runs_is_not_made_a_model_of(store, reference, tmp_path):
+    own, run = tmp_path / "own", tmp_path / "run"
+
+    def replace_setup(progress):
+        if progress.step == 16:
+            (run / "setup").rename(own)
+            shutil.copytree(other / "setup", run / "setup")
+
+    other = ep3stream.fit(store, tmp_path / "other", settings(run={"seed": 1}))
+    with pytest.raises(DamagedDataError, match=r"setup is not what this fit has read; restore it"):
+        ep3stream.fit(store, run, settings(), observe=replace_setup)
+    shutil.rmtree(run / "setup")
+    own.rename(run / "setup")
+    ep3stream.fit(store, run, settings())
+    assert model_bytes(run) == model_bytes(reference)
 
 
 def damage(file: Path) -> None:

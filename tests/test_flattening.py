@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ep3stream.run.preparation.plan import Plan, Shape
 from ep3stream.solver.build import Settled, SolverBuilder
 from ep3stream.solver.exact import build_exact
 from ep3stream.solver.flattening import FOLDINGS, Flattening, LeverageProfile
+from ep3stream.solver.model import InputScaling
 
 D = 4
 TAU = torch.logspace(0, -5, 1500, dtype=torch.float64)
@@ -105,6 +107,23 @@ def test_every_stage_has_a_step_that_is_safe_for_it_and_none_is_shorter_than_the
         step = stage.pace * found.step_size
         assert step * measured.lambda_max < 1.3
         assert step * measured.kappa_max < 1.3 * (1 - 0.9)
+
+
+@pytest.mark.parametrize("kind", ["nystrom", "exact", "eigenpro"])
+def test_centers_scaled_where_they_are_needed_give_the_set_up_of_scaled_ones(kind: Any):
+    inputs = InputScaling(torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([2.0, 0.5, 4.0, 1.0]))
+    _, given = settled(projection=kind, epochs=1.0)
+    unscaled = given.centers / inputs.scale + inputs.shift
+    found = []
+    for builder in (
+        replace(given, centers=inputs(unscaled), generator=generator()),
+        replace(given, centers=unscaled, inputs=inputs, generator=generator()),
+    ):
+        projection = builder.projection()
+        found.append(builder.settled(*projection, PROBED[300:], 10**6))
+    assert found[0].limits == found[1].limits
+    both = zip(found[0].projection.tensors().values(), found[1].projection.tensors().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in both)
 
 
 def test_a_data_rank_that_is_given_holds_for_the_whole_fit():

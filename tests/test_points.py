@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ep3stream.solver import blocks, points
-from ep3stream.solver.blocks import kernel_block, times_kernel
+from ep3stream.solver.blocks import BatchBlock, kernel_block, times_kernel
 from ep3stream.solver.dot_product import PolynomialKernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, Kernel, RadialKernel
+from ep3stream.solver.points import UnpreparedPoints
 
 
 def rows(n: int, d: int, seed: int = 0) -> Tensor:
@@ -21,6 +22,19 @@ def rows(n: int, d: int, seed: int = 0) -> Tensor:
 def formed(kernel: Kernel, z: Tensor, x: Tensor) -> Tensor:
     """K(Z, X) as a step forms it: by tiles, packed where this torch can."""
     return kernel_block(kernel, kernel.left(z), kernel.right(x), torch.empty(len(z), len(x)))
+
+
+def test_points_prepared_by_the_tile_give_the_blocks_of_those_prepared_before() -> None:
+    kernel, z, x = RadialKernel("laplacian", 2.0, torch.ones(5)), rows(1300, 5), rows(70, 5, seed=1)
+    by_tile, columns = UnpreparedPoints(z, kernel.left), kernel.right(x)
+    found = kernel_block(kernel, by_tile, columns, torch.empty(1300, 70))
+    assert torch.equal(found, formed(kernel, z, x))
+    weights = rows(3, 1300, seed=2)
+    for memory in (None, torch.empty(1300, 70)):
+        block = BatchBlock(kernel, by_tile, columns, memory)
+        torch.testing.assert_close(block.left_times(weights), weights @ found)
+        torch.testing.assert_close(block.times(weights[:, :70]), weights[:, :70] @ found.T)
+        assert block.n_centers == 1300
 
 
 @pytest.fixture(params=["packed", "torch.mm"])

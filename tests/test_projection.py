@@ -10,6 +10,7 @@ from kernel_problem import Problem, generator, k, laplacian, points
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
+from ep3stream.solver import projection as projection_module
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
 from ep3stream.solver.projection import NystromProjection, unexplained_diagonal
 
@@ -115,6 +116,19 @@ def test_the_basis_is_orthonormal_in_float32(kernel_width: float, n_landmarks: i
     assert (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max() < 1e-4
     assert list(spectra.model) == sorted(spectra.model, reverse=True)
     assert spectra.damping > 0
+
+
+def test_a_basis_cut_to_fewer_columns_in_place_has_the_rows_of_the_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    z = points(1300, D, 0, torch.float32)
+    case = Problem(laplacian(D), z, points(80, D, 1, torch.float32), model_rank=50, n_landmarks=200)
+    whole = case.projection()[0].basis
+    ranks = iter([50, 20])
+    monkeypatch.setattr(projection_module, "_numerical_rank", lambda *_: next(ranks))
+    cut = case.projection()[0].basis
+    assert cut.is_contiguous()
+    torch.testing.assert_close(cut, whole[:, :20], atol=1e-6, rtol=0)
 
 
 def degenerate_cases() -> dict[str, Problem]:

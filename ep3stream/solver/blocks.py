@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.solver.kernels import Kernel, RadialKernel
-from ep3stream.solver.points import Points, skinny_product
+from ep3stream.solver.points import LeftPoints, Points, skinny_product
 from ep3stream.solver.precision import tensor_cores
 
 TILE_ROWS = 512
@@ -27,19 +27,21 @@ def tiles(n_rows: int, rows_each: int = 0) -> Iterator[slice]:
         yield slice(start, min(start + rows_each, n_rows))
 
 
-def _tile_rows(z: Points) -> int:
-    return _GPU_TILE_ROWS if z.prepared.device.type == "cuda" else TILE_ROWS
+def _tile_rows(z: LeftPoints) -> int:
+    return _GPU_TILE_ROWS if z.device.type == "cuda" else TILE_ROWS
 
 
-def _tiles_of(z: Points) -> Iterator[slice]:
+def _tiles_of(z: LeftPoints) -> Iterator[slice]:
     return tiles(len(z), _tile_rows(z))
 
 
-def _fused(kernel: Kernel, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
-    return kernel.fused(weights, z, x, over_left) if isinstance(kernel, RadialKernel) else None
+def _fused(kernel: Kernel, weights: Tensor, z: LeftPoints, x: Points, over_left: bool) -> Tensor | None:
+    if not isinstance(kernel, RadialKernel) or not isinstance(z, Points):
+        return None
+    return kernel.fused(weights, z, x, over_left)
 
 
-def tiled_blocks(kernel: Kernel, z: Points, x: Points) -> Iterator[tuple[slice, Tensor]]:
+def tiled_blocks(kernel: Kernel, z: LeftPoints, x: Points) -> Iterator[tuple[slice, Tensor]]:
     """K(Z, X) by runs of rows, each in the memory of the one before."""
     x = x.for_many_products()
     tile = x.prepared.new_empty(min(_tile_rows(z), len(z)), len(x))
@@ -47,7 +49,7 @@ def tiled_blocks(kernel: Kernel, z: Points, x: Points) -> Iterator[tuple[slice, 
         yield rows, kernel.block(z[rows], x, out=tile[: rows.stop - rows.start])
 
 
-def kernel_block(kernel: Kernel, z: Points, x: Points, out: Tensor) -> Tensor:
+def kernel_block(kernel: Kernel, z: LeftPoints, x: Points, out: Tensor) -> Tensor:
     """K(Z, X) into `out`, (p, m), a tile of rows at a time so that each stays in the cache."""
     x = x.for_many_products()
     for rows in _tiles_of(z):
@@ -55,7 +57,7 @@ def kernel_block(kernel: Kernel, z: Points, x: Points, out: Tensor) -> Tensor:
     return out
 
 
-def kernel_times(kernel: Kernel, z: Points, x: Points, matrix: Tensor) -> Tensor:
+def kernel_times(kernel: Kernel, z: LeftPoints, x: Points, matrix: Tensor) -> Tensor:
     """K(Z, X) @ matrix, (p, k) for a matrix of (m, k), never holding more of K than a tile."""
     if (fused := _fused(kernel, matrix.T, z, x, over_left=False)) is not None:
         return fused.T
@@ -65,7 +67,7 @@ def kernel_times(kernel: Kernel, z: Points, x: Points, matrix: Tensor) -> Tensor
     return product
 
 
-def times_kernel(kernel: Kernel, matrix: Tensor, z: Points, x: Points) -> Tensor:
+def times_kernel(kernel: Kernel, matrix: Tensor, z: LeftPoints, x: Points) -> Tensor:
     """matrix @ K(Z, X), (k, m) for a matrix of (k, p), never holding more of K than a tile."""
     if (fused := _fused(kernel, matrix, z, x, over_left=True)) is not None:
         return fused
@@ -82,7 +84,7 @@ class BatchBlock:
     product forms it again in one tile's memory.
     """
 
-    def __init__(self, kernel: Kernel, z: Points, x: Points, memory: Tensor | None) -> None:
+    def __init__(self, kernel: Kernel, z: LeftPoints, x: Points, memory: Tensor | None) -> None:
         self._kernel, self._z, self._x = kernel, z, x.for_many_products()
         self._kept = None if memory is None else memory.view(-1)[: len(z) * len(x)].view(len(z), len(x))
         self._formed = False

@@ -16,6 +16,8 @@ from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import ExactProjection, build_exact
 from ep3stream.solver.flattening import LeverageProfile
 from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.model import InputScaling
+from ep3stream.solver.points import LeftPoints, UnpreparedPoints
 from ep3stream.solver.projection import (
     NystromProjection,
     Projection,
@@ -113,9 +115,9 @@ class Settled:
 class SolverBuilder:
     """What a set-up starts from; no method changes it, but each draws from `generator`.
 
-    centers: (p, d), scaled and whole for every rank, in host memory or on the device, where all but `exact` bring no
-    more of them than their shard; sample: X_s, (s, d), scaled and whole on every device. targets: for weights, if
-    there are any.
+    centers: (p, d), whole for every rank, in host memory or on the device, where all but `exact` bring no more of
+    them than their shard; sample: X_s, (s, d), scaled and whole on every device. targets: for weights, if there are
+    any. inputs: what scales the centers, None where they are scaled: no scaled copy of them is ever kept.
     """
 
     kernel: Kernel
@@ -126,19 +128,20 @@ class SolverBuilder:
     mesh: Mesh
     generator: torch.Generator
     targets: TargetCode | None = None
+    inputs: InputScaling | None = None
 
     def projection(self) -> tuple[Projection, Spectra]:
         """The one that the settings name, on this rank's shard of the centers."""
         kernel, sizes, settings = self.kernel, self.sizes, self.settings
         if settings.projection == "exact":
-            whole = self.centers.to(self.mesh.device)
+            whole = self._scaled(self.centers)
             return build_exact(kernel, whole, self.sample, sizes.data_rank, self.mesh, self.generator)
         n_centers = len(self.centers)
         if settings.projection == "eigenpro":
             return build_eigenpro(
                 kernel,
                 self._shard(),
-                self.centers[: sizes.n_landmarks].to(self.mesh.device),
+                self._scaled(self.centers[: sizes.n_landmarks]),
                 self.sample,
                 n_centers,
                 (sizes.data_rank, sizes.model_rank),
@@ -151,7 +154,7 @@ class SolverBuilder:
         return build_nystrom(
             kernel,
             self._shard(),
-            self.centers[drawn.to(self.centers.device)].to(self.mesh.device),
+            self._scaled(self.centers[drawn.to(self.centers.device)]),
             self.sample,
             n_centers,
             sizes.model_rank,
@@ -211,7 +214,7 @@ class SolverBuilder:
     ) -> list[float]:
         """Of each stage's operator, on a single batch: the leverage limits a step more often than they do."""
         x = probes[:batch_size]
-        shard = self.kernel.left(self._shard())
+        shard = self._rows()
         block = BatchBlock(self.kernel, shard, self.kernel.right(x), x.new_zeros(len(shard) * len(x)))
         penalty = self._penalty(probe_y, 1, len(x))
         weights = None if penalty.row_weights is None else penalty.row_weights[0]
@@ -226,7 +229,7 @@ class SolverBuilder:
     def _leverage_profile(
         self, projection: NystromProjection | ExactProjection, probes: Tensor
     ) -> LeverageProfile:
-        shard = self.kernel.left(self._shard())
+        shard = self._rows()
         rows = min(_PROFILE_ROWS, self.sizes.max_batch_size)
         return LeverageProfile.cat(
             [
@@ -273,7 +276,7 @@ class SolverBuilder:
         probed = min(batch_size, len(probes))
         n_batches = min(max(PROBES, min(PROBE_ROWS // probed, _MAX_PROBES)), len(probes) // probed)
         batches = probes[: n_batches * probed].split(probed)
-        shard = self.kernel.left(self._shard())
+        shard = self._rows()
         room = torch.zeros(len(shard) * probed, device=self.mesh.device)
 
         def block_of(x: Tensor) -> BatchBlock:
@@ -301,7 +304,19 @@ class SolverBuilder:
 
     def _shard(self) -> Tensor:
         owned = self.mesh.owned(len(self.centers))
-        return self.centers[owned.start : owned.stop].to(self.mesh.device)
+        return self._scaled(self.centers[owned.start : owned.stop])
+
+    def _rows(self) -> LeftPoints:
+        """The shard for blocks of many columns. On CPUs not prepared as a whole: it would outlast the blocks."""
+        if self.mesh.device.type != "cpu":
+            return self.kernel.left(self._shard())
+        owned = self.mesh.owned(len(self.centers))
+        mine = self.centers[owned.start : owned.stop]
+        return UnpreparedPoints(mine, lambda centers: self.kernel.left(self._scaled(centers)))
+
+    def _scaled(self, centers: Tensor) -> Tensor:
+        here = centers.to(self.mesh.device)
+        return here if self.inputs is None else self.inputs.to(self.mesh.device)(here)
 
     def _published(self, rule: PublishedStep, epoch_rows: int) -> StepLimits:
         """The critical batch size as far as memory and rows go, or the one asked for."""

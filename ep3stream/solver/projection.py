@@ -283,10 +283,12 @@ def _nystrom_basis(
     eigenvalues, rotation = mesh.broadcast(ascending.flip(0)), mesh.broadcast(rotation.flip(1))
     kept = _numerical_rank(eigenvalues, feature.dtype)
     eigenvalues, rotation = eigenvalues[:kept], rotation[:, :kept] / eigenvalues[:kept].sqrt()
-    # In place: a second (p, r) beside the basis would be the peak of the set-up's memory.
+    # In place, the narrower rows moved up: a second (p, r) beside the basis would be the peak of the set-up's memory.
+    feature = feature.contiguous()
+    basis = feature.view(-1)[: len(feature) * kept].view(len(feature), kept)
     for rows in tiles(len(feature)):
-        feature[rows, :kept] = (feature[rows].double() @ rotation).to(feature)
-    return feature[:, :kept].contiguous(), eigenvalues, next_eigenvalue
+        basis[rows] = (feature[rows].double() @ rotation).to(feature)
+    return basis, eigenvalues, next_eigenvalue
 
 
 def _directions(

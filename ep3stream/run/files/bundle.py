@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ep3stream.data.signed_json import signed_bytes, signed_object
@@ -130,9 +129,20 @@ def read_bundle(path: Path, kind: str) -> Bundle:
     """Everything in `path`, checked: DamagedDataError for what is not as written, InputError for a newer version."""
     description, tensors = check_bundle(path, kind), path / _TENSORS
     try:
-        return Bundle(load_file(tensors), description)
+        return Bundle(_mapped(tensors), description)
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+
+
+def _mapped(file: Path) -> dict[str, Tensor]:
+    """Each in a memory map of its own: whoever drops one gives its pages back."""
+    with safe_open(file, "pt") as opened:
+        names = opened.keys()
+    tensors = {}
+    for name in names:
+        with safe_open(file, "pt") as opened:
+            tensors[name] = opened.get_tensor(name)
+    return tensors
 
 
 def check_bundle(path: Path, kind: str) -> dict[str, Any]:

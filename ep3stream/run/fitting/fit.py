@@ -132,10 +132,11 @@ class _Fit:
         self.reader = store.split(config.data.split)
         self.kernel, self.observe = kernel, observe
         self.mesh = mesh
-        self.whole_setup = self._set_up()
-        self.setup = Setup.dealt(self.whole_setup, mesh)
-        require_enough_centers(self.setup.plan["n_centers"], mesh.size)
-        self.solver = self.setup.solver(config, kernel, self.mesh)
+        setup = Setup.dealt(self._set_up(), mesh)
+        require_enough_centers(setup.plan["n_centers"], mesh.size)
+        self.solver = setup.solver(config, kernel, self.mesh)
+        self.setup = setup.without_centers()
+        del setup
         self.inputs = self.setup.inputs().to(self.mesh.device)
         self.order = self.setup.order(self.reader, config.run.seed)
         self.n_steps = config.solver.n_steps(self.order.steps_per_epoch)
@@ -210,8 +211,13 @@ class _Fit:
         self._report()
 
     def _save_model(self, weights: Tensor | None, step: int) -> None:
-        assert self.whole_setup is not None and weights is not None  # noqa: PT018  The leader has both.
-        model = build_model(self.whole_setup, weights.T.contiguous(), self.kernel)
+        assert weights is not None  # The leader has them.
+        whole = self._load_setup()
+        if whole.digest != self.setup.digest:
+            raise DamagedDataError(
+                f"{self.directory.setup} is not what this fit has read; restore it, then the same command"
+            )
+        model = build_model(whole, weights.T.contiguous(), self.kernel)
         save_model(self.directory, model, step, self.setup.description.get("conversion"))
 
     def _set_up(self) -> Setup | None:

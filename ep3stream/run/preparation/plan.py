@@ -163,7 +163,7 @@ def _published_ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tupl
 def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int, devices: int) -> dict[str, int]:
     """What the arrays of a fit take on each device beside the batches, by part, in bytes; grows with the centers.
 
-    Each device has a share of the centers, and during the set-up all of them, scaled.
+    Each device has a share of the centers, scaled and prepared, and during the set-up all of them as they are.
     """
     rank, data_rank, landmarks, samples = _ranks(shape, config, n_centers)
     share = -(-n_centers // devices)

@@ -93,9 +93,7 @@ class _Preparation:
             if fresh.any():
                 # A center leans far more on its own weight than the rows that are trained on.
                 others = others[fresh]
-            centers, scaled_centers, rows, y = self.mesh.once_a_node(
-                lambda: self._points(source, drawn, others, inputs)
-            )
+            centers, rows, y = self.mesh.once_a_node(lambda: self._points(source, drawn, others, inputs))
         logger.info(
             "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
             bytes_text(sum(plan.memory.values())),
@@ -111,7 +109,15 @@ class _Preparation:
         sample = scaled_rows[: plan.nystrom_samples]
         device = self.mesh.device
         builder = SolverBuilder(
-            kernel, scaled_centers, sample, plan, solver_config, self.mesh, self.generator, targets.to(device)
+            kernel,
+            centers,
+            sample,
+            plan,
+            solver_config,
+            self.mesh,
+            self.generator,
+            targets.to(device),
+            inputs,
         )
         with self._stage("preconditioner"):
             projection, spectra = builder.projection()
@@ -141,11 +147,12 @@ class _Preparation:
     def _points(
         self, source: CenterSource, drawn: Rows | None, others: Rows, inputs: InputScaling
     ) -> list[Tensor]:
-        """Centers, in the units of the data and scaled; x and y of the rows `others`."""
+        """Centers, in the units of the data; x and y of the rows `others`."""
         given = None if source.points is None else source.points(inputs)
         centers, rows, y = _read_rows(self.reader, drawn, others)
         centers = centers if given is None else given
-        return [centers, _in_range(inputs(centers)), rows, y]
+        _in_range(inputs(centers))
+        return [centers, rows, y]
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

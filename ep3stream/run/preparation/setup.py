@@ -71,6 +71,10 @@ class Setup:
         }
         return cls(shards, told[1], told[2])
 
+    def without_centers(self) -> Setup:
+        """The same without what has a row for each center: a solver holds what it needs of them, prepared."""
+        return replace(self, tensors={k: v for k, v in self.tensors.items() if k not in _BY_CENTER})
+
     @property
     def plan(self) -> dict[str, Any]:
         """Sizes and step size."""
