@@ -86,9 +86,10 @@ def test_a_point_without_a_distance_is_never_taken_for_a_near_one(value: float) 
     assert not (k_zx[:, 7] > 0).any()
 
 
-def test_values_do_not_depend_on_the_number_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, x = rows(300, 30), rows(200, 30, seed=1)
-    kernel = RadialKernel("laplacian", 5.0, torch.zeros(30))
+@pytest.mark.parametrize("d", [8, 30, 130, 784])
+def test_values_do_not_depend_on_the_number_of_tiles(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    z, x = rows(300, d), rows(200, d, seed=1)
+    kernel = RadialKernel("laplacian", 5.0, torch.zeros(d))
     whole = formed(kernel, z, x)
     # Vectors of a pass over a tile end where it ends, so tiles are whole numbers of them here.
     for n_rows in (8, 64, 192):

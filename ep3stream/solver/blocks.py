@@ -35,6 +35,10 @@ def _tiles_of(z: LeftPoints) -> Iterator[slice]:
     return tiles(len(z), _tile_rows(z))
 
 
+def _n_tiles(z: LeftPoints) -> int:
+    return -(-len(z) // _tile_rows(z))
+
+
 def _fused(kernel: Kernel, weights: Tensor, z: LeftPoints, x: Points, over_left: bool) -> Tensor | None:
     if not isinstance(kernel, RadialKernel) or not isinstance(z, Points):
         return None
@@ -43,7 +47,7 @@ def _fused(kernel: Kernel, weights: Tensor, z: LeftPoints, x: Points, over_left:
 
 def tiled_blocks(kernel: Kernel, z: LeftPoints, x: Points) -> Iterator[tuple[slice, Tensor]]:
     """K(Z, X) by runs of rows, each in the memory of the one before."""
-    x = x.for_many_products()
+    x = x.for_products(_n_tiles(z))
     tile = x.prepared.new_empty(min(_tile_rows(z), len(z)), len(x))
     for rows in _tiles_of(z):
         yield rows, kernel.block(z[rows], x, out=tile[: rows.stop - rows.start])
@@ -51,7 +55,7 @@ def tiled_blocks(kernel: Kernel, z: LeftPoints, x: Points) -> Iterator[tuple[sli
 
 def kernel_block(kernel: Kernel, z: LeftPoints, x: Points, out: Tensor) -> Tensor:
     """K(Z, X) into `out`, (p, m), a tile of rows at a time so that each stays in the cache."""
-    x = x.for_many_products()
+    x = x.for_products(_n_tiles(z))
     for rows in _tiles_of(z):
         kernel.block(z[rows], x, out=out[rows])
     return out
@@ -85,7 +89,8 @@ class BatchBlock:
     """
 
     def __init__(self, kernel: Kernel, z: LeftPoints, x: Points, memory: Tensor | None) -> None:
-        self._kernel, self._z, self._x = kernel, z, x.for_many_products()
+        n_products = _n_tiles(z) if memory is not None else 2 * _n_tiles(z)
+        self._kernel, self._z, self._x = kernel, z, x.for_products(n_products)
         self._kept = None if memory is None else memory.view(-1)[: len(z) * len(x)].view(len(z), len(x))
         self._formed = False
 

@@ -28,7 +28,8 @@ class Points:
     """A set of points prepared for one side of a kernel's blocks.
 
     prepared: (n, k), k and its meaning the kernel's own; is_factor: whether blocks are made of `products` of it, and
-    none can overflow; packed: the same in oneDNN's layout, or in bfloat16 on a GPU, once a right side has one.
+    none can overflow; packed: the same for oneDNN, in its layout where that pays, or in bfloat16 on a GPU, once a
+    right side has one.
     precision: what every number of `prepared` is exact in (`precision.py`).
     """
 
@@ -48,14 +49,16 @@ class Points:
     def __getitem__(self, rows: slice) -> Points:
         return Points(self.prepared[rows], self.is_factor, precision=self.precision)
 
-    def for_many_products(self) -> Points:
-        """The same, packed for the right side of `products` with tile after tile; as much memory again."""
+    def for_products(self, n_products: int) -> Points:
+        """The same, made ready for the right side of so many `products`; for more than one as much memory again."""
         x = self.prepared
         if self.precision == "bfloat16" and x.device.type == "cuda":
             return replace(self, packed=x.bfloat16())
         is_worth_it = self.is_factor and self.packed is None and len(x) >= _FEWEST_PACKED
         if not is_worth_it or x.device.type != "cpu" or x.dtype != torch.float32 or not _can_pack():
             return self
+        if n_products == 1:
+            return replace(self, packed=x)  # oneDNN packs it itself, with less ado and to the same bits.
         return replace(self, packed=torch.ops.mkldnn._reorder_linear_weight(x, _ROWS_HINT))
 
 
