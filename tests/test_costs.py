@@ -13,6 +13,7 @@ from ep3stream.run.planning.costs import (
     evaluations_of_step,
     flops_of_setup,
     flops_of_step,
+    handed_bytes_of_step,
     link_seconds_of_step,
     projection_flops,
     reduced_bytes_of_step,
@@ -58,7 +59,15 @@ def test_devices_share_the_arithmetic_and_pay_for_their_links():
     assert reduced_bytes_of_step(SIZES) == link_seconds_of_step(SIZES, linked) == 0
     assert reduced_bytes_of_step(eight) == 4 * 2 * (300 + 50 + 2 * 50)
     assert reduced_bytes_of_step(eight, n_leading=7) == 4 * 2 * (300 + 50 + 2 * 7)
-    assert link_seconds_of_step(eight, linked) == pytest.approx(7 / 4 * 3600 / 1e9 + 2e-5)
+    handed = 300 * 40  # 8 features and 2 targets a row.
+    assert handed_bytes_of_step(eight) == handed
+    assert handed_bytes_of_step(SIZES) == 0
+    assert link_seconds_of_step(eight, linked) == pytest.approx((7 / 4 * 3600 + handed) / 1e9 + 3e-5)
+    near = replace(linked, node_link_bytes_per_s=1e10)
+    assert link_seconds_of_step(eight, near) == pytest.approx((7 / 4 * 3600 + handed / 10) / 1e9 + 3e-5)
+    assert (
+        handed_bytes_of_step(replace(eight, row_bytes=20)) == 300 * 36
+    )  # Stored in float16, handed in float32.
     assert link_seconds_of_step(eight, RATES) == 0
     alone, shared = (compute_seconds_of_step(sizes, RATES) - RATES.overhead_s for sizes in (SIZES, eight))
     assert shared == pytest.approx(alone / 8)

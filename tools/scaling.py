@@ -12,7 +12,7 @@ TF32 (495 TFLOP/s dense) and of float32 (67), 70% of its memory (3350 GB/s), two
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ep3stream.config import SolverConfig, parse_bytes
 from ep3stream.run.planning.costs import (
@@ -58,6 +58,7 @@ class Assumed:
             overhead_s=OVERHEAD_S,
             read_bytes_per_s=self.read,
             link_bytes_per_s=self.node_link if is_one_machine else self.link,
+            node_link_bytes_per_s=self.node_link,
         )
 
 
@@ -82,7 +83,7 @@ def tables(
         rates = assumed.rates(sizes)
         reduced = reduced_bytes_of_step(sizes, round(LEADING_SHARE * sizes.model_rank))
         ring = 2 * (devices - 1) / devices * reduced
-        handed = handed_bytes_of_step(replace(sizes, n_outputs=1)) if devices > 1 else 0
+        handed = handed_bytes_of_step(sizes)
         read = sizes.batch_size * sizes.row_bytes
         used = sum(plan.memory.values())
         sizes_rows.append(

@@ -18,7 +18,10 @@ and, since devices have p / G centers each and rows are read while the step befo
 
     step_s = max(overhead_s + evaluations evaluation_s / G + FLOPs of the projection flop_s / G + link_s,
                  m row_bytes / read_bytes_per_s)
-    link_s = 2 (G - 1) / G all-reduced / link_bytes_per_s + 2 link_latency_s,    0 for one device.
+    link_s = 2 (G - 1) / G all-reduced / link_bytes_per_s + m (4 d + y) / node_link_bytes_per_s + 3 link_latency_s,
+
+0 for one device: the second part is the batch, with y bytes of targets a row, which one rank of a machine reads and
+hands to its others.
 
 evaluation_s includes the element-wise part of a kernel and its value's share of both products: it is measured on the
 step itself (`rehearsal.py`), because a formula for it would have to know the caches.
@@ -67,7 +70,8 @@ class Rates:
     """Of one device: seconds of a kernel evaluation with its products, of a FLOP of the projection, of any step.
 
     read_bytes_per_s: rows of the store read, checked and decoded by this machine. link_bytes_per_s: between
-    two devices, stated rather than measured; None where there is one device.
+    two devices, stated rather than measured; None where there is one device. node_link_bytes_per_s: between two of
+    one machine; None where it is the same.
     """
 
     evaluation_s: float
@@ -76,6 +80,7 @@ class Rates:
     read_bytes_per_s: float
     link_bytes_per_s: float | None = None
     link_latency_s: float = LINK_LATENCY_S
+    node_link_bytes_per_s: float | None = None
 
 
 def evaluations_of_step(sizes: Sizes) -> int:
@@ -122,16 +127,23 @@ def reduced_bytes_of_step(sizes: Sizes, n_leading: int | None = None) -> int:
 
 
 def handed_bytes_of_step(sizes: Sizes) -> int:
-    """What the reader of a machine hands to each of its other devices: the batch, x in float32."""
-    return sizes.batch_size * (_FLOAT * sizes.n_features + _FLOAT * sizes.n_outputs)
+    """What the reader of a machine hands to each of its other devices, 0 for one: the batch, x in float32.
+
+    Rows stored in float16 count with one target: what the others would add is not known here.
+    """
+    if sizes.devices == 1:
+        return 0
+    return sizes.batch_size * max(sizes.row_bytes, _FLOAT * (sizes.n_features + 1))
 
 
 def link_seconds_of_step(sizes: Sizes, rates: Rates) -> float:
-    """Of a ring all-reduce; 0 for one device, or where no bandwidth was stated."""
+    """Of ring all-reduces and the batch handed on; 0 for one device, or where no bandwidth was stated."""
     if sizes.devices == 1 or rates.link_bytes_per_s is None:
         return 0.0
     share = 2 * (sizes.devices - 1) / sizes.devices
-    return share * reduced_bytes_of_step(sizes) / rates.link_bytes_per_s + 2 * rates.link_latency_s
+    reduced_s = share * reduced_bytes_of_step(sizes) / rates.link_bytes_per_s
+    handed_s = handed_bytes_of_step(sizes) / (rates.node_link_bytes_per_s or rates.link_bytes_per_s)
+    return reduced_s + handed_s + 3 * rates.link_latency_s
 
 
 def compute_seconds_of_step(sizes: Sizes, rates: Rates) -> float:
