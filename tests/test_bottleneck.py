@@ -49,6 +49,14 @@ def test_nothing_is_said_of_a_fit_that_recorded_nothing() -> None:
     assert bottleneck(dict.fromkeys(SECONDS_FIELDS, float("nan"))) == ""
 
 
+def test_nothing_is_said_of_a_fit_too_short_to_judge() -> None:
+    waiting = {"wait_s": 0.6, "segments_s": 0.6, "read_s": 0.9}
+    assert bottleneck(seconds(elapsed_s=1.0, **waiting)) == ""
+    assert "reading is the limit" in bottleneck(
+        {name: 10 * s for name, s in seconds(elapsed_s=1.0, **waiting).items()}
+    )
+
+
 def settings(**run: Any) -> FitConfig:
     solver = {"centers": 60, "batch_size": 32, "epochs": 2, "validate_every": 1}
     changes = {"solver": solver, "data": {"validate": "test"}, "run": {"checkpoint_steps": 16} | run}
@@ -64,7 +72,10 @@ def require_growing(lines: list[dict[str, Any]]) -> None:
         assert all(before[name] <= after[name] for name in SECONDS_FIELDS if name != "compute_s")
 
 
-def test_every_second_of_a_fit_is_recorded_under_what_it_went_into(tmp_path: Path, caplog: Any) -> None:
+def test_every_second_of_a_fit_is_recorded_under_what_it_went_into(
+    tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ep3stream.run.records.bottleneck._SHORTEST_S", 0.0)
     store = make_store(tmp_path / "smooth.zarr")
     with caplog.at_level(logging.INFO, "ep3stream"):
         run = ep3stream.fit(store, tmp_path / "run", settings())

@@ -207,7 +207,8 @@ class _Fit:
         whole = self.mesh.gather(weights, self.setup.plan["n_centers"], dim=1)
         self.mesh.lead(lambda: self._save_model(whole, progress.step))
         self._event("finish", progress, self._ending(progress))
-        logger.info(bottleneck(seconds_spent(progress)))
+        if told := bottleneck(seconds_spent(progress)):
+            logger.info(told)
         self._report()
 
     def _save_model(self, weights: Tensor | None, step: int) -> None:
@@ -273,7 +274,7 @@ class _Fit:
                 if stop is not None:
                     self._read(unread, progress)
                     self._interrupt(progress, stop)
-                if save:
+                if save and not self._is_over(progress):  # Else it is saved at once, whatever is under way.
                     signals.wants_checkpoint = False
                     self._read(unread, progress)
                     self.saver.begin(progress)

@@ -10,6 +10,8 @@ _LITTLE, _MUCH = 0.05, 0.25
 # The thread that makes the batches works all the time where it is the limit. Where it does not for half of it, and the
 # waiting was not for segments, as at the start of a fit, it had no core to run on.
 _BUSY = 0.5
+# A fit that is over sooner is mostly its first reads, for which nothing was there to compute yet.
+_SHORTEST_S = 5.0
 
 _REMEDIES = {
     "storage": "faster storage would help, or rows that take fewer bytes (convert with --codec lz4 or --dtype float16)",
@@ -37,9 +39,9 @@ def slowest_part(seconds: Mapping[str, float]) -> str | None:
 
 
 def bottleneck(seconds: Mapping[str, float]) -> str:
-    """A sentence or two from the last `seconds_spent`; empty where they do not tell."""
+    """A sentence or two from the last `seconds_spent`; empty where they do not tell, as of a fit of a few seconds."""
     waited = seconds.get("wait_s", math.nan) / max(seconds.get("elapsed_s", math.nan), 1e-9)
-    if not math.isfinite(waited):
+    if not math.isfinite(waited) or not seconds["elapsed_s"] >= _SHORTEST_S:
         return ""
     waited = min(max(waited, 0.0), 1.0)
     told = f"The solver waited for data during {100 * waited:.1f}% of the fit, so "
