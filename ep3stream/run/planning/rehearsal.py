@@ -19,13 +19,11 @@ from ep3stream.data.store import SplitReader
 from ep3stream.mesh import Mesh
 from ep3stream.run.planning.costs import Rates, Sizes, evaluations_of_step, projection_flops
 from ep3stream.run.preparation.plan import Plan, Shape
-from ep3stream.run.preparation.prepare import input_scaling, target_code
+from ep3stream.run.preparation.prepare import chosen_kernel, input_scaling, target_code
 from ep3stream.run.preparation.weights import with_weights
 from ep3stream.solver.build import PROBE_ROWS, PROBES, Settled, SolverBuilder, probes_of
 from ep3stream.solver.eigenpro import EigenProProjection
-from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
-from ep3stream.solver.model import InputScaling
-from ep3stream.solver.named_kernels import measured_kernel
+from ep3stream.solver.kernels import Kernel, KernelFunction
 from ep3stream.solver.projection import NystromProjection, Projection
 from ep3stream.solver.step import Solver
 
@@ -81,7 +79,7 @@ def rehearse(
     rows = inputs(x.to(device))
     centers, others = rows[:n_centers], rows[n_centers:]
     sample = others[: small.nystrom_samples]
-    kernel = _kernel(reader, config, function, sample, inputs)
+    kernel = chosen_kernel(reader, config, function, sample, inputs)
     generator = torch.Generator().manual_seed(config.run.seed % 2**64)
     builder = SolverBuilder(kernel, centers, sample, small, config.solver, mesh, generator, targets)
     with _seconds(clock) as preconditioner_s:
@@ -120,19 +118,6 @@ def sizes_of(
         passes,
         devices,
     )
-
-
-def _kernel(
-    reader: SplitReader,
-    config: FitConfig,
-    function: KernelFunction | None,
-    sample: Tensor,
-    inputs: InputScaling,
-) -> Kernel:
-    if function is not None:
-        return CallableKernel.checked(function, sample)
-    mean = torch.tensor(reader.info.features.mean, dtype=torch.float64, device=sample.device)
-    return measured_kernel(config.kernel, sample, inputs(mean).float())
 
 
 def _passes(projection: Projection) -> int:

@@ -162,16 +162,13 @@ class _Preparation:
         logger.info("set-up: %s, %.1f s", name, self.elapsed_s[name])
 
     def _kernel(self, sample: Tensor, inputs: InputScaling) -> Kernel:
-        if self.function is not None:
-            return CallableKernel.checked(self.function, sample)
-        mean = torch.tensor(self.reader.info.features.mean, dtype=torch.float64)
-        centre = inputs(mean).float()
-        kernel = measured_kernel(self.config.kernel, sample, centre.to(sample.device))
-        if self.mesh.size == 1:
+        kernel = chosen_kernel(self.reader, self.config, self.function, sample, inputs)
+        if self.mesh.size == 1 or isinstance(kernel, CallableKernel):
             return kernel
         # What each rank has measured may differ in the last bit, where their devices do.
         parameters = self.mesh.led(lambda: kernel.parameters)
-        return named_kernel(kernel.name, parameters, centre.to(sample.device))
+        centre = kernel.centre if isinstance(kernel, RadialKernel) else None
+        return named_kernel(kernel.name, parameters, centre)
 
     def _description(self, plan: Plan, kernel: Kernel, spectra: Spectra, settled: Settled) -> dict[str, Any]:
         settings, manifest, projection = self.config.solver, self.reader.manifest, settled.projection
@@ -220,6 +217,20 @@ def _described(stage: Stage) -> dict[str, Any]:
     if isinstance(projection, NystromProjection | ExactProjection):
         described["n_flattened"] = projection.n_flattened
     return described
+
+
+def chosen_kernel(
+    reader: SplitReader,
+    config: FitConfig,
+    function: KernelFunction | None,
+    sample: Tensor,
+    inputs: InputScaling,
+) -> Kernel:
+    """The function as a kernel, or that of the settings, its bandwidth measured on sample, (s, d), scaled inputs."""
+    if function is not None:
+        return CallableKernel.checked(function, sample)
+    mean = torch.tensor(reader.info.features.mean, dtype=torch.float64, device=inputs.shift.device)
+    return measured_kernel(config.kernel, sample, inputs(mean).float().to(sample.device))
 
 
 def shape_of(reader: SplitReader) -> Shape:
