@@ -74,9 +74,9 @@ def peak(store: Path, run: Path, settings: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def write_store(path: Path, n_rows: int, n_features: int) -> None:
-    """Standard normal features; the target is a smooth function of the first four, with noise."""
-    spec = StoreSpec(
+def regression_spec(n_features: int) -> StoreSpec:
+    """Of one target, in segments of 16 MiB, the rows as shuffled."""
+    return StoreSpec(
         task="regression",
         n_features=n_features,
         n_outputs=1,
@@ -89,9 +89,14 @@ def write_store(path: Path, n_rows: int, n_features: int) -> None:
         source=(),
         segment_bytes=16 * MIB,
     )
+
+
+def write_store(path: Path, n_rows: int, n_features: int) -> None:
+    """Standard normal features; the target is a smooth function of the first three, with noise. HDF5 in a .h5."""
+    spec = regression_spec(n_features)
     generator = np.random.Generator(np.random.SFC64(0))
     began = time.perf_counter()
-    with create_store(path, spec, "zarr") as writer:
+    with create_store(path, spec, "hdf5" if path.suffix == ".h5" else "zarr") as writer:
         for start in range(0, n_rows, 100_000):
             x = generator.standard_normal((min(100_000, n_rows - start), n_features), dtype=np.float32)
             noise = 0.1 * generator.standard_normal(len(x), dtype=np.float32)

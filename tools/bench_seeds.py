@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_memory import regression_spec
 from bench_peers import write_data
 
 import ep3stream
 from ep3stream.config import Projection, StepRule
-from ep3stream.data.store import StoreSpec, create_store
+from ep3stream.data.store import create_store
 
 FEATURES, UNITS, SAMPLES = 64, 50, 2000
 PUBLISHED: tuple[Projection, StepRule] = ("eigenpro", "published")
@@ -133,21 +134,8 @@ def write_teacher(path: Path) -> None:
     w = generator.standard_normal((FEATURES, UNITS)) * 2 / np.sqrt(FEATURES)
     b = generator.standard_normal((UNITS, 1)) / np.sqrt(UNITS)
     for split, n_rows in (("train", TEACHER_ROWS), ("test", TEACHER_TEST_ROWS)):
-        spec = StoreSpec(
-            task="regression",
-            n_features=FEATURES,
-            n_outputs=1,
-            x_dtype="float32",
-            feature_names=tuple(f"x{i}" for i in range(FEATURES)),
-            target_names=("y",),
-            class_names=None,
-            columns={},
-            shuffle_seed=0,
-            source=(),
-            segment_bytes=1 << 24,
-        )
         x = generator.standard_normal((n_rows, FEATURES), dtype=np.float32)
-        with create_store(path.with_name(f"{split}.zarr"), spec, "zarr") as writer:
+        with create_store(path.with_name(f"{split}.zarr"), regression_spec(FEATURES), "zarr") as writer:
             writer.append(split, x, (np.tanh(x @ w) @ b).astype(np.float32))
             writer.commit()
 

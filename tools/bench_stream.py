@@ -5,14 +5,16 @@
 
 io: a fit of 100 centers to synthetic rows of 128 features. `reads` is the rate of reading and decoding its segments,
 the same way and as many at once, into memory that nobody looks at; `stream` that of making batches of them, with
-nobody computing; `fit` that of the fit. compute: a fit of 5000 centers to Fashion-MNIST (Debian's package
-dataset-fashion-mnist). The time of its epoch, against that of the same batches taken from arrays in memory.
+nobody computing; `steps` that of the fit's steps, with nobody reading; `fit` that of the fit, which can be no more than
+the least of these. compute: a fit of 5000 centers to Fashion-MNIST (Debian's package dataset-fashion-mnist). The time
+of its epoch, against that of the same batches taken from arrays in memory.
 
 Ways: threads of the process reading Zarr or HDF5; Zarr by a Dask cluster in the process, and by one of two processes;
 Zarr in a bucket of moto's S3 server on loopback, which is far slower than a real one.
-Each ratio is of runs one behind the other; medians of the repeats are printed, with the extremes of the last ratio.
---storage-mib-s: as if the storage gave no more than this, so that it is the limit. --cold: the system forgets the
-files before each run, so that they come from the disk.
+Each ratio is of runs one behind the other, in turns from the first to the last and back, so that a machine that gets
+slower favours neither; medians of the repeats are printed, with their extremes.
+--storage-mib-s: as if the disk gave no more than this, so that it is the limit; buckets are left out. --cold: the
+system forgets the files before each run, so that they come from the disk.
 """
 
 from __future__ import annotations
@@ -29,22 +31,23 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 import numpy as np
 import torch
 from bench_fashion import read_idx
+from bench_memory import write_store
 
 import ep3stream
 from ep3stream.config import MIB, ConvertConfig, FitConfig
 from ep3stream.data.conversion.convert import convert
 from ep3stream.data.location import Location, ObjectUrl
 from ep3stream.data.object_files import ObjectFiles
-from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store, open_store
+from ep3stream.data.store import RowStore, SplitReader, open_store
 from ep3stream.data.streaming.order import RowOrder
 from ep3stream.data.streaming.prefetch import Batch, BatchStream, StreamTimes
 from ep3stream.data.streaming.segment_reads import DaskReads, LocalReads
@@ -101,14 +104,12 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if "io" in options.parts:
-        stores = {
-            ending: synthetic(folder / f"rows.{ending}", options.gigabytes) for ending in ("zarr", "h5")
-        }
-        with bucket(stores["zarr"]) as url:
-            stores["s3"] = url
-            measure(
-                folder, stores, IO, options, {"reads": reading_alone, "stream": batches_alone, "fit": epoch}
-            )
+        stores = {ending: folder / f"rows.{ending}" for ending in ("zarr", "h5")}
+        for store in stores.values():
+            write_store(store, max(200_000, round(options.gigabytes * 1e9 / (4 * FEATURES + 4))), FEATURES)
+        things = {"reads": reading_alone, "stream": batches_alone, "steps": steps_alone, "fit": epoch}
+        with nullcontext() if options.storage_mib_s else bucket(stores["zarr"]) as url:
+            measure(folder, stores | ({} if url is None else {"s3": url}), IO, options, things)
     if "compute" in options.parts:
         stores = {ending: fashion(folder / f"fashion.{ending}") for ending in ("zarr", "h5")}
         settings = {**COMPUTE, "solver": {"centers": options.centers}}
@@ -130,7 +131,8 @@ def measure(
     print(
         f"{'':>24}"
         + "".join(f"{f'{name} {unit}':>13}" for name in things)
-        + "  ratios to the first, least-most"
+        + f"  fit / {next(iter(things))} (least-most)"
+        + ("  fit / least of the others" if are_rates else "")
     )
     for name, ending, dask in WAYS:
         if ending not in stores:
@@ -140,24 +142,28 @@ def measure(
             ep3stream.fit(store, run, config(settings))
         with cluster(dask) as address:
             rounds = []
-            for _ in range(options.repeats + 1):  # The first one warms up.
-                seconds = []
-                for thing in things.values():
+            for k in range(options.repeats + 1):  # The first one warms up.
+                seconds = {}
+                for thing in list(things)[:: 1 if k % 2 else -1]:
                     if options.cold:
                         forget(store)
-                    seconds.append(thing(store, run, settings, address))
-                rounds.append([store_mib(store) / each for each in seconds] if are_rates else seconds)
+                    seconds[thing] = things[thing](store, run, settings, address)
+                rounds.append([seconds[thing] for thing in things])
         columns = list(zip(*rounds[1:], strict=True))
-        ratios = [
-            [each / first for first, each in zip(columns[0], column, strict=True)] for column in columns
-        ]
-        print(
-            f"{name:>24}"
-            + "".join(f"{statistics.median(column):>13.1f}" for column in columns)
-            + "".join(f"{statistics.median(ratio):>8.3f}" for ratio in ratios[1:])
-            + f"  {min(ratios[-1]):.3f}-{max(ratios[-1]):.3f}",
-            flush=True,
-        )
+        if are_rates:
+            columns = [tuple(store_mib(store) / each for each in column) for column in columns]
+        others, fits = columns[:-1], columns[-1]
+        told = [ratio(fits, others[0])]
+        if are_rates:
+            told.append(ratio(fits, [min(each) for each in zip(*others, strict=True)]))
+        medians = "".join(f"{statistics.median(column):>13.2f}" for column in columns)
+        print(f"{name:>24}{medians}{''.join(told)}", flush=True)
+
+
+def ratio(numbers: Sequence[float], to: Sequence[float]) -> str:
+    """The median of the ratios, and their extremes."""
+    found = [number / each for number, each in zip(numbers, to, strict=True)]
+    return f"{statistics.median(found):>8.3f} ({min(found):.3f}-{max(found):.3f})"
 
 
 def config(settings: Any, dask: str | None = None) -> FitConfig:
@@ -205,39 +211,59 @@ def batches_alone(store: Location, run: Path, settings: Any, dask: str | None) -
 
 def from_memory(store: Location, run: Path, settings: Any, dask: str | None) -> float:
     """Seconds of the epoch whose batches come from arrays in memory."""
+    return epoch_of(MemoryStream, store, run, settings)
+
+
+def steps_alone(store: Location, run: Path, settings: Any, dask: str | None) -> float:
+    """Seconds of as many steps, on batches that lie in memory as they are."""
+    return epoch_of(ReadyBatches, store, run, settings)
+
+
+def epoch_of(kind: type[ReadyBatches], store: Location, run: Path, settings: Any) -> float:
     reader, order = reader_and_order(store, run)
     rows = reader.read_rows(np.arange(reader.info.n_rows))
-    stream = MemoryStream(order, *(torch.from_numpy(array) for array in rows))
+    stream = kind(order, *(torch.from_numpy(array) for array in rows))
     with mock.patch.object(_Fit, "_stream", return_value=stream):
         return epoch(store, run, settings, None)
 
 
-class MemoryStream:
-    """The batches of a BatchStream's first epoch, from all rows in memory."""
+class ReadyBatches:
+    """As many batches as an epoch has, each a run of rows in memory."""
 
     def __init__(self, order: RowOrder, x: torch.Tensor, y: torch.Tensor) -> None:
         self.times = StreamTimes()
-        self._x, self._y, self._rooms = x, y, torch.empty(order.batch_size, x.shape[1])
-        rows = []
-        for visit in order.visits(0, order.steps_per_epoch):
-            place, row = np.divmod(order.window_rows(0, visit.index, visit.segments), order.segment_rows)
-            rows.append(visit.segments[place] * order.segment_rows + row)
-        whole = torch.from_numpy(np.concatenate(rows))
-        bounds = map(order.batch_bounds, range(order.steps_per_epoch))
-        self._steps = iter([whole[first:end] for first, end in bounds])
+        self._order, self._x, self._y = order, x, y
         self._step = -1
 
-    def __enter__(self) -> MemoryStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def __next__(self) -> Batch:
-        rows = next(self._steps)
         self._step += 1
-        x = torch.index_select(self._x, 0, rows, out=self._rooms[: len(rows)])
-        return Batch(self._step, x, self._y[rows], 0.0)
+        return Batch(self._step, *self._rows(*self._order.batch_bounds(self._step)), 0.0)
+
+    def _rows(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._x[first:end], self._y[first:end]
+
+
+class MemoryStream(ReadyBatches):
+    """The batches of a BatchStream's first epoch, from all rows in memory."""
+
+    def __init__(self, order: RowOrder, x: torch.Tensor, y: torch.Tensor) -> None:
+        super().__init__(order, x, y)
+        rows = []
+        for visit in order.visits(0, order.steps_per_epoch):
+            place, row = np.divmod(order.window_rows(0, visit.index, visit.segments), order.segment_rows)
+            rows.append(visit.segments[place] * order.segment_rows + row)
+        self._order_of_rows = torch.from_numpy(np.concatenate(rows))
+        self._room = torch.empty(order.batch_size, x.shape[1])
+
+    def _rows(self, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self._order_of_rows[first:end]
+        return torch.index_select(self._x, 0, rows, out=self._room[: len(rows)]), self._y[rows]
 
 
 def reader_and_order(store: Location, run: Path) -> tuple[SplitReader, RowOrder]:
@@ -314,29 +340,6 @@ def store_mib(store: Location) -> float:
         * reader.info.n_segments
         / MIB
     )
-
-
-def synthetic(path: Path, gigabytes: float) -> Path:
-    spec = StoreSpec(
-        task="regression",
-        n_features=FEATURES,
-        n_outputs=1,
-        x_dtype="float32",
-        feature_names=tuple(f"x{i}" for i in range(FEATURES)),
-        target_names=("y",),
-        class_names=None,
-        columns={},
-        shuffle_seed=0,
-        source=(),
-        segment_bytes=16 * MIB,
-    )
-    generator, part = np.random.default_rng(0), 32_768
-    with create_store(path, spec, "hdf5" if path.suffix == ".h5" else "zarr") as writer:
-        for _ in range(max(8, round(gigabytes * 1e9 / (part * 4 * (FEATURES + 1))))):
-            x = generator.standard_normal((part, FEATURES), dtype=np.float32)
-            writer.append("train", x, np.sin(x[:, :1]))
-        writer.commit()
-    return path
 
 
 def fashion(path: Path) -> Path:
