@@ -20,7 +20,8 @@ from kernel_problem import ONE_RANK, Problem, generator, laplacian, points, unit
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
-from ep3stream.mesh import Mesh
+from ep3stream.mesh import Mesh, joined
+from ep3stream.mesh.shared_collectives import are_possible
 from ep3stream.run.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import build_exact
@@ -125,12 +126,18 @@ def talk(mesh: Mesh) -> list[Any]:
 def run_rank(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     try:
-        mesh = Mesh.of_this_process(CPU)
-        for p, widest_rank in CASES:
-            weights = weights_after_five_steps(mesh, p, widest_rank)
-            np.save(f"{folder}/{p}-{widest_rank}-{rank}.npy", weights.numpy())
-        (Path(folder) / f"sent-{rank}.json").write_text(json.dumps(sent_by_steps(mesh)))
-        (Path(folder) / f"talk-{rank}.json").write_text(json.dumps(talk(mesh)))
+        over_gloo = Mesh.of_this_process(CPU)
+        with joined(60) as mesh:
+            assert (mesh.shared is not None) == are_possible()
+            for p, widest_rank in CASES:
+                weights = weights_after_five_steps(mesh, p, widest_rank)
+                np.save(f"{folder}/{p}-{widest_rank}-{rank}.npy", weights.numpy())
+            # Sums of two are the same in either order.
+            assert size > 2 or torch.equal(weights, weights_after_five_steps(over_gloo, p, widest_rank))
+            (Path(folder) / f"sent-{rank}.json").write_text(json.dumps(sent_by_steps(mesh)))
+            told = talk(mesh)
+        assert told == talk(over_gloo)
+        (Path(folder) / f"talk-{rank}.json").write_text(json.dumps(told))
     finally:
         dist.destroy_process_group()
 

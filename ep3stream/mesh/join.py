@@ -6,7 +6,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.mesh.ranks import Groups, Mesh
+from ep3stream.mesh.shared_collectives import SharedCollectives, are_possible, room_bytes
 
 RENDEZVOUS = "EP3STREAM_RENDEZVOUS"
 
@@ -54,7 +56,11 @@ def joined(timeout_s: float) -> Iterator[Mesh]:
     timeout = timedelta(seconds=timeout_s)
     if dist.is_initialized() or not is_rank():
         device = _device(int(os.environ.get("LOCAL_RANK", "0")))
-        yield _mesh_of_group(device, timeout) if dist.is_initialized() else Mesh(0, 1, device)
+        if not dist.is_initialized():
+            yield Mesh(0, 1, device)
+            return
+        with _sharing(_mesh_of_group(device, timeout), timeout_s) as mesh:
+            yield mesh
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -62,10 +68,12 @@ def joined(timeout_s: float) -> Iterator[Mesh]:
         torch.set_num_threads(max(1, _n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     _meet(rank, size, device, timeout)
     try:
-        mesh = _mesh_of_group(device, timeout)
-        yield mesh
-        if size > 1:  # The leader's process keeps the others' meeting place: none leaves before all are done.
-            mesh.agreed([0])
+        with _sharing(_mesh_of_group(device, timeout), timeout_s) as mesh:
+            yield mesh
+            if (
+                size > 1
+            ):  # The leader's process keeps the others' meeting place: none leaves before all are done.
+                mesh.agreed([0])
     finally:
         # With NCCL what hangs on a rank that is gone would hang here too; the process ends soon.
         if device.type == "cpu" or sys.exc_info()[0] is None:
@@ -127,3 +135,23 @@ def _mesh_of_group(device: torch.device, timeout: timedelta) -> Mesh:
             if rank in members:
                 groups = Groups(host, node_host, node_device)
     return Mesh(rank, size, device, local_rank, local_size, groups=groups)
+
+
+@contextmanager
+def _sharing(mesh: Mesh, timeout_s: float) -> Iterator[Mesh]:
+    """The mesh, talking through shared memory where all of its ranks are on this machine and can."""
+    if mesh.size == 1 or mesh.local_size < mesh.size:
+        yield mesh
+        return
+    pids, shared = [0] * mesh.size, None
+    pids[mesh.rank] = os.getpid() if are_possible() else -1
+    room = mesh.once_a_node(lambda: [torch.zeros(room_bytes(mesh.size), dtype=torch.uint8)])[0]
+    with suppress(OSError):  # As where a sandbox forbids to watch a process.
+        if min(pids := mesh.agreed(pids)) > 0:
+            shared = SharedCollectives(room, mesh.rank, pids, timeout_s)
+    try:
+        can_all = not any(mesh.agreed([shared is None]))
+        yield replace(mesh, shared=shared if can_all else None)
+    finally:
+        if shared is not None:
+            shared.close()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ep3stream import errors
 from ep3stream.errors import Ep3streamError, RankError
+from ep3stream.mesh.shared_collectives import SharedCollectives
 from ep3stream.mesh.shared_memory import new_map
 
 Result = TypeVar("Result")
@@ -46,7 +47,8 @@ class Mesh:
     Centers 0..p-1 are dealt in runs of consecutive rows: the first p mod size ranks hold one more. local_rank and
     local_size: the place among the ranks of this machine. sent: bytes of the tensors given to each kind of
     collective so far, `all_reduce`, `node`, `gather`, `deal`, `copy` and `word`; docs/scaling.md says what of these
-    crosses a link.
+    crosses a link. shared: what the ranks say to each other goes through it, but for tensors on devices and for what
+    gloo carries once.
     """
 
     rank: int
@@ -56,6 +58,7 @@ class Mesh:
     local_size: int = 1
     sent: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
     groups: Groups = field(default_factory=Groups, compare=False, repr=False)
+    shared: SharedCollectives | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of_this_process(cls, device: torch.device) -> Mesh:
@@ -90,7 +93,10 @@ class Mesh:
         if self.size > 1:
             self._count("all_reduce", tensor)
             with self._talking():
-                dist.all_reduce(tensor)
+                if self.shared is not None and tensor.device.type == "cpu":
+                    self.shared.sum_(tensor)
+                else:
+                    dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
@@ -192,7 +198,10 @@ class Mesh:
         words = torch.tensor(wishes, dtype=torch.int64)
         self._count("word", words)
         with self._talking():
-            dist.all_reduce(words, dist.ReduceOp.MAX, group=self.groups.host)
+            if self.shared is not None:
+                self.shared.max_(words)
+            else:
+                dist.all_reduce(words, dist.ReduceOp.MAX, group=self.groups.host)
         found: list[int] = words.tolist()
         return found
 
@@ -232,22 +241,27 @@ class Mesh:
     def _said(self, data: bytes, speaker: int) -> bytes:
         """The speaker's bytes on every rank."""
         words = torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8)
-        length = torch.tensor(len(words))
-        with self._talking():
-            dist.broadcast(length, src=speaker, group=self.groups.host)
-            if self.rank != speaker:
-                words = torch.empty(int(length), dtype=torch.uint8)
-            self._count("word", length)
-            self._count("word", words)
-            dist.broadcast(words, src=speaker, group=self.groups.host)
+        length = torch.tensor([len(words)])
+        self._host_broadcast(length, speaker)
+        if self.rank != speaker:
+            words = torch.empty(int(length), dtype=torch.uint8)
+        self._host_broadcast(words, speaker)
         return bytes(words.numpy())
+
+    def _host_broadcast(self, words: Tensor, speaker: int) -> None:
+        self._count("word", words)
+        with self._talking():
+            if self.shared is not None:
+                self.shared.copy_(words, speaker)
+            else:
+                dist.broadcast(words, src=speaker, group=self.groups.host)
 
     # Within a machine: what its reader has read.
 
     def once_a_node(self, make: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
         """The host tensors that `make` gives on the rank that reads, in memory that the machine's ranks share.
 
-        An error on any machine is raised on every rank. Nobody may write to them.
+        An error on any machine is raised on every rank. Who writes to them writes to what all of these ranks see.
         """
         made = self.together(lambda: list(make()) if self.reads else None)
         return self._shared(made)

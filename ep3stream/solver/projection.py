@@ -15,7 +15,7 @@ of its own for X_s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -33,7 +33,7 @@ from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
 # that of whole rows and columns, is a congruence and spares the small eigenvalues.
 _ROUNDING = 0.25
 # Those that the complement's 1 / mu would amplify so many times are taken out of it first.
-_LEADING = 30
+_LEADING = 3
 _LEAST_COLUMNS = 64
 
 
@@ -72,7 +72,8 @@ class NystromProjection:
     With W restricted to span(U), Q = U H diag(s) H' U' + (I - U U') T (I - U U') / mu, H = diag(l + mu)^(-1/2) W
     and s = 1 - D: O(prc) a step, O(pr) memory, no kernel product. basis U: (p_shard, r), orthonormal over the shards,
     leading columns first; half H: (r, q), and shrink s: (q,), float64; eigenvalues l: (r,). T = diag(tempering),
-    (p_shard,), at most 1; None for I. flattening: for other thresholds, while there is a set-up to choose them.
+    (p_shard,), at most 1, and less for a few centers, `tempered_rows`; None for I. flattening: for other thresholds,
+    while there is a set-up to choose them.
     """
 
     basis: Tensor
@@ -84,6 +85,12 @@ class NystromProjection:
     eigenvalues: Tensor
     tempering: Tensor | None = None
     flattening: Flattening | None = None
+    tempered_rows: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Once, since a GPU must be waited for to know how many they are.
+        tempered = () if self.tempering is None else (self.tempering < 1).nonzero()[:, 0]
+        object.__setattr__(self, "tempered_rows", torch.as_tensor(tempered, dtype=torch.int64))
 
     def flattened(self, threshold: float) -> NystromProjection:
         """The same with another threshold, for the directions above it."""
@@ -130,15 +137,20 @@ class NystromProjection:
         leading = self.basis[:, : self.n_leading]
         first = self.mesh.all_reduce(gradient @ leading)
         deflated = torch.addmm(gradient, first, leading.T, alpha=-1)
-        inside = self.mesh.all_reduce(deflated @ self.basis)
-        outside = deflated.addmm_(inside, self.basis.T, alpha=-1)
+        rest = self.mesh.all_reduce(deflated @ self.basis)
+        inside = rest.clone()
         inside[:, : self.n_leading] += first
         along = (((inside.double() @ self.half) * self.shrink) @ self.half.T).to(inside)
-        coefficients = along
+        # The part outside U is never formed but at the few centers that are tempered: each pass over U costs.
+        coefficients = along - rest / self.damping
         if self.tempering is not None:
-            outside.mul_(self.tempering)
-            coefficients = along - self.mesh.all_reduce(outside @ self.basis) / self.damping
-        theta = outside.mul_(1 / self.damping).addmm_(coefficients, self.basis.T)
+            few = self.basis[self.tempered_rows]
+            taken = torch.addmm(deflated[:, self.tempered_rows], rest, few.T, alpha=-1)
+            taken *= (1 - self.tempering[self.tempered_rows]) / self.damping
+            coefficients += self.mesh.all_reduce(taken @ few)
+        theta = deflated.mul_(1 / self.damping).addmm_(coefficients, self.basis.T)
+        if self.tempering is not None:
+            theta[:, self.tempered_rows] -= taken
         excess = self.mesh.all_reduce(theta @ leading) - along[:, : self.n_leading]
         return theta.addmm_(excess, leading.T, alpha=-1)
 
