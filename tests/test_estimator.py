@@ -293,6 +293,14 @@ def test_partial_fit_goes_through_parts_and_ends_where_the_losses_fall():
         (lambda s: regressor(scale="robust").fit(X, Y), "scale is 'robust'"),
         (lambda s: regressor(kernel="sinc").fit(X, Y), "kernel is 'sinc'"),
         (lambda s: regressor().fit(s["regression"]).score(s["regression"], None, [1.0]), "sample_weight"),
+        (
+            lambda s: regressor().fit(s["regression"], sample_weight=[1.0]),
+            "sample_weight .* arrays in memory",
+        ),
+        (lambda s: regressor().fit(da.from_array(X), da.from_array(Y), np.ones(1200)), "arrays in memory"),
+        (lambda s: regressor().fit(X, Y, np.zeros(1200)), "zero for every row|non-zero"),
+        (lambda s: regressor().fit(X, Y, np.full(1200, -1.0)), "[Nn]egative"),
+        (lambda s: classifier().fit(X, LABELS, LABELS == "low"), "one class"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, message, stores):

@@ -24,3 +24,11 @@ def test_the_file_tree_lists_every_module_once():
     modules = [path.name for path in (ROOT / "ep3stream").rglob("*.py") if path.parent.name != "ep3stream"]
     modules = [name for name in modules if name != "__init__.py"]
     assert sorted(name for name in listed if name in modules) == sorted(modules)
+
+
+def test_what_the_readme_links_to_is_there_and_the_comparison_has_as_many_rows_as_it_says():
+    linked = [link.partition("#")[0] for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", README)]
+    assert len(linked) > 20
+    assert [link for link in linked if not (ROOT / link).exists()] == []
+    rows = re.findall(r"^\| \*\*", (ROOT / "docs" / "comparison.md").read_text(), re.MULTILINE)
+    assert f"has {len(rows)} rows" in README

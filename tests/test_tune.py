@@ -196,6 +196,26 @@ def test_trials_have_as_many_rows_per_center_as_the_fit_within_limits(noisy_stor
     assert rung.n_rows + 3 * rung.n_centers <= 1200
 
 
+def test_the_largest_trial_has_as_many_centers_as_were_asked_for(noisy_store, tmp_path):
+    command = [
+        "tune",
+        noisy_store,
+        "--out",
+        tmp_path / "t.toml",
+        "--kernels",
+        "laplacian",
+        "--centers",
+        70,
+        "--quiet",
+    ]
+    assert cli.main(list(map(str, command))) == 0
+    asked = quick(noisy_store, kernels=["laplacian"], n_centers=70)
+    assert max(trial.rung.n_centers for trial in asked.table) == 70
+    assert max(trial.rung.n_centers for trial in quick(noisy_store, kernels=["laplacian"]).table) > 70
+    assert FitConfig.from_toml((tmp_path / "t.toml").read_text(), "t.toml") == asked.config
+    assert asked.config.solver.centers == "auto"
+
+
 def test_kernels_without_a_bandwidth_and_with_a_shape_are_tried_too(store):
     table = quick(store, kernels=["ntk_relu", "polynomial", "dispersal"]).table
     assert {trial.candidate.name for trial in table} == {"ntk_relu", "polynomial", "dispersal"}
@@ -255,6 +275,9 @@ def test_by_default_the_settings_lie_beside_the_store():
         ({"minutes": 0}, "minutes is 0"),
         ({"feature_scale": True}, "give out"),
         ({"config": FitConfig(run=RunConfig(memory_bytes=1000))}, "memory is 1000 bytes"),
+        ({"n_centers": 20}, "centers of tune is 20, .* use 60 to "),
+        ({"n_centers": 500}, "1200 rows, of which each center takes"),
+        ({"n_centers": 60, "config": FitConfig(run=RunConfig(memory_bytes=1000))}, "but 60 centers"),
         ({"out": "/nowhere/at/all.toml"}, "is no directory"),
     ],
 )

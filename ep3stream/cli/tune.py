@@ -46,6 +46,12 @@ def add(commands: Any) -> None:
     )
     tune.add_argument("--by", choices=("mse", "accuracy"), default="mse", help="default: mse")
     tune.add_argument("--minutes", type=float, default=2.0, metavar="N", help="default: 2")
+    tune.add_argument(
+        "--centers",
+        type=int,
+        metavar="N",
+        help="of the largest trial, not of the fit; default: as many as take seconds, 2250 at most for most fits",
+    )
     tune.add_argument("--memory", type=checked(parse_bytes), metavar="BYTES", help="default: 2GiB")
     tune.add_argument("--seed", type=int, metavar="N", help="of the sample and of the fit; default: 0")
     tune.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -64,6 +70,7 @@ def _tune(options: argparse.Namespace, console: Console) -> None:
         by=options.by,
         feature_scale=options.feature_scale,
         minutes=options.minutes,
+        n_centers=options.centers,
         force=options.force,
     )
     found = result.as_json() | {"config": str(out)}

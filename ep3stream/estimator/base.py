@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ep3stream.config import parse_bytes
 from ep3stream.data.store import RowStore, SplitReader, open_store
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.files import load_estimator, save_estimator
 from ep3stream.estimator.row_sets import ArrayRows, DaskRows, RowSet, ScaledRows, StoreRows
+from ep3stream.estimator.weighted_rows import WeightedRows
 from ep3stream.run.batchwise.model import KernelModel
 from ep3stream.run.using.dask_rows import is_dask_array, map_rows
 from ep3stream.run.using.scores import ClassScores, RegressionScores
@@ -48,22 +49,23 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     _centers: torch.Tensor
     _seed: int
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Trains anew, for all epochs.
 
         X, y: arrays of (n, d) and (n,), or for regression (n, c); Dask arrays of these; or, without y, a store's
-        path, an open store, or one of its splits: `train`, or the only one. Raises ValueError for what is no such
-        data, DivergedError where steps halved three times still blow up.
+        path, an open store, or one of its splits: `train`, or the only one. sample_weight, for arrays in memory: what
+        each row counts, (n,), 0 or more; a row of weight 2 is as good as two rows. Raises ValueError for what is no
+        such data, DivergedError where steps halved three times still blow up.
         """
-        scaled = self._start(self._training_rows(X, y, is_first=True))
+        scaled = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight))
         trainer = self._trained()
         self.losses_ = [trainer.fit_epoch(scaled) for _ in range(self._n_epochs(scaled.n_rows))]
         self.model_ = self._predictor()
         return self
 
-    def _partial_fit(self, X: Any, y: Any) -> Self:
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         is_first = not hasattr(self, "model_")
-        rows = self._training_rows(X, y, is_first)
+        rows = self._training_rows(X, y, is_first, sample_weight=sample_weight)
         trainer = None if is_first else self._trained()
         scaled = self._start(rows) if trainer is None else ScaledRows(rows, self._scaling, _NO_ROWS)
         self.losses_ = [*([] if is_first else self.losses_), (trainer or self._trained()).fit_epoch(scaled)]
@@ -172,8 +174,12 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             raise ConfigError(f"epochs is {self.epochs!r}; use 'auto' or a positive number")
         return int(self.epochs)
 
-    def _training_rows(self, X: Any, y: Any, is_first: bool, split: str = "train") -> RowSet:
+    def _training_rows(
+        self, X: Any, y: Any, is_first: bool, split: str = "train", sample_weight: Any = None
+    ) -> RowSet:
         """Rows of any kind, with coded targets; the first ones say how many features, targets or classes there are."""
+        if isinstance(X, Store) or is_dask_array(X):
+            self._refuse_weights(sample_weight)
         if isinstance(X, Store):
             if y is not None:
                 raise InputError("y was given beside a store, which has targets of its own; leave y out")
@@ -187,7 +193,10 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
                 self.n_features_in_ = X.shape[1]
             self._require_features(X.shape[1])
             return DaskRows.of(X, self._coded_dask(_as_dask(y), is_first), parse_bytes(self.memory))
-        return ArrayRows(*self._coded_arrays(X, y, is_first))
+        if sample_weight is None:
+            return ArrayRows(*self._coded_arrays(X, y, is_first))
+        X, y, weights = _weighing(X, y, sample_weight)
+        return WeightedRows.of(ArrayRows(*self._coded_arrays(X, y, is_first)), weights)
 
     def _outputs(
         self, X: Any, of_block: Callable[[Predictor, Block], Block], n_columns: int | None, dtype: Any
@@ -225,7 +234,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _refuse_weights(self, sample_weight: Any) -> None:
         if sample_weight is not None:
             raise InputError(
-                "sample_weight was given, but the scores of stores and Dask arrays have none; leave it out"
+                "sample_weight was given, but it is for arrays in memory, not for stores and Dask arrays; leave it "
+                "out, or repeat rows when they are converted"
             )
 
     def _require_features(self, n_features: int) -> None:
@@ -272,6 +282,18 @@ def _reader(rows: Store, usual: str) -> SplitReader:
     store = rows if isinstance(rows, RowStore) else open_store(rows)
     names = list(store.manifest.splits)
     return store.split(names[0] if len(names) == 1 else usual)
+
+
+def _weighing(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Block]:
+    """The rows of positive weight, and those weights, (n,); ValueError where there are none, or a negative one."""
+    check_consistent_length(X, y)
+    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    counts = np.flatnonzero(weights)
+    if not len(counts):
+        raise ValueError("sample_weight is zero for every row; give some of them a positive weight")
+    if len(counts) < len(weights):
+        X, y = _safe_indexing(X, counts), _safe_indexing(y, counts)
+    return X, y, weights[counts]
 
 
 def _as_dask(y: Any) -> Any:

@@ -27,9 +27,10 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
     """The class k of the largest f_k(x) = sum_i alpha_ik K(x, z_i), fitted by least squares to one-hot rows.
 
     Settings and attributes are those of `KernelRegressor`; class_weight: what a row of a class counts, by label, 1 for
-    those left out, or `balanced`, inverse to its frequency; `classes_`: the labels in order. f_k estimates the
-    probability of class k, being the least-squares fit to its indicator; `predict_proba` is the nearest point of the
-    probability simplex to f(x), which never has a larger Brier score. It is not calibrated beyond that:
+    those left out, or `balanced`, inverse to its frequency among the rows, each counted by its weight; `classes_`: the
+    labels in order. f_k estimates the probability of class k, being the least-squares fit to its indicator;
+    `predict_proba` is the nearest point of the probability simplex to f(x), which never has a larger Brier score. It
+    is not calibrated beyond that:
     sklearn.calibration.CalibratedClassifierCV does it.
     """
 
@@ -66,7 +67,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.class_weight = class_weight
         self.random_state = random_state
 
-    def partial_fit(self, X: Any, y: Any = None, classes: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:
         """One pass over the rows; the first call needs all `classes`, but of a store, which knows them.
 
         The first rows also give the centers, scaling and step sizes: let them be many and of all classes.
@@ -77,13 +78,13 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
             self._take_classes(np.unique(classes))
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes are {classes!r:.100}, but the first call had {self.classes_!r:.100}")
-        return self._partial_fit(X, y)
+        return self._partial_fit(X, y, sample_weight)
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """As `KernelRegressor.fit`, with y of class labels: numbers, texts or booleans."""
         if hasattr(self, "classes_"):
             del self.classes_
-        return super().fit(X, y)
+        return super().fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Labels, (n,); of a Dask array a lazy one. Of a store, `test` or the only split."""

@@ -6,6 +6,7 @@ PATH/estimator/      settings, fitted attributes, and the state of the training
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 
 _KIND = "estimator"
+_FLOAT = "float"
 _CONFIG, _CALLABLE, _PAIRS = "KernelConfig", "callable", "pairs"  # Not every key is a text, as JSON wants.
 
 
@@ -48,7 +50,7 @@ def save_estimator(
     description = {
         "parameters": {name: _as_json(value) for name, value in parameters.items()},
         "fitted": dict(fitted),
-        "state": {name: value for name, value in state.items() if name not in tensors},
+        "state": _told({name: value for name, value in state.items() if name not in tensors}),
     }
     write_bundle(path / _KIND, _KIND, tensors, description)
     save_model(RunDirectory(path), model)
@@ -63,12 +65,28 @@ def load_estimator(path: Path, kernel: KernelFunction | None) -> SavedEstimator:
     bundle = read_bundle(found, _KIND)
     try:
         parameters = {name: _from_json(value) for name, value in bundle.description["parameters"].items()}
-        state = {**bundle.description["state"], **bundle.tensors}
+        state = {**_heard(bundle.description["state"]), **bundle.tensors}
         if kernel is not None:
             parameters["kernel"] = kernel
         return SavedEstimator(model, parameters, bundle.description["fitted"], state)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DamagedDataError(f"{found} has a missing or impossible field ({error!r}); fit again") from error
+
+
+def _told(value: Any) -> Any:
+    """A state with numbers that JSON has none for, such as the best loss before there was one, as texts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: str(value)}
+    return {name: _told(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def _heard(value: Any) -> Any:
+    """What `_told` was given."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_FLOAT}:
+        return float(value[_FLOAT])
+    return {name: _heard(each) for name, each in value.items()}
 
 
 def _as_json(value: Any) -> Any:

@@ -26,7 +26,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     left out of the training where five times as many rows are there.
     epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. ridge: lambda of the objective
     1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets. scale: of the inputs, as in `DataConfig`.
-    The others are those of `KernelModel`. There is no sample_weight: repeat rows instead.
+    The others are those of `KernelModel`.
 
     After a fit: `model_`, a `Predictor`; `losses_`, the mean squared error of each epoch's batches before their
     steps; `n_features_in_`, `feature_names_in_` where the data have names.
@@ -63,9 +63,9 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.device = device
         self.random_state = random_state
 
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """One pass over the rows. The first ones also give the centers, scaling and step sizes: let them be many."""
-        return self._partial_fit(X, y)
+        return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> Any:
         """Values, (n,) or (n, c), float32; of a Dask array a lazy one. Of a store, `test` or the only split."""

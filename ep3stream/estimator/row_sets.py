@@ -27,7 +27,7 @@ from ep3stream.solver.model import InputScaling
 
 _BATCH_ROWS = 4096
 _MAX_BLOCKS = 64
-_ORDERS, _DRAWS, _BLOCKS = 4, 5, 6  # Purposes of random numbers.
+ORDERS, DRAWS, _BLOCKS = 4, 5, 6  # Purposes of random numbers.
 
 
 class RowSet(Protocol):
@@ -44,6 +44,10 @@ class RowSet(Protocol):
 
     def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
         """So many distinct row numbers, in random order."""
+        ...
+
+    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
+        """So many as training meets them, in random order, or all there are; none of the excluded ones, sorted."""
         ...
 
     def take(self, rows: Rows) -> Pair:
@@ -79,6 +83,10 @@ class ArrayRows:
         """The first of a permutation."""
         return np.random.default_rng((seed, purpose)).permutation(self.n_rows)[:n_rows]
 
+    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
+        """Distinct ones."""
+        return _kept(self.draw(n_rows + len(excluded), seed, DRAWS), excluded)[:n_rows]
+
     def take(self, rows: Rows) -> Pair:
         """A copy."""
         return self.x[rows], self.y[rows]
@@ -86,13 +94,13 @@ class ArrayRows:
     def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
         """A permutation of all."""
         kept = np.delete(np.arange(self.n_rows), excluded)
-        order = kept[np.random.default_rng((seed, _ORDERS, epoch)).permutation(len(kept))]
-        for rows in _cut(len(order)):
+        order = kept[np.random.default_rng((seed, ORDERS, epoch)).permutation(len(kept))]
+        for rows in batches_of(len(order)):
             yield self.take(order[rows])
 
     def all(self) -> Iterator[Pair]:
         """Slices."""
-        for rows in _cut(self.n_rows):
+        for rows in batches_of(self.n_rows):
             yield self.x[rows], self.y[rows]
 
 
@@ -140,6 +148,10 @@ class DaskRows:
         pool = np.concatenate([starts[block] + np.arange(sizes[block]) for block in chosen])
         return pool[generator.permutation(len(pool))[:n_rows]].astype(np.int64)
 
+    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
+        """Distinct ones."""
+        return _kept(self.draw(n_rows + len(excluded), seed, DRAWS), excluded)[:n_rows]
+
     def take(self, rows: Rows) -> Pair:
         """Computes the blocks they lie in."""
         starts = self._starts()
@@ -170,7 +182,7 @@ class DaskRows:
                 window.append((block_x[kept], block_y[kept]))
             x, y = (np.concatenate(parts) for parts in zip(*window, strict=True))
             order = generator.permutation(len(x))
-            for rows in _cut(len(x)):
+            for rows in batches_of(len(x)):
                 yield x[order[rows]], y[order[rows]]
 
     def all(self) -> Iterator[Pair]:
@@ -219,6 +231,10 @@ class StoreRows:
         """As a fit draws them."""
         return sample_rows(self.reader.info, min(n_rows, self.n_rows), seed, purpose)
 
+    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
+        """Distinct ones."""
+        return _kept(self.draw(n_rows + len(excluded), seed, DRAWS), excluded)[:n_rows]
+
     def take(self, rows: Rows) -> Pair:
         """By segment."""
         return self.reader.read_rows(rows)
@@ -254,8 +270,7 @@ class ScaledRows:
 
     def drawn(self, n_rows: int, seed: int) -> Pair:
         """Random rows, none of them a center that is left out."""
-        some = self.rows.draw(n_rows + len(self.excluded), seed, _DRAWS)
-        return self._scaled(*self.rows.take(some[~np.isin(some, self.excluded)][:n_rows]))
+        return self._scaled(*self.rows.take(self.rows.sample(n_rows, seed, self.excluded)))
 
     def epoch(self, seed: int, epoch: int, window_segments: int, device: torch.device) -> Iterator[Pair]:
         """As the row set has them."""
@@ -272,11 +287,16 @@ class ScaledRows:
         return self.scaling.to(rows.device)(rows.float()), y
 
 
+def _kept(rows: Rows, excluded: Rows) -> Rows:
+    return rows[~np.isin(rows, excluded)]
+
+
 def _statistics(moments: Moments) -> ColumnStatistics:
     return moments.statistics(np.zeros(len(moments.mean), np.int64))
 
 
-def _cut(n_rows: int) -> Iterator[slice]:
+def batches_of(n_rows: int) -> Iterator[slice]:
+    """Of rows as they lie."""
     for start in range(0, n_rows, _BATCH_ROWS):
         yield slice(start, min(start + _BATCH_ROWS, n_rows))
 

@@ -68,6 +68,7 @@ def tune(
     by: Criterion = "mse",
     feature_scale: bool = False,
     minutes: float = 2.0,
+    n_centers: int | None = None,
     force: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
@@ -76,8 +77,9 @@ def tune(
     Regularised least squares on random centers, solved directly for each candidate: 20 of them on a ninth of the
     largest sample, the best third on a third of it, and so on. The largest has as many rows per center as the fit,
     from 4 to 32 (at 8, 2250 centers and 18000 rows), as far as rows and config.run.memory_bytes go: 6 p^2 + 3000 p
-    numbers of float64, and the rows three times. Held-out rows, 2 p, are of config.data.validate, or of the split
-    itself. The ridge is carried over to all n rows with n lambda unchanged.
+    numbers of float64, and the rows three times. n_centers: p of the largest, whose time grows with p^3; None for what
+    takes seconds. Held-out rows, 2 p, are of config.data.validate, or of the split itself. The ridge is carried over
+    to all n rows with n lambda unchanged.
     The other settings of `config` stay. A function of config.run.seed, unless time runs out.
 
     out: the TOML file to write, with the feature factors in an NPY file beside it; never over another one
@@ -92,7 +94,7 @@ def tune(
         if by == "accuracy" and reader.manifest.task != "classification":
             raise ConfigError("by is 'accuracy', but the store's task is regression; use --by mse")
         held = None if config.data.validate is None else rows.split(config.data.validate)
-        rungs = _rungs(reader, held, config)
+        rungs = _rungs(reader, held, config, n_centers)
         sample = _sample(reader, held, rungs[-1], config)
         n_rows = reader.info.n_rows
     search = Search(sample, rungs, by == "accuracy", Deadline(began + 60 * minutes, clock))
@@ -168,21 +170,27 @@ def _check(
         )
 
 
-def _rungs(reader: SplitReader, held: SplitReader | None, config: FitConfig) -> list[Rung]:
-    """Each a third of the next one; the last as large as rows, memory and work allow."""
+def _rungs(reader: SplitReader, held: SplitReader | None, config: FitConfig, asked: int | None) -> list[Rung]:
+    """Each a third of the next one; the last of `asked` centers, or as large as rows, memory and work allow."""
     n_rows, d, memory_bytes = reader.info.n_rows, reader.manifest.n_features, config.run.memory_bytes
     if n_rows < _LEAST_ROWS:
         raise ConfigError(f"split {reader.info.name} has {n_rows} rows; tune needs {_LEAST_ROWS} or more")
     rows_each = _rows_per_center(config, n_rows)
     parts = 1 + rows_each + _HELD_PER_CENTER * (held is None)
-    n_centers = min(int((_MOST_WORK / rows_each) ** (1 / 3)), n_rows // parts)
+    most = n_rows // parts
+    if asked is not None and not _LEAST_CENTERS <= asked <= most:
+        raise ConfigError(
+            f"centers of tune is {asked}, but split {reader.info.name} has {n_rows} rows, of which each center takes "
+            f"{parts}; use {_LEAST_CENTERS} to {most}, or leave it out"
+        )
+    n_centers = asked or min(int((_MOST_WORK / rows_each) ** (1 / 3)), most)
 
     def needed(p: int) -> int:
         # Rows as read, scaled, and scaled by factors; then what RidgePath.of says.
         rows = 3 * 4 * d * p * (1 + rows_each + _HELD_PER_CENTER)
         return rows + 8 * (6 * p * p + 3 * 1024 * p)
 
-    while needed(n_centers) > memory_bytes and n_centers > _LEAST_CENTERS:
+    while asked is None and needed(n_centers) > memory_bytes and n_centers > _LEAST_CENTERS:
         n_centers = n_centers * 9 // 10
     if needed(n_centers) > memory_bytes:
         raise ConfigError(
