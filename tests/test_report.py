@@ -424,3 +424,25 @@ def test_columns_classes_and_the_way_to_the_same_fit_are_told(tmp_path: Path) ->
     assert "Rows of each class" in html
     assert "# with ep3stream 0.1.0, PyTorch 2.13.0, Python 3.11.9" in html
     assert "# must have the fingerprint 9f31c6d2a04be718" in html
+
+
+def test_each_stage_is_marked_on_the_spectrum_of_the_data_the_present_one_apart(tmp_path: Path) -> None:
+    about = run_json()
+    stages = [(0, 11), (4096, 45), (16_384, 120), (10**9, 190)]
+    about["plan"]["stages"] = [{"first_row": row, "n_flattened": n, "pace": 1.0} for row, n in stages]
+    html = page(write_run(tmp_path, about, map(step_record, range(1, 51))))
+    assert html.count('data-name="rank 120"') == 1
+    assert html.count('data-name="other stages: 11, 45, 190"') == 3
+
+
+def test_the_accuracy_of_validations_is_drawn_where_there_is_one(tmp_path: Path) -> None:
+    steps = list(map(step_record, range(1, 55)))
+    validations = [validation_record(27), validation_record(54)]
+    html = page(write_run(tmp_path / "classes", run_json(), [*steps, *validations]))
+    assert html.count('aria-label="Validation accuracy against') == 2
+    assert 'data-name="accuracy"' in html
+    bad = [validation_record(27, accuracy=None), validation_record(54, accuracy="high")]
+    for name, told in (("numbers", [validation_record(27, accuracy=None)]), ("meddled", bad)):
+        assert "Validation accuracy" not in page(write_run(tmp_path / name, run_json(), [*steps, *told]))
+    single = page(write_run(tmp_path / "single", run_json(), [*steps, validation_record(27, accuracy=0.0)]))
+    assert "Validation accuracy" in single

@@ -86,7 +86,8 @@ def test_every_curve_is_seen_and_read_out_and_nothing_overflows(tmp_path: Path, 
     )
     assert seen["faults"] == []
     assert {chart["label"] for chart in seen["charts"]} == {
-        "Running loss against rows seen", "Residuals by prediction", "Residuals", "Calibration", "Throughput",
+        "Running loss against rows seen", "Validation accuracy against rows seen",
+        "Residuals by prediction", "Residuals", "Calibration", "Throughput",
         "Waiting for data", "Data preconditioner", "Model preconditioner", "Step size",
     }  # fmt: skip
     for chart in seen["charts"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +61,26 @@ def loss_chart(records: RunRecords, x: str) -> Chart | None:
     )
 
 
+def accuracy_chart(records: RunRecords, x: str) -> Chart | None:
+    """The share of validated rows that were classified rightly, against `x` (a key of X_AXES)."""
+    at, right = (np.array([real(v.get(name)) for v in records.validations]) for name in (x, "accuracy"))
+    at, right = thin(at, 100 * right)
+    if not len(right):
+        return None
+    name, units = X_AXES[x]
+    role = "main" if len(right) > 1 else "point"
+    seen = np.concatenate([records.steps[x], at])
+    # Not from zero: what counts is how much of the rest each pass still wins.
+    low, high = float(right.min()), float(right.max())
+    up = axis("percent right", np.array([low, high]), log=low > 0)
+    return draw(
+        f"Validation accuracy against {name}",
+        axis(name, seen, snug=True, units=units),
+        up,
+        [Series("accuracy", role, at, right)],
+    )
+
+
 def _event_marks(records: RunRecords, x: str) -> list[Mark]:
     told = [e for e in records.events if str(e.get("event")) in _EVENT_NAMES][-_MOST_MARKS:]
     at = np.array([real(e.get("elapsed_s" if x == "elapsed_s" else "step")) for e in told])
@@ -115,8 +135,14 @@ def step_size_chart(records: RunRecords) -> Chart | None:
 def spectra(records: RunRecords) -> list[Chart]:
     """The eigenvalues of the data and of the model preconditioner by index, with rank and mu marked."""
     plan, setup = table(records.run.get("plan")), table(records.run.get("setup"))
+    rank = _data_rank(plan, records)
     drawn = [
-        _spectrum("Data preconditioner", reals(setup.get("data_eigenvalues")), _data_rank(plan, records)),
+        _spectrum(
+            "Data preconditioner",
+            reals(setup.get("data_eigenvalues")),
+            rank,
+            others=_other_stages(plan, rank),
+        ),
         _spectrum(
             "Model preconditioner",
             reals(setup.get("model_eigenvalues")),
@@ -130,13 +156,24 @@ def spectra(records: RunRecords) -> list[Chart]:
 def _data_rank(plan: Table, records: RunRecords) -> float:
     """How many directions the stage that the fit has come to flattens; the plan's rank for a fit without stages."""
     rows = records.steps.last("rows")
-    stages = plan.get("stages")
-    told = [table(stage) for stage in stages] if isinstance(stages, list) else []
-    begun = [stage for stage in told if real(stage.get("first_row")) <= rows]
+    begun = [stage for stage in _stages(plan) if real(stage.get("first_row")) <= rows]
     return real(begun[-1].get("n_flattened", plan.get("data_rank")) if begun else plan.get("data_rank"))
 
 
-def _spectrum(label: str, values: Floats, rank: float, mu: float = 0.0) -> Chart | None:
+def _stages(plan: Table) -> list[Table]:
+    stages = plan.get("stages")
+    return [table(stage) for stage in stages] if isinstance(stages, list) else []
+
+
+def _other_stages(plan: Table, rank: float) -> list[float]:
+    """How many directions the stages before and after the present one flatten."""
+    told = {real(stage.get("n_flattened")) for stage in _stages(plan)} - {rank}
+    return sorted(n for n in told if n > 0)
+
+
+def _spectrum(
+    label: str, values: Floats, rank: float, mu: float = 0.0, others: Sequence[float] = ()
+) -> Chart | None:
     index = np.arange(1.0, len(values) + 1)
     positive = np.isfinite(values) & (values > 0)
     if np.count_nonzero(positive) < 2:
@@ -147,6 +184,8 @@ def _spectrum(label: str, values: Floats, rank: float, mu: float = 0.0) -> Chart
     rank = min(rank, float(len(values)))
     marks = [Mark(f"rank {rank:,.0f}", "rank", x=rank)] if rank > 0 else []
     marks += [Mark(f"μ = {number(mu)}", "level", y=mu)] if mu > 0 else []
+    listed = "other stages: " + ", ".join(f"{n:,.0f}" for n in others)
+    marks += [Mark(listed, "stage", x=n) for n in others]
     series = Series("eigenvalue", "main", np.exp(log_index), shown)
     across, up = axis("index", index, log=True, snug=True), axis("eigenvalue", shown, log=True)
     return draw(label, across, up, [series], marks)

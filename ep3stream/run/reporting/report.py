@@ -88,6 +88,9 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "evaluation_rows": rows,
         "diagnosis": diagnosis(records),
         "loss_charts": [(key, chart) for key in charts.X_AXES if (chart := charts.loss_chart(records, key))],
+        "accuracy_charts": [
+            (key, chart) for key in charts.X_AXES if (chart := charts.accuracy_chart(records, key))
+        ],
         "speed_charts": [
             chart for chart in (charts.rate_chart(records), charts.wait_chart(records)) if chart
         ],
