@@ -417,3 +417,24 @@ def test_a_store_with_other_columns_is_refused_by_name(reference, tmp_path):
     other = make_store(tmp_path / "classes.zarr", "classification")
     with pytest.raises(InputError, match=r"targets|classes"):
         ep3stream.evaluate(reference, other)
+
+
+@pytest.mark.parametrize("case", ["heavy tails", "three centers that see nothing"])
+def test_a_model_that_is_no_better_than_the_mean_is_warned_of(case, tmp_path, caplog):
+    x, y = smooth_rows(3000)
+    if case == "heavy tails":
+        y = np.random.default_rng(1).standard_cauchy((3000, 1)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    rows = tmp_path / "rows.zarr"
+    ep3stream.convert([], rows, x_file=tmp_path / "x.npy", y_file=tmp_path / "y.npy")
+    blind = {"solver": {"centers": 3}, "kernel": {"bandwidth": 1e-4}}
+    run = ep3stream.fit(rows, tmp_path / "run", settings(**(blind if case.startswith("three") else {})))
+    assert "no better than predicting the mean of the targets; try another bandwidth" in caplog.text
+    assert [line["event"] for line in read_lines(run / "metrics.jsonl") if "event" in line][-1] == "no_better"
+
+
+def test_a_model_that_is_better_than_the_mean_ends_without_a_warning(reference):
+    events = [line.get("event") for line in read_lines(reference / "metrics.jsonl")]
+    assert "finish" in events
+    assert "no_better" not in events

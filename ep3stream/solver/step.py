@@ -55,11 +55,13 @@ class StepErrors(NamedTuple):
     """Before the step, mean squared errors in the squared unit of y; then the projection's own. 0-d tensors.
 
     loss: of the look-ahead point alpha + beta v. average_loss: of the average, which becomes the model; nan unless
-    asked for. inexactness: |K(Z, Z) theta - h| / |h|; nan unless asked for and the projection is iterative.
+    asked for. zero_loss: of the zero model, which predicts the mean; nan unless asked for. inexactness:
+    |K(Z, Z) theta - h| / |h|; nan unless asked for and the projection is iterative.
     """
 
     loss: Tensor
     average_loss: Tensor
+    zero_loss: Tensor
     inexactness: Tensor
 
 
@@ -119,10 +121,12 @@ class Solver:
         residual = residual.contiguous()
         self.targets.subtract_(residual, y)
         loss = self.targets.mean_squared_error(residual)
-        average_loss = inexactness = torch.full_like(loss, torch.nan)
+        average_loss = zero_loss = inexactness = torch.full_like(loss, torch.nan)
         if score:
             self.targets.subtract_(scored, y)
             average_loss = self.targets.mean_squared_error(scored)
+            self.targets.subtract_(scored.zero_(), y)
+            zero_loss = self.targets.mean_squared_error(scored)
         self.targets.weigh_(residual, y)
         gradient = stage.projection.preconditioned(block.times(residual), x, residual)
         if self.ridge:
@@ -136,4 +140,4 @@ class Solver:
         share = self.averaging / (state.averaged + self.averaging) if self.averaging else 1.0
         state.average.lerp_(state.weights, share)
         state.averaged += 1
-        return StepErrors(loss, average_loss, inexactness)
+        return StepErrors(loss, average_loss, zero_loss, inexactness)

@@ -46,7 +46,8 @@ class Progress:
 
     elapsed_s: seconds over all sittings; waited_s of them for data, stalled_s for checkpoints, validated_s for
     validations. streamed: what it took beside them to have the data there.
-    model_loss: running loss of the average, over n_scored batches.
+    model_loss: running loss of the average, over n_scored batches; no_better: on what share of the last of them it
+    was not below the zero model's.
     best: the best model validated, of a fit that may stop early.
     """
 
@@ -61,6 +62,7 @@ class Progress:
     best: Best | None = None
     stalled_s: float = 0.0
     validated_s: float = 0.0
+    no_better: float = 0.0
     streamed: StreamTimes = field(default_factory=StreamTimes)
 
     def snapshot(self) -> Progress:
@@ -122,6 +124,7 @@ def _parts(progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "streamed": asdict(progress.streamed),
         "model_loss": _encode(progress.model_loss),
         "n_scored": progress.n_scored,
+        "no_better": progress.no_better,
         "guard": {
             "step_size": guard.step_size,
             "loss": _encode_loss(guard.loss),
@@ -247,6 +250,7 @@ def _progress(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Prog
         # The first versions did not record these.
         float(content.get("stalled_s", 0.0)),
         float(content.get("validated_s", 0.0)),
+        float(content.get("no_better", 0.0)),
         StreamTimes(**{name: float(seconds) for name, seconds in dict(content.get("streamed", {})).items()}),
     )
 
