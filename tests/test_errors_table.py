@@ -298,6 +298,13 @@ def without_obstore(w: Workspace) -> tuple[int, str]:
     return w.said("inspect", "s3://bucket/rows.zarr")
 
 
+def unknown_category(w: Workspace) -> tuple[int, str]:
+    table = w.file("t.csv", "a,y\n" + "".join(f"{'uv'[i % 2]},{i}\n" for i in range(60)))
+    assert w.said("convert", table, w.here / "t.zarr", "--target", "y")[0] == 0
+    assert w.fit(store=w.here / "t.zarr")[0] == 0
+    return w.said("predict", w.here / "run", w.file("april.csv", "a\nz\n"), w.here / "out.csv")
+
+
 def without_tensorboard(w: Workspace) -> tuple[int, str]:
     w.patch.setattr("ep3stream.run.fitting.tensorboard.find_spec", lambda _: None)
     return w.fit("--tensorboard")
@@ -395,6 +402,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a store where a run belongs": lambda w: w.said("report", w.made / "rows.zarr"),
     "the status of a run that is not there": lambda w: w.said("status", w.here / "first"),
     "the model of a fit that has none yet": unstarted,
+    "a table with a category that the model has never seen": unknown_category,
     "a table without a column of the model": lambda w: w.said(
         "predict", w.made / "run", w.file("april.csv", "a\n1\n"), w.here / "out.csv"
     ),

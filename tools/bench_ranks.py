@@ -48,13 +48,13 @@ def epoch_s(store: Path, run: Path, devices: int, n_centers: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in {
-        "rows": 20_000,
-        "centers": 10_000,
-        "features": 784,
-        "outputs": 10,
-        "repeats": 3,
+        "--rows": 20_000,
+        "--centers": 10_000,
+        "--features": 784,
+        "--outputs": 10,
+        "--repeats": 3,
     }.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(name, type=int, default=default)
     parser.add_argument("--devices", default="1,2")
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()

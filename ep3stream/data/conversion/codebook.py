@@ -95,7 +95,7 @@ class Codebook:
     def _unknown(self, value: Any, place: str) -> SourceError:
         return SourceError(
             f"{place}: {value!r} is not among the {len(self)} values of {self._store}; "
-            "correct it, or convert both files anew as one store"
+            "correct it or leave the row out; to learn it, convert both files anew as one store and fit that"
         )
 
     def sorted_values(self) -> list[Any]:
