@@ -5,6 +5,7 @@ The expected message and exit code are read from the table; … in a message sta
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import re
@@ -261,6 +262,12 @@ def link_in_store(store: Path) -> None:
     file.symlink_to(store.parent / "elsewhere")
 
 
+def forbidden_read(w: Workspace) -> tuple[int, str]:
+    # Not by chmod: to root, who runs tests in containers, nothing is forbidden.
+    w.patch.setattr(LocalFiles, "read_into", refuse(errno.EACCES))
+    return w.fit()
+
+
 def endless_read(w: Workspace) -> tuple[int, str]:
     """A fit whose reads, once the set-up is over, hang until the test is."""
     read, end = LocalFiles.read_into, threading.Event()
@@ -427,6 +434,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
         w, lambda store: (store / "train/y/c/0/0").unlink(), "fit", "STORE", w.here / "r", *CENTERS
     ),
     "a link in a store": lambda w: damage(w, link_in_store, "fit", "STORE", w.here / "r", *CENTERS),
+    "a file of a store that may not be read": forbidden_read,
     "a read that does not end": endless_read,
     "a read timeout below 0": lambda w: w.fit("--read-timeout", "-1"),
     "a changed manifest": lambda w: damage(

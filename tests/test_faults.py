@@ -381,7 +381,7 @@ def test_an_endpoint_that_fails_now_and_then_or_answers_slowly_changes_nothing(m
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (500, r"cannot be read .*InternalError"),
+        (500, r"cannot be read .*InternalError.*; see to the server and the network"),
         ("short", "cannot be read"),
         (30.0, "did not come within 1 s|cannot be read"),
     ],

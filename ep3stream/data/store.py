@@ -89,6 +89,16 @@ def _open_zarr(path: Location, files: StoreFiles) -> RowStore:
     return RowStore(path, manifest, zarr_backend.ZarrReader(files, manifest))
 
 
+def _remedy(error: Exception, path: Location) -> str:
+    """For a segment that cannot be read: what lies behind a wall need not be damaged."""
+    if isinstance(error, PermissionError):
+        return "correct its permissions"
+    is_there = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if isinstance(path, ObjectUrl) and is_there:
+        return "see to the server and the network"
+    return "restore it or convert again"
+
+
 def _manifest_bytes(read: Callable[[], bytes | None], path: Location) -> bytes:
     try:
         data = read()
@@ -209,7 +219,7 @@ class RowStore:
         except Exception as error:  # Codecs and HDF5 meet damaged bytes with errors of many types.
             raise DamagedDataError(
                 f"{self.path}: split {split}, segment {index} cannot be read ({error!r:.300}); "
-                "restore it or convert again"
+                f"{_remedy(error, self.path)}"
             ) from error
 
 

@@ -123,10 +123,11 @@ class ReadThreads:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
-            for thread, current in self._threads.items():
-                if thread.is_alive() and current is not None:
-                    _log.warning("a read does not end: its thread is left behind")
-                    current.cancel()
+            hung = [read for thread, read in self._threads.items() if thread.is_alive() and read is not None]
+            for read in hung:
+                read.cancel()
+        if hung:
+            _log.warning("%d of the reads do not end: their threads are left behind", len(hung))
 
     def _start(self) -> None:
         # Daemons: a read that hangs would keep the process from ending.
