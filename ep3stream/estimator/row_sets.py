@@ -18,7 +18,7 @@ from ep3stream.data.manifest import ColumnStatistics
 from ep3stream.data.readers.python_tables import computed_ahead
 from ep3stream.data.store import SplitReader
 from ep3stream.data.streaming.order import RowOrder, Rows
-from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.data.streaming.prefetch import epoch_batches
 from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.data.streaming.scan import scan
 from ep3stream.errors import InputError
@@ -245,10 +245,7 @@ class StoreRows:
         order = RowOrder(
             seed, info.n_rows, info.segment_rows, 2, min(_BATCH_ROWS, info.n_rows - len(excluded)), excluded
         )
-        first = epoch * order.steps_per_epoch
-        with BatchStream(self.reader, order, first, first + order.steps_per_epoch, device) as stream:
-            for batch in stream:
-                yield batch.x, batch.y
+        yield from epoch_batches(self.reader, order, epoch, device)
 
     def all(self) -> Iterator[Pair]:
         """Segment by segment."""

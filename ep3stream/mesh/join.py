@@ -54,26 +54,23 @@ def joined(timeout_s: float) -> Iterator[Mesh]:
     ranks cannot meet. A process group that is there already is used, and left as it is.
     """
     timeout = timedelta(seconds=timeout_s)
-    if dist.is_initialized() or not is_rank():
-        device = _device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
-            yield Mesh(0, 1, device)
-            return
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not is_rank():
+        yield Mesh(0, 1, device)
+        return
+    if dist.is_initialized():
         with _sharing(_mesh_of_group(device, timeout), timeout_s) as mesh:
             yield mesh
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, _n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     _meet(rank, size, device, timeout)
     try:
         with _sharing(_mesh_of_group(device, timeout), timeout_s) as mesh:
             yield mesh
-            if (
-                size > 1
-            ):  # The leader's process keeps the others' meeting place: none leaves before all are done.
-                mesh.agreed([0])
+            # The leader's process keeps the others' meeting place: none leaves before all are done.
+            mesh.agreed([0])
     finally:
         # With NCCL what hangs on a rank that is gone would hang here too; the process ends soon.
         if device.type == "cpu" or sys.exc_info()[0] is None:

@@ -39,7 +39,7 @@ from ep3stream.data.streaming.segment_reads import (
 )
 from ep3stream.errors import InputError
 
-__all__ = ["Batch", "BatchStream", "StreamTimes"]
+__all__ = ["Batch", "BatchStream", "StreamTimes", "epoch_batches"]
 
 _log = logging.getLogger(__name__)
 
@@ -206,6 +206,16 @@ class BatchStream:
         for window in begun:
             window.finish(self.times)
             yield window
+
+
+def epoch_batches(
+    reader: SplitReader, order: RowOrder, epoch: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """x and y of each batch of an epoch, in `order`; a batch is overwritten by the next."""
+    first = epoch * order.steps_per_epoch
+    with BatchStream(reader, order, first, first + order.steps_per_epoch, device) as stream:
+        for batch in stream:
+            yield batch.x, batch.y
 
 
 class _Window:

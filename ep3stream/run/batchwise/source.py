@@ -14,7 +14,7 @@ from torch import Tensor
 from ep3stream.config import Task
 from ep3stream.data.store import SplitReader
 from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.data.streaming.prefetch import epoch_batches
 from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.data.streaming.scan import scan
 from ep3stream.errors import InputError
@@ -227,10 +227,7 @@ class StoreSource:
         batch_size, none = min(_OWN_BATCH, self.n_rows), np.empty(0, np.int64)
         segment_rows = self.reader.info.segment_rows
         order = RowOrder(seed, self.n_rows, segment_rows, window_segments, batch_size, none)
-        first = epoch * order.steps_per_epoch
-        with BatchStream(self.reader, order, first, first + order.steps_per_epoch, device) as stream:
-            for batch in stream:
-                yield batch.x, batch.y
+        yield from epoch_batches(self.reader, order, epoch, device)
 
     def all(self) -> Iterator[Pair]:
         """As they lie."""
