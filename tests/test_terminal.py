@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,9 +127,21 @@ def test_status_is_told_in_words_and_in_json(made, capsys):
     assert json.loads(capsys.readouterr().out)["state"] == "finished"
 
 
-def start_fit(store: Path, run: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store), str(run), "--centers", "50"]
-    return subprocess.Popen([*command, "--batch-size", "16", "--epochs", "100000", *more])
+@pytest.fixture
+def start_fit() -> Iterator[Callable[[Path, Path], subprocess.Popen[bytes]]]:
+    """Starts a fit that would take hours, in a process of its own; ends with the test."""
+    fits = []
+
+    def start(store: Path, run: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store), str(run), "--centers", "50"]
+        options = ["--batch-size", "16", "--epochs", "100000", "--checkpoint-steps", "200"]
+        fits.append(subprocess.Popen([*command, *options]))
+        return fits[-1]
+
+    yield start
+    for fit in fits:
+        fit.kill()
+        fit.wait()
 
 
 def wait_for(run: Path, condition) -> dict:
@@ -143,12 +156,12 @@ def wait_for(run: Path, condition) -> dict:
     raise AssertionError("it did not come to that")
 
 
-def test_status_from_another_process_sees_a_fit_run_and_die_and_stop(made, tmp_path):
+def test_status_from_another_process_sees_a_fit_run_and_die_and_stop(made, start_fit, tmp_path):
     run = tmp_path / "run"
     fit = start_fit(made / "rows.zarr", run)
-    now = wait_for(run, lambda now: now["state"] == "running" and now["step"])
+    now = wait_for(run, lambda now: now["eta_s"] and now["checkpoint"])
     assert f"process {fit.pid} on " in now["holder"]
-    assert now["eta_s"] > 0
+    assert (now["state"], now["step"] > 0) == ("running", True)
     assert now["n_steps"] > 1_000_000
     fit.kill()
     fit.wait()
