@@ -277,7 +277,7 @@ def test_a_killed_process_is_gone_on_with_by_the_same_command(tmp_path: Path, ta
             *options,
         ]
 
-    subprocess.run(command("whole"), check=True, timeout=60)
+    subprocess.run(command("whole"), check=True, timeout=250)
     process = subprocess.Popen(command("store"))
     rows = tmp_path / ".store.convert" / "rows"
     while process.poll() is None and not (rows / "000003.json").exists():
@@ -285,5 +285,5 @@ def test_a_killed_process_is_gone_on_with_by_the_same_command(tmp_path: Path, ta
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "store").exists()
-    subprocess.run(command("store"), check=True, timeout=60)
+    subprocess.run(command("store"), check=True, timeout=250)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")

@@ -182,7 +182,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_told_even_if_its_number_
         "context = RunDirectory(Path(sys.argv[1])).locked(); context.__enter__()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60).returncode == -9
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=250).returncode == -9
     lock = tmp_path / "lock"
     lock.write_text(json.dumps(json.loads(lock.read_text()) | {"pid": os.getpid()}))
     with RunDirectory(tmp_path).locked():

@@ -199,7 +199,7 @@ def run_rank(rank: int, size: int, folder: str) -> None:
 def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(size), str(tmp_path)]
     done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=250
     )
     assert done.returncode == 0, done.stderr.decode()
     for p in (50, 1):

@@ -156,7 +156,7 @@ def release() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 200
     while left := [t for t in threading.enumerate() if t.name.startswith("ep3stream")]:
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
@@ -174,8 +174,8 @@ def test_a_read_that_hangs_is_begun_again_and_never_writes_to_memory_in_use(
 
     reads = streaming_read(monkeypatch, "train/x/c/7/0", hang)
     begun = time.monotonic()
-    ep3stream.fit(store, tmp_path / "run", config(read_timeout_s=0.3))
-    assert time.monotonic() - begun < 20
+    ep3stream.fit(store, tmp_path / "run", config(read_timeout_s=1))
+    assert time.monotonic() - begun < 25  # less than the 30 s that the read hangs
     assert model(tmp_path / "run") == model(made / "run")
     assert len(reads) == len(numbers) + 1
     assert LocalFiles.read_into is not read
@@ -204,7 +204,7 @@ def test_a_hung_read_that_wakes_up_writes_past_the_window(store, monkeypatch, re
         read(self, file, start, *outs)
 
     monkeypatch.setattr(LocalFiles, "read_into", faulty)
-    with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu"), None, 0.2) as stream:
+    with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu"), None, 1) as stream:
         first = next(stream).x.clone()
         release.set()
         hung[0].join()
@@ -228,9 +228,9 @@ def test_a_read_that_hangs_for_ever_is_reported_by_segment(
     with monkeypatch.context() as patch:
         patch.setattr(read_threads, "_STOP_S", 0.2)
         reads = streaming_read(patch, f"train/x/c/{segment}/0", lambda _: release.wait(30) and None)
-        code = cli.main(["fit", str(store), str(tmp_path / "run"), *OPTIONS, "--read-timeout", "0.2"])
+        code = cli.main(["fit", str(store), str(tmp_path / "run"), *OPTIONS, "--read-timeout", "1"])
     said = capsys.readouterr().err
-    require_stopped_well(code, said, tmp_path / "run", "did not come within 0.2 s, 3 times; see to its disk")
+    require_stopped_well(code, said, tmp_path / "run", "did not come within 1 s, 3 times; see to its disk")
     assert len(reads) == 3
     release.set()
     assert cli.main(["fit", str(store), str(tmp_path / "run"), *OPTIONS]) == 0
@@ -253,7 +253,7 @@ def test_a_stop_does_not_wait_for_a_read_that_hangs(store, monkeypatch, release)
     with BatchStream(reader, order, 0, 9, torch.device("cpu")):
         while not reads:
             time.sleep(0.01)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 25
     assert [t.name for t in threading.enumerate() if t.name.startswith("ep3stream")] == ["ep3stream-read"]
 
 

@@ -64,7 +64,7 @@ def unhurried(run: Path, then=lambda progress: None):
     """Waits, whenever the fit reports, for the checkpoint that it has begun since: these fits outrun the disk."""
 
     def observe(progress):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 200
         while newest_step(run) < progress.step - 8 and time.monotonic() < deadline:
             time.sleep(0.001)
         then(progress)
@@ -96,13 +96,13 @@ def test_a_fit_killed_by_the_kernel_ends_with_the_same_bytes(store, reference, t
     command = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store), str(tmp_path / "run")]
     command += ["--config", str(tmp_path / "settings.toml")]
     process = subprocess.Popen(command)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while not list_checkpoints(tmp_path / "run" / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
     assert not (tmp_path / "run" / "model").exists()
-    assert subprocess.run(command, timeout=120).returncode == 0
+    assert subprocess.run(command, timeout=250).returncode == 0
     assert model_bytes(tmp_path / "run") == model_bytes(reference)
 
 

@@ -163,7 +163,7 @@ def test_a_stream_gets_the_same_batches_lent_sent_or_when_the_lender_is_gone(
         assert torch.equal(x, other_x)
         assert torch.equal(y, other_y)
     assert bool(looked) == (way != "sent")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 200
     while cluster.scheduler.tasks and time.monotonic() < deadline:
         time.sleep(0.01)
 

@@ -93,7 +93,7 @@ def _expected_rows(order: RowOrder, epochs: int) -> list[list[int]]:
 
 def _becomes(condition: Callable[[], bool]) -> bool:
     """Whether the condition comes true within some seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 200
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     return condition()
@@ -268,13 +268,14 @@ def test_an_order_of_another_split_is_refused(reader: SplitReader, change: Any, 
 
 def test_times_count_reading_gathering_and_waiting(reader: SplitReader) -> None:
     slow = _Faulty(reader, delay_s=0.02)
+    began = time.perf_counter()
     with _stream(slow, 0, STEPS) as stream:
         waited_s = [batch.waited_s for batch in stream]
+    elapsed_s = time.perf_counter() - began
     # 11 segments, two threads: each waits through its own.
-    assert 11 * 0.02 <= stream.times.read_s < 11 * 0.02 + 1
-    assert 0 < stream.times.gather_s < 1
-    assert waited_s[0] >= 0.02
-    assert sum(waited_s) < stream.times.read_s
+    assert 11 * 0.02 <= stream.times.read_s < 2 * elapsed_s
+    assert 0 < stream.times.gather_s < elapsed_s
+    assert 0.02 <= waited_s[0] <= sum(waited_s) < elapsed_s
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])

@@ -71,7 +71,7 @@ def look(page: Path, width: int) -> dict[str, Any]:
     probed.write_text(page.read_text().replace("<head>", "<head>" + LOOK, 1))
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={page.parent / 'profile'}", f"--window-size={width},900"]
     done = subprocess.run(
-        [*command, probed.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [*command, probed.as_uri()], capture_output=True, text=True, timeout=250, check=True
     )
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found is not None, done.stdout[-2000:] + done.stderr[-2000:]

@@ -145,7 +145,7 @@ def start_fit() -> Iterator[Callable[[Path, Path], subprocess.Popen[bytes]]]:
 
 
 def wait_for(run: Path, condition) -> dict:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         try:
             if condition(now := status(run)):
