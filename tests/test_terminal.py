@@ -133,19 +133,9 @@ def start_fit() -> Iterator[Callable[[Path, Path], subprocess.Popen[bytes]]]:
     fits = []
 
     def start(store: Path, run: Path) -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "ep3stream",
-            "--quiet",
-            "fit",
-            str(store),
-            str(run),
-            "--centers",
-            "50",
-        ]
-        options = ["--batch-size", "16", "--epochs", "100000", "--checkpoint-steps", "200"]
-        fits.append(subprocess.Popen([*command, *options]))
+        options = ["--centers", "50", "--batch-size", "16", "--epochs", "100000", "--checkpoint-steps", "200"]
+        command = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store), str(run), *options]
+        fits.append(subprocess.Popen(command))
         return fits[-1]
 
     yield start
