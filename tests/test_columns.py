@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from encoding import encode, encode_source, pretend_store, write
 from ep3stream.config import ConvertConfig, parse_names, parse_renames
 from ep3stream.data.conversion.array_columns import choose_columns
 from ep3stream.data.conversion.batch import Source
+from ep3stream.data.conversion.encode import RowEncoder
+from ep3stream.data.conversion.recorded import take_over
 from ep3stream.data.conversion.tables import TableSource
 from ep3stream.data.readers.python_source import open_pair
 from ep3stream.errors import ConfigError, SourceError
@@ -220,6 +223,131 @@ def test_what_does_not_match_the_store_is_refused_by_name(
     like = pretend_store(monkeypatch, encode(tmp_path / "1", FIRST, **SETTINGS))
     with pytest.raises(SourceError, match=message):
         encode(tmp_path / "2", text, target=None, like=like)
+
+
+LATER = (
+    "n,color,zip,when,y\n1,pink,7,2024-01-01,no\n2,red,8,2024-01-02,yes\n3,blue,7,2024-01-03,no\n"
+    "4,pink,8,2024-01-04,no\n"
+)
+
+
+def test_ignored_unknown_categories_set_none_of_their_features_and_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = encode(tmp_path / "1", FIRST, **SETTINGS)
+    like = pretend_store(monkeypatch, first)
+    later = encode(tmp_path / "2", LATER, target=None, like=like, unknown="ignore")
+    assert later.names == first.names
+    features = {name: later.x[:, j].tolist() for j, name in enumerate(later.names)}
+    assert features["amount"] == [1, 2, 3, 4]
+    assert features["color=red"] == [0, 1, 0, 0]
+    assert features["color=blue"] == [0, 0, 1, 0]
+    assert features["color=(missing)"] == [0, 0, 0, 0]
+    assert features["zip=7"] == [1, 0, 1, 0]
+    assert features["zip=10"] == [0, 0, 0, 0]
+    assert later.encoder.report()["unknown"] == {"color": {"pink": 2}, "zip": {"8": 2}}
+
+
+def test_rows_with_unknown_categories_or_classes_are_dropped_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = encode(tmp_path / "1", FIRST, **SETTINGS)
+    like = pretend_store(monkeypatch, first)
+    text = LATER + "5,red,7,2024-01-05,perhaps\n6,red,10,2024-01-05,yes\n"
+    later = encode(tmp_path / "2", text, target=None, like=like, unknown="drop")
+    assert later.x[:, later.names.index("amount")].tolist() == [3, 6]
+    assert later.y.tolist() == [0, 1]
+    report = later.encoder.report()
+    assert report["dropped_rows"] == 4
+    assert report["unknown"] == {"color": {"pink": 2}, "zip": {"8": 2}, "y": {"perhaps": 1}}
+
+
+def test_rows_left_out_for_a_gap_are_not_counted_as_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like = pretend_store(
+        monkeypatch, encode(tmp_path / "1", "n,color,y\n1,red,1\n2,,2\n3,blue,3\n", missing="drop")
+    )
+    text = "n,color,y\n1,pink,1\n,pink,1\n3,,1\n4,red,1\n"
+    later = encode(tmp_path / "2", text, target=None, like=like, unknown="ignore")
+    assert later.x.tolist() == [[1, 0, 0], [4, 0, 1]]
+    assert later.encoder.report()["unknown"] == {"color": {"pink": 1}}
+
+
+def test_a_missing_text_that_the_store_never_met_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like = pretend_store(
+        monkeypatch, encode(tmp_path / "1", "n,color,y\n1,red,1\n2,blue,2\n", missing="mean")
+    )
+    text = "n,color,y\n1,,1\n2,red,2\n"
+    later = encode(tmp_path / "2", text, target=None, like=like, unknown="ignore")
+    assert later.x.tolist() == [[1, 0, 0], [2, 0, 1]]
+    with pytest.raises(SourceError, match=r"'\(missing\)' is not among the 2 values"):
+        encode(tmp_path / "3", text, target=None, like=like)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "n,color,y\n1,pink,1\n",
+            r"'pink' is not among .* --unknown drop; ",
+        ),  # a code of its own would be a lie
+        ("n,color,y\n1,red,4\n", r"4 is not among the 2 values .* --unknown drop; "),
+    ],
+)
+def test_codes_and_classes_cannot_be_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    first = encode(
+        tmp_path / "1", "n,color,y\n1,red,1\n2,blue,2\n", categories="codes", task="classification"
+    )
+    like = pretend_store(monkeypatch, first)
+    with pytest.raises(SourceError, match=message):
+        encode(tmp_path / "2", text, target=None, like=like, unknown="ignore")
+
+
+def test_many_unknown_values_are_counted_in_bounded_memory_and_a_resumed_count_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like = pretend_store(monkeypatch, encode(tmp_path / "1", "color,y\nred,1\nblue,2\n"))
+    text = "color,y\n" + "".join(f"new{i},0\n" for i in range(500)) + "red,1\n"
+    later = encode(tmp_path / "2", text, target=None, like=like, unknown="ignore")
+    counts = later.encoder.report()["unknown"]["color"]
+    assert (len(counts), sum(counts.values()), counts["(others)"]) == (21, 500, 480)
+    state = json.loads(json.dumps(later.encoder.state()))
+    config = ConvertConfig(like=like, unknown="ignore")
+    resumed = RowEncoder.build(later.source, config, take_over(config)[1])
+    resumed.restore(state)
+    assert resumed.report() == later.encoder.report()
+
+
+def test_a_later_file_with_other_names_is_renamed_to_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = encode(tmp_path / "1", FIRST, **SETTINGS)
+    like = pretend_store(monkeypatch, first)
+    text = FIRST.replace("n,color,zip,when,y", "menge,farbe,zip,tag,ok")
+    # `amount` is the store's own name for what its files called `n`: either will do.
+    for amount in ("amount", "n"):
+        rename = {"menge": amount, "farbe": "color", "tag": "when", "ok": "y"}
+        later = encode(tmp_path / "2", text, target=None, like=like, rename=rename)
+        assert later.names == first.names
+        np.testing.assert_array_equal(later.x, first.x)
+        np.testing.assert_array_equal(later.y, first.y)
+
+
+def test_two_columns_of_a_later_file_may_change_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    like = pretend_store(monkeypatch, encode(tmp_path / "1", "a,b,y\n1,2,3\n"))
+    later = encode(tmp_path / "2", "a,b,y\n1,2,3\n", target=None, like=like, rename={"a": "b", "b": "a"})
+    assert (later.names, later.x.tolist()) == (["a", "b"], [[2, 1]])
+    with pytest.raises(SourceError, match=r"has no column 'a', .*--rename OTHER=a takes another"):
+        encode(tmp_path / "3", "b,c,y\n1,2,3\n", target=None, like=like, rename={"c": "b"})
+    with pytest.raises(SourceError, match="no column 'c' for --rename"):
+        encode(tmp_path / "4", "a,b,y\n1,2,3\n", target=None, like=like, rename={"c": "b"})
 
 
 @pytest.mark.parametrize(

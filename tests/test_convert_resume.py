@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ep3stream.config import ConvertConfig, Format
+from ep3stream.config import ConvertConfig, Format, Unknown
 from ep3stream.data.conversion import convert as convert_module
 from ep3stream.data.conversion.convert import ConvertProgress, convert
 from ep3stream.errors import DiskError, InputError, SourceError
@@ -153,6 +153,28 @@ def test_a_changed_option_is_refused_by_name_until_a_restart(
         convert([table], store, changed)
     convert([table], store, changed, restart=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
+
+
+@pytest.mark.parametrize("unknown", ["ignore", "drop"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_stopped_conversion_goes_on_with_unknown_categories_as_it_began(
+    tmp_path: Path, table: Path, unknown: Unknown, shuffle: bool
+) -> None:
+    convert([table / "0.csv"], tmp_path / "first", replace(CONFIG, missing="mean", task="classification"))
+    config = ConvertConfig(
+        like=tmp_path / "first", unknown=unknown, shuffle=shuffle, segment_bytes=4096, memory_bytes=4 * 4096
+    )
+    made = convert([table], tmp_path / "whole", config)
+    assert made.conversion["unknown"] == {"kind": {"b": 299}}
+    assert made.conversion.get("dropped_rows", 0) == (299 if unknown == "drop" else 0)
+    reads = sum(1 for _ in progress_calls(table, tmp_path / "counted", config) if _.stage == "read")
+    assert convert_with_stops([table], tmp_path / "stopped", config, [reads - 1, 2, 3])
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "changed", config, progress=stop_after(4))
+    other: Unknown = "drop" if unknown == "ignore" else "ignore"
+    with pytest.raises(InputError, match=f"had unknown '{unknown}', now it is '{other}'"):
+        convert([table], tmp_path / "changed", replace(config, unknown=other))
 
 
 def test_memory_may_change_and_the_bytes_do_not(tmp_path: Path, table: Path) -> None:

@@ -340,6 +340,12 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a column that `--like` has is missing": lambda w: w.convert(
         "a,y\n1,no\n", "--like", w.made / "classes.zarr"
     ),
+    "a new name for a column that `--like` does not have": lambda w: w.convert(
+        "a,b,y\n1,2,no\n", "--like", w.made / "classes.zarr", "--rename", "b=weight"
+    ),
+    "unknown categories to be ignored, without `--like`": lambda w: w.convert(
+        "a,b,y\n1,2,no\n", "--target", "y", "--unknown", "ignore"
+    ),
     "a file without the target that `--like` has": lambda w: w.convert(
         "a,b\n1,2\n", "--like", w.made / "classes.zarr"
     ),

@@ -168,6 +168,65 @@ def test_what_does_not_match_is_named_and_nothing_is_written(made, tmp_path, mon
     assert standard.out.getvalue() == b""
 
 
+def test_unknown_categories_are_ignored_or_give_an_empty_line_and_the_others_stay_as_they_are(
+    made, tmp_path, caplog
+):
+    known = write_table(tmp_path / "april.csv", 1, 4)
+    lines = known.read_text().splitlines(keepends=True)
+    new = [line.replace("Oslo", "Moss") for line in lines]
+    (tmp_path / "new.csv").write_text("".join(new))
+    changed = [a != b for a, b in zip(lines[1:], new[1:], strict=True)]
+    found = {}
+    for unknown in ("ignore", "drop"):
+        out = tmp_path / f"{unknown}.csv"
+        assert (
+            cli.main(
+                [
+                    "predict",
+                    str(made / "sold-mean"),
+                    str(tmp_path / "new.csv"),
+                    str(out),
+                    "--unknown",
+                    unknown,
+                ]
+            )
+            == 0
+        )
+        found[unknown] = [row["sold"] for row in predicted(out)]
+    predict_tables(made / "sold-mean", known, tmp_path / "known.csv")
+    before = [row["sold"] for row in predicted(tmp_path / "known.csv")]
+    assert [value == "" for value in found["drop"]] == changed
+    assert all(value in ("yes", "no") for value in found["ignore"])
+    for unknown in found.values():
+        assert [v for v, c in zip(unknown, changed, strict=True) if not c] == [
+            v for v, c in zip(before, changed, strict=True) if not c
+        ]
+    assert f"'city' in {sum(changed)} rows ('Moss' {sum(changed)})" in caplog.text
+
+
+def test_a_table_with_other_names_is_predicted_alike(made, tmp_path):
+    table = write_table(tmp_path / "april.csv", 1, 4)
+    predict_tables(made / "sold-mean", table, tmp_path / "out.csv")
+    (tmp_path / "other.csv").write_text(table.read_text().replace("city", "place").replace("when", "day"))
+    predict_tables(
+        made / "sold-mean",
+        tmp_path / "other.csv",
+        tmp_path / "again.csv",
+        rename={"place": "city", "day": "when"},
+    )
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_a_store_converted_with_unknown_categories_is_scored_with_a_warning(made, tmp_path, caplog):
+    table = write_table(tmp_path / "april.csv", 1, 4, "sold")
+    table.write_text(table.read_text().replace("Oslo", "Moss"))
+    config = ep3stream.ConvertConfig(like=made / "sold-mean.zarr", unknown="ignore")
+    ep3stream.convert([table], tmp_path / "april.zarr", config)
+    caplog.clear()
+    assert ep3stream.evaluate(made / "sold-mean", tmp_path / "april.zarr")["n"] == 300
+    assert "values unknown to the model: 'city' in" in caplog.text
+
+
 def test_a_gap_where_the_conversion_had_none_is_an_error(made, tmp_path):
     table = write_table(tmp_path / "april.csv", 1, 4)
     with pytest.raises(SourceError, match=r"column 'rooms'.*missing"):

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from ep3stream.cli.options import checked, command, given, say
+from ep3stream.cli.options import RENAME_LIKE, UNKNOWN, checked, command, given, say
 from ep3stream.config import (
     Categories,
     Codec,
@@ -16,6 +16,7 @@ from ep3stream.config import (
     Format,
     Missing,
     Task,
+    Unknown,
     XDtype,
     parse_bytes,
     parse_names,
@@ -36,6 +37,7 @@ def add(commands: Any) -> None:
         "ep3stream convert flights.csv flights.zarr --target delay --split train=0.9,test=0.1",
         "ep3stream convert months/ 'late/*.parquet' all.zarr --target delay --missing mean --drop id",
         "ep3stream convert april.csv april.zarr --like flights.zarr",
+        "ep3stream convert may.csv may.zarr --like flights.zarr --unknown ignore --rename departure=dep_time",
         "ep3stream convert rows.svmlight rows.zarr --features 1000 --index-base 0",
         "ep3stream convert arrays.npz arrays.h5",
         "ep3stream convert --x x.npy --y y.npy rows.zarr --no-shuffle",
@@ -113,7 +115,12 @@ def _add_columns(convert: argparse.ArgumentParser) -> None:
         "--columns", type=names, metavar="COL,...", help="the features, in this order; patterns like px_* too"
     )
     convert.add_argument("--drop", type=names, metavar="COL,...", help="columns to leave out; patterns too")
-    convert.add_argument("--rename", type=checked(parse_renames), metavar="OLD=NEW,...", help="in the store")
+    convert.add_argument(
+        "--rename",
+        type=checked(parse_renames),
+        metavar="OLD=NEW,...",
+        help="in the store; with --like: " + RENAME_LIKE,
+    )
     convert.add_argument(
         "--categories", choices=get_args(Categories), help="texts as 0/1 features (default) or whole numbers"
     )
@@ -134,6 +141,7 @@ def _add_columns(convert: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "--like", type=Path, metavar="STORE", help="take over that store's columns, mappings and dtype"
     )
+    convert.add_argument("--unknown", choices=get_args(Unknown), help="with --like: " + UNKNOWN)
 
 
 def _convert(options: argparse.Namespace, console: Console) -> None:
@@ -159,6 +167,7 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
                 "dates": "dates",
                 "missing": "missing",
                 "like": "like",
+                "unknown": "unknown",
                 "features": "features",
                 "index_base": "index_base",
                 "split": "splits",

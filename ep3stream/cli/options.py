@@ -13,6 +13,8 @@ from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.errors import ConfigError
 
 QUIET = "only warnings and errors on stderr"
+UNKNOWN = "categories that the store does not have: an error (default); ignore: set no feature; drop the row"
+RENAME_LIKE = "what this file calls a column = what the store does"
 JSON_LOGS = "--json-logs"
 JSON_LOGS_HELP = "stderr as JSON, one object a line, progress among it"
 

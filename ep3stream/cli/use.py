@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
-from ep3stream.cli.options import checked, command, disk_path, number_or, say, store_place
-from ep3stream.config import parse_bytes
+from ep3stream.cli.options import (
+    RENAME_LIKE,
+    UNKNOWN,
+    checked,
+    command,
+    disk_path,
+    number_or,
+    say,
+    store_place,
+)
+from ep3stream.config import Unknown, parse_bytes, parse_renames
 from ep3stream.data.location import Location
 from ep3stream.errors import ConfigError
 from ep3stream.run.records.json_text import json_text
@@ -36,6 +45,7 @@ def add(commands: Any) -> None:
         "ep3stream predict runs/first new.zarr predictions.npy --split train",
         "ep3stream predict runs/first april.csv predictions.csv",
         "ep3stream predict runs/first - -",
+        "ep3stream predict runs/first may.csv predictions.csv --unknown ignore --rename departure=dep_time",
     )
     for each in (evaluate, predict):
         each.add_argument("run", type=disk_path, metavar="RUN")
@@ -53,6 +63,8 @@ def add(commands: Any) -> None:
         help=".npy, .h5, or a directory for zarr; of a table .csv, or - for standard output",
     )
     predict.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
+    predict.add_argument("--unknown", choices=get_args(Unknown), help=UNKNOWN)
+    predict.add_argument("--rename", type=checked(parse_renames), metavar="OLD=NEW,...", help=RENAME_LIKE)
     for each in (evaluate, predict):
         each.add_argument("--split", metavar="SPLIT", help="default: test, or the store's only one")
         each.add_argument(
@@ -128,7 +140,14 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
     if is_table(options.rows):
         if options.split is not None:
             raise ConfigError(f"split is {options.split}, but a table has no splits; leave it out")
-        n_rows = predict_tables(options.run, options.rows, options.out, options.scores)
+        n_rows = predict_tables(
+            options.run, options.rows, options.out, options.scores, options.unknown or "error", options.rename
+        )
+    elif options.unknown or options.rename:
+        raise ConfigError(
+            f"{'unknown' if options.unknown else 'rename'} is for tables, but {options.rows} is a store; "
+            "give it to `convert --like`"
+        )
     elif str(options.out) == _STANDARD or options.out.suffix.lower() == ".csv":
         raise ConfigError(
             f"OUT is {options.out}, but predictions of a store are .npy or a store; choose such a name, or give a table"

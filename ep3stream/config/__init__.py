@@ -9,6 +9,7 @@ from ep3stream.config.convert import (
     Format,
     Missing,
     Task,
+    Unknown,
     XDtype,
 )
 from ep3stream.config.fit import (
@@ -47,6 +48,7 @@ __all__ = [
     "SolverConfig",
     "StepRule",
     "Task",
+    "Unknown",
     "XDtype",
     "parse_bytes",
     "parse_names",

@@ -17,6 +17,7 @@ XDtype = Literal["float32", "float16"]
 Codec = Literal["auto", "none", "lz4", "zstd"]
 Categories = Literal["onehot", "codes"]
 Missing = Literal["error", "mean", "drop"]
+Unknown = Literal["error", "ignore", "drop"]
 DatePart = Literal["days", "month", "day", "weekday", "hour"]
 
 MIB = 1 << 20
@@ -27,11 +28,15 @@ class ConvertConfig:
     """How `convert` reads a source and lays out the store. Bytes are bytes; fractions sum to 1.
 
     target: the column to predict, or several of numbers. columns, drop: names or patterns (`px_*`) of the
-    features; none chosen means all. rename: name in the source -> name in the store.
+    features; none chosen means all. rename: name in the source -> name in the store, also under `like`, for a
+    later file that calls its columns otherwise.
     categories: how texts are stored, `onehot` unless said. category: further columns to treat like texts.
     dates: the features of a date or time; those that fit its type unless said.
     missing: what becomes of an empty cell or NaN, `error` unless said.
     like: a store whose columns, mappings and dtype are taken over, so that a model fits both.
+    unknown: what becomes, under `like`, of a category that the store does not have: `error` unless said; `ignore`
+    sets none of its one-hot features, as scikit-learn's OneHotEncoder does; `drop` leaves the row out, as it does
+    one with an unknown class.
     dtype, categories, missing: None leaves the choice to `like`, or to the default.
     features, index_base: of svmlight files, how many features there are (None: a first pass counts them) and
     whether the first has the index 1 or 0.
@@ -50,6 +55,7 @@ class ConvertConfig:
     dates: Sequence[DatePart] = ()
     missing: Missing | None = None
     like: Path | str | None = None
+    unknown: Unknown | None = None
     features: int | None = None
     index_base: int = 1
     splits: Mapping[str, float] = field(default_factory=lambda: {"train": 1.0})
@@ -69,11 +75,16 @@ class ConvertConfig:
             "codec": Codec,
             "categories": Categories,
             "missing": Missing,
+            "unknown": Unknown,
         }
         for name, allowed in choices.items():
             if getattr(self, name) is not None:
                 require_choice(name, getattr(self, name), allowed)
         self._check_columns()
+        require(
+            self.unknown is None or self.like is not None,
+            f"unknown is {self.unknown}, but without like every category is learned; leave it out",
+        )
         require(self.features is None or self.features >= 1, f"features is {self.features}; use at least 1")
         require(self.index_base in (0, 1), f"index_base is {self.index_base}; use 0 or 1")
         require(self.seed >= 0, f"seed is {self.seed}; use 0 or more")

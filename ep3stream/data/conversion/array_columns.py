@@ -27,6 +27,10 @@ def choose_columns(source: Source, config: ConvertConfig) -> Source:
         if getattr(config, name):
             raise ConfigError(f"{name} was given for arrays, which hold numbers alone; leave {name} out")
     if config.like is not None:
+        if config.rename:
+            raise ConfigError(
+                "rename was given for arrays, whose columns have no names of their own; leave it out"
+            )
         return _like(source, Recorded.of(Path(config.like)))
     if not (config.columns or config.drop or config.rename):
         return source

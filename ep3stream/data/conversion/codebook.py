@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from ep3stream.data.conversion.batch import first_true
 from ep3stream.errors import SourceError
 
 MISSING_CATEGORY = "(missing)"
+# The code of a value that a closed book does not have: as an index, the last place of `ranks` and `hashes`.
+UNKNOWN = -1
+_UNKNOWN_HASH = xxhash.xxh32_intdigest(b"(unknown)")
 # Beyond it neighbouring whole numbers are the same float64, and different labels would become one.
 _MAX_EXACT = 1 << 53
 
@@ -35,14 +38,23 @@ class Place:
 class Codebook:
     """The distinct values of one column, numbered in order of appearance: one pass will do.
 
-    `known` values come first; a book that is closed by `store` takes no others.
+    `known` values come first; a book that is closed by `store` takes no others, but ignores them where it `may_ignore`.
     """
 
     def __init__(
-        self, column: str, limit: int, remedy: str, known: Sequence[Any] = (), store: Path | str | None = None
+        self,
+        column: str,
+        limit: int,
+        remedy: str,
+        known: Sequence[Any] = (),
+        store: Path | str | None = None,
+        *,
+        may_ignore: bool = False,
+        is_onehot: bool = False,
     ) -> None:
         self.column = column
         self._limit, self._remedy, self._store = limit, remedy, store
+        self.may_ignore, self._is_onehot = may_ignore and is_onehot, is_onehot
         self._codes: dict[Any, int] = {}
         self._hashes = np.empty(0, np.uint32)
         self.restore(known)
@@ -67,13 +79,16 @@ class Codebook:
     def encode(self, cells: Distinct, where: Place) -> NDArray[np.int32]:
         """The code of each row's value, (b,), new values being added; missing ones are a category of their own.
 
-        Raises SourceError beyond the limit, or for a value that a closed book does not have.
+        Raises SourceError beyond the limit, or for a value that a closed book does not have, unless it ignores it: then
+        the code is UNKNOWN.
         """
         # One place more, which the index -1 of missing values finds.
         table = np.zeros(len(cells.values) + 1, np.int32)
-        for place in (np.flatnonzero(np.bincount(cells.indices + 1, minlength=len(table))) - 1).tolist():
-            value = cells.values[place] if place >= 0 else MISSING_CATEGORY
+        for place, value in cells.present():
             if value not in self._codes:
+                if self.may_ignore:
+                    table[place] = UNKNOWN
+                    continue
                 if self.is_closed:
                     raise self._unknown(value, where.of(self.column, cells.first_row(place)))
                 self._codes[value] = len(self)
@@ -85,6 +100,10 @@ class Codebook:
             table[place] = self._codes[value]
         return table[cells.indices]
 
+    def strangers(self, cells: Distinct) -> dict[int, Any]:
+        """The values that the book does not have, by their place among those of the cells."""
+        return {place: value for place, value in cells.present() if value not in self._codes}
+
     def _remedy_of_many(self) -> str:
         """A single text among the first rows makes texts of all the numbers in a column of CSV."""
         first = next(iter(self._codes))
@@ -94,8 +113,9 @@ class Codebook:
 
     def _unknown(self, value: Any, place: str) -> SourceError:
         return SourceError(
-            f"{place}: {value!r} is not among the {len(self)} values of {self._store}; "
-            "correct it or leave the row out; to learn it, convert both files anew as one store and fit that"
+            f"{place}: {value!r} is not among the {len(self)} values of {self._store}; correct it, or take --unknown "
+            f"{'ignore or drop' if self._is_onehot else 'drop'}; to learn it, convert both files anew as one store and "
+            "fit that"
         )
 
     def sorted_values(self) -> list[Any]:
@@ -105,17 +125,17 @@ class Codebook:
         return sorted(self._codes, key=lambda value: (value == MISSING_CATEGORY, value))
 
     def ranks(self) -> NDArray[np.int32]:
-        """Place of each code's value among the sorted values, (len,)."""
-        ranks = np.empty(len(self), np.int32)
+        """Place of each code's value among the sorted values, (len + 1,); 0 for UNKNOWN."""
+        ranks = np.zeros(len(self) + 1, np.int32)
         ranks[[self._codes[value] for value in self.sorted_values()]] = np.arange(len(self), dtype=np.int32)
         return ranks
 
     def hashes(self) -> NDArray[np.uint32]:
-        """A hash of each code's text, which unlike the code is the same in any order of the rows; (len,)."""
-        if len(self._hashes) < len(self):
-            new = list(self._codes)[len(self._hashes) :]
-            added = [xxhash.xxh32_intdigest(str(value).encode()) for value in new]
-            self._hashes = np.concatenate([self._hashes, np.array(added, np.uint32)])
+        """A hash of each code's text, which unlike the code is the same in any order of the rows; (len + 1,)."""
+        if len(self._hashes) <= len(self):
+            known = self._hashes[:-1]
+            added = [xxhash.xxh32_intdigest(str(value).encode()) for value in list(self._codes)[len(known) :]]
+            self._hashes = np.concatenate([known, np.array([*added, _UNKNOWN_HASH], np.uint32)])
         return self._hashes
 
 
@@ -144,6 +164,12 @@ class Distinct:
         if absent:
             indices = np.where(np.isin(indices, absent), np.int32(-1), indices)
         return cls(values, indices)
+
+    def present(self) -> Iterator[tuple[int, Any]]:
+        """Each value that a row has, by its place; a missing one is MISSING_CATEGORY, at -1."""
+        counts = np.bincount(self.indices + 1, minlength=len(self.values) + 1)
+        for place in (np.flatnonzero(counts) - 1).tolist():
+            yield place, self.values[place] if place >= 0 else MISSING_CATEGORY
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:

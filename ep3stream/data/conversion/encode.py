@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.config import ConvertConfig, Missing, XDtype
+from ep3stream.config import ConvertConfig, Missing, Unknown, XDtype
 from ep3stream.data.conversion.batch import MAX_CATEGORIES, MAX_LABELS, Batch, Column, Source, Target
 from ep3stream.data.conversion.codebook import Codebook, Distinct, Place
 from ep3stream.data.conversion.expand import Expansion
@@ -20,6 +20,7 @@ from ep3stream.data.conversion.finite import all_finite
 from ep3stream.data.conversion.number_cells import ColumnMeans, Rounding, fill, missing_cells
 from ep3stream.data.conversion.recorded import Recorded
 from ep3stream.data.conversion.rows import RowLayout, Rows
+from ep3stream.data.conversion.strangers import Strangers
 from ep3stream.errors import SourceError
 
 __all__ = ["Expansion", "RowEncoder", "Rows"]
@@ -32,11 +33,12 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Tally:
-    """Rows kept and left out, and missing cells by column."""
+    """Rows kept and left out, missing cells by column, and values that the other store does not have."""
 
     kept: int = 0
     dropped: int = 0
     missing: Counter[str] = field(default_factory=Counter)
+    strangers: Strangers = field(default_factory=Strangers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class RowEncoder:
 
     y is the label's code (int32) in classification and (c,) float32 in regression; key is left to the caller.
     names: of the numeric columns; books: of the category columns; means: of numeric columns, under `mean`;
-    fills: means that were taken over from another store; rounding: of float16.
+    fills: means that were taken over from another store, `like`; rounding: of float16.
     """
 
     names: tuple[str, ...]
@@ -54,20 +56,23 @@ class RowEncoder:
     books: tuple[Codebook, ...]
     labels: Codebook | None
     missing: Missing
+    unknown: Unknown
     means: ColumnMeans | None
     fills: NDArray[np.float64] | None
     rounding: Rounding | None
+    like: Path | None
     tally: _Tally
 
     @classmethod
     def build(cls, source: Source, config: ConvertConfig, like: Recorded | None = None) -> RowEncoder:
         """The row layout and codebooks for the source's columns, those of `like` with its values.
 
-        Of the config, as `take_over` left it, dtype and missing count.
+        Of the config, as `take_over` left it, dtype, missing and unknown count.
         """
         x_dtype, missing = config.dtype or "float32", config.missing or "error"
+        unknown = config.unknown or "error"
         names = tuple(column.name for column in source.columns if column.kind == "numeric")
-        books = tuple(_book(c, x_dtype, like) for c in source.columns if c.kind == "category")
+        books = tuple(_book(c, x_dtype, like, unknown) for c in source.columns if c.kind == "category")
         labels = _labels(source, like)
         y_shape, y_dtype = ((), "int32") if labels is not None else ((len(source.target.names),), "float32")
         fills = None
@@ -80,18 +85,24 @@ class RowEncoder:
             books=books,
             labels=labels,
             missing=missing,
+            unknown=unknown,
             means=ColumnMeans(len(names)) if missing == "mean" and fills is None else None,
             fills=fills,
             rounding=Rounding(len(names)) if x_dtype == "float16" and names else None,
+            like=None if like is None else like.store,
             tally=_Tally(),
         )
 
     def encode(self, batch: Batch) -> Rows:
         """The batch as at most b rows; raises SourceError naming file, column and row of an impossible value.
 
-        Under `drop` rows with a missing value are left out; under `mean` x holds NaN for it, and missing
+        Under `drop` rows with a missing, or unknown, value are left out; under `mean` x holds NaN for it, and missing
         texts are a category of their own.
         """
+        return self.encode_kept(batch)[0]
+
+    def encode_kept(self, batch: Batch) -> tuple[Rows, NDArray[np.intp] | None]:
+        """The same, and the numbers within the batch of the rows that were kept; None for all."""
         ready = self._ready(batch)
         rows = self.layout.around(ready, batch.n_rows)
         where, target_where = Place(batch.file, batch.first_row), Place(batch.target_file, batch.first_row)
@@ -109,8 +120,11 @@ class RowEncoder:
                 label = label.as_integers(self.labels.column, target_where)
         if self.rounding is not None:
             self.rounding.add(batch.numeric, rows.x)
-        if lost and self.missing == "drop":
-            kept = np.flatnonzero(~np.logical_or.reduce(list(lost.values())))
+        leave = [*lost.values()] if self.missing == "drop" else []
+        leave += self._strangers([*zip(self.books, texts, strict=True), (self.labels, label)], leave)
+        kept = None
+        if leave:
+            kept = np.flatnonzero(~np.logical_or.reduce(leave))
             rows, texts = rows.take(kept), [cells.only(kept) for cells in texts]
             label = label and label.only(kept)
         for j, (book, cells) in enumerate(zip(self.books, texts, strict=True)):
@@ -119,7 +133,30 @@ class RowEncoder:
             rows.y[:] = self.labels.encode(label, target_where)
         self.tally.kept += len(rows)
         self.tally.dropped += batch.n_rows - len(rows)
-        return rows
+        return rows, kept
+
+    def _strangers(
+        self,
+        columns: Sequence[tuple[Codebook | None, Distinct | None]],
+        leave: Sequence[NDArray[np.bool_]],
+    ) -> list[NDArray[np.bool_]]:
+        """Counts the values that closed books do not have, but in rows that `leave` anyway; which rows go, if any."""
+        if self.unknown == "error":
+            return []
+        gone = np.logical_or.reduce(leave) if leave else None
+        going = []
+        for book, cells in columns:
+            if book is None or cells is None or not book.is_closed or not (met := book.strangers(cells)):
+                continue
+            if self.unknown == "ignore" and not book.may_ignore:
+                continue  # `encode` refuses it.
+            for place, value in met.items():
+                rows = cells.indices == place
+                self.tally.strangers.add(
+                    book.column, value, int(np.count_nonzero(rows if gone is None else rows & ~gone))
+                )
+            going.append(np.isin(cells.indices, list(met)))
+        return going if self.unknown == "drop" else []
 
     def _ready(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """The batch's own numbers where they are x as it will be stored: no copy is made then."""
@@ -200,6 +237,9 @@ class RowEncoder:
             fills = self.fill_values()
             filled = {name: fills[name] for name in report["missing"] if name in fills}
             report |= {"fills": filled} if filled else {}
+        if self.tally.strangers:
+            report["unknown"] = self.tally.strangers.to_json()
+            self.tell_strangers()
         if self.rounding is not None:
             report["rounding"] = self.rounding.report(self.names)
             for name, share in zip(self.names, self.rounding.error_per_std(), strict=True):
@@ -212,6 +252,11 @@ class RowEncoder:
                     )
         return report
 
+    def tell_strangers(self) -> None:
+        """Warns of the values that the other store does not have, if there were any."""
+        if self.tally.strangers:
+            _LOGGER.warning("%s", self.tally.strangers.told(self.unknown, self.like))
+
     def state(self) -> dict[str, Any]:
         """Everything learned from the batches so far, as JSON can hold it exactly, for `restore`."""
         return {
@@ -220,6 +265,7 @@ class RowEncoder:
             "kept": self.tally.kept,
             "dropped": self.tally.dropped,
             "missing": dict(self.tally.missing),
+            "strangers": self.tally.strangers.to_json(),
             "means": None if self.means is None else self.means.state(),
             "rounding": None if self.rounding is None else self.rounding.state(),
         }
@@ -232,6 +278,7 @@ class RowEncoder:
             self.labels.restore(state["labels"])
         self.tally.kept, self.tally.dropped = state["kept"], state["dropped"]
         self.tally.missing = Counter(state["missing"])
+        self.tally.strangers = Strangers.of(state.get("strangers", {}))
         if self.means is not None:
             self.means.restore(state["means"])
         if self.rounding is not None:
@@ -266,14 +313,16 @@ class RowEncoder:
         return found
 
 
-def _book(column: Column, x_dtype: XDtype, like: Recorded | None) -> Codebook:
+def _book(column: Column, x_dtype: XDtype, like: Recorded | None, unknown: Unknown) -> Codebook:
     known, store = ((), None) if like is None else (like.values[column.name], like.store)
     if column.encoding == "codes":
         return Codebook(
             column.name, _MAX_CODES[x_dtype], "leave it out, or store it as numbers", known, store
         )
     remedy = "it looks like an identifier: leave it out, or store it as numbers or with --categories codes"
-    return Codebook(column.name, MAX_CATEGORIES, remedy, known, store)
+    return Codebook(
+        column.name, MAX_CATEGORIES, remedy, known, store, is_onehot=True, may_ignore=unknown == "ignore"
+    )
 
 
 def _labels(source: Source, like: Recorded | None) -> Codebook | None:

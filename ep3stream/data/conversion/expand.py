@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.data.conversion.batch import Source
-from ep3stream.data.conversion.codebook import Codebook
+from ep3stream.data.conversion.codebook import UNKNOWN, Codebook
 from ep3stream.data.conversion.recorded import describe_columns
 from ep3stream.data.conversion.rows import Rows
 from ep3stream.errors import SourceError
@@ -93,9 +93,10 @@ class Expansion:
         x[:, self.numeric] = numbers
         each = np.arange(len(rows))
         for j, category in enumerate(self.categories):
-            places = category.ranks[rows.codes[:, j]]
+            codes = rows.codes[:, j]
+            places = category.ranks[codes]
             if category.is_onehot:
-                x[each, category.offset + places] = 1
+                x[each, category.offset + places] = codes != UNKNOWN
             else:
                 x[:, category.offset] = places
         return x, y, filled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion.batch import Batch
+from ep3stream.config import ConvertConfig, Unknown
 from ep3stream.data.conversion.encode import RowEncoder
 from ep3stream.data.conversion.expand import Expansion
 from ep3stream.data.conversion.recorded import Recorded
@@ -29,11 +28,22 @@ class FeatureRows:
     expansion: Expansion
 
     @classmethod
-    def open(cls, files: Sequence[Path], recorded: Recorded) -> FeatureRows:
-        """Reads the first rows of each; raises SourceError for columns that do not match, by name."""
+    def open(
+        cls,
+        files: Sequence[Path],
+        recorded: Recorded,
+        unknown: Unknown = "error",
+        rename: Mapping[str, str] | None = None,
+    ) -> FeatureRows:
+        """Reads the first rows of each; raises SourceError for columns that do not match, by name.
+
+        unknown: what becomes of categories that `recorded` does not have; rename: what the files call a column ->
+        what the store does; both as in `ConvertConfig`.
+        """
         like = recorded.without_target()
-        source = TableSource.like(files, like)
-        encoder = RowEncoder.build(source, ConvertConfig(dtype=like.dtype, missing=like.missing), like)
+        source = TableSource.like(files, like, rename)
+        settings = ConvertConfig(dtype=like.dtype, missing=like.missing, like=like.store, unknown=unknown)
+        encoder = RowEncoder.build(source, settings, like)
         return cls(source, encoder, Expansion.build(source, encoder))
 
     @property
@@ -45,21 +55,13 @@ class FeatureRows:
         """x, (k, d), of the usable rows of each batch, and which of its rows these are, (b,).
 
         A row with a missing value is unusable where the store's conversion dropped such rows, and else filled or
-        a SourceError, which also names a category that the store does not have.
+        a SourceError; one with a category that the store does not have is as `unknown` says. Of these a warning
+        tells behind the last row.
         """
         for batch in self.source.batches(_BLOCK_BYTES):
-            usable = (
-                ~_incomplete(batch) if self.encoder.missing == "drop" else np.ones(batch.n_rows, np.bool_)
-            )
-            x, _, _ = self.expansion.expand(self.encoder.encode(batch))
-            yield x, usable
-
-
-def _incomplete(batch: Batch) -> NDArray[np.bool_]:
-    """Rows with a missing value, (b,)."""
-    missing = np.zeros(batch.n_rows, np.bool_)
-    for piece in batch.numeric:
-        missing |= np.isnan(piece).reshape(batch.n_rows, -1).any(1)
-    for cells in batch.texts:
-        missing |= cells.is_null().to_numpy(zero_copy_only=False)
-    return missing
+            rows, kept = self.encoder.encode_kept(batch)
+            usable = np.full(batch.n_rows, kept is None)
+            if kept is not None:
+                usable[kept] = True
+            yield self.expansion.expand(rows)[0], usable
+        self.encoder.tell_strangers()

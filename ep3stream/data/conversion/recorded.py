@@ -13,14 +13,14 @@ import pyarrow as pa
 from ep3stream.config import ConvertConfig, Missing, Task, XDtype
 from ep3stream.data.conversion.batch import Column, Family, Target
 from ep3stream.data.conversion.column_types import family_of, read_type
-from ep3stream.data.conversion.columns import ColumnPlan, close_to
+from ep3stream.data.conversion.columns import ColumnPlan, close_to, require_known
 from ep3stream.data.manifest import Manifest
 from ep3stream.data.store import open_store
 from ep3stream.errors import ConfigError, SourceError
 
 COLUMNS_VERSION = 2
 # Settings that choose or shape columns, which under `like` the other store has done.
-_TAKEN_OVER = ("columns", "drop", "rename", "categories", "category", "dates")
+_TAKEN_OVER = ("columns", "drop", "categories", "category", "dates")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -84,6 +84,15 @@ class Recorded:
             ),
             class_names=class_names,
         )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What the store's files called each of its columns, by the store's name; of a date, without the part."""
+        names = {
+            column.name.removesuffix(f".{column.part}") if column.part else column.name: column.source
+            for column in self.columns
+        }
+        return names | dict(zip(self.target.names, self.target.sources, strict=True))
 
     def without_target(self) -> Recorded:
         """For files whose target is not known, or does not matter."""
@@ -173,11 +182,20 @@ def take_over(config: ConvertConfig) -> tuple[ConvertConfig, Recorded | None]:
     ), recorded
 
 
-def plan_like(where: str, schema: Mapping[str, pa.DataType], has_types: bool, like: Recorded) -> ColumnPlan:
+def plan_like(
+    where: str,
+    schema: Mapping[str, pa.DataType],
+    has_types: bool,
+    like: Recorded,
+    rename: Mapping[str, str] | None = None,
+) -> ColumnPlan:
     """The store's own plan for a file of these columns; raises SourceError for what does not match, by name.
 
+    rename: what the file calls a column -> what the store calls it, or the files it was made of did.
     Without `has_types` the schema is a guess from the first rows, and reading as recorded is the check.
     """
+    if rename:
+        like = _called_otherwise(where, like, rename, list(schema))
     columns = tuple(_matched(where, column, schema, has_types, like) for column in like.columns)
     target = like.target
     learned: list[Family] = [
@@ -197,6 +215,26 @@ def plan_like(where: str, schema: Mapping[str, pa.DataType], has_types: bool, li
     if extra and target.names:
         _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
     return ColumnPlan(types, columns, target)
+
+
+def _called_otherwise(
+    where: str, like: Recorded, rename: Mapping[str, str], names: Sequence[str]
+) -> Recorded:
+    """The same columns under the names that the file has for them."""
+    require_known(where, tuple(rename), names, "--rename")
+    known = {source: source for source in (*like.sources.values(), *like.target.sources)}
+    known |= like.sources  # A store's own name goes before one of the files it was made of.
+    theirs = {known.get(new, new): old for old, new in rename.items()}
+    for old, new in rename.items():
+        if new not in known and like.target.sources:
+            raise ConfigError(
+                f"rename has {old}={new}, but {like.store} has no column {new!r}; {close_to(new, list(known))}"
+            )
+    target = replace(like.target, sources=tuple(theirs.get(name, name) for name in like.target.sources))
+    columns = tuple(
+        replace(column, source=theirs.get(column.source, column.source)) for column in like.columns
+    )
+    return replace(like, columns=columns, target=target)
 
 
 def _matched(
@@ -227,7 +265,7 @@ def _family(
     """The family a column is read as: the recorded one, which typed files must have."""
     if source not in schema:
         # What is to be predicted has no target yet: that is no slip of the pen.
-        remedy = close_to(source, list(schema))
+        remedy = f"{close_to(source, list(schema))} --rename OTHER={source} takes another"
         if source in like.target.sources:
             remedy = "a store needs its target; `ep3stream predict RUN FILE OUT.csv` takes a table without"
         raise SourceError(f"{where}: has no column {source!r}, which {like.store} has; {remedy}")

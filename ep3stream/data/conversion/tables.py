@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,22 @@ class TableSource:
     def open(cls, tables: Sequence[Table], config: ConvertConfig) -> TableSource:
         """Check every table's columns and plan how each is read; raises SourceError or ConfigError."""
         if config.like is not None:
-            return cls.like(tables, Recorded.of(Path(config.like)))
+            return cls.like(tables, Recorded.of(Path(config.like)), config.rename)
         schema = _schema(tables[0])
         plan = plan_columns(str(tables[0]), schema, config)
         return cls._of(tables, plan, None if config.columns else set(schema))
 
     @classmethod
-    def like(cls, tables: Sequence[Table], recorded: Recorded) -> TableSource:
-        """Read as that store's were; other columns are left out. Raises SourceError for what does not match."""
+    def like(
+        cls, tables: Sequence[Table], recorded: Recorded, rename: Mapping[str, str] | None = None
+    ) -> TableSource:
+        """Read as that store's were; other columns are left out. Raises SourceError for what does not match.
+
+        rename: what these tables call a column -> what the store calls it.
+        """
         first = tables[0]
-        return cls._of(tables, plan_like(str(first), _schema(first), has_types(first), recorded), None)
+        plan = plan_like(str(first), _schema(first), has_types(first), recorded, rename)
+        return cls._of(tables, plan, None)
 
     @classmethod
     def _of(cls, tables: Sequence[Table], plan: ColumnPlan, allowed: set[str] | None) -> TableSource:

@@ -95,13 +95,15 @@ def _rows_told(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     if "dropped_rows" in told:
         yield "dropped rows", _value(told["dropped_rows"])
+    for name, values in (told.get("unknown") or {}).items():
+        yield f"unknown in {_short(name)}", _first(f"{_short(value)} {n:,}" for value, n in values.items())
     if told.get("rounding"):
         yield "rounding", _first(f"{_words(key)} {_value(value)}" for key, value in told["rounding"].items())
     if told.get("codec_sample_ratio") is not None:
         yield "sample", f"compresses {_value(told['codec_sample_ratio'])} times"
     if told.get("options"):
         yield "options", _first((f"{_words(k)} {_value(v)}" for k, v in told["options"].items()), 99)
-    known = {"missing", "fills", "dropped_rows", "rounding", "codec_sample_ratio", "options"}
+    known = {"missing", "fills", "dropped_rows", "unknown", "rounding", "codec_sample_ratio", "options"}
     yield from ((_words(key), _value(value)) for key, value in told.items() if key not in known)
 
 

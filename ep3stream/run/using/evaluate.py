@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import MIB, Format
+from ep3stream.data.conversion.strangers import Strangers
 from ep3stream.data.location import ObjectUrl, location
 from ep3stream.data.store import RowStore, SplitReader, StoreSpec, create_store, open_store
 from ep3stream.data.streaming.scan import Segment, scan
@@ -31,6 +33,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import ModelShard, Predictor
 from ep3stream.solver.targets import TargetCode
 
+_LOGGER = logging.getLogger(__name__)
 _OUTPUT_ROWS = 8192
 _OUTPUT_VALUES = 1 << 22
 _SEGMENT_BYTES = 16 * MIB
@@ -64,6 +67,8 @@ def evaluate(
         model = mesh.lead(lambda: load(run, kernel))
         with mesh.together(lambda: open_store(store)) as rows:
             reader = mesh.together(lambda: rows.split(split or _usual_split(rows)))
+            if mesh.is_leader and (strangers := Strangers.of(rows.manifest.conversion.get("unknown"))):
+                _LOGGER.warning("%s was converted with values unknown to the model: %s", rows.path, strangers)
             shard = _dealt(model, reader, mesh, kernel)
             diagnosis = None if model is None else diagnosis_for(model)
             scores = score_rows(shard, reader, lambda: scan(reader), diagnosis=diagnosis)

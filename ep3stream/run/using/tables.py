@@ -6,7 +6,7 @@ import csv
 import io
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from ep3stream.config import Unknown
 from ep3stream.data.conversion.feature_rows import FeatureRows
 from ep3stream.data.readers.sources import find_files
 from ep3stream.data.readers.table_files import TABLE_SUFFIXES
@@ -34,7 +35,14 @@ def is_table(path: Path | str) -> bool:
     return str(path) == STANDARD or str(path).lower().endswith(TABLE_SUFFIXES)
 
 
-def predict_tables(run: Path | str, rows: Path | str, out: Path | str, scores: bool = False) -> int:
+def predict_tables(
+    run: Path | str,
+    rows: Path | str,
+    out: Path | str,
+    scores: bool = False,
+    unknown: Unknown = "error",
+    rename: Mapping[str, str] | None = None,
+) -> int:
     """Writes the predictions for every row of a table, CSV on standard input for `-`; returns their number.
 
     out: `-` for standard output, or a file ending in .csv, which appears when it is whole. A header with the
@@ -42,11 +50,14 @@ def predict_tables(run: Path | str, rows: Path | str, out: Path | str, scores: b
     them, found by name; others, as the target, are left out. A row that lacks a value and that the store's
     conversion would have dropped has empty predictions. Memory: a few blocks of 4 MiB and the model's.
 
+    unknown: what becomes of a category that the store did not have: `error`; `ignore`, none of its features is
+    set; `drop`, empty predictions. rename: what the table calls a column -> what the store does.
+
     Raises SourceError naming column and row, InputError for a run that does not know its columns, or for `out`.
     """
     model, recorded = load(run), converted_columns(run)
     with _files(rows) as files:
-        features = FeatureRows.open(files, recorded)
+        features = FeatureRows.open(files, recorded, unknown, rename)
         if features.feature_names != model.feature_names:
             raise InputError(f"{run} has a model of other features than the columns it records; fit again")
         names = (model.class_names if scores else None) or model.target_names
