@@ -15,15 +15,10 @@ from safetensors.torch import save_file
 
 from ep3stream.data.signed_json import canonical_json, json_digest
 from ep3stream.errors import DamagedDataError, InputError
-from ep3stream.run.files import bundle
-from ep3stream.run.files.bundle import (
-    BUNDLE_VERSION,
-    find_bundle,
-    read_bundle,
-    write_bundle,
-    write_file,
-    write_json,
-)
+from ep3stream.run.files import bundle, bundle_manifest
+from ep3stream.run.files.bundle import read_bundle, write_bundle
+from ep3stream.run.files.bundle_manifest import BUNDLE_VERSION, find_bundle
+from ep3stream.run.files.whole_file import write_file, write_json
 
 OLD = {"weights": torch.arange(6.0).reshape(2, 3), "rows": torch.arange(4)}
 NEW = {"weights": torch.ones(3, 3)}
@@ -165,7 +160,7 @@ def test_tensors_that_lie_about_their_size_are_refused(written):
     ).encode()
     data = len(header).to_bytes(8, "little") + header + b"\0" * 16
     (written / "tensors.safetensors").write_bytes(data)
-    digest = bundle.file_digest(written / "tensors.safetensors")
+    digest = bundle_manifest.file_digest(written / "tensors.safetensors")
     sign(written, tensors={"bytes": len(data), "digest": digest})
     with pytest.raises(DamagedDataError, match=r"tensors\.safetensors cannot be read"):
         read_bundle(written, "model")

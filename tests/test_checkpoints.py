@@ -439,7 +439,7 @@ def test_a_checkpoint_that_a_running_fit_removes_meanwhile_is_neither_listed_nor
         shutil.rmtree(before[1], ignore_errors=True)
         return load_checkpoint(path, *arguments)
 
-    monkeypatch.setattr("ep3stream.run.inspection.inspect.load_checkpoint", overtaken)
+    monkeypatch.setattr("ep3stream.run.files.checkpoint.load_checkpoint", overtaken)
     assert [item["step"] for item in ep3stream.inspect(run)["checkpoints"]] == [newest[0]]
     before[1].mkdir()
     assert ep3stream.verify(run) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from small_stores import make_store, smooth_rows
 
 from ep3stream import cli
 from ep3stream.data.store import open_store
-from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.standing import list_checkpoints
 
 FIT = ["--centers", "60", "--model-rank", "30", "--batch-size", "32", "--epochs", "2"]
 
@@ -288,13 +289,28 @@ def test_what_is_no_run_or_no_store_is_told_by_what_it_is_and_left_alone(
     assert sorted(item.name for item in tmp_path.rglob("*")) == ["empty", "text"]
 
 
-def test_torch_is_not_imported_for_the_help_the_version_or_a_wrong_option():
-    for arguments in (["--help"], ["fit", "--help"], ["--version"], [], ["fit", "--sinc"]):
-        code = (
-            "import sys\nfrom ep3stream import cli\ntry:\n    cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-            "assert not {'torch', 'zarr', 'h5py', 'pyarrow'} & set(sys.modules), sys.argv"
-        )
-        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, timeout=250)
+@pytest.mark.parametrize(
+    ("heavy", "commands"),
+    [
+        (
+            "torch zarr h5py pyarrow",
+            ["--help", "fit --help", "--version", "", "fit --sinc", "completion bash", "status {run}"],
+        ),
+        ("torch zarr pyarrow", ["report {run}"]),
+        ("torch", ["inspect {store}"]),
+    ],
+)
+def test_commands_that_compute_nothing_do_not_wait_for_torch(folder, tmp_path, heavy, commands):
+    """Two seconds at each start of a shell, or each look at a fit."""
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    code = (
+        "import sys\nfrom ep3stream import cli\ntry:\n    cli.main(sys.argv[2:])\nexcept SystemExit:\n    pass\n"
+        "assert not set(sys.argv[1].split()) & set(sys.modules), sys.argv"
+    )
+    for command in commands:
+        arguments = command.format(run=run, store=folder / "flights.zarr").split()
+        words = [sys.executable, "-c", code, heavy, *arguments]
+        subprocess.run(words, check=True, capture_output=True, timeout=250)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import ep3stream
 from ep3stream.config import FitConfig, SolverConfig
 from ep3stream.errors import ConfigError, DivergedError
 from ep3stream.mesh import Mesh
-from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.standing import list_checkpoints
 from ep3stream.run.records.metrics import read_lines
 from ep3stream.solver.eigenpro import EigenProProjection, build_eigenpro
 from ep3stream.solver.projection import Spectra

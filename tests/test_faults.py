@@ -27,7 +27,7 @@ from ep3stream.data.store import open_store
 from ep3stream.data.store_files import LocalFiles
 from ep3stream.data.streaming import read_threads, segment_reads
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.standing import list_checkpoints
 
 SETTINGS = {"solver": {"centers": 30, "batch_size": 64}, "run": {"memory_bytes": 1 << 22}}
 OPTIONS = ["--centers", "30", "--batch-size", "64", "--memory", "4MiB"]

@@ -15,7 +15,7 @@ from ep3stream.config import CONFIG_VERSION, FitConfig
 from ep3stream.data.store import STORE_FORMAT_VERSION, open_store
 from ep3stream.mesh import Mesh
 from ep3stream.run.files.bundle import BUNDLE_VERSION
-from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.standing import list_checkpoints
 from ep3stream.run.inspection.inspect import verify
 from ep3stream.run.preparation.setup import Setup
 from ep3stream.run.records.metrics import read_lines

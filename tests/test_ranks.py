@@ -20,7 +20,7 @@ from small_stores import make_store
 import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError
-from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.standing import list_checkpoints
 from ep3stream.run.records.metrics import read_lines
 
 SMALL = {

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ep3stream
 from ep3stream.config import FitConfig
-from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.standing import list_checkpoints
 from ep3stream.run.records.metrics import read_lines
 
 

@@ -46,7 +46,7 @@ import json, shutil, sys
 from pathlib import Path
 from unittest.mock import patch
 import torture
-from ep3stream.run.files.bundle import read_description
+from ep3stream.run.files.bundle_manifest import read_description
 
 directory = Path(sys.argv[1])
 subject = torture.make_subject(directory, ".zarr")

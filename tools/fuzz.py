@@ -43,7 +43,7 @@ from ep3stream.data.signed_json import signed_bytes
 from ep3stream.data.store import open_store
 from ep3stream.errors import Ep3streamError
 from ep3stream.mesh import Mesh
-from ep3stream.run.files.bundle import file_digest
+from ep3stream.run.files.bundle_manifest import file_digest
 from ep3stream.run.files.checkpoint import list_checkpoints, load_checkpoint
 from ep3stream.run.preparation.setup import Setup
 from ep3stream.run.records.metrics import read_lines

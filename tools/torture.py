@@ -59,8 +59,8 @@ import ep3stream.data.conversion.convert
 import ep3stream.run.fitting.fit
 import ep3stream.run.fitting.progress
 from ep3stream.errors import DamagedDataError, Ep3streamError
-from ep3stream.run.files.bundle import check_bundle
-from ep3stream.run.files.checkpoint import list_checkpoints
+from ep3stream.run.files.bundle_manifest import check_bundle
+from ep3stream.run.files.standing import list_checkpoints
 from ep3stream.run.records.metrics import read_lines
 
 SUFFIXES = (".zarr", ".h5")

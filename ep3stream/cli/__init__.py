@@ -22,6 +22,7 @@ from ep3stream.cli import convert, fit, plan, report, status, tune, use
 from ep3stream.cli.json_lines import JsonConsole, JsonLines, error_line
 from ep3stream.cli.options import JSON_LOGS, JSON_LOGS_HELP, QUIET, Parser
 from ep3stream.errors import Ep3streamError
+from ep3stream.mesh import speaks
 from ep3stream.package import created_by
 
 _LOGGER = logging.getLogger("ep3stream")
@@ -35,9 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "command" not in options:
             _parser().print_help()
             return 2  # Nothing was done: a script whose command came out empty must learn of it.
-        # Not at the top: torch takes a second and a half, which --help and a wrong option need not wait for.
-        from ep3stream.mesh import speaks
-
         code = int(options.command(options, _stderr(options.quiet or not speaks(), as_json)) or 0)
         sys.stdout.flush()  # A reader that has gone away shows here, where it can be told.
         return code

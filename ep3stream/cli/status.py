@@ -44,7 +44,7 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.inspection.describe import describe_status
+    from ep3stream.run.inspection.describe_status import describe_status
     from ep3stream.run.inspection.status import status
 
     now = status(options.run)

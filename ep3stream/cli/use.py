@@ -174,9 +174,10 @@ def _export(options: argparse.Namespace, console: Console) -> None:
 def _inspect(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.run.inspection.describe import describe_path
     from ep3stream.run.inspection.inspect import inspect
-    from ep3stream.run.inspection.order import describe_order, order_report
 
     if options.order:
+        from ep3stream.run.inspection.order import describe_order, order_report
+
         report = order_report(options.path, options.memory)
         print(json_text(report) if options.json else describe_order(report))
     elif options.json:

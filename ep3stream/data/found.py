@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import h5py
-
 from ep3stream.data.manifest import MANIFEST_NAME
 
 # What a run has from its first moment on, by which people's mix-ups of runs and stores are told here.
@@ -19,7 +17,7 @@ def found_at(path: Path) -> str:
         if path.is_dir():
             return _found_in(path)
         if path.is_file():
-            return "a store" if h5py.is_hdf5(path) and _has_manifest(path) else "a file"
+            return "a store" if _has_manifest(path) else "a file"
     except OSError as error:
         return f"not to be read ({error.strerror})"
     return "a link that leads nowhere" if os.path.lexists(path) else "not there"
@@ -35,5 +33,9 @@ def _found_in(directory: Path) -> str:
 
 
 def _has_manifest(path: Path) -> bool:
+    import h5py  # Half a second that `status` need not wait for.
+
+    if not h5py.is_hdf5(path):
+        return False
     with h5py.File(path, "r") as file:
         return MANIFEST_NAME in file

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ep3stream.config import KernelConfig
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.files.bundle import find_bundle, read_bundle, write_bundle
+from ep3stream.run.files.bundle import read_bundle, write_bundle
+from ep3stream.run.files.bundle_manifest import find_bundle
 from ep3stream.run.files.directory import RunDirectory
 from ep3stream.run.using.models import load, save_model
 from ep3stream.solver.kernels import KernelFunction

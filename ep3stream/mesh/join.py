@@ -25,11 +25,6 @@ def is_rank() -> bool:
     return dist.is_initialized() or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
-def speaks() -> bool:
-    """Whether this process is the one that people hear: the leader, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def devices_here() -> int:
     """How many devices `auto` stands for: the GPUs there are, or one CPU."""
     return max(1, torch.cuda.device_count())

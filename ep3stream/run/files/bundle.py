@@ -18,19 +18,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ep3stream.data.signed_json import signed_bytes, signed_object
-from ep3stream.data.small_files import read_small_file, require_own_file
-from ep3stream.errors import DamagedDataError, DiskError, InputError
+from ep3stream.data.signed_json import signed_bytes
+from ep3stream.errors import DiskError
 from ep3stream.run.files import disk
+from ep3stream.run.files.bundle_manifest import (
+    BUNDLE_VERSION,
+    MANIFEST,
+    TENSORS,
+    aside,
+    check_bundle,
+    file_digest,
+    unreadable,
+)
+from ep3stream.run.files.whole_file import partial_path
 
-# 2: a set-up may have stages. 3: that of `nystrom` has half and shrink instead of core. 1 and 2 are read too.
-BUNDLE_VERSION = 3
-_TENSORS, _MANIFEST = "tensors.safetensors", "manifest.json"
-_MAX_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 4 << 20
 # In the order in which their tensors lie in a file: none is larger than the one before, so that all are aligned.
 _DTYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32"}
@@ -52,7 +56,7 @@ def write_bundle(
     Raises DiskError naming the path, the bytes needed and the remedy when the disk refuses; nothing that was
     there before is lost then.
     """
-    partial = _partial(path)
+    partial = partial_path(path)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     try:
         disk.make_directory(path.parent)
@@ -64,7 +68,7 @@ def write_bundle(
             _set_aside(path)
         disk.rename(partial, path)
         disk.sync(path.parent)
-        disk.remove(_aside(path))
+        disk.remove(aside(path))
     except OSError as error:
         disk.remove(partial)
         raise DiskError(
@@ -73,7 +77,7 @@ def write_bundle(
 
 
 def _fill(partial: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    file = partial / _TENSORS
+    file = partial / TENSORS
     disk.make_directory(partial)
     disk.write(file, _safetensors(tensors))
     disk.sync(file)
@@ -83,8 +87,8 @@ def _fill(partial: Path, kind: str, tensors: Mapping[str, Tensor], description: 
         "description": dict(description),
         "tensors": {"bytes": file.stat().st_size, "digest": file_digest(file)},
     }
-    disk.write(partial / _MANIFEST, [signed_bytes(content)])
-    disk.sync(partial / _MANIFEST)
+    disk.write(partial / MANIFEST, [signed_bytes(content)])
+    disk.sync(partial / MANIFEST)
     disk.sync(partial)
 
 
@@ -112,26 +116,21 @@ def remove_bundle(path: Path) -> None:
     """Removes it, as readers see it all at once: what a kill leaves of it has lost its name."""
     with suppress(OSError):
         _set_aside(path)
-        disk.remove(_aside(path))
+        disk.remove(aside(path))
 
 
 def _set_aside(path: Path) -> None:
-    disk.remove(_aside(path))
-    disk.rename(path, _aside(path))
-
-
-def find_bundle(path: Path) -> Path | None:
-    """Where the bundle `path` lies: under its name, or set aside by a writer killed between two renames."""
-    return next((place for place in (path, _aside(path)) if place.is_dir()), None)
+    disk.remove(aside(path))
+    disk.rename(path, aside(path))
 
 
 def read_bundle(path: Path, kind: str) -> Bundle:
     """Everything in `path`, checked: DamagedDataError for what is not as written, InputError for a newer version."""
-    description, tensors = check_bundle(path, kind), path / _TENSORS
+    description, tensors = check_bundle(path, kind), path / TENSORS
     try:
         return Bundle(_mapped(tensors), description)
     except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _mapped(file: Path) -> dict[str, Tensor]:
@@ -143,99 +142,3 @@ def _mapped(file: Path) -> dict[str, Tensor]:
         with safe_open(file, "pt") as opened:
             tensors[name] = opened.get_tensor(name)
     return tensors
-
-
-def check_bundle(path: Path, kind: str) -> dict[str, Any]:
-    """Reads and checks every byte, as `read_bundle` does and raises, in constant memory; gives the description."""
-    content, tensors = _manifest(path, kind), path / _TENSORS
-    declared = content["tensors"]
-    try:
-        size = require_own_file(tensors)
-        digest = file_digest(tensors) if size == declared["bytes"] else "of another size"
-        if digest != declared["digest"]:
-            raise DamagedDataError(
-                f"{tensors} is damaged: {size} bytes, digest {digest}, but its manifest says {declared!r:.120}; "
-                f"restore it or remove {path}"
-            )
-    except (OSError, KeyError) as error:
-        raise _unreadable(path, error) from error
-    description: dict[str, Any] = content["description"]
-    return description
-
-
-def _unreadable(path: Path, error: Exception) -> DamagedDataError:
-    return DamagedDataError(f"{path / _TENSORS} cannot be read ({error!r:.200}); restore it or remove {path}")
-
-
-def read_description(path: Path, kind: str) -> dict[str, Any]:
-    """What `write_bundle` was told beside the tensors, which are not read; raises as `read_bundle` does."""
-    description: dict[str, Any] = _manifest(path, kind)["description"]
-    return description
-
-
-def check_bundle_size(path: Path, kind: str) -> None:
-    """Raises as `read_bundle` does, but reads the manifest only and compares the tensors' size with it."""
-    declared, tensors = _manifest(path, kind)["tensors"].get("bytes"), path / _TENSORS
-    try:
-        size = require_own_file(tensors)
-    except OSError as error:
-        found = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise DamagedDataError(f"{tensors} {found}; restore it or remove {path}") from error
-    if size != declared:
-        raise DamagedDataError(
-            f"{tensors} has {size} bytes; it must have {declared}; restore it or remove {path}"
-        )
-
-
-def _manifest(path: Path, kind: str) -> dict[str, Any]:
-    manifest = path / _MANIFEST
-    try:
-        require_own_file(manifest)
-        data = read_small_file(manifest, _MAX_MANIFEST_BYTES)
-        content = signed_object(data, str(manifest), f"restore it or remove {path}")
-    except OSError as error:
-        raise DamagedDataError(f"{manifest} cannot be read ({error}); restore it or remove {path}") from error
-    version = content.get("format_version")
-    if type(version) is int and version > BUNDLE_VERSION:
-        raise InputError(
-            f"{path} has format version {version}, this ep3stream reads up to {BUNDLE_VERSION}; update it"
-        )
-    shape = (content.get("kind"), type(content.get("description")), type(content.get("tensors")))
-    if type(version) is not int or not 1 <= version <= BUNDLE_VERSION or shape != (kind, dict, dict):
-        raise DamagedDataError(f"{manifest} does not describe a {kind}; restore it or remove {path}")
-    return content
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Replaces a file's content all or nothing; DiskError if the disk refuses."""
-    partial = _partial(path)
-    try:
-        disk.write(partial, [data])
-        disk.sync(partial)
-        disk.rename(partial, path)
-        disk.sync(path.parent)
-    except OSError as error:
-        disk.remove(partial)
-        raise DiskError(f"{path} cannot be written ({error}); free space or correct permissions") from error
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replaces a file by readable JSON."""
-    write_file(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
-
-
-def file_digest(path: Path) -> str:
-    """xxh3_128 of a file's bytes, in constant memory."""
-    state = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            state.update(piece)
-    return state.hexdigest()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")

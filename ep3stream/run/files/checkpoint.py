@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,9 @@ from ep3stream.data.streaming.prefetch import StreamTimes
 from ep3stream.errors import DamagedDataError
 from ep3stream.mesh import Mesh
 from ep3stream.run.files import disk
-from ep3stream.run.files.bundle import check_bundle, read_bundle, remove_bundle, write_bundle
+from ep3stream.run.files.bundle import read_bundle, remove_bundle, write_bundle
+from ep3stream.run.files.bundle_manifest import check_bundle
+from ep3stream.run.files.standing import checkpoint_path, list_checkpoints
 from ep3stream.solver.guard import Guard, RunningLoss
 from ep3stream.solver.step import SolverState
 
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _KIND = "checkpoint"
 _TENSORS = ("weights", "velocity", "average", "good_weights", "good_average")
-_NAME = re.compile(r"step-(\d{12})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +76,6 @@ class Progress:
             unseen_losses=[*self.unseen_losses],
             streamed=replace(self.streamed),
         )
-
-
-def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
-    return directory / f"step-{step:012d}"
-
-
-def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints there are, newest first; unchecked."""
-    if not directory.is_dir():
-        return []
-    named = [(match, path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted(((int(match[1]), path) for match, path in named), reverse=True)
 
 
 def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep: int) -> Path:

@@ -13,9 +13,9 @@ from ep3stream.config import MAX_CONFIG_BYTES, FitConfig
 from ep3stream.data.found import RUN_MARK, found_at
 from ep3stream.data.small_files import read_small_file
 from ep3stream.errors import InputError
-from ep3stream.run.files.bundle import write_file, write_json
 from ep3stream.run.files.changes import Change, overridden
 from ep3stream.run.files.lock import locked
+from ep3stream.run.files.whole_file import write_file, write_json
 
 
 @dataclass(frozen=True, slots=True)

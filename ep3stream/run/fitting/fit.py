@@ -21,11 +21,12 @@ from ep3stream.data.store import RowStore, open_store
 from ep3stream.data.streaming.prefetch import Batch, BatchStream
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, DivergedError, InputError, Interrupted
 from ep3stream.mesh import Mesh, joined
-from ep3stream.run.files.bundle import write_json
 from ep3stream.run.files.changes import Change
 from ep3stream.run.files.checkpoint import Progress, dealt, load_newest_checkpoint, require_shape
 from ep3stream.run.files.directory import RunDirectory
 from ep3stream.run.files.saver import CheckpointSaver
+from ep3stream.run.files.standing import model_step
+from ep3stream.run.files.whole_file import write_json
 from ep3stream.run.fitting.signals import Signals
 from ep3stream.run.fitting.summary import summary
 from ep3stream.run.fitting.tensorboard import curves, require_tensorboard
@@ -39,7 +40,7 @@ from ep3stream.run.records.clock import Clock, seconds_spent
 from ep3stream.run.records.clock import FitProgress as FitProgress
 from ep3stream.run.records.metrics import Journal, drop_after
 from ep3stream.run.reporting.report import write_report
-from ep3stream.run.using.models import build_model, model_step, save_model
+from ep3stream.run.using.models import build_model, save_model
 from ep3stream.solver.guard import Guard
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import ModelShard

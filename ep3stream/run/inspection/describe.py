@@ -10,7 +10,7 @@ from rich.console import Console
 from ep3stream.data.location import Location
 from ep3stream.run.inspection.describe_store import describe_store
 from ep3stream.run.inspection.inspect import inspect
-from ep3stream.run.records.quantities import bytes_text, clock_text
+from ep3stream.run.records.quantities import bytes_text, number_text
 
 _WIDTH = 80
 _PLAN = (
@@ -58,7 +58,7 @@ def describe_new_store(path: Location) -> str:
 
 def describe_evaluation(scores: dict[str, Any]) -> str:
     """One score a line."""
-    return "\n".join(f"{name:<9} {_number(value)}" for name, value in scores.items())
+    return "\n".join(f"{name:<9} {number_text(value)}" for name, value in scores.items())
 
 
 def describe_soundness(path: Location, bytes_read: int | None, elapsed_s: float) -> str:
@@ -72,12 +72,6 @@ def describe_soundness(path: Location, bytes_read: int | None, elapsed_s: float)
     )
 
 
-def _number(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
 def _describe_run(content: dict[str, Any]) -> str:
     plan, last, event = content["plan"] or {}, content["last_step"], content["last_event"]
     lines = [content["path"], f"a fit, {'finished' if content['finished'] else 'unfinished'}"]
@@ -85,11 +79,11 @@ def _describe_run(content: dict[str, Any]) -> str:
         lines.append(f"of {content['store'].get('path')}, split {content['store'].get('split')}")
     if last is not None:
         lines.append(
-            f"step {_number(last.get('step'))}, epoch {_number(last.get('epoch'))}, "
-            f"running loss {_number(last.get('loss'))}"
+            f"step {number_text(last.get('step'))}, epoch {number_text(last.get('epoch'))}, "
+            f"running loss {number_text(last.get('loss'))}"
         )
         if last.get("stalled_s") is not None:
-            stalled, elapsed = _number(last["stalled_s"]), _number(last.get("elapsed_s"))
+            stalled, elapsed = number_text(last["stalled_s"]), number_text(last.get("elapsed_s"))
             lines.append(f"held up by checkpoints {stalled} s of {elapsed} s")
     lines += _describe_checkpoints(content["checkpoints"])
     lines += [
@@ -105,7 +99,7 @@ def _describe_run(content: dict[str, Any]) -> str:
 
 
 def _describe_plan(plan: dict[str, Any]) -> list[str]:
-    values = {name: _number(plan[name]) for _, name in _PLAN if name in plan}
+    values = {name: number_text(plan[name]) for _, name in _PLAN if name in plan}
     stages = [stage for stage in plan.get("stages", []) if "n_flattened" in stage]
     if stages:
         # What was planned is how many directions there are to choose from.
@@ -128,35 +122,5 @@ def _describe_record(record: dict[str, Any]) -> list[str]:
     return [
         "",
         f"evaluated on {record.get('split')} of {record.get('store')}",
-        "  " + ", ".join(f"{name} {_number(value)}" for name, value in scores.items()),
+        "  " + ", ".join(f"{name} {number_text(value)}" for name, value in scores.items()),
     ]
-
-
-def describe_status(now: dict[str, Any]) -> str:
-    """What `status` found, in a few lines."""
-    age = "" if now["age_s"] is None else f", as of {clock_text(now['age_s'])} ago"
-    held = f" ({now['holder']})" if now["holder"] else ""
-    lines = [f"{now['run']}: {now['state']}{held}{age}"]
-    if now["n_steps"]:
-        share = 100 * now["step"] / now["n_steps"]
-        lines.append(
-            f"step {now['step']:,} of {now['n_steps']:,} ({share:.1f}%), epoch {_number(now['epoch'])}"
-        )
-    if now["loss"] is not None:
-        lines.append(f"running loss {_number(now['loss'])}")
-    if now["rows_per_s"] is not None and now["state"] in ("running", "unknown"):
-        starved = "" if now["starved"] is None else f", {100 * now['starved']:.0f}% of the time without data"
-        to_go = "" if now["eta_s"] is None else f", {clock_text(now['eta_s'])} to go"
-        lines.append(f"{now['rows_per_s']:,.0f} rows/s{starved}{to_go}")
-    if (scores := now["validation"]) is not None:
-        shown = {name: scores[name] for name in ("accuracy", "r2", "mse") if scores.get(name) is not None}
-        words = ", ".join(f"{name} {_number(value)}" for name, value in shown.items())
-        lines.append(f"validation on {scores.get('split')} at epoch {_number(scores.get('epoch'))}: {words}")
-    if (saved := now["checkpoint"]) is not None:
-        age = "" if saved["age_s"] is None else f", {clock_text(saved['age_s'])} ago"
-        lines.append(f"last checkpoint at step {saved['step']:,}{age}")
-    if now["event"] is not None and now["state"] != "running":
-        lines.append(f"last: {now['event'].get('message')}")
-    if now["state"] in ("died", "stopped"):
-        lines.append("the same fit command goes on from the last checkpoint")
-    return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,23 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import torch
-
 from ep3stream.data.backend import row_bytes
 from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.data.manifest import ColumnStatistics, Manifest, SplitInfo
 from ep3stream.data.object_files import ObjectFiles
-from ep3stream.data.small_files import read_small_file
 from ep3stream.data.store import open_store
 from ep3stream.data.verify import VerifyProgress
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
-from ep3stream.run.files.bundle import check_bundle_size, file_digest, find_bundle, read_bundle
-from ep3stream.run.files.checkpoint import list_checkpoints, load_checkpoint
+from ep3stream.run.files.bundle_manifest import check_bundle_size, file_digest, find_bundle
 from ep3stream.run.files.directory import RunDirectory
+from ep3stream.run.files.standing import is_finished, list_checkpoints, read_summary
 from ep3stream.run.records.metrics import read_lines
-from ep3stream.run.using.models import model_step
-
-_MAX_SUMMARY_BYTES = 1 << 26
 
 
 def inspect(path: Path | str | ObjectUrl) -> dict[str, Any]:
@@ -144,13 +137,6 @@ def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
     }
 
 
-def is_finished(directory: RunDirectory) -> bool:
-    """Whether there is a model, and the fit has not gone on since."""
-    newest = max((step for step, _ in list_checkpoints(directory.checkpoints)), default=0)
-    step = model_step(directory)
-    return find_bundle(directory.model) is not None and (step is None or step >= newest)
-
-
 def _checkpoints(directory: RunDirectory) -> list[dict[str, Any]]:
     """Step, bytes and state of each, newest first, all read whole: `verified`, or what is wrong."""
     found = []
@@ -165,15 +151,6 @@ def _checkpoints(directory: RunDirectory) -> list[dict[str, Any]]:
         if path.exists():
             found.append({"step": step, "bytes": n_bytes, "state": state})
     return found
-
-
-def read_summary(directory: RunDirectory) -> dict[str, Any]:
-    """run.json; empty before the set-up is done, or where somebody changed it to something else."""
-    try:
-        content = json.loads(read_small_file(directory.summary, _MAX_SUMMARY_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _verify_run(
@@ -196,7 +173,7 @@ def _verify_run(
 
 def _run_checks(directory: RunDirectory, quick: bool) -> Iterator[tuple[int, Callable[[], object]]]:
     """The bytes of each piece of a run, and what reads and checks it."""
-    read = check_bundle_size if quick else read_bundle
+    read = check_bundle_size if quick else _read_bundle
     yield _bytes_on_disk(directory.config), directory.read_config
     if directory.setup.exists():
         yield _bytes_on_disk(directory.setup), partial(read, directory.setup, "set-up")
@@ -219,10 +196,27 @@ def _check_checkpoint(setup_digest: str | None, path: Path) -> None:
         if setup_digest is None:
             check_bundle_size(path, "checkpoint")
         else:
-            load_checkpoint(path, setup_digest, torch.device("cpu"))
+            _load_checkpoint(path, setup_digest)
     except DamagedDataError:
         if path.exists():
             raise
+
+
+# torch, which takes two seconds to import, is left to where tensors are read: the rest of `inspect` has no need of it.
+
+
+def _read_bundle(path: Path, kind: str) -> None:
+    from ep3stream.run.files.bundle import read_bundle
+
+    read_bundle(path, kind)
+
+
+def _load_checkpoint(path: Path, setup_digest: str) -> None:
+    from torch import device
+
+    from ep3stream.run.files.checkpoint import load_checkpoint
+
+    load_checkpoint(path, setup_digest, device("cpu"))
 
 
 def _bytes_on_disk(path: Path) -> int:

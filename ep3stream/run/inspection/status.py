@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ep3stream.run.files.checkpoint import list_checkpoints
 from ep3stream.run.files.directory import RunDirectory
 from ep3stream.run.files.lock import Holder, holder_of
-from ep3stream.run.inspection.inspect import is_finished, read_summary
+from ep3stream.run.files.standing import is_finished, list_checkpoints, read_summary
 from ep3stream.run.records.metrics import number_of, read_lines, starved_between
 
 Record = Mapping[str, Any]

@@ -14,7 +14,8 @@ from ep3stream.data.store import SplitReader
 from ep3stream.data.streaming.order import RowOrder
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
-from ep3stream.run.files.bundle import Bundle, file_digest, read_bundle
+from ep3stream.run.files.bundle import Bundle, read_bundle
+from ep3stream.run.files.bundle_manifest import file_digest
 from ep3stream.run.preparation.setup_check import require_complete
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection

@@ -11,7 +11,7 @@ from typing import Any
 
 from ep3stream.data.small_files import no_link, read_small_file
 from ep3stream.errors import InputError
-from ep3stream.run.files.bundle import write_file
+from ep3stream.run.files.whole_file import write_file
 from ep3stream.run.records.json_text import json_text
 
 logger = logging.getLogger(__name__)

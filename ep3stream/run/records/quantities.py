@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them in a terminal."""
+"""Bytes, seconds and numbers as people read them in a terminal."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def clock_text(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def number_text(value: object) -> str:
+    """Six digits of a fraction, whole numbers with commas, anything else as it is."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

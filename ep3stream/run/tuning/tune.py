@@ -18,7 +18,7 @@ from ep3stream.data.location import Location, ObjectUrl
 from ep3stream.data.store import SplitReader, open_store
 from ep3stream.data.streaming.sample import sample_rows
 from ep3stream.errors import ConfigError
-from ep3stream.run.files.bundle import write_file
+from ep3stream.run.files.whole_file import write_file
 from ep3stream.run.preparation.prepare import input_scaling, target_code
 from ep3stream.run.tuning.halving import Deadline, Rung, Sample, Search, Trial
 

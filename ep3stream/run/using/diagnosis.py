@@ -8,13 +8,15 @@ ranking: `scores.py` has the exact figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.run.using.probabilities import nearest_in_simplex
-from ep3stream.solver.model import Predictor
+
+if TYPE_CHECKING:
+    from ep3stream.solver.model import Predictor
 
 _MOST_TARGETS = 4
 _MOST_CLASSES = 25

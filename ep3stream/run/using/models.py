@@ -15,16 +15,16 @@ from ep3stream.data.conversion.recorded import Recorded, columns_of, unreadable_
 from ep3stream.data.small_files import read_small_file
 from ep3stream.data.store import open_store
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
-from ep3stream.run.files.bundle import find_bundle, read_bundle, read_description, write_bundle
+from ep3stream.run.files.bundle import read_bundle, write_bundle
+from ep3stream.run.files.bundle_manifest import find_bundle, read_description
 from ep3stream.run.files.checkpoint import load_newest_checkpoint, require_shape
 from ep3stream.run.files.directory import RunDirectory
+from ep3stream.run.files.standing import MODEL_KIND
 from ep3stream.run.preparation.setup import SETUP_KIND, Setup
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 
 logger = logging.getLogger(__name__)
-
-_KIND = "model"
 
 
 def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> Predictor:
@@ -52,18 +52,7 @@ def save_model(
     known = {} if step is None else {"step": step}
     if conversion is not None:
         known["conversion"] = conversion
-    write_bundle(directory.model, _KIND, model.tensors(), model.description() | known)
-
-
-def model_step(directory: RunDirectory) -> int | None:
-    """After how many steps the model in RUN/model was written; None where there is none that says so."""
-    path = find_bundle(directory.model)
-    try:
-        step = None if path is None else read_description(path, _KIND).get("step")
-    except DamagedDataError as error:
-        logger.warning("%s", error)
-        return None
-    return step if type(step) is int else None
+    write_bundle(directory.model, MODEL_KIND, model.tensors(), model.description() | known)
 
 
 def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
@@ -114,7 +103,7 @@ def kept_columns(run: Path | str) -> dict[str, Any] | None:
 def _model_description(directory: RunDirectory) -> dict[str, Any]:
     """Of the finished model, or of the set-up of an unfinished fit."""
     if (model := find_bundle(directory.model)) is not None:
-        return read_description(model, _KIND)
+        return read_description(model, MODEL_KIND)
     if (setup := find_bundle(directory.setup)) is not None:
         return read_description(setup, SETUP_KIND)
     raise InputError(directory.no_run())
@@ -139,7 +128,7 @@ def _columns_of_store(directory: RunDirectory) -> dict[str, Any] | None:
 
 
 def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:
-    bundle = read_bundle(path, _KIND)
+    bundle = read_bundle(path, MODEL_KIND)
     try:
         return Predictor.of(bundle.tensors, bundle.description, kernel)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
