@@ -3,10 +3,11 @@
     python tools/bench_peers.py [--eigenpro3 PATH] [--eigenpro PATH] [--falkon [PATH]] [--epochs 0.1,0.25,0.4,1,3]
 
 PATH is a checkout of the peer: github.com/EigenPro/EigenPro3, its successor github.com/EigenPro/EigenPro (delayed
-projections), github.com/FalkonML/falkon (built, or installed and named without a path). Same rows, as many random
-centers, the same kernel: Laplacian, bandwidth 10. Every run has a process of its own on as many cores as `--threads`,
-one at a time; seconds start when the method is handed its data, set-up included, and stand still while a model is
-scored. Peers get arrays in memory, `ep3stream.fit` a store that it reads. A part of an epoch is a fit of its own.
+projections); or the folder that github.com/FalkonML/falkon is installed in, for CPUs by `FORCE_ONLY_CPU=1 pip install
+--no-build-isolation CHECKOUT`, whose `epochs` are iterations. Same rows, as many random centers, the same kernel:
+Laplacian, bandwidth 10. Every run has a process of its own on as many cores as `--threads`, one at a time; seconds
+start when the method is handed its data, set-up included, and stand still while a model is scored. Peers get arrays in
+memory, `ep3stream.fit` a store that it reads. A part of an epoch, and each number of iterations, is a fit of its own.
 """
 
 from __future__ import annotations
