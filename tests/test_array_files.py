@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
@@ -79,7 +79,7 @@ def rows_of(source: Source, block_bytes: int = 1 << 20, start: Position = START)
 
 
 @pytest.mark.parametrize("name", SAVERS)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12)
 @given(block_rows=st.integers(1, 70), start_row=st.integers(0, 56))
 def test_any_block_size_and_any_start_give_the_same_rows(
     tmp_path: Path, name: str, block_rows: int, start_row: int

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig, Format
@@ -85,7 +85,7 @@ def write_csv(path: Path, *lines: str) -> Source:
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 @pytest.mark.parametrize("write", SOURCES)
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=5)
 @given(n_rows=st.integers(20, 3000), memory_kib=st.integers(16, 200))
 def test_every_row_arrives_exactly_once_and_whole(
     tmp_path_factory: pytest.TempPathFactory,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig, Format, Unknown
@@ -82,8 +82,6 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 @settings(
     max_examples=6,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )
 @given(stops=st.lists(st.integers(0, 12), min_size=1, max_size=4))

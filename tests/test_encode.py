@@ -178,7 +178,7 @@ def test_the_rounding_of_float16_is_measured_and_told(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_one_bad_number_anywhere_is_noticed(data: st.DataObject, bad: float, dtype: str) -> None:
     n_rows, n_columns = data.draw(st.integers(1, 3000)), data.draw(st.integers(1, 70))
@@ -190,7 +190,7 @@ def test_one_bad_number_anywhere_is_noticed(data: st.DataObject, bad: float, dty
     assert not fill(out, columns)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cuts=st.lists(st.integers(0, 5000), max_size=5), n_columns=st.integers(1, 3))
 def test_means_have_the_same_bits_wherever_batches_end(cuts: list[int], n_columns: int) -> None:
     rng = np.random.default_rng(1)

@@ -379,7 +379,7 @@ def test_an_untrained_model_says_so():
         model().fit((X[:3], Y[:2]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     p=st.integers(1, 12),
     n=st.integers(2, 30),

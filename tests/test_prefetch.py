@@ -163,7 +163,7 @@ def all_readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SplitRead
     return {format: _write(folder / format, format) for format in ("zarr", "hdf5")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_every_row_comes_once_an_epoch_whatever_the_read_ahead_the_resume_and_the_ranks(
     all_readers: dict[str, SplitReader], data: st.DataObject

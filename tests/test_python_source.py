@@ -57,7 +57,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(block_bytes=st.integers(1, 3000), start=st.integers(0, 52))
 def test_arrays_and_batches_give_all_rows_from_any_start(name: str, block_bytes: int, start: int) -> None:
     source = open_source(SOURCES[name](), ConvertConfig())
@@ -69,7 +69,7 @@ def test_arrays_and_batches_give_all_rows_from_any_start(name: str, block_bytes:
 
 
 @pytest.mark.parametrize("name", TABLES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(block_bytes=st.integers(1, 3000), start=st.integers(0, 52))
 def test_tables_give_all_rows_from_any_start(name: str, block_bytes: int, start: int) -> None:
     source = open_source(TABLES[name](), TABLE)

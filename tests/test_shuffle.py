@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.data.conversion import spill as spill_module
@@ -48,7 +48,7 @@ def _ids(sorter: RowSorter, block_rows: int, done: list[int]) -> tuple[np.ndarra
     return ids, np.repeat([split for split, _ in blocks], [len(y) for _, y in blocks])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     n_rows=st.integers(1, 700),
     n_splits=st.sampled_from([1, 2, 16, 17, 200]),

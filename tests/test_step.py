@@ -228,7 +228,7 @@ def losses_of(case: Problem, m: int, momentum: float, times: float) -> list[floa
     return losses
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(
     name=st.sampled_from(sorted(kernels(1))),
     d=st.integers(1, 10),

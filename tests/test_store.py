@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.data.hdf5_backend import Hdf5Writer
@@ -120,7 +120,7 @@ def test_both_formats_give_the_same_digests(tmp_path: Path) -> None:
     assert replace(one, conversion={}) == other
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 50)), min_size=1, max_size=8))
 def test_any_sizes_of_append_give_the_same_store(
     tmp_path_factory: pytest.TempPathFactory, format: Any, sizes: list[tuple[str, int]]

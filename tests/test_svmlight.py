@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import dump_svmlight_file
 
@@ -39,7 +39,7 @@ def rows_of(
 
 
 @pytest.mark.parametrize("name", ["t.svm", "t.libsvm.gz", "t.svmlight.zst"])
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12)
 @given(block_bytes=st.integers(1, 9000), data=st.data())
 def test_rows_are_those_that_were_written_from_any_place_on(
     tmp_path: Path, name: str, block_bytes: int, data: st.DataObject

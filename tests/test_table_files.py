@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.data.conversion.batch import START, Position, reading
@@ -113,7 +113,7 @@ def test_every_format_gives_the_rows_that_were_written(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10)
 @given(block_bytes=st.integers(40, 20_000), other_bytes=st.integers(40, 20_000), data=st.data())
 def test_any_block_size_and_any_restart_give_the_same_rows(
     tmp_path: Path, name: str, block_bytes: int, other_bytes: int, data: st.DataObject
@@ -245,7 +245,7 @@ def test_a_line_that_never_ends_is_refused_in_bounded_memory(
 FIELDS = st.lists(st.sampled_from(['"', "a", ",", "\n", "\r\n", '""', ' "b']), max_size=6).map("".join)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(rows=st.lists(st.tuples(FIELDS, FIELDS), min_size=1), raw=st.booleans(), block=st.integers(1, 40))
 def test_whatever_stands_in_the_fields_rows_are_those_of_pyarrow_or_refused(
     tmp_path: Path, rows: list[tuple[str, str]], raw: bool, block: int

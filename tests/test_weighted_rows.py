@@ -92,7 +92,7 @@ def test_partial_fit_takes_weights_and_a_saved_model_goes_on_with_them(tmp_path)
     np.testing.assert_array_equal(*both)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40), st.integers(0, 10))
 def test_an_epoch_has_each_row_as_often_as_its_weight_says_rounded_up_or_down(weights, seed):
     rows = ArrayRows(np.arange(len(weights), dtype=np.float32)[:, None], np.zeros(len(weights)))
