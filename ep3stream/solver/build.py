@@ -14,10 +14,10 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import ExactProjection, build_exact
-from ep3stream.solver.flattening import LeverageProfile
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.points import LeftPoints, UnpreparedPoints
+from ep3stream.solver.probing import ProbedBatches
 from ep3stream.solver.projection import (
     NystromProjection,
     Projection,
@@ -30,7 +30,6 @@ from ep3stream.solver.stepsize import (
     Penalty,
     PublishedStep,
     Stability,
-    largest_eigenvalue,
     measure_stability,
 )
 from ep3stream.solver.targets import TargetCode
@@ -39,15 +38,12 @@ PROBES = 3
 PROBE_ROWS = 1024
 _MAX_PROBES = 64  # batches
 _FEW_ROWS = 256
-_PROFILE_ROWS = 256
 _STAGED_EPOCHS = 4
 _MIN_AUTO_BATCH = 512
 # Of the leverage at which a row diverges: below it its error alternates, and dies away slowly near 1.
 _STABLE_SHARE = 0.75
 # Centers that U explains less than this share of them are rare: a thousand probes have met rows near the others.
 _KNOWN_SHARE = 0.98
-# What another batch's leading eigenvalue may be of the one measured.
-_ONE_BATCH_MARGIN = 1.25
 
 
 class Sizes(Protocol):
@@ -195,50 +191,69 @@ class SolverBuilder:
         """One stage for each threshold, `flattening.py`; the batch is that of the last."""
         flattening = projection.flattening
         assert flattening is not None
-        profile = self._leverage_profile(projection, probes)
+        batch_size = self._first_batch(epoch_rows)
+        probed = self._probed(probes, probe_y, batch_size)
+        profile = probed.leverage_profile(projection)
         # Whatever the epochs: more or fewer of them may be asked for on the way.
         falling = flattening.falling(profile, epoch_rows * _STAGED_EPOCHS)
         stages = [Stage(first_row, projection.flattened(threshold)) for first_row, threshold in falling]
-        last = self._measured(stages[-1].projection, probes, epoch_rows, probe_y)
-        lambdas = self._leading_eigenvalues(stages[:-1], last.batch_size, probes, probe_y)
         kappas = [profile.largest(flattening.shrink(t)) * self._heaviest() for _, t in falling]
-        earlier = [
-            # Each holds for the last stage too, whose Q is no larger, but was measured on fewer rows.
-            replace(last, lambda_max=max(found, last.lambda_max), kappa_max=max(kappa, last.kappa_max))
-            for found, kappa in zip(lambdas, kappas, strict=False)
-        ]
-        return self._tempered(stages, [self._limits(found) for found in [*earlier, last]])
+        last = self._leading(probed, stages[-1], kappas[-1], batch_size)
+        best = self._best_batch(last, epoch_rows)
+        if best > last.critical_batch_size(self.settings.used_momentum):
+            probed = self._probed(probes, probe_y, best)
+            last = self._leading(probed, stages[-1], kappas[-1], best)
+        elif best != batch_size:
+            # The leverage limits the step already, and the leading eigenvalue grows no faster than the rows.
+            growth = max(1, best / batch_size)
+            last = replace(last, batch_size=best, lambda_max=last.lambda_max * growth)
+        found = self._earlier(probed, stages[:-1], kappas[:-1], last)
+        return self._tempered(stages, [self._limits(each) for each in [*found, last]])
 
-    def _leading_eigenvalues(
-        self, stages: list[Stage], batch_size: int, probes: Tensor, probe_y: Tensor | None
-    ) -> list[float]:
-        """Of each stage's operator, on a single batch: the leverage limits a step more often than they do."""
-        x = probes[:batch_size]
-        shard = self._rows()
-        block = BatchBlock(self.kernel, shard, self.kernel.right(x), x.new_zeros(len(shard) * len(x)))
-        penalty = self._penalty(probe_y, 1, len(x))
-        weights = None if penalty.row_weights is None else penalty.row_weights[0]
-        return [
-            _ONE_BATCH_MARGIN
-            * largest_eigenvalue(block, x, weights, stage.projection, self.mesh, self.generator)
-            * (batch_size / len(x))
-            + batch_size * penalty.ridge
-            for stage in stages
-        ]
+    def _earlier(
+        self, probed: ProbedBatches, stages: list[Stage], kappas: list[float], last: Stability
+    ) -> list[Stability]:
+        """Those of all stages but the last, whose own hold for them too: its Q is no larger.
 
-    def _leverage_profile(
-        self, projection: NystromProjection | ExactProjection, probes: Tensor
-    ) -> LeverageProfile:
-        shard = self._rows()
-        rows = min(_PROFILE_ROWS, self.sizes.max_batch_size)
-        return LeverageProfile.cat(
-            [
-                projection.leverage_profile(
-                    BatchBlock(self.kernel, shard, self.kernel.right(x), None).whole(), x
-                )
-                for x in probes[:PROBE_ROWS].split(rows)
-            ]
+        Nor is the Q of any larger than those before, whose leading eigenvalue does where the leverage limits the step.
+        """
+        found: list[Stability] = []
+        for stage, kappa in zip(stages, kappas, strict=True):
+            if not found or not self._is_limited_by_leverage(replace(found[-1], kappa_max=kappa)):
+                found.append(self._leading(probed, stage, kappa, last.batch_size))
+            else:
+                found.append(replace(found[-1], kappa_max=kappa))
+        return [replace(each, lambda_max=max(each.lambda_max, last.lambda_max)) for each in found]
+
+    def _is_limited_by_leverage(self, found: Stability) -> bool:
+        return found.lambda_max * (1 - self.settings.used_momentum) <= found.kappa_max
+
+    def _probed(self, probes: Tensor, probe_y: Tensor | None, batch_size: int) -> ProbedBatches:
+        """On a few batches, on more of them if they are small: the worst of three single rows says little."""
+        probed = min(batch_size, len(probes))
+        n_batches = _n_probed(len(probes), probed)
+        return ProbedBatches(
+            self.kernel,
+            self._rows(),
+            probes[: n_batches * probed].split(probed),
+            self._penalty(probe_y, n_batches, probed),
+            self.mesh,
+            self.generator,
+            max(1, self.sizes.max_batch_size // probed),
         )
+
+    def _leading(self, probed: ProbedBatches, stage: Stage, kappa_max: float, batch_size: int) -> Stability:
+        """With the leading eigenvalue as exact as it has to be beside the leverage."""
+        # With fewer rows at hand than a batch has, its leading eigenvalue is bounded by theirs in proportion.
+        growth = max(1, batch_size / len(probed.batches[0]))
+        ridge = batch_size * probed.penalty.ridge
+        tiny = torch.finfo(torch.float32).tiny
+        kappa_max = max(kappa_max, tiny)
+        limit = kappa_max / (1 - self.settings.used_momentum)
+        projection = stage.projection
+        assert isinstance(projection, NystromProjection | ExactProjection)
+        lambda_max = growth * probed.leading_eigenvalue(projection, (limit - ridge) / growth) + ridge
+        return Stability(batch_size, max(lambda_max, tiny), kappa_max)
 
     def _limits(self, found: Stability) -> StepLimits:
         step_size = found.step_size(self.settings.used_momentum)
@@ -274,7 +289,7 @@ class SolverBuilder:
     ) -> Stability:
         """On a few batches, on more of them if they are small: the worst of three single rows says little."""
         probed = min(batch_size, len(probes))
-        n_batches = min(max(PROBES, min(PROBE_ROWS // probed, _MAX_PROBES)), len(probes) // probed)
+        n_batches = _n_probed(len(probes), probed)
         batches = probes[: n_batches * probed].split(probed)
         shard = self._rows()
         room = torch.zeros(len(shard) * probed, device=self.mesh.device)
@@ -331,22 +346,37 @@ class SolverBuilder:
         self, projection: Projection, probes: Tensor, epoch_rows: int, probe_y: Tensor | None
     ) -> Stability:
         """At the batch size asked for, or at the one that a first measurement finds critical."""
-        asked = self.settings.batch_size
-        if asked:
-            return self.stability(projection, probes, min(asked, epoch_rows), probe_y)
-        # A short epoch, or a part of one, of few steps learns little, whatever the hardware prefers.
-        short = int(epoch_rows * min(1, self.settings.epochs)) // 32
-        largest = max(1, min(self.sizes.max_batch_size, max(short, 16), epoch_rows))
-        first = self.stability(projection, probes, min(PROBE_ROWS, largest), probe_y)
-        critical = first.critical_batch_size(self.settings.used_momentum)
-        # A quarter of it: rows are then what limits a step's progress, with room for batches worse than the probes.
-        batch_size = min(1 << int(math.log2(max(critical / 4, _MIN_AUTO_BATCH))), largest)
+        first = self.stability(projection, probes, self._first_batch(epoch_rows), probe_y)
+        batch_size = self._best_batch(first, epoch_rows)
         if batch_size == first.batch_size:
             return first
-        if batch_size < first.batch_size <= critical:
+        if batch_size < first.batch_size <= first.critical_batch_size(self.settings.used_momentum):
             # The leverage limits the step already, and a part's leading eigenvalue is at most that of the whole.
             return replace(first, batch_size=batch_size)
         return self.stability(projection, probes, batch_size, probe_y)
+
+    def _first_batch(self, epoch_rows: int) -> int:
+        """Rows of the batches to measure on first: as asked for, or a thousand."""
+        asked = self.settings.batch_size
+        return min(asked, epoch_rows) if asked else min(PROBE_ROWS, self._largest_batch(epoch_rows))
+
+    def _largest_batch(self, epoch_rows: int) -> int:
+        # A short epoch, or a part of one, of few steps learns little, whatever the hardware prefers.
+        short = int(epoch_rows * min(1, self.settings.epochs)) // 32
+        return max(1, min(self.sizes.max_batch_size, max(short, 16), epoch_rows))
+
+    def _best_batch(self, first: Stability, epoch_rows: int) -> int:
+        """The batch asked for, or the best by a first measurement."""
+        if self.settings.batch_size:
+            return first.batch_size
+        critical = first.critical_batch_size(self.settings.used_momentum)
+        # A quarter of it: rows are then what limits a step's progress, with room for batches worse than the probes.
+        return min(1 << int(math.log2(max(critical / 4, _MIN_AUTO_BATCH))), self._largest_batch(epoch_rows))
+
+
+def _n_probed(n_rows: int, batch_size: int) -> int:
+    """How many batches of that many rows to measure on."""
+    return min(max(PROBES, min(PROBE_ROWS // batch_size, _MAX_PROBES)), n_rows // batch_size)
 
 
 def probes_of(rows: Tensor, n_samples: int) -> Tensor:

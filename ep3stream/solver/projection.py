@@ -176,23 +176,36 @@ class NystromProjection:
 
     def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
         """U'k of each column k, (r, m), and what the part outside U adds to its leverage, (m,)."""
-        inside, first = coordinates(self.basis, self.n_leading, k_zb, self.mesh)
+        squares = k_zb.new_zeros(k_zb.shape[1], dtype=torch.float64)
+        inside, first = coordinates(self.basis, self.n_leading, k_zb, self.mesh, squares)
         rest = inside.clone()
         rest[: self.n_leading] -= first
+        if self.tempering is None:
+            # Without a pass over the basis: once the leading directions are out, the two are of one size.
+            outside = self.mesh.all_reduce(squares) - rest.double().square().sum(0)
+            return inside, outside.clamp_min_(0).to(k_zb) / self.damping
         outside = k_zb.new_zeros(k_zb.shape[1])
         for rows in tiles(len(self.basis)):
             part = torch.addmm(k_zb[rows], self.basis[rows, : self.n_leading], first, alpha=-1)
             part = part.addmm_(self.basis[rows], rest, alpha=-1).square_()
-            outside += part.sum(0) if self.tempering is None else self.tempering[rows] @ part
+            outside += self.tempering[rows] @ part
         return inside, self.mesh.all_reduce(outside) / self.damping
 
 
-def coordinates(basis: Tensor, n_leading: int, k_zb: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
-    """U'k of each column k, (r, m), the leading ones taken out of it first, and what was taken, (n_leading, m)."""
+def coordinates(
+    basis: Tensor, n_leading: int, k_zb: Tensor, mesh: Mesh, squares: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """U'k of each column k, (r, m), the leading ones taken out of it first, and what was taken, (n_leading, m).
+
+    squares: (m,), float64, to which the squared norms of the shards of what is left of k then are added.
+    """
     first = mesh.all_reduce(basis[:, :n_leading].T @ k_zb)
     inside = k_zb.new_zeros(basis.shape[1], k_zb.shape[1])
     for rows in tiles(len(basis)):
-        inside.addmm_(basis[rows].T, torch.addmm(k_zb[rows], basis[rows, :n_leading], first, alpha=-1))
+        deflated = torch.addmm(k_zb[rows], basis[rows, :n_leading], first, alpha=-1)
+        inside.addmm_(basis[rows].T, deflated)
+        if squares is not None:
+            squares += deflated.square_().sum(0)
     mesh.all_reduce(inside)[:n_leading] += first
     return inside, first
 

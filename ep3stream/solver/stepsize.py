@@ -13,14 +13,14 @@ of EigenPro2 and 3, which assumes both from two numbers instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import BatchBlock
+from ep3stream.solver.blocks import BatchBlock, tiles
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.projection import Projection
 
@@ -116,15 +116,17 @@ def measure_stability(
         weights = None if penalty.row_weights is None else penalty.row_weights[number]
         block = block_of(x)
         lambdas.append(largest_eigenvalue(block, x, weights, projection, mesh, generator))
-        # A few rows at a time: a projection may need several times their kernel values.
-        n_rows = max(1, min(_LEVERAGE_ROWS, _LEVERAGE_VALUES // max(1, block.n_centers)))
-        for start in range(0, len(x), n_rows):
-            rows = slice(start, start + n_rows)
-            kappas.append(float(projection.leverage(block.columns(rows), x[rows]).max()))
+        slices = leverage_slices(len(x), block.n_centers)
+        kappas += [float(projection.leverage(block.columns(rows), x[rows]).max()) for rows in slices]
     tiny = torch.finfo(torch.float32).tiny
     m = len(batches[0])
     lambda_max = max(*lambdas, tiny) + m * penalty.ridge
     return Stability(m, lambda_max, max(*kappas, tiny) * penalty.heaviest)
+
+
+def leverage_slices(n_rows: int, n_centers: int) -> Iterator[slice]:
+    """A few rows at a time: a projection may need several times their kernel values."""
+    return tiles(n_rows, max(1, min(_LEVERAGE_ROWS, _LEVERAGE_VALUES // max(1, n_centers))))
 
 
 def largest_eigenvalue(
