@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ class Workspace:
     def convert(self, content: str | bytes, *options: object, name: str = "t.csv") -> tuple[int, str]:
         options = options or ("--target", "y")
         return self.said("convert", self.file(name, content), self.here / "out.zarr", *options)
+
+    def quietly_convert(self, content: str) -> tuple[int, str]:
+        """Only warnings are told."""
+        return self.convert(content, "--target", "y", "--quiet")
 
     def fit(self, *options: object, store: Path | None = None, run: str | Path = "run") -> tuple[int, str]:
         store = store or self.made / "rows.zarr"
@@ -183,6 +188,24 @@ def pickled(w: Workspace) -> tuple[int, str]:
 def unequal(w: Workspace) -> tuple[int, str]:
     np.savez(w.here / "t.npz", x=np.zeros((3, 1)), y=np.zeros(4))
     return w.said("convert", w.here / "t.npz", w.here / "out.zarr")
+
+
+def port_of_another_server(w: Workspace) -> tuple[int, str]:
+    """One that answers as an HTTP server answers what it does not understand."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        try:
+            return w.fit("--dask", f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
 
 
 def centers_of_another_width(w: Workspace) -> tuple[int, str]:
@@ -330,6 +353,19 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     ),
     "a row of another width": lambda w: w.convert(f"a,b,y\n{ROWS}1,2\n"),
     "an empty file": lambda w: w.convert(""),
+    "a packed file under a plain name": lambda w: w.convert(gzip.compress(f"a,b,y\n{ROWS}".encode())),
+    "a file in UTF-16": lambda w: w.convert(f"a,b,y\n{ROWS}".encode("utf-16")),
+    "a file without a header": lambda w: w.convert("0.5,0.5,1\n1,2,3\n"),
+    "a column of texts that look like numbers": lambda w: w.quietly_convert(
+        "a,y\n" + "".join(f'"{1000 + i:,}",{i}\n' for i in range(40))
+    ),
+    "a column of dates in another notation": lambda w: w.quietly_convert(
+        "a,y\n" + "".join(f"01/{1 + i % 28:02}/2024,{i}\n" for i in range(40))
+    ),
+    "a column of identifiers": lambda w: w.quietly_convert(
+        "a,y\n" + "".join(f"user{i},{i}\n" for i in range(60))
+    ),
+    "a column without a name": lambda w: w.quietly_convert(f",a,y\n{ROWS}"),
     "a header and no rows": lambda w: w.convert("a,b,y\n"),
     "the target is no column": lambda w: w.convert(f"a,b,y\n{ROWS}", "--target", "z"),
     "no target is named": lambda w: w.convert(f"a,b,y\n{ROWS}", "--no-shuffle"),
@@ -391,6 +427,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
         "--class-weights", "maybe=2", store=w.made / "classes.zarr"
     ),
     "centers of another width": centers_of_another_width,
+    "the port of a Dask dashboard, or of another server": port_of_another_server,
     "a Dask scheduler that does not answer": lambda w: w.fit("--dask", "tcp://127.0.0.1:9"),
     "curves for TensorBoard without it": without_tensorboard,
     "an unknown setting": lambda w: w.settings("[solver]\ncentres = 20\n"),

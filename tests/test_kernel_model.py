@@ -54,6 +54,27 @@ def least_squares(centers: torch.Tensor = CENTERS) -> torch.Tensor:
     return mean + k_xz @ torch.linalg.lstsq(k_xz, Y.double()[:, None] - mean).solution[:, 0]
 
 
+def test_an_epoch_that_ends_no_better_than_the_mean_is_warned_of_once(caplog):
+    blind = model(bandwidth=1e-4)
+    for _ in range(3):
+        blind.fit_epoch(loader())
+    assert [
+        record.message.partition(", ")[2] for record in caplog.records if record.levelno == logging.WARNING
+    ] == [
+        "the model is no better than predicting the mean of the targets; try another bandwidth, more centers, a "
+        "ridge, or, for targets with a few extreme values, a transform such as asinh or ranks"
+    ]
+
+
+def test_a_model_that_is_better_than_the_mean_is_not_warned_of_whether_resumed_or_not(caplog):
+    first, second = model(), model()
+    first.fit((X, Y))
+    second.load_state_dict(first.state_dict())
+    second.fit((X, Y))
+    assert second._solver.scored.n > first._solver.scored.n > 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_it_converges_to_the_least_squares_solution():
     made = model(model_rank=30, momentum=0.9)
     made.fit((X, Y), epochs=60)
@@ -127,9 +148,9 @@ def test_an_epoch_with_the_set_up_in_it_trains_on_every_row_once(monkeypatch, ba
     seen = []
     step = Solver.step
 
-    def spied(self, state, x, y, step_size, rows_seen):
+    def spied(self, state, x, y, step_size, score, rows_seen):
         seen.append(x.clone())
-        return step(self, state, x, y, step_size, rows_seen=rows_seen)
+        return step(self, state, x, y, step_size, score, rows_seen)
 
     monkeypatch.setattr(Solver, "step", spied)
     model(nystrom_samples=X[:200]).fit_epoch(loader(batch_size=batch_size))

@@ -16,7 +16,7 @@ from small_stores import smooth_rows
 
 import ep3stream
 from ep3stream import ConvertConfig, FitConfig, cli
-from ep3stream.data import object_files
+from ep3stream.data import object_files, outage
 from ep3stream.data.conversion.convert import convert
 from ep3stream.data.location import ObjectUrl, location
 from ep3stream.data.object_files import ObjectFiles
@@ -302,7 +302,8 @@ def test_a_segment_comes_in_parts_side_by_side_and_never_too_many(s3, monkeypatc
     assert 1 < s3.most_at_once <= 6
 
 
-def test_answers_that_fail_once_are_asked_for_again(s3):
+def test_answers_that_fail_once_are_asked_for_again_and_told_of_in_two_lines(s3, caplog, monkeypatch):
+    monkeypatch.setattr(outage, "_OUTAGES", {})
     make()
     failed = set()
 
@@ -317,6 +318,9 @@ def test_answers_that_fail_once_are_asked_for_again(s3):
     with open_store(URL) as store:
         rows = np.arange(store.manifest.splits["train"].n_rows)
         assert len(store.split("train").read_rows(rows)[0]) == len(rows)
+    first, last = (record.message for record in caplog.records)
+    assert first.startswith(f"{URL}: a read failed, trying again: ")
+    assert re.fullmatch(rf"{URL}: reads go on; \d+ had failed", last)
 
 
 # Refusals.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ep3stream.data import outage
 from ep3stream.data import store as store_module
 from ep3stream.data.backend import ReadTimes
 from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
@@ -339,6 +341,7 @@ def _damaged(cause: Exception | None) -> DamagedDataError:
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_reads, "_PAUSES_S", (0.001, 0.001))
+    monkeypatch.setattr(outage, "_OUTAGES", {})
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -349,7 +352,24 @@ def test_a_read_that_fails_twice_succeeds_at_the_third_attempt(
     flaky = _Faulty(reader, {3: [make(), make()]})
     assert _copies(_stream(flaky, 0, STEPS)) == _copies(_stream(reader, 0, STEPS))
     assert flaky.attempts.count(3) == 3
-    assert [record.message.split(":")[0] for record in caplog.records] == ["trying again in 0.001 s"] * 2
+    first, last = (record.message for record in caplog.records)
+    assert first.startswith(f"{reader.path}: a read failed, trying again: ")
+    assert last == f"{reader.path}: reads go on; 2 had failed"
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_an_outage_that_all_readers_meet_is_told_in_one_line_and_its_end_in_another(
+    reader: SplitReader, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = _copies(_stream(reader, 0, STEPS))
+    n_segments = reader.info.n_segments
+    flaky = _Faulty(reader, {index: [OSError("gone"), OSError("gone")] for index in range(n_segments)})
+    assert _copies(_stream(flaky, 0, STEPS)) == expected
+    assert len(flaky.attempts) > 2 * n_segments
+    first, *ends = (record.message for record in caplog.records)
+    assert "a read failed" in first
+    assert len(ends) == 1
+    assert re.search(r"reads go on; \d+ had failed", ends[0])
 
 
 @pytest.mark.usefixtures("short_pauses")

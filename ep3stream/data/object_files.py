@@ -7,7 +7,6 @@ AWS_REGION, AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE and so on. Needs obstore, which
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import stat
@@ -19,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ep3stream.data.location import ObjectUrl
+from ep3stream.data.outage import outage_of
 from ep3stream.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ _PAUSES_S = (0.1, 0.5)
 _REFUSED = re.compile(
     r"status code: 40[13]|<Code>(AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken)<"
 )
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -160,17 +159,18 @@ class ObjectFiles:
 
     def _patiently(self, name: str, fetch: Callable[[], _T]) -> _T:
         """What `fetch` gives. obstore repeats what the server refuses, but not what it began and did not end."""
-        for pause_s in _PAUSES_S:
-            try:
-                with self._naming(name):
-                    return fetch()
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError as error:
-                _log.info("asking again in %g s: %s", pause_s, error)
-            time.sleep(pause_s)
-        with self._naming(name):
-            return fetch()
+        with outage_of(self._url).reading() as failed:
+            for pause_s in _PAUSES_S:
+                try:
+                    with self._naming(name):
+                        return fetch()
+                except (FileNotFoundError, PermissionError):
+                    raise
+                except OSError as error:
+                    failed(error)
+                time.sleep(pause_s)
+            with self._naming(name):
+                return fetch()
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:

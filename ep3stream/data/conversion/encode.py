@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ep3stream.config import ConvertConfig, Missing, Unknown, XDtype
 from ep3stream.data.conversion.batch import MAX_CATEGORIES, MAX_LABELS, Batch, Column, Source, Target
 from ep3stream.data.conversion.codebook import Codebook, Distinct, Place
+from ep3stream.data.conversion.doubtful import doubt_about
 from ep3stream.data.conversion.expand import Expansion
 from ep3stream.data.conversion.finite import all_finite
 from ep3stream.data.conversion.number_cells import ColumnMeans, Rounding, fill, missing_cells
@@ -202,12 +203,18 @@ class RowEncoder:
         return words
 
     def require_usable(self, file: Path | str) -> None:
-        """After the last batch: there must be rows, and two classes; raises SourceError naming `file`."""
+        """After the last batch: there must be rows, and two classes; raises SourceError naming `file`.
+
+        Warns of columns of text that are probably not meant as categories.
+        """
         if self.tally.kept == 0:
             raise SourceError(
                 f"{file}: every row has a missing value, so none of the {self.tally.dropped} rows is left; "
                 "fill some in, leave the emptiest columns out with --drop, or take --missing mean"
             )
+        for book in self.books:
+            if not book.is_closed and (doubt := doubt_about(book.column, book.state(), self.tally.kept)):
+                _LOGGER.warning("%s", doubt)
         if self.labels is not None and len(self.labels) < 2:
             raise SourceError(
                 f"{file}: every row has the label {self.labels.sorted_values()[0]!r} in "

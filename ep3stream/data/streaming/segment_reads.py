@@ -7,6 +7,7 @@ managers, and `stop`, called from any thread, ends all waiting.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import mmap
@@ -14,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from ep3stream.data.backend import ReadTimes
 from ep3stream.data.location import Location
+from ep3stream.data.outage import outage_of
 from ep3stream.data.store import SplitReader
 from ep3stream.data.streaming.lent_rows import LentRows, this_machine
 from ep3stream.data.streaming.read_threads import ReadThreads
@@ -165,11 +167,31 @@ def hung_error(reader: SplitReader, segment: int, timeout_s: float) -> DamagedDa
 
 
 def _check_address(address: str) -> None:
-    """Raises OSError or ValueError where nobody listens: a client that cannot connect leaves a thread behind."""
-    from distributed.comm.addressing import get_address_host_port
+    """Raises OSError or ValueError where no scheduler answers.
 
-    if not address.startswith("inproc://"):
-        socket.create_connection(get_address_host_port(address), _CONNECT_TIMEOUT_S).close()
+    A client that cannot connect leaves a thread behind, and one whose server says nothing waits for minutes.
+    """
+    from distributed.comm.addressing import get_address_host_port
+    from distributed.comm.core import connect
+    from distributed.security import Security
+
+    if address.startswith("inproc://"):
+        return
+    socket.create_connection(get_address_host_port(address), _CONNECT_TIMEOUT_S).close()
+    arguments = Security().get_connection_args("client")
+
+    async def greet() -> None:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            comm = await connect(address, timeout=_CONNECT_TIMEOUT_S, **arguments)
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:  # In a notebook this one has a loop of its own.
+        try:
+            thread.submit(asyncio.run, greet()).result()
+        except TimeoutError:
+            raise OSError(f"what listens there said nothing for {_CONNECT_TIMEOUT_S} s") from None
+        except MemoryError:  # The first bytes of an HTTP answer, taken for a size.
+            raise ValueError("what answers is something else: is it the port of the dashboard?") from None
 
 
 def read_patiently(
@@ -177,15 +199,18 @@ def read_patiently(
 ) -> _Rows:
     """`reader.read_segment` and what it took; an input/output error is met by two more attempts."""
     times, began = ReadTimes(), time.perf_counter()
-    for pause_s in (*_PAUSES_S, None):
-        try:
-            rows = reader.read_segment(segment, x, y, times)
-            break
-        except (OSError, DamagedDataError) as error:
-            if pause_s is None or not (isinstance(error, OSError) or isinstance(error.__cause__, OSError)):
-                raise
-            _log.warning("trying again in %g s: %s", pause_s, error)
-            time.sleep(pause_s)
+    with outage_of(reader.path).reading() as failed:
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                rows = reader.read_segment(segment, x, y, times)
+                break
+            except (OSError, DamagedDataError) as error:
+                if pause_s is None or not (
+                    isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+                ):
+                    raise
+                failed(error)
+                time.sleep(pause_s)
     # What failed, and the pauses, are the storage's.
     times.read_s = time.perf_counter() - began - times.decode_s
     return *rows, times

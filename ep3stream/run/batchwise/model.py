@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ from ep3stream.run.using.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 
+_LOGGER = logging.getLogger(__name__)
 # 3: with ridge and weights. 2 is read too.
 STATE_VERSION = 3
 _SOLVER_SETTINGS = (
@@ -53,7 +55,8 @@ class KernelModel:
     rows are held back (1024 if the sample is given), then trained on like all others. So shuffle the loader.
     The end of an epoch, and whatever asks for the model, ends the wait with the rows there are.
     Raises ConfigError for settings, InputError for rows, that do not fit; DivergedError when steps halved three
-    times still blow up, the last good weights in place. Nothing is printed; torch's random state is not touched.
+    times still blow up, the last good weights in place. An epoch whose model is no better than predicting the mean of
+    the targets ends with a warning. Nothing is printed; torch's random state is not touched.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class KernelModel:
         self._held: list[tuple[Tensor, Tensor]] = []
         self._shape = self._form.shape(None)
         self._names = self._form.names(None)
-        self._epoch = 0
+        self._epoch, self._is_warned = 0, False
 
     def fit(self, data: Data, epochs: int = 1, validation: Data | None = None) -> list[dict[str, Any]]:
         """Trains for so many epochs; returns `epoch`, `loss` and, of rows to validate on, `validation` of each.
@@ -147,7 +150,9 @@ class KernelModel:
                 "the data gave no rows; an iterator is used up by one epoch: give a DataLoader or a list"
             )
         self._epoch += 1
-        return self._settled().mean_loss()
+        loss = self._settled().mean_loss()
+        self._warn()
+        return loss
 
     def fit_batch(self, x: Array, y: Array) -> float:
         """Trains on the rows, in several steps where they are many; returns the error before, as `fit_epoch` does.
@@ -213,6 +218,13 @@ class KernelModel:
         self._held, self._shape = [], self._solver.rows.shape
         self._epoch, names = state["epoch"], state["names"]
         self._names = (names["features"], names["targets"], names["classes"])
+
+    def _warn(self) -> None:
+        """Tells of a model that is no better than the zero model, once until it has become better."""
+        warning = self._settled().scored.warning
+        if warning is not None and not self._is_warned:
+            _LOGGER.warning(warning)
+        self._is_warned = warning is not None
 
     def _meet(self, source: Source) -> None:
         """Takes note of what is known of the rows, and does the set-up where they can be drawn."""

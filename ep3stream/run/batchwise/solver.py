@@ -18,7 +18,8 @@ from ep3stream.solver.build import PROBE_ROWS, Settled, SolverBuilder, probes_of
 from ep3stream.solver.guard import Guard, RunningLoss
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import measured_kernel
-from ep3stream.solver.step import Solver, SolverState
+from ep3stream.solver.scored import Scored
+from ep3stream.solver.step import Solver, SolverState, StepErrors
 from ep3stream.solver.stepsize import PublishedStep
 from ep3stream.solver.targets import TargetCode
 
@@ -80,6 +81,7 @@ class BatchSolver:
 
     step_sizes: by power of two, each measured on `probes` when a batch of that size first comes; probe_y: their y,
     where it counts.
+    scored: the running loss of the average.
     rows_seen: how many were trained on; loss_sum, loss_rows: of the batches read since `mean_loss` was last asked for.
     """
 
@@ -97,7 +99,8 @@ class BatchSolver:
     step: int = 0
     rows_seen: int = 0
     step_sizes: dict[int, float] = field(default_factory=dict)
-    unread: list[tuple[Tensor, int]] = field(default_factory=list)
+    scored: Scored = field(default_factory=Scored)
+    unread: list[tuple[StepErrors, int]] = field(default_factory=list)
     loss_sum: float = 0.0
     loss_rows: int = 0
 
@@ -152,8 +155,11 @@ class BatchSolver:
         for part, targets in zip(x.tensor_split(n_parts), y.tensor_split(n_parts), strict=True):
             # The guard cuts the step size of the largest batch; the others keep their ratio to it.
             step_size = self.guard.step_size * self.step_size(len(part)) / self.settled.step_size
-            errors = self.solver.step(self.state, part, targets, step_size, rows_seen=self.rows_seen)
-            self.unread.append((errors.loss, len(part)))
+            is_scored = (self.step + 1) % _WATCH_STEPS == 0
+            errors = self.solver.step(
+                self.state, part, targets, step_size, is_scored, rows_seen=self.rows_seen
+            )
+            self.unread.append((errors, len(part)))
             self.step += 1
             self.rows_seen += len(part)
             if len(self.unread) >= _WATCH_STEPS:
@@ -189,11 +195,14 @@ class BatchSolver:
         """Shows the guard the losses of the steps since the last time."""
         if not self.unread:
             return
-        losses = torch.stack([loss for loss, _ in self.unread]).tolist()
+        columns = zip(*(errors[:3] for errors, _ in self.unread), strict=True)
+        losses, averages, zeros = (torch.stack(column).tolist() for column in columns)
         sizes = [n_rows for _, n_rows in self.unread]
         self.unread.clear()
         self.loss_sum += sum(loss * size for loss, size in zip(losses, sizes, strict=True))
         self.loss_rows += sum(sizes)
+        for average, zero in zip(averages, zeros, strict=True):
+            self.scored = self.scored.after(average, zero)
         if self.guard.watch(self.step, losses, self.state):
             good, size = self.guard.good_step, self.guard.step_size
             logger.warning("the loss blew up; back to step %d's weights, step size %.3g", good, size)
@@ -220,6 +229,7 @@ class BatchSolver:
             "step": self.step,
             "rows_seen": self.rows_seen,
             "averaged": self.state.averaged,
+            "scored": asdict(self.scored),
             "guard": {**numbers, "loss": asdict(guard.loss), "good_loss": asdict(guard.good_loss)},
         }
 
@@ -237,6 +247,7 @@ class BatchSolver:
             tensor.copy_(tensors[name])
         state.averaged, solver.step = saved["averaged"], saved["step"]
         solver.rows_seen = saved["rows_seen"]
+        solver.scored = Scored(**saved.get("scored", {}))  # The first versions did not keep it.
         for name in _GUARD_NUMBERS:
             setattr(solver.guard, name, guard[name])
         solver.guard.loss = RunningLoss(**guard["loss"])

@@ -19,6 +19,7 @@ from ep3stream.run.files.bundle import read_bundle, remove_bundle, write_bundle
 from ep3stream.run.files.bundle_manifest import check_bundle
 from ep3stream.run.files.standing import checkpoint_path, list_checkpoints
 from ep3stream.solver.guard import Guard, RunningLoss
+from ep3stream.solver.scored import Scored
 from ep3stream.solver.step import SolverState
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,7 @@ class Progress:
 
     elapsed_s: seconds over all sittings; waited_s of them for data, stalled_s for checkpoints, validated_s for
     validations. streamed: what it took beside them to have the data there.
-    model_loss: running loss of the average, over n_scored batches; no_better: on what share of the last of them it
-    was not below the zero model's.
+    scored: the running loss of the average.
     best: the best model validated, of a fit that may stop early.
     """
 
@@ -57,12 +57,10 @@ class Progress:
     unseen_losses: list[float]
     elapsed_s: float = 0.0
     waited_s: float = 0.0
-    model_loss: float = 0.0
-    n_scored: int = 0
+    scored: Scored = field(default_factory=Scored)
     best: Best | None = None
     stalled_s: float = 0.0
     validated_s: float = 0.0
-    no_better: float = 0.0
     streamed: StreamTimes = field(default_factory=StreamTimes)
 
     def snapshot(self) -> Progress:
@@ -109,9 +107,9 @@ def _parts(progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "stalled_s": progress.stalled_s,
         "validated_s": progress.validated_s,
         "streamed": asdict(progress.streamed),
-        "model_loss": _encode(progress.model_loss),
-        "n_scored": progress.n_scored,
-        "no_better": progress.no_better,
+        "model_loss": _encode(progress.scored.loss),
+        "n_scored": progress.scored.n,
+        "no_better": progress.scored.no_better,
         "guard": {
             "step_size": guard.step_size,
             "loss": _encode_loss(guard.loss),
@@ -231,13 +229,13 @@ def _progress(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Prog
         [float(loss) for loss in content["unseen_losses"]],
         float(content["elapsed_s"]),
         float(content["waited_s"]),
-        float(content["model_loss"]),
-        _count(content["n_scored"]),
-        None if best is None else _decode_best(best, tensors["best_weights"]),
         # The first versions did not record these.
+        Scored(
+            float(content["model_loss"]), _count(content["n_scored"]), float(content.get("no_better", 0.0))
+        ),
+        None if best is None else _decode_best(best, tensors["best_weights"]),
         float(content.get("stalled_s", 0.0)),
         float(content.get("validated_s", 0.0)),
-        float(content.get("no_better", 0.0)),
         StreamTimes(**{name: float(seconds) for name, seconds in dict(content.get("streamed", {})).items()}),
     )
 

@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 _WATCH_STEPS = 8
 _METRIC_LINES = 1000
 _WARNINGS = {"rollback", "checkpoint_failed", "no_better"}
-# The running loss is that of the averaged model on batches it has not seen, over the last this many watched ones.
-_SCORED_MEMORY = 16
 
 
 def fit(
@@ -208,13 +206,8 @@ class _Fit:
         whole = self.mesh.gather(weights, self.setup.plan["n_centers"], dim=1)
         self.mesh.lead(lambda: self._save_model(whole, progress.step))
         self._event("finish", progress, self._ending(progress))
-        if progress.no_better > 0.5:
-            message = (
-                f"on {progress.no_better:.0%} of the last batches scored, the model is no better than predicting the "
-                "mean of the targets; try another bandwidth, more centers, a ridge, or, for targets with a few extreme "
-                "values, a transform such as asinh or ranks"
-            )
-            self._event("no_better", progress, message)
+        if (warning := progress.scored.warning) is not None:
+            self._event("no_better", progress, warning)
         if told := bottleneck(seconds_spent(progress)):
             logger.info(told)
         self._report()
@@ -312,12 +305,7 @@ class _Fit:
         progress.unseen_losses += losses
         unread.clear()
         for loss, zero_loss in zip(averages, zeros, strict=True):
-            if math.isfinite(loss):
-                progress.n_scored += 1
-                share = 1 / min(progress.n_scored, _SCORED_MEMORY)
-                progress.model_loss += share * (loss - progress.model_loss)
-                # Of batches, not of the loss: a few rows far out decide that where targets have heavy tails.
-                progress.no_better += share * ((loss >= zero_loss) - progress.no_better)
+            progress.scored = progress.scored.after(loss, zero_loss)
         return float(inexactness[-1])
 
     def _stream(self, steps: range) -> BatchStream:

@@ -62,7 +62,7 @@ class Clock:
         rows = round(epoch * order.epoch_rows)
         to_go = order.epoch_rows * n_steps / order.steps_per_epoch - rows
         starved = (progress.waited_s - self.waited_before_s) / here_s
-        loss = progress.model_loss
+        loss = progress.scored.loss
         return FitProgress(progress.step, n_steps, epoch, rows, rate, loss, starved, to_go / max(rate, 1e-9))
 
 
