@@ -1,6 +1,6 @@
 """Fashion-MNIST against the peers, side by side: accuracy by epoch, and how long each takes to reach an accuracy.
 
-    python tools/bench_peers.py [--eigenpro3 PATH] [--eigenpro PATH] [--falkon [PATH]] [--epochs 0.1,0.25,0.4,1,3]
+    python tools/bench_peers.py [--eigenpro3 PATH] [--eigenpro PATH] [--falkon [PATH]] [--epochs 0.1,0.25,0.3,1,3]
 
 PATH is a checkout of the peer: github.com/EigenPro/EigenPro3, its successor github.com/EigenPro/EigenPro (delayed
 projections); or the folder that github.com/FalkonML/falkon is installed in, for CPUs by `FORCE_ONLY_CPU=1 pip install
@@ -141,7 +141,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--centers", default=5000, type=int)
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--seed", default=0, type=int)
-    parser.add_argument("--epochs", default="0.1,0.25,0.4,1,3", type=numbers, help="of ep3stream's fits")
+    parser.add_argument("--epochs", default="0.1,0.25,0.3,1,3", type=numbers, help="of ep3stream's fits")
     parser.add_argument("--peer-epochs", default=3, type=int)
     parser.add_argument("--targets", default="0.863,0.8775", type=numbers, help="accuracies to time")
     # The levels at which each was fastest here on 2000 samples; at 200 the successor loses accuracy by the epoch.

@@ -14,6 +14,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import ExactProjection, build_exact
+from ep3stream.solver.head_start import HeadStart, head_start, is_worth_it
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.points import LeftPoints, UnpreparedPoints
@@ -89,12 +90,13 @@ class StepLimits:
 class Settled:
     """What a fit goes through, and the limits that its last stage's step size rests on.
 
-    step_size: of the first stage.
+    step_size: of the first stage. start: the weights it starts from, None for zero.
     """
 
     stages: tuple[Stage, ...]
     step_size: float
     limits: StepLimits
+    start: HeadStart | None = None
 
     @property
     def batch_size(self) -> int:
@@ -113,7 +115,8 @@ class SolverBuilder:
 
     centers: (p, d), whole for every rank, in host memory or on the device, where all but `exact` bring no more of
     them than their shard; sample: X_s, (s, d), scaled and whole on every device. targets: for weights, if there are
-    any. inputs: what scales the centers, None where they are scaled: no scaled copy of them is ever kept.
+    any. inputs: what scales the centers, None where they are scaled: no scaled copy of them is ever kept. sample_y: the
+    y of the sample, for a head start.
     """
 
     kernel: Kernel
@@ -125,6 +128,7 @@ class SolverBuilder:
     generator: torch.Generator
     targets: TargetCode | None = None
     inputs: InputScaling | None = None
+    sample_y: Tensor | None = None
 
     def projection(self) -> tuple[Projection, Spectra]:
         """The one that the settings name, on this rank's shard of the centers."""
@@ -176,10 +180,14 @@ class SolverBuilder:
         if self.settings.used_step == "published":
             limits = self._published(PublishedStep.of(self.kernel, self.sample, spectra.data[-1]), epoch_rows)
             return self._tempered([Stage(0, projection)], [limits])
+        start = self._head_start(projection, epoch_rows)
         if self.settings.data_rank or not isinstance(projection, NystromProjection | ExactProjection):
             found = self._measured(projection, probes, epoch_rows, probe_y)
-            return self._tempered([Stage(0, projection)], [self._limits(found)])
-        return self._staged(projection, probes, epoch_rows, probe_y)
+            settled = self._tempered([Stage(0, projection)], [self._limits(found)])
+        else:
+            rho = 0.0 if start is None else start.rho
+            settled = self._staged(projection, probes, epoch_rows, probe_y, rho)
+        return replace(settled, start=start)
 
     def _staged(
         self,
@@ -187,15 +195,16 @@ class SolverBuilder:
         probes: Tensor,
         epoch_rows: int,
         probe_y: Tensor | None,
+        rho: float,
     ) -> Settled:
-        """One stage for each threshold, `flattening.py`; the batch is that of the last."""
+        """One stage for each threshold up to `rho`, `flattening.py`; the batch is that of the last."""
         flattening = projection.flattening
         assert flattening is not None
         batch_size = self._first_batch(epoch_rows)
         probed = self._probed(probes, probe_y, batch_size)
         profile = probed.leverage_profile(projection)
         # Whatever the epochs: more or fewer of them may be asked for on the way.
-        falling = flattening.falling(profile, epoch_rows * _STAGED_EPOCHS)
+        falling = _passed_over(flattening.falling(profile, epoch_rows * _STAGED_EPOCHS), rho)
         stages = [Stage(first_row, projection.flattened(threshold)) for first_row, threshold in falling]
         kappas = [profile.largest(flattening.shrink(t)) * self._heaviest() for _, t in falling]
         last = self._leading(probed, stages[-1], kappas[-1], batch_size)
@@ -255,6 +264,20 @@ class SolverBuilder:
         lambda_max = growth * probed.leading_eigenvalue(projection, (limit - ridge) / growth) + ridge
         return Stability(batch_size, max(lambda_max, tiny), kappa_max)
 
+    def _head_start(self, projection: Projection, epoch_rows: int) -> HeadStart | None:
+        """The leader's, on every rank; None without a y, or rows enough."""
+        is_worth = isinstance(projection, NystromProjection) and is_worth_it(len(self.sample), epoch_rows)
+        if not is_worth or self.sample_y is None or self.targets is None:
+            return None
+        assert isinstance(projection, NystromProjection)
+        assert projection.sampled is not None
+        found = head_start(
+            projection.sampled, projection.half, self.sample_y, self.targets, self.settings.ridge
+        )
+        # Which stages there are hangs on it, and devices may differ in the last bit.
+        rho = self.mesh.led(lambda: None if found is None else found.rho)
+        return None if found is None or rho is None else replace(found, rho=rho)
+
     def _limits(self, found: Stability) -> StepLimits:
         step_size = found.step_size(self.settings.used_momentum)
         return StepLimits(found.batch_size, step_size, found.lambda_max, found.kappa_max)
@@ -273,7 +296,7 @@ class SolverBuilder:
             leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / longest
             tempered = first.tempered(unexplained, max(leverage, known))
             projections = [
-                replace(each, tempering=tempered.tempering, flattening=None)
+                replace(each, tempering=tempered.tempering, flattening=None, sampled=None)
                 for each in projections
                 if isinstance(each, NystromProjection)
             ]
@@ -361,9 +384,7 @@ class SolverBuilder:
         return min(asked, epoch_rows) if asked else min(PROBE_ROWS, self._largest_batch(epoch_rows))
 
     def _largest_batch(self, epoch_rows: int) -> int:
-        # A short epoch, or a part of one, of few steps learns little, whatever the hardware prefers.
-        short = int(epoch_rows * min(1, self.settings.epochs)) // 32
-        return max(1, min(self.sizes.max_batch_size, max(short, 16), epoch_rows))
+        return _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows)
 
     def _best_batch(self, first: Stability, epoch_rows: int) -> int:
         """The batch asked for, or the best by a first measurement."""
@@ -372,6 +393,28 @@ class SolverBuilder:
         critical = first.critical_batch_size(self.settings.used_momentum)
         # A quarter of it: rows are then what limits a step's progress, with room for batches worse than the probes.
         return min(1 << int(math.log2(max(critical / 4, _MIN_AUTO_BATCH))), self._largest_batch(epoch_rows))
+
+
+def n_probes(settings: SolverConfig, max_batch_size: int, epoch_rows: int) -> int:
+    """How many rows the step size is measured on at most."""
+    largest = settings.batch_size or _largest_batch(settings, max_batch_size, epoch_rows)
+    if not settings.data_rank and not settings.batch_size and settings.projection != "eigenpro":
+        largest = min(largest, PROBE_ROWS)  # The stages' batch follows from one of so many rows.
+    return max(PROBES * largest, PROBE_ROWS)
+
+
+def _largest_batch(settings: SolverConfig, max_batch_size: int, epoch_rows: int) -> int:
+    # A short epoch, or a part of one, of few steps learns little, whatever the hardware prefers.
+    short = int(epoch_rows * min(1, settings.epochs)) // 32
+    return max(1, min(max_batch_size, max(short, 16), epoch_rows))
+
+
+def _passed_over(falling: list[tuple[int, float]], rho: float) -> list[tuple[int, float]]:
+    """Stages without those whose threshold is above rho, whose directions are known already; but the last stays."""
+    if not rho:
+        return falling
+    left = [stage for stage in falling if stage[1] <= rho] or falling[-1:]
+    return [(0, left[0][1]), *left[1:]]
 
 
 def _n_probed(n_rows: int, batch_size: int) -> int:

@@ -72,8 +72,8 @@ class NystromProjection:
     With W restricted to span(U), Q = U H diag(s) H' U' + (I - U U') T (I - U U') / mu, H = diag(l + mu)^(-1/2) W
     and s = 1 - D: O(prc) a step, O(pr) memory, no kernel product. basis U: (p_shard, r), orthonormal over the shards,
     leading columns first; half H: (r, q), and shrink s: (q,), float64; eigenvalues l: (r,). T = diag(tempering),
-    (p_shard,), at most 1, and less for a few centers, `tempered_rows`; None for I. flattening: for other thresholds,
-    while there is a set-up to choose them.
+    (p_shard,), at most 1, and less for a few centers, `tempered_rows`; None for I. While there is a set-up: flattening,
+    for other thresholds; sampled, H'U'K(Z, X_s), (q, s), float64, the features of the sample.
     """
 
     basis: Tensor
@@ -85,6 +85,7 @@ class NystromProjection:
     eigenvalues: Tensor
     tempering: Tensor | None = None
     flattening: Flattening | None = None
+    sampled: Tensor | None = None
     tempered_rows: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -247,12 +248,12 @@ def build_nystrom(
     rounding = _ROUNDING * torch.finfo(basis.dtype).eps * float(eigenvalues[0])
     damping = max(next_eigenvalue, mean_unexplained, rounding)
     n_leading = int((eigenvalues > _LEADING * damping).sum())
-    half, flattening = _directions(
+    half, flattening, sampled = _directions(
         kernel, shard, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh
     )
     shrink = flattening.shrink(flattening.fixed(data_rank))
     projection = NystromProjection(
-        basis, half, shrink, damping, n_leading, mesh, eigenvalues.to(basis), flattening=flattening
+        basis, half, shrink, damping, n_leading, mesh, eigenvalues.to(basis), None, flattening, sampled
     )
     return projection, Spectra(tuple(eigenvalues.tolist()), tuple(flattening.eigenvalues.tolist()), damping)
 
@@ -325,8 +326,8 @@ def _directions(
     n_leading: int,
     damped: Tensor,
     mesh: Mesh,
-) -> tuple[Tensor, Flattening]:
-    """H, and the eigenvalues of L^(-1/2) U'K(Z, X_s) K(X_s, Z) U L^(-1/2) / s, damped the diagonal of L."""
+) -> tuple[Tensor, Flattening, Tensor]:
+    """H, the eigenvalues of A A' / s for A = L^(-1/2) U'K(Z, X_s), damped the diagonal of L, and H'U'K(Z, X_s)."""
     # So many columns of p values that they take about the memory of a tile of all columns.
     n_columns = max(_LEAST_COLUMNS, TILE_ROWS * len(sample) * mesh.size // n_centers)
     parts = []
@@ -339,7 +340,7 @@ def _directions(
     tau, w = mesh.broadcast(tau.flip(0)), mesh.broadcast(w.flip(1).contiguous())
     # What the rounding of h alone leaves of the leading direction in the part that 1 / mu amplifies.
     least = (_ROUNDING * torch.finfo(basis.dtype).eps) ** 2 * float(damped[0] / damped[-1])
-    return w / damped.sqrt()[:, None], Flattening(tau, least * float(tau[0]))
+    return w / damped.sqrt()[:, None], Flattening(tau, least * float(tau[0])), w.T @ whitened
 
 
 def _falls_fast(values: Tensor, trace: float, n_landmarks: int) -> bool:

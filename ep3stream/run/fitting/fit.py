@@ -245,7 +245,7 @@ class _Fit:
         return progress
 
     def _start(self) -> Progress:
-        state = self.solver.initial_state()
+        state = self.setup.initial_state(self.solver)
         progress = Progress(0, state, Guard.start(state, self.setup.plan["step_size"]), [])
         self._event("start", progress, f"started, {self.n_steps} steps to go")
         return progress

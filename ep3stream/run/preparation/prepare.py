@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from ep3stream.run.preparation.plan import Plan, Shape, automatic_centers, descr
 from ep3stream.run.preparation.setup import SETUP_KIND, STAGED
 from ep3stream.run.preparation.weights import with_weights
 from ep3stream.run.records.quantities import bytes_text
-from ep3stream.solver.build import PROBE_ROWS, PROBES, Settled, SolverBuilder, probes_of
+from ep3stream.solver.build import Settled, SolverBuilder, n_probes, probes_of
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
@@ -41,6 +42,7 @@ from ep3stream.solver.targets import TargetCode
 logger = logging.getLogger(__name__)
 
 _CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
+_MORE = 1.1
 
 
 def write_setup(
@@ -86,13 +88,7 @@ class _Preparation:
             drawn = None
             if source.points is None:
                 drawn = sample_rows(self.reader.info, n_centers, seed, _CENTERS)
-            n_probes = max(PROBES * plan.max_batch_size, PROBE_ROWS)
-            n_others = min(shape.n_rows, plan.nystrom_samples + n_probes)
-            others = sample_rows(self.reader.info, n_others, seed, _SAMPLES)
-            fresh = ~np.isin(others, () if drawn is None else drawn)
-            if fresh.any():
-                # A center leans far more on its own weight than the rows that are trained on.
-                others = others[fresh]
+            others = self._others(drawn, plan)
             centers, rows, y = self.mesh.once_a_node(lambda: self._points(source, drawn, others, inputs))
         logger.info(
             "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
@@ -118,6 +114,7 @@ class _Preparation:
             self.generator,
             targets.to(device),
             inputs,
+            y[: plan.nystrom_samples].to(device),
         )
         with self._stage("preconditioner"):
             projection, spectra = builder.projection()
@@ -138,11 +135,29 @@ class _Preparation:
             "target_scale": targets.scale,
             **_gathered(settled, n_centers, self.mesh),
         }
+        if settled.start is not None:
+            tensors["start"] = settled.start.coefficients.float()
         if isinstance(kernel, RadialKernel):
             tensors["kernel_centre"] = kernel.centre
         if targets.weights is not None:
             tensors["target_weights"] = targets.weights
         return tensors, self._description(plan, kernel, spectra, settled)
+
+    def _others(self, drawn: Rows | None, plan: Plan) -> Rows:
+        """Rows of the sample and to measure the step size on, in random order; centers only where there are no others.
+
+        A center leans far more on its own weight than the rows that are trained on.
+        """
+        info, n_drawn = self.reader.info, 0 if drawn is None else len(drawn)
+        wanted = plan.nystrom_samples + n_probes(
+            self.config.solver, plan.max_batch_size, info.n_rows - n_drawn
+        )
+        # So many that, without the centers among them, there are enough but for bad luck.
+        share = 1 - n_drawn / info.n_rows
+        more = math.ceil(_MORE * wanted / share) if share > 0 else info.n_rows
+        others = sample_rows(info, min(info.n_rows, more), self.config.run.seed, _SAMPLES)
+        fresh = ~np.isin(others, () if drawn is None else drawn)
+        return (others[fresh] if fresh.any() else others)[:wanted]
 
     def _points(
         self, source: CenterSource, drawn: Rows | None, others: Rows, inputs: InputScaling
@@ -191,6 +206,8 @@ class _Preparation:
         if isinstance(projection, EigenProProjection):
             extra["center_batch_size"] = projection.passes.batch_size
             extra["center_step_size"] = projection.passes.step_size
+        if settled.start is not None:
+            extra |= {"start_rows": settled.start.n_rows, "start_ridge": settled.start.rho}
         if isinstance(projection, NystromProjection):
             extra["model_rank"] = len(spectra.model)
         return {

@@ -25,7 +25,7 @@ from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import named_kernel, with_precision
 from ep3stream.solver.points import Points
 from ep3stream.solver.projection import NystromProjection
-from ep3stream.solver.step import Solver, Stage
+from ep3stream.solver.step import Solver, SolverState, Stage
 from ep3stream.solver.targets import TargetCode
 
 SETUP_KIND = "set-up"
@@ -145,6 +145,20 @@ class Setup:
             config.solver.ridge,
             stages[1:],
         )
+
+    def initial_state(self, solver: Solver) -> SolverState:
+        """Of a set-up as dealt: the head start, or zero where there is none.
+
+        The average counts it as if its rows had been steps.
+        """
+        state = solver.initial_state()
+        if (coefficients := self.tensors.get("start")) is not None:
+            assert isinstance(solver.projection, NystromProjection)
+            basis = solver.projection.basis
+            state.weights.copy_((basis @ coefficients.to(basis)).T)
+            state.average.copy_(state.weights)
+            state.averaged = self.plan["start_rows"] // self.plan["batch_size"]
+        return state
 
     def _memory_bytes(self, config: FitConfig, mesh: Mesh) -> int:
         """As asked for; on a GPU what the set-up has found free (`machine.memory_budget`)."""

@@ -45,6 +45,9 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
     devices = plan.get("devices", 1)  # Formats 1 and 2 knew of one.
     if type(devices) is not int or not 1 <= devices <= plan["n_centers"]:
         raise ValueError(f"devices is {devices!r:.50}")
+    started = plan.get("start_rows", 0)  # Formats 1 to 3 began without.
+    if type(started) is not int or not 0 <= started < 1 << 40:
+        raise ValueError(f"start_rows is {started!r:.50}")
     positive = ["step_size"]
     if plan["projection"] == "nystrom":
         positive.append("mu")
@@ -108,6 +111,8 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
     if len(eigenvalues) != r or not all(map(_is_float32, eigenvalues)):
         raise ValueError(f"model_eigenvalues are {eigenvalues!r:.50}, not {r} numbers")
     shapes |= {"basis": (p, r)}
+    if "start" in tensors:
+        shapes["start"] = (r, c)
     if "core" in tensors:
         return shapes | {"core": (*stages, r, r)}
     return shapes | {"half": (r, r), "shrink": (*stages, r)}
