@@ -29,6 +29,17 @@ def laplacian(d: int, bandwidth: float = 3.0) -> RadialKernel:
     return RadialKernel("laplacian", bandwidth, torch.zeros(d))
 
 
+def sphere(n: int, d: int, seed: int) -> Tensor:
+    """(n, d) on the unit sphere."""
+    return torch.nn.functional.normalize(points(n, d, seed, torch.float32))
+
+
+def levels(z: Tensor, x: Tensor) -> Tensor:
+    """On the sphere: d functions of the first degree, d (d + 1) / 2 of the second, all alike, and a bit of the rest."""
+    t = z @ x.T
+    return 0.3 * t + 0.65 * t * t + 0.05 * torch.exp(-(2 - 2 * t).clamp_min(0).sqrt())
+
+
 def unit_targets(n_outputs: int, dtype: torch.dtype = torch.float64) -> TargetCode:
     return TargetCode(False, torch.zeros(n_outputs, dtype=dtype), torch.ones(n_outputs, dtype=dtype))
 

@@ -27,13 +27,13 @@ def problem(p: int, n: int) -> Problem:
 
 def profile(n_rows: int = 50) -> LeverageProfile:
     draws = torch.randn(1500, n_rows, generator=generator(), dtype=torch.float64).square()
-    return LeverageProfile(TAU[:, None] * draws, torch.full((n_rows,), 1e-4, dtype=torch.float64))
+    return LeverageProfile(0.8 * TAU[:, None] * draws, torch.full((n_rows,), 1e-4, dtype=torch.float64))
 
 
 def test_a_threshold_is_the_lowest_that_leaves_its_rows_enough_foldings():
     flattening, rows = Flattening(TAU, 1e-9), profile()
     stages = flattening.falling(rows, 10**9)
-    assert [first_row for first_row, _ in stages] == [0, 4096, 16384]
+    assert [first_row for first_row, _ in stages] == [0, 2048, 4096, 8192, 16384]
     for first_row, threshold in stages[:-1]:
         n_rows = max(first_row, 1024)
         foldings = n_rows * threshold / rows.largest(flattening.shrink(threshold))
@@ -45,7 +45,7 @@ def test_a_threshold_is_the_lowest_that_leaves_its_rows_enough_foldings():
 
 def test_no_stage_begins_after_the_last_row():
     stages = Flattening(TAU, 1e-9).falling(profile(), 5000)
-    assert [first_row for first_row, _ in stages] == [0, 4096]
+    assert [first_row for first_row, _ in stages] == [0, 2048, 4096]
     assert len(Flattening(TAU, 1e-9).falling(profile(), 10)) == 1
 
 

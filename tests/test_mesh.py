@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_problem import ONE_RANK, Problem, generator, laplacian, points, unit_targets
+from kernel_problem import ONE_RANK, Problem, generator, laplacian, levels, points, sphere, unit_targets
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
@@ -25,11 +25,12 @@ from ep3stream.mesh.shared_collectives import are_possible
 from ep3stream.run.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import build_exact
-from ep3stream.solver.kernels import RadialKernel
+from ep3stream.solver.kernels import CallableKernel, RadialKernel
 from ep3stream.solver.step import Solver
 
 CPU = torch.device("cpu")
-CASES = ((50, 0), (1, 0), (50, 20))
+FAST, LEVEL = 20, 80
+CASES = ((50, 0), (1, 0), (50, FAST), (120, LEVEL))
 
 
 @given(n_rows=st.integers(0, 10_000), size=st.integers(1, 64))
@@ -50,11 +51,14 @@ def test_a_process_without_a_group_is_a_mesh_of_one_that_leaves_tensors_alone() 
 def weights_after_five_steps(mesh: Mesh, p: int, widest_rank: int = 0) -> Tensor:
     """Of the whole model, (p, 2), on every rank; the step size is measured too, by the ranks together.
 
-    With a `widest_rank` the kernel is one for which the rank is raised to it.
+    With a `widest_rank` the kernel is one for which the rank is raised to it: eigenvalues that fall fast, or a level.
     """
     kernel = RadialKernel("gaussian", 3.0, torch.zeros(3)) if widest_rank else laplacian(3)
     rows = points(p, 3, 0, torch.float32), points(120, 3, 1, torch.float32)
     case = Problem(kernel, *rows, n_landmarks=40, widest_rank=widest_rank)
+    if widest_rank == LEVEL:
+        rows = sphere(p, 12, 0), sphere(120, 12, 1)
+        case = Problem(CallableKernel(levels), *rows, 30, 4, p, widest_rank=widest_rank)
     assert case.projection(mesh)[0].basis.shape[1] == min(p, max(widest_rank, 10))
     solver = replace(case.solver(unit_targets(2, torch.float32), mesh), ridge=0.1)
     eta = case.stability(solver, 40).step_size(solver.momentum)
@@ -155,7 +159,7 @@ def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> Non
         ranks = [torch.from_numpy(np.load(file)) for file in files]
         assert all(torch.equal(ranks[0], other) for other in ranks[1:])
         # Sums in another order differ by rounding, which 1 / mu amplifies where the eigenvalues fall fast.
-        assert (ranks[0] - alone).norm() < (1e-3 if widest_rank else 1e-5) * alone.norm()
+        assert (ranks[0] - alone).norm() < (1e-3 if widest_rank == FAST else 1e-5) * alone.norm()
     for rank in range(size):
         sent = json.loads((tmp_path / f"sent-{rank}.json").read_text())
         assert len(sent) == 5

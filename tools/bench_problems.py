@@ -12,8 +12,16 @@
     uneven    d = 20, noise of uneven size; Matern 5/2
     classes   d = 30, 100 classes by a random network, with noise; Gaussian
     network   d = 64, a random network without noise; Laplacian
+    harmonics d = 16, functions of the first three degrees on the unit sphere; Gaussian
+    heavy     d = 10, rows far out: Student's t; Laplacian
+    grid      d = 3, rows that all but coincide, centers among them; dispersal, gamma .7
+    labels    d = 24, 100 classes, three tenths of the labels at random; ReLU NTK
+    narrow    d = 12, a bandwidth at which K(Z, Z) is nearly the identity; Gaussian
+    wide      d = 6, a bandwidth at which it has a few eigenvalues only; Gaussian
+    cubic     d = 8, the function of `smooth`; polynomial of the third degree, whose matrices have rank 165
+    few       d = 15, 2500 centers and 3000 rows; Matern 3/2
 
-The last four were made after the defaults had been chosen, to see whether they hold elsewhere.
+The last eight were made after the defaults had been chosen, to see whether they hold elsewhere.
 
 Rows are drawn by seed; 10,000 are kept to test on, and the centers are not trained on. `KernelModel` trains with its
 defaults, `eigenpro` on the published sample of 2000, with the published batch and step size. The columns:
@@ -46,15 +54,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from bench_fashion import read_idx
 from torch import Tensor
 
 from ep3stream import DivergedError, KernelModel
-from ep3stream.config import KernelName
+from ep3stream.config import KernelConfig, KernelName
 from ep3stream.run.batchwise.source import RowForm
+from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
 from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.least_squares import RidgePath
 from ep3stream.solver.named_kernels import named_kernel
@@ -64,6 +73,8 @@ FASHION = "/usr/share/datasets/fashion-mnist"
 TEST_ROWS = 10_000
 RIDGES = (0.0, *(10.0 ** (quarter / 4) for quarter in range(-36, -3)))
 SAMPLES = {"eigenpro": 2000, "exact": 3000, "nystrom": 3000}
+
+KERNELS: tuple[Any, ...] = (RadialKernel, PolynomialKernel, NtkKernel)
 
 Make = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -79,8 +90,7 @@ class Problem:
     make: Make
     n_rows: int
     n_centers: int
-    kernel: KernelName
-    bandwidth: float
+    kernel: KernelConfig
     n_classes: int = 0
 
     @property
@@ -134,20 +144,22 @@ class Meter:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts the entries of the radial kernels' blocks: all of them are formed by one method."""
-        formed = RadialKernel.block
+        """Counts the entries of the kernels' blocks: all of them are formed by one method of each class."""
+        formed = {kind: kind.block for kind in KERNELS}
 
-        def block(kernel: RadialKernel, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
+        def block(kernel: Any, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
             self.evaluations += len(z) * len(x)
-            return formed(kernel, z, x, out)
+            return formed[type(kernel)](kernel, z, x, out)
 
-        RadialKernel.block = block  # type: ignore[method-assign]
+        for kind in KERNELS:
+            kind.block = block
         began = time.perf_counter()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - began
-            RadialKernel.block = formed  # type: ignore[method-assign]
+            for kind, own in formed.items():
+                kind.block = own
 
 
 def main() -> None:
@@ -215,7 +227,6 @@ def trained(
         rows.centers,
         problem.kernel,
         rows.n_outputs(problem),
-        bandwidth=problem.bandwidth,
         task=problem.task,
         projection=method,
         nystrom_samples=SAMPLES[method],
@@ -246,7 +257,10 @@ def train(model: KernelModel, rows: Rows, epochs: float) -> None:
 def dense_run(problem: Problem, rows: Rows, seed: int, directory: Path) -> Run:
     """The ridge solution that does best on the test rows, from `directory` where it is known."""
     sizes = f"{problem.n_rows}-{TEST_ROWS}-{problem.n_centers}"
-    path = directory / f"{problem.name}-{sizes}-{problem.kernel}-{problem.bandwidth:g}-seed{seed}.json"
+    kernel = "-".join(
+        [problem.kernel.name, *(f"{value:g}" for value in problem.kernel.parameters().values())]
+    )
+    path = directory / f"{problem.name}-{sizes}-{kernel}-seed{seed}.json"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(solve_dense(problem, rows)))
@@ -260,7 +274,7 @@ def solve_dense(problem: Problem, rows: Rows) -> dict[str, object]:
     (x, y), (x_test, y_test) = form.pair(rows.x, rows.y), form.pair(rows.x_test, rows.y_test)
     targets, meter = form.code(y), Meter()
     centre = rows.centers.double().mean(0)
-    kernel = named_kernel(problem.kernel, {"bandwidth": problem.bandwidth}, centre)
+    kernel = named_kernel(problem.kernel.name, problem.kernel.parameters(), centre)
     with meter.running():
         path = RidgePath.of(kernel, rows.centers, x, y, targets)
     squares, _ = path.held_out(x_test, y_test, RIDGES)
@@ -357,17 +371,86 @@ def network(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return x, torch.tanh(x @ inner) @ outer
 
 
+def harmonics(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Functions of the first three degrees on the unit sphere."""
+    fixed = torch.Generator().manual_seed(12)
+    x = torch.nn.functional.normalize(torch.randn(n_rows, 16, generator=generator))
+    first, second, third = (x @ torch.randn(16, 20, generator=fixed) for _ in range(3))
+    y = (first + first * second + 2 * first * second * third).mean(1, keepdim=True)
+    return x, y + 0.05 * torch.randn(y.shape, generator=generator)
+
+
+def heavy(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Student's t with 2.5 degrees of freedom: a few rows lie very far out."""
+    chi = (torch.randn(n_rows, 5, generator=generator).square().sum(1) / 5).sqrt() ** 1.4
+    x = torch.randn(n_rows, 10, generator=generator) / chi[:, None]
+    y = torch.tanh(x[:, 0] * x[:, 1]) + x[:, 2].abs().log1p() + torch.sin(x[:, 3] + x[:, 4])
+    return x, y[:, None] + 0.3 * torch.randn(n_rows, 1, generator=generator)
+
+
+def grid(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clusters on a coarse grid, so that many rows, and some of the centers, are all but the same point."""
+    means = torch.randn(25, 3, generator=torch.Generator().manual_seed(13)) * 2
+    cluster = torch.randint(0, 25, (n_rows,), generator=generator)
+    x = ((means[cluster] + 0.3 * torch.randn(n_rows, 3, generator=generator)) * 8).round() / 8
+    y = torch.sin(2 * x[:, 0]) * torch.cos(x[:, 1]) + (x[:, 2] > 0.06) * 0.5
+    x += 1e-5 * torch.randn(x.shape, generator=generator)
+    return x, y[:, None] + 0.1 * torch.randn(n_rows, 1, generator=generator)
+
+
+def labels(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A hundred classes, three tenths of the labels drawn at random."""
+    inner = torch.randn(24, 100, generator=torch.Generator().manual_seed(14))
+    x = torch.randn(n_rows, 24, generator=generator)
+    y = (x @ inner + 0.5 * (x.square() @ inner)).argmax(1)
+    drawn = torch.randint(0, 100, (n_rows,), generator=generator)
+    return x, torch.where(torch.rand(n_rows, generator=generator) < 0.3, drawn, y)
+
+
+def narrow(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For a bandwidth at which K(Z, Z) is nearly the identity."""
+    x = torch.randn(n_rows, 12, generator=generator)
+    y = torch.sin(x[:, 0]) + 0.5 * x[:, 1] * x[:, 2]
+    return x, y[:, None] + 0.1 * torch.randn(n_rows, 1, generator=generator)
+
+
+def wide(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For a bandwidth at which K(Z, Z) has hardly more than its first few eigenvalues."""
+    x = torch.rand(n_rows, 6, generator=generator)
+    y = x[:, 0] * x[:, 1] + torch.sin(3 * x[:, 2]) + (x[:, 3] - x[:, 4]).square()
+    return x, y[:, None] + 0.05 * torch.randn(n_rows, 1, generator=generator)
+
+
+def few(n_rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For hardly more rows than centers."""
+    x = torch.randn(n_rows, 15, generator=generator)
+    y = torch.sin(x[:, 0] + x[:, 1]) + torch.relu(x[:, 2]) * x[:, 3]
+    return x, y[:, None] + 0.2 * torch.randn(n_rows, 1, generator=generator)
+
+
+def radial(name: KernelName, bandwidth: float, shape: float | None = None) -> KernelConfig:
+    return KernelConfig(name, bandwidth, shape)
+
+
 PROBLEMS = (
-    Problem("sphere", sphere, 80_000, 3000, "laplacian", 1.0),
-    Problem("smooth", smooth, 80_000, 3000, "gaussian", 1.0),
-    Problem("teacher", teacher, 60_000, 2000, "laplacian", 10.0),
-    Problem("clusters", clusters, 60_000, 3000, "laplacian", 20.0, n_classes=100),
-    Problem("tabular", tabular, 80_000, 2000, "laplacian", 5.0),
-    Problem("fashion", fashion, 70_000, 3000, "laplacian", 10.0, n_classes=10),
-    Problem("blobs", blobs, 60_000, 2000, "gaussian", 0.5),
-    Problem("uneven", uneven, 60_000, 2000, "matern52", 8.0),
-    Problem("classes", classes, 50_000, 2000, "gaussian", 6.0, n_classes=100),
-    Problem("network", network, 60_000, 2000, "laplacian", 10.0),
+    Problem("sphere", sphere, 80_000, 3000, radial("laplacian", 1.0)),
+    Problem("smooth", smooth, 80_000, 3000, radial("gaussian", 1.0)),
+    Problem("teacher", teacher, 60_000, 2000, radial("laplacian", 10.0)),
+    Problem("clusters", clusters, 60_000, 3000, radial("laplacian", 20.0), n_classes=100),
+    Problem("tabular", tabular, 80_000, 2000, radial("laplacian", 5.0)),
+    Problem("fashion", fashion, 70_000, 3000, radial("laplacian", 10.0), n_classes=10),
+    Problem("blobs", blobs, 60_000, 2000, radial("gaussian", 0.5)),
+    Problem("uneven", uneven, 60_000, 2000, radial("matern52", 8.0)),
+    Problem("classes", classes, 50_000, 2000, radial("gaussian", 6.0), n_classes=100),
+    Problem("network", network, 60_000, 2000, radial("laplacian", 10.0)),
+    Problem("harmonics", harmonics, 60_000, 2000, radial("gaussian", 1.0)),
+    Problem("heavy", heavy, 60_000, 2000, radial("laplacian", 4.0)),
+    Problem("grid", grid, 60_000, 2000, radial("dispersal", 1.0, 0.7)),
+    Problem("labels", labels, 50_000, 2000, KernelConfig("ntk_relu"), n_classes=100),
+    Problem("narrow", narrow, 60_000, 2000, radial("gaussian", 1.0)),
+    Problem("wide", wide, 60_000, 2000, radial("gaussian", 10.0)),
+    Problem("cubic", smooth, 60_000, 2000, KernelConfig("polynomial", 1.0)),
+    Problem("few", few, 15_500, 2500, radial("matern32", 5.0)),
 )
 
 

@@ -134,7 +134,7 @@ def add_settings(fit: argparse.ArgumentParser) -> None:
         "--model-rank",
         type=int,
         metavar="N",
-        help="eigenpairs of K(Z, Z); default: centers / 4, at most 500, or 1500 where they fall fast",
+        help="eigenpairs of K(Z, Z); default: centers / 4, at most 500, or 1500 where that helps much",
     )
     fit.add_argument(
         "--data-rank",

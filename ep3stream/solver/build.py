@@ -57,7 +57,7 @@ class Sizes(Protocol):
 
     @property
     def widest_rank(self) -> int:
-        """What r may be raised to where the eigenvalues fall fast."""
+        """What r may be raised to where that helps much."""
         ...
 
     @property

@@ -9,7 +9,7 @@ directions `FOLDINGS` e-foldings in n rows,
     n t / kappa(t) = FOLDINGS,
 
 and since a fit has always seen some rows, the fit starts with the threshold of its first thousand and passes to
-that of four times as many whenever it has seen so many: what matters most is learnt first, with the fewest rows,
+that of twice as many whenever it has seen so many: what matters most is learnt first, with the fewest rows,
 and no number of rows has to be known beforehand.
 """
 
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FOLDINGS = 5
+FOLDINGS = 7
 _FIRST_ROWS = 1024
-_GROWTH = 4
+_GROWTH = 2
 _BISECTIONS = 40
 # A threshold less than this much lower is not worth a stage.
 _LEAST_FALL = 0.8
@@ -32,8 +32,8 @@ _LEAST_FALL = 0.8
 class Flattening:
     """The eigenpairs of the preconditioned data operator that a threshold is set among.
 
-    eigenvalues: tau, (q,), descending, none if the sample is a single row; least: the threshold below which their own
-    rounding would be amplified.
+    eigenvalues: tau, (q,), descending, none if the sample is a single row; least: the lowest threshold, that of as many
+    directions as are to be flattened at most, or below which the rounding of the first ones would be amplified.
     """
 
     eigenvalues: Tensor

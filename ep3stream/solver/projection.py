@@ -26,8 +26,8 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import TILE_ROWS, kernel_block, kernel_times, tiles
 from ep3stream.solver.flattening import Flattening, LeverageProfile
 from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.landmarks import LandmarkPairs
 from ep3stream.solver.points import Points
-from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
 
 # Of float32's eps times the leading eigenvalue: pairs below are noise. The largest part of a kernel matrix's rounding,
 # that of whole rows and columns, is a congruence and spares the small eigenvalues.
@@ -234,14 +234,15 @@ def build_nystrom(
 ) -> tuple[NystromProjection, Spectra]:
     """Basis from `landmarks`, (r', d) with r' >= model_rank, eigenvalues of the data from `sample`, (s, d).
 
-    Streams K(Z, L) and K(Z, X_s) once each: O(p (r' + s)(d + r)) time, O(p r + r'^2 + r s) memory. `centers`,
+    Streams K(Z, L) and K(Z, X_s) once each: O(p (r' + s)(d + r)) time, O(p r + r'^2 + r s) memory. The rank is
+    `widest_rank` where more pairs than `model_rank` help much (`landmarks.py`). `centers`,
     (p_shard, d), is this rank's shard of the `n_centers`; `landmarks` (some of all centers) and `sample`
     (rows of the data) are whole on every rank. The basis has fewer than `model_rank` columns where the kernel
     matrix of the landmarks has a lower rank in the precision at hand. Raises ConfigError where it is zero.
     """
     shard = kernel.left(centers)
-    basis, eigenvalues, next_eigenvalue = _nystrom_basis(
-        kernel, shard, landmarks, n_centers, model_rank, widest_rank, mesh, generator
+    basis, eigenvalues, next_eigenvalue, completes_a_level = _nystrom_basis(
+        kernel, shard, landmarks, sample, n_centers, (model_rank, widest_rank), mesh, generator
     )
     unexplained = unexplained_diagonal(kernel, centers, basis, eigenvalues)
     mean_unexplained = float(mesh.all_reduce(unexplained.double().sum())) / n_centers
@@ -251,6 +252,9 @@ def build_nystrom(
     half, flattening, sampled = _directions(
         kernel, shard, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh
     )
+    if completes_a_level:
+        # The basis is wider to model K(Z, Z) better; beyond the level there is little to be learnt, and much noise.
+        flattening = replace(flattening, least=flattening.fixed(data_rank))
     shrink = flattening.shrink(flattening.fixed(data_rank))
     projection = NystromProjection(
         basis, half, shrink, damping, n_leading, mesh, eigenvalues.to(basis), None, flattening, sampled
@@ -270,27 +274,20 @@ def _nystrom_basis(
     kernel: Kernel,
     centers: Points,
     landmarks: Tensor,
+    sample: Tensor,
     n_centers: int,
-    rank: int,
-    widest_rank: int,
+    ranks: tuple[int, int],
     mesh: Mesh,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor, float]:
-    """U, l (float64) and an estimate of l_{r+1}: the eigenpairs of K(Z, L) K(L, L)^+ K(L, Z).
+) -> tuple[Tensor, Tensor, float, bool]:
+    """U, l (float64), an estimate of l_{r+1}, and whether they complete a level.
+
+    U and l are the eigenpairs of K(Z, L) K(L, L)^+ K(L, Z).
 
     Every rank clips the same broadcast eigenvalues, or the ranks' shapes could differ.
     """
-    columns = kernel.right(landmarks)
-    k_ll = kernel.block(kernel.left(landmarks), columns).double()
-    k_ll = mesh.broadcast((k_ll + k_ll.T) / 2)
-    values, vectors = leading_eigenpairs(k_ll, rank + 1, generator, SPANNING)
-    values = mesh.broadcast(values)
-    if rank < widest_rank and _falls_fast(values, float(k_ll.trace()), len(k_ll)):
-        rank = widest_rank
-        landmarks = landmarks[: rank + rank // 3]
-        columns, k_ll = kernel.right(landmarks), k_ll[: len(landmarks), : len(landmarks)]
-        values, vectors = leading_eigenpairs(k_ll, rank + 1, generator, SPANNING)
-    values, vectors = mesh.broadcast(values), mesh.broadcast(vectors)
+    pairs = LandmarkPairs.of(kernel, landmarks, sample, ranks, mesh, generator)
+    landmarks, values, vectors, rank = pairs.points, pairs.values, pairs.vectors, pairs.rank
     kept = min(rank, _numerical_rank(values, landmarks.dtype))
     if kept == 0:
         raise ConfigError(
@@ -300,7 +297,8 @@ def _nystrom_basis(
     # On r' random centers an eigenvalue of K(L, L) is about r'/p times one of K(Z, Z).
     next_eigenvalue = float(values[rank]) * n_centers / len(landmarks) if len(values) > rank else 0.0
 
-    feature = kernel_times(kernel, centers, columns, (vectors[:, :kept] / values[:kept].sqrt()).to(landmarks))
+    whitened = (vectors[:, :kept] / values[:kept].sqrt()).to(landmarks)
+    feature = kernel_times(kernel, centers, kernel.right(landmarks), whitened)
     gram = torch.zeros(kept, kept, dtype=torch.float64, device=feature.device)
     for rows in tiles(len(feature)):
         part = feature[rows].double()
@@ -314,7 +312,7 @@ def _nystrom_basis(
     basis = feature.view(-1)[: len(feature) * kept].view(len(feature), kept)
     for rows in tiles(len(feature)):
         basis[rows] = (feature[rows].double() @ rotation).to(feature)
-    return basis, eigenvalues, next_eigenvalue
+    return basis, eigenvalues, next_eigenvalue, pairs.completes_a_level
 
 
 def _directions(
@@ -341,17 +339,6 @@ def _directions(
     # What the rounding of h alone leaves of the leading direction in the part that 1 / mu amplifies.
     least = (_ROUNDING * torch.finfo(basis.dtype).eps) ** 2 * float(damped[0] / damped[-1])
     return w / damped.sqrt()[:, None], Flattening(tau, least * float(tau[0])), w.T @ whitened
-
-
-def _falls_fast(values: Tensor, trace: float, n_landmarks: int) -> bool:
-    """Whether the eigenvalues that follow these r + 1 leading ones fall faster than 1/j^3, by what is left for them.
-
-    Then a few times as many pairs leave many times less. Where they fall slower, as those of a Laplacian do in more
-    than one dimension, mu hardly falls with more of them.
-    """
-    rank, last = len(values) - 1, float(values[-1])
-    left_over = trace - float(values.sum())
-    return last > 0 and left_over < last * rank * (1 - (rank / n_landmarks) ** 2) / 2
 
 
 def _numerical_rank(descending: Tensor, dtype: torch.dtype) -> int:

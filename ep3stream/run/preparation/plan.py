@@ -49,7 +49,7 @@ class Plan:
     """Sizes fixed before the set-up. `memory` names what the arrays of the fit take on each device, in bytes.
 
     max_batch_size: the largest m whose kernel block fits; the step-size measurement chooses m up to it.
-    widest_rank: what `nystrom` may raise the model rank to where the eigenvalues fall fast.
+    widest_rank: what `nystrom` may raise the model rank to where that helps much.
     """
 
     n_centers: int
