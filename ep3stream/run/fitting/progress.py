@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Column
 
 from ep3stream.data.conversion.convert import ConvertProgress
@@ -63,7 +63,7 @@ def fit_bar(console: Console) -> Iterator[Callable[[FitProgress], None]]:
         _bar(console),
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
+    with _drawn(console, *columns) as progress:
         task, lines = progress.add_task("", total=None, text="set-up"), _Lines()
 
         def show(now: FitProgress) -> None:
@@ -91,7 +91,7 @@ def convert_bar(console: Console) -> Iterator[Callable[[ConvertProgress], None]]
         _bar(console),
         TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=console, transient=False, disable=not console.is_terminal) as progress:
+    with _drawn(console, *columns) as progress:
         tasks: dict[str, TaskID] = {}
         lines = _Lines()
 
@@ -120,7 +120,7 @@ def convert_bar(console: Console) -> Iterator[Callable[[ConvertProgress], None]]
 def verify_bar(console: Console) -> Iterator[Callable[[VerifyProgress], None]]:
     """A bar for `verify`, with MB/s."""
     columns = (TextColumn("verify"), BarColumn(), TextColumn("{task.percentage:>3.0f}% {task.fields[text]}"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _drawn(console, *columns, transient=True) as progress:
         task = progress.add_task("", total=None, text="")
 
         def show(now: VerifyProgress) -> None:
@@ -130,6 +130,15 @@ def verify_bar(console: Console) -> Iterator[Callable[[VerifyProgress], None]]:
             progress.update(task, total=now.bytes_total, completed=now.bytes_read, text=text)
 
         yield show
+
+
+@contextmanager
+def _drawn(console: Console, *columns: ProgressColumn, transient: bool = False) -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere a disabled one, not begun: rich before 14.3 ends those by an empty line too."""
+    is_shown = console.is_terminal
+    progress = Progress(*columns, console=console, transient=transient, disable=not is_shown)
+    with progress if is_shown else nullcontext():
+        yield progress
 
 
 def _count(number: float) -> str:
