@@ -388,6 +388,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "x and y of different lengths": unequal,
     "an NPY file of Python objects": pickled,
     "a truncated file": lambda w: w.convert(gzip.compress(f"a,b,y\n{ROWS}".encode())[:-20], name="t.csv.gz"),
+    "a URL": lambda w: w.said("convert", "https://example.com/t.csv", w.here / "s.zarr", "--target", "y"),
     "the file is not there": lambda w: w.said(
         "convert", w.here / "t.csv", w.here / "out.zarr", "--target", "y"
     ),
@@ -462,6 +463,15 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     ),
     "a table's predictions as an array": lambda w: w.said(
         "predict", w.made / "run", w.file("april.csv", "a,b\n1,2\n"), w.here / "out.npy"
+    ),
+    "a table where the run belongs": lambda w: w.said(
+        "predict", w.file("april.csv", f"a,b\n{ROWS}"), w.made / "run", w.here / "out.csv"
+    ),
+    "predictions into a directory that is not there": lambda w: w.said(
+        "predict",
+        w.made / "run",
+        w.file("april.csv", "a,b\n" + "1,2\n" * 9),
+        w.here / "nowhere" / "out.csv",
     ),
     "predictions over a file that exists": lambda w: w.said(
         "predict", w.made / "run", w.made / "rows.zarr", w.file("out.npy", "mine")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.sparse import csc_array, csr_array
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.kernel_ridge import KernelRidge
@@ -337,3 +338,21 @@ def test_a_data_frame_gives_its_column_names_to_the_model():
     assert model.model_.feature_names == tuple(frame.columns)
     with pytest.raises(ValueError, match="feature names"):
         model.predict(frame[frame.columns[::-1]])
+
+
+@pytest.mark.parametrize("estimator", [KernelRegressor, KernelClassifier])
+def test_sparse_rows_give_what_the_same_dense_ones_give(estimator):
+    x = np.random.default_rng(0).random((300, 6)).astype(np.float32)
+    x[x < 0.7] = 0
+    y = (x.sum(1) > 1).astype(int)
+    dense, sparse = (estimator(n_centers=50, random_state=0).fit(rows, y) for rows in (x, csr_array(x)))
+    assert np.array_equal(dense.predict(x), sparse.predict(csr_array(x)))
+    assert sparse.partial_fit(csc_array(x[:100]), y[:100]).predict(x[:3]).shape == (3,)
+
+
+def test_a_search_over_a_store_says_that_a_store_is_no_array(tmp_path):
+    np.savez(tmp_path / "rows.npz", x=np.random.default_rng(0).random((60, 2)), y=np.arange(60) % 2)
+    ep3stream.convert([tmp_path / "rows.npz"], tmp_path / "rows.zarr")
+    split = ep3stream.open_store(tmp_path / "rows.zarr").split("train")
+    with pytest.raises(TypeError, match=r"is a store, not an array: .* or search with `ep3stream tune`"):
+        GridSearchCV(KernelClassifier(), {"bandwidth": [1.0, 2.0]}, cv=2).fit(split)

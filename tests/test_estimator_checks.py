@@ -14,12 +14,14 @@ _ORDER = (
 EXEMPT = {
     "KernelRegressor": {
         "check_sample_weight_equivalence_on_dense_data": _ORDER,
+        "check_sample_weight_equivalence_on_sparse_data": _ORDER,
         "check_regressor_multioutput": "it asks for float64 predictions; the model computes in float32 and says so",
         "check_methods_sample_order_invariance": "it allows 1e-9 where a prediction is near zero; the order of a "
         "float32 sum depends on a row's place in the block and in memory, which makes up to 2e-7 there, now and then",
     },
     "KernelClassifier": {
         "check_sample_weight_equivalence_on_dense_data": _ORDER,
+        "check_sample_weight_equivalence_on_sparse_data": _ORDER,
         "check_methods_subset_invariance": "it allows 1e-7 where an output is near zero; sums in float32, whose order "
         "depends on how many rows there are, differ by up to 2e-7 there: on some machines it passes",
         "check_methods_sample_order_invariance": "the same: the order of a row's sum depends on its place in the block "

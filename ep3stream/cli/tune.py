@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -75,4 +76,5 @@ def _tune(options: argparse.Namespace, console: Console) -> None:
     )
     found = result.as_json() | {"config": str(out)}
     print(json_text(found) if options.json else describe_tuning(found, is_terminal=sys.stdout.isatty()))
-    say(console, f"settings in {out}: ep3stream fit {options.store} RUN --config {out}")
+    command = shlex.join(["ep3stream", "fit", str(options.store), "RUN", "--config", str(out)])
+    say(console, f"settings in {out}: {command}")

@@ -134,9 +134,11 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> None:
+    from ep3stream.run.files.directory import RunDirectory
     from ep3stream.run.using.evaluate import predict
     from ep3stream.run.using.tables import is_table, predict_tables
 
+    RunDirectory(options.run.absolute()).require()  # First, since it is also what a table given first is not.
     if is_table(options.rows):
         if options.split is not None:
             raise ConfigError(f"split is {options.split}, but a table has no splits; leave it out")

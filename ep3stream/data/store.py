@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,6 +234,13 @@ class SplitReader:
         self._name = name
         self._fingerprint = fingerprint
         self._store = store
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        """Asked for by who takes a split for an array, such as scikit-learn's searches, which choose rows by number."""
+        raise TypeError(
+            f"{self.path}, split {self._name}, is a store, not an array: read its rows by `read_rows`, or search with "
+            "`ep3stream tune`"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SplitReader, (self.path, self._name, self._fingerprint)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -18,7 +19,7 @@ from ep3stream.config import parse_bytes
 from ep3stream.data.store import RowStore, SplitReader, open_store
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.files import load_estimator, save_estimator
-from ep3stream.estimator.row_sets import ArrayRows, DaskRows, RowSet, ScaledRows, StoreRows
+from ep3stream.estimator.row_sets import ArrayRows, DaskRows, RowSet, ScaledRows, StoreRows, batches_of
 from ep3stream.estimator.weighted_rows import WeightedRows
 from ep3stream.run.batchwise.model import KernelModel
 from ep3stream.run.using.dask_rows import is_dask_array, map_rows
@@ -34,7 +35,14 @@ _NO_ROWS = np.empty(0, np.int64)
 
 Store = str | Path | RowStore | SplitReader
 Block = NDArray[Any]
+
 ClassWeights = Literal["none", "balanced"] | Mapping[str | int, float]
+
+
+def dense(x: Any) -> Block:
+    """Rows of a sparse matrix as an array, others as they are: kernels of distances have no use for zeros."""
+    rows: Block = np.ascontiguousarray(x.toarray()) if issparse(x) else x
+    return rows
 
 
 class KernelEstimator(BaseEstimator):  # type: ignore[misc]
@@ -210,7 +218,16 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             reader = _reader(X, "test")
             self._require_features(reader.manifest.n_features)
             return np.concatenate([of_block(self.model_, np.asarray(x)) for x, _ in StoreRows(reader).all()])
-        return of_block(self.model_, validate_data(self, X, dtype=np.float32, reset=False))
+        X = validate_data(self, X, dtype=np.float32, reset=False, accept_sparse="csr")
+        if issparse(X):  # A block of rows at a time is never large.
+            parts = [of_block(self.model_, X[rows].toarray()) for rows in batches_of(X.shape[0])]
+            return np.concatenate(parts)
+        return of_block(self.model_, X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     def _streamed_score(self, X: Any, y: Any, totals: RegressionScores | ClassScores) -> dict[str, Any]:
         """Of rows that need not fit in memory."""

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ep3stream.config import KernelConfig
 from ep3stream.data.store import SplitReader
 from ep3stream.errors import ConfigError
-from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store
+from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store, dense
 from ep3stream.run.using.dask_rows import is_dask_array
 from ep3stream.run.using.probabilities import nearest_in_simplex
 from ep3stream.run.using.scores import ClassScores
@@ -133,12 +133,12 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.classes_ = classes
 
     def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
-        X, y = validate_data(self, X, y, dtype=np.float32, reset=is_first, order="C")
+        X, y = validate_data(self, X, y, dtype=np.float32, reset=is_first, order="C", accept_sparse="csr")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         if not hasattr(self, "classes_"):
             self._take_classes(np.unique(y))
-        return X, _ids(y, self.classes_)
+        return dense(X), _ids(y, self.classes_)
 
     def _coded_dask(self, y: Any, is_first: bool) -> Any:
         import dask.array as da

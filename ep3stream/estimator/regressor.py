@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ep3stream.config import KernelConfig
 from ep3stream.data.store import SplitReader
-from ep3stream.estimator.base import Block, KernelEstimator, Store
+from ep3stream.estimator.base import Block, KernelEstimator, Store, dense
 from ep3stream.run.using.dask_rows import is_dask_array
 from ep3stream.run.using.scores import RegressionScores
 from ep3stream.solver.kernels import KernelFunction
@@ -90,10 +90,18 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
 
     def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
         X, y = validate_data(
-            self, X, y, dtype=np.float32, reset=is_first, multi_output=True, y_numeric=True, order="C"
+            self,
+            X,
+            y,
+            dtype=np.float32,
+            reset=is_first,
+            multi_output=True,
+            y_numeric=True,
+            order="C",
+            accept_sparse="csr",
         )
         self._take_targets(y.shape[1:], is_first)
-        return X, y.reshape(len(y), -1)
+        return dense(X), y.reshape(len(y), -1)
 
     def _coded_dask(self, y: Any, is_first: bool) -> Any:
         self._take_targets(y.shape[1:], is_first)

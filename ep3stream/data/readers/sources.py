@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from ep3stream.data.readers.table_files import TABLE_SUFFIXES
 from ep3stream.errors import SourceError
 
 _FOUND_SUFFIXES = (*TABLE_SUFFIXES, *SVMLIGHT_SUFFIXES)
+
+# `Path` has made one slash of two.
+_URL = re.compile(r"([a-z0-9]{2,}):/+")
 
 
 def open_source(
@@ -128,6 +132,11 @@ def _expand(path: Path) -> Iterator[Path]:
         if not found:
             raise SourceError(f"{path}: matches no file; check the pattern")
     elif not path.exists():
+        if url := _URL.match(str(path)):
+            address = f"{url[1]}://{str(path)[url.end() :]}"
+            raise SourceError(
+                f"{address}: sources are files on a disk, not URLs; fetch it first, then convert it"
+            )
         raise SourceError(f"{path}: there is no such file; check the name")
     else:
         found = [path]

@@ -128,6 +128,8 @@ def _sink(out: Path | str) -> Iterator[BinaryIO]:
         raise InputError(f"{out} is no place for a table's predictions; give a name ending in .csv, or -")
     if path.exists():
         raise InputError(f"{path} exists; remove it or choose another name")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no directory {path.parent} for {path.name}; make it, or correct the path")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
