@@ -60,20 +60,16 @@ def kill_at(step: int):
     return observe
 
 
-def unhurried(run: Path, then=lambda progress: None):
+def unhurried(then=lambda progress: None):
     """Waits, whenever the fit reports, for the checkpoint that it has begun since: these fits outrun the disk."""
 
     def observe(progress):
-        deadline = time.monotonic() + 200
-        while newest_step(run) < progress.step - 8 and time.monotonic() < deadline:
-            time.sleep(0.001)
+        for thread in threading.enumerate():
+            if thread.name == "ep3stream-checkpoint":
+                thread.join()
         then(progress)
 
     return observe
-
-
-def newest_step(run: Path) -> int:
-    return max((step for step, _ in list_checkpoints(run / "checkpoints")), default=0)
 
 
 def test_a_fit_learns_a_smooth_function(store, reference):
@@ -130,7 +126,7 @@ def test_a_signal_saves_a_checkpoint_and_the_same_call_goes_on(store, reference,
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(store, reference, tmp_path, caplog):
     with pytest.raises(Stop):
-        ep3stream.fit(store, tmp_path / "run", settings(), observe=unhurried(tmp_path / "run", kill_at(32)))
+        ep3stream.fit(store, tmp_path / "run", settings(), observe=unhurried(kill_at(32)))
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0][1]
     damage(newest / "tensors.safetensors")
     assert any(newest.name in problem for problem in ep3stream.verify(tmp_path / "run"))
@@ -184,7 +180,7 @@ def damage(file: Path) -> None:
 
 
 def test_only_the_newest_checkpoints_are_kept(store, tmp_path):
-    observe = unhurried(tmp_path / "run")
+    observe = unhurried()
     run = ep3stream.fit(store, tmp_path / "run", settings(run={"keep_checkpoints": 3}), observe=observe)
     saved = [line["step"] for line in read_lines(run / "metrics.jsonl") if line.get("event") == "checkpoint"]
     assert len(saved) > 4
@@ -377,7 +373,7 @@ def test_classes_are_learned_and_predicted_by_name(tmp_path, dtype):
 
 def test_a_model_of_an_unfinished_run_comes_from_its_newest_checkpoint(store, tmp_path):
     with pytest.raises(Stop):
-        ep3stream.fit(store, tmp_path / "run", settings(), observe=unhurried(tmp_path / "run", kill_at(40)))
+        ep3stream.fit(store, tmp_path / "run", settings(), observe=unhurried(kill_at(40)))
     assert ep3stream.evaluate(tmp_path / "run", store)["r2"] > 0.5
 
 
