@@ -69,7 +69,7 @@ def test_evaluate_prints_scores_as_one_json_object_and_nothing_else(folder, run_
     scores = json.loads(out)
     assert code == 0
     assert set(scores) == {"n", "mse", "rmse", "r2"}
-    assert scores["r2"] > 0.8
+    assert scores["r2"] > 0.7
     assert (folder / "run" / "report.html").exists()
 
 
