@@ -57,7 +57,9 @@ def verdicts(kind, n_trials, target, replacement):
     return [(result.verdict, result.why) for result in results]
 
 print(json.dumps({
-    "begins anew": verdicts("kill, in a save", 1, "ep3stream.run.fitting.fit.load_newest_checkpoint", lambda *_: None),
+    "begins anew": verdicts(
+        "kill, in a save", 1, "ep3stream.run.fitting.sitting.load_newest_checkpoint", lambda *_: None
+    ),
     "trusts damage": verdicts("damage", 8, "ep3stream.run.files.bundle.check_bundle", read_description),
     "says nothing": verdicts("damage", 3, "ep3stream.run.files.checkpoint.logger.warning", lambda *_: None),
     "drops what it saved": verdicts(

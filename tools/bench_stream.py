@@ -51,7 +51,7 @@ from ep3stream.data.store import RowStore, SplitReader, open_store
 from ep3stream.data.streaming.order import RowOrder
 from ep3stream.data.streaming.prefetch import Batch, BatchStream, StreamTimes
 from ep3stream.data.streaming.segment_reads import DaskReads, LocalReads
-from ep3stream.run.fitting.fit import _Fit
+from ep3stream.run.fitting.sitting import Sitting
 
 FEATURES = 128
 # The batch that is best for so few centers has so few rows that Python's own time per step would be the limit.
@@ -223,7 +223,7 @@ def epoch_of(kind: type[ReadyBatches], store: Location, run: Path, settings: Any
     reader, order = reader_and_order(store, run)
     rows = reader.read_rows(np.arange(reader.info.n_rows))
     stream = kind(order, *(torch.from_numpy(array) for array in rows))
-    with mock.patch.object(_Fit, "_stream", return_value=stream):
+    with mock.patch.object(Sitting, "_stream", return_value=stream):
         return epoch(store, run, settings, None)
 
 
