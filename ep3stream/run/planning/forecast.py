@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ep3stream.config import FitConfig
+from ep3stream.config import FitConfig, SolverConfig
 from ep3stream.data.store import open_store
 from ep3stream.mesh import Mesh
 from ep3stream.run.planning.costs import (
@@ -31,6 +31,7 @@ from ep3stream.run.preparation.centers import CenterSource
 from ep3stream.run.preparation.machine import machine_bytes, memory_budget, require_machine
 from ep3stream.run.preparation.plan import BATCHES, WIDER_BASIS, Plan, Shape, automatic_centers, largest_model
 from ep3stream.run.preparation.prepare import shape_of
+from ep3stream.solver.build import n_probes
 from ep3stream.solver.kernels import KernelFunction
 
 _SAMPLED_SEGMENTS = 64
@@ -130,7 +131,7 @@ def plan(
         n_steps = config.solver.n_steps(sizes.steps_per_epoch)
         expected = None
         if rehearsal is not None:
-            peak_bytes = process_bytes + _used(planned, sizes)
+            peak_bytes = process_bytes + _used(planned, sizes, config.solver)
             expected = _expected(sizes, n_steps, rehearsal, link_bytes_per_s, shape, peak_bytes)
         most = largest_model(shape, config.solver, config.run.memory_bytes, devices)
         return FitPlan(
@@ -182,12 +183,17 @@ def _expected(
     )
 
 
-def _used(planned: Plan, sizes: Sizes) -> int:
-    """Bytes of the plan's memory without a wider basis that was not found, and rows that the batch does not have."""
+def _used(planned: Plan, sizes: Sizes, config: SolverConfig) -> int:
+    """Bytes of the plan's memory without a wider basis that was not found, and rows that no kernel block has."""
     memory = dict(planned.memory)
     if sizes.model_rank <= planned.model_rank:
         memory.pop(WIDER_BASIS, None)
-    memory[BATCHES] = memory[BATCHES] * sizes.batch_size // planned.max_batch_size
+    columns = sizes.batch_size
+    if config.projection != "eigenpro" and not config.data_rank:
+        # The step size is measured on blocks that are kept, as many as the largest batch has room for.
+        probed = n_probes(config, planned.max_batch_size, sizes.n_rows)
+        columns = max(columns, min(probed, planned.max_batch_size))
+    memory[BATCHES] = memory[BATCHES] * columns // planned.max_batch_size
     return sum(memory.values())
 
 
