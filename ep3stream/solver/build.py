@@ -266,10 +266,10 @@ class SolverBuilder:
 
     def _head_start(self, projection: Projection, epoch_rows: int) -> HeadStart | None:
         """The leader's, on every rank; None without a y, or rows enough."""
-        is_worth = isinstance(projection, NystromProjection) and is_worth_it(len(self.sample), epoch_rows)
-        if not is_worth or self.sample_y is None or self.targets is None:
+        if not isinstance(projection, NystromProjection) or not is_worth_it(len(self.sample), epoch_rows):
             return None
-        assert isinstance(projection, NystromProjection)
+        if self.sample_y is None or self.targets is None:
+            return None
         assert projection.sampled is not None
         found = head_start(
             projection.sampled, projection.half, self.sample_y, self.targets, self.settings.ridge
