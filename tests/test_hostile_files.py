@@ -477,9 +477,16 @@ def test_a_set_up_cannot_ask_for_memory_that_the_fit_was_not_given(made, tmp_pat
         Setup.load(tmp_path / "setup").solver(config, None, Mesh(0, 1, torch.device("cpu")))
 
 
-def change_plan(run: Path, target: Path, field: str) -> None:
+@pytest.mark.parametrize("field", ["mu", "step_size"])
+def test_a_whole_number_that_torch_cannot_take_is_no_step_and_no_damping(made, tmp_path, field):
+    change_plan(made / "run", tmp_path / "setup", field, 1 << 63)
+    with refused(f"{field} is 9223372036854775808"):
+        Setup.load(tmp_path / "setup")
+
+
+def change_plan(run: Path, target: Path, field: str, value: int = 1 << 39) -> None:
     bundle = read_bundle(run / "setup", "set-up")
-    bundle.description["plan"][field] = 1 << 39
+    bundle.description["plan"][field] = value
     write_bundle(target, "set-up", bundle.tensors, bundle.description)
 
 

@@ -73,8 +73,8 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
 
 
 def _is_float32(value: Any) -> bool:
-    """Whether torch takes it for a number: a whole one may have any number of digits, a float be beyond float32."""
-    return type(value) in (int, float) and abs(value) < _LARGEST
+    """Whether torch takes it for a number: whole ones of JSON may be beyond int64, others beyond float32."""
+    return abs(value) < _LARGEST if type(value) is float else type(value) is int and abs(value) < 1 << 63
 
 
 def _require_names(description: Mapping[str, Any]) -> None:
