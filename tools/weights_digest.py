@@ -37,7 +37,8 @@ def stores(folder: Path) -> Iterator[tuple[str, Path]]:
     table = folder / "table.csv"
     np.savetxt(table, np.hstack([x, y]), delimiter=",", header=",".join(columns), comments="")
     splits = {"train": 0.8, "validation": 0.1, "test": 0.1}
-    yield "numbers", converted([table], folder / "numbers.zarr", ConvertConfig(target=("a", "b"), splits=splits))
+    numbers = ConvertConfig(target=("a", "b"), splits=splits)
+    yield "numbers", converted([table], folder / "numbers.zarr", numbers)
     labels = (x[:, 0] + x[:, 1] > 0).astype(np.int64) + (x[:, 2] > 1)
     pair = folder / "x.npy", folder / "y.npy"
     np.save(pair[0], x.astype(np.float32))
