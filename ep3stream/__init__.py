@@ -10,14 +10,7 @@ ep3stream.load("runs/first").predict(x)
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ep3stream.config import (
-    ConvertConfig,
-    DataConfig,
-    FitConfig,
-    KernelConfig,
-    RunConfig,
-    SolverConfig,
-)
+from ep3stream.config import ConvertConfig, DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig
 from ep3stream.errors import (
     ConfigError,
     DamagedDataError,
@@ -29,20 +22,19 @@ from ep3stream.errors import (
 )
 
 if TYPE_CHECKING:
-    from ep3stream.data.conversion.convert import convert
-    from ep3stream.data.store import open_store
+    from ep3stream.conversion.convert import convert
     from ep3stream.estimator import KernelClassifier as KernelClassifier
     from ep3stream.estimator import KernelRegressor as KernelRegressor
-    from ep3stream.run.batchwise.model import KernelModel
-    from ep3stream.run.fitting.fit import fit
-    from ep3stream.run.inspection.inspect import inspect, verify
-    from ep3stream.run.planning.forecast import FitPlan, plan
-    from ep3stream.run.reporting.compare import write_comparison
-    from ep3stream.run.reporting.report import write_report
-    from ep3stream.run.tuning.tune import TuneResult, tune
-    from ep3stream.run.using.evaluate import evaluate, predict
-    from ep3stream.run.using.export import export
-    from ep3stream.run.using.models import load
+    from ep3stream.inspection.inspect import inspect, verify
+    from ep3stream.online.kernel_model import KernelModel
+    from ep3stream.planning.forecast import FitPlan, plan
+    from ep3stream.prediction.evaluate import evaluate, predict
+    from ep3stream.prediction.models import export, load
+    from ep3stream.reporting.compare import write_comparison
+    from ep3stream.reporting.report import write_report
+    from ep3stream.store.reader import open_store
+    from ep3stream.training.fit import fit
+    from ep3stream.tuning.tune import TuneResult, tune
 
 # KernelClassifier and KernelRegressor, which need scikit-learn, are no part of `import *`.
 __all__ = [
@@ -80,24 +72,24 @@ __all__ = [
 # Imported when asked for (PEP 562): torch and zarr take two seconds, which `ep3stream --help` need not wait for.
 # The imports above say the same to type checkers and editors; a test holds the two together.
 _LAZY = {
-    "FitPlan": "ep3stream.run.planning.forecast",
+    "FitPlan": "ep3stream.planning.forecast",
     "KernelClassifier": "ep3stream.estimator",
-    "KernelModel": "ep3stream.run.batchwise.model",
+    "KernelModel": "ep3stream.online.kernel_model",
     "KernelRegressor": "ep3stream.estimator",
-    "TuneResult": "ep3stream.run.tuning.tune",
-    "convert": "ep3stream.data.conversion.convert",
-    "evaluate": "ep3stream.run.using.evaluate",
-    "export": "ep3stream.run.using.export",
-    "fit": "ep3stream.run.fitting.fit",
-    "inspect": "ep3stream.run.inspection.inspect",
-    "load": "ep3stream.run.using.models",
-    "open_store": "ep3stream.data.store",
-    "plan": "ep3stream.run.planning.forecast",
-    "predict": "ep3stream.run.using.evaluate",
-    "tune": "ep3stream.run.tuning.tune",
-    "verify": "ep3stream.run.inspection.inspect",
-    "write_comparison": "ep3stream.run.reporting.compare",
-    "write_report": "ep3stream.run.reporting.report",
+    "TuneResult": "ep3stream.tuning.tune",
+    "convert": "ep3stream.conversion.convert",
+    "evaluate": "ep3stream.prediction.evaluate",
+    "export": "ep3stream.prediction.models",
+    "fit": "ep3stream.training.fit",
+    "inspect": "ep3stream.inspection.inspect",
+    "load": "ep3stream.prediction.models",
+    "open_store": "ep3stream.store.reader",
+    "plan": "ep3stream.planning.forecast",
+    "predict": "ep3stream.prediction.evaluate",
+    "tune": "ep3stream.tuning.tune",
+    "verify": "ep3stream.inspection.inspect",
+    "write_comparison": "ep3stream.reporting.compare",
+    "write_report": "ep3stream.reporting.report",
 }
 
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion import recorded as recorded_module
-from ep3stream.data.conversion.batch import Source
-from ep3stream.data.conversion.encode import Expansion, RowEncoder
-from ep3stream.data.conversion.recorded import take_over
-from ep3stream.data.conversion.tables import TableSource
+from ep3stream.conversion import recorded_columns as recorded_module
+from ep3stream.conversion.encode import RowEncoder
+from ep3stream.conversion.expand import Expansion
+from ep3stream.conversion.recorded_columns import take_over
+from ep3stream.conversion.table_source import TableSource
+from ep3stream.formats.source import Source
 
 
 class Encoded(NamedTuple):

@@ -11,7 +11,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.projection import NystromProjection, Spectra, build_nystrom
 from ep3stream.solver.step import Solver
-from ep3stream.solver.stepsize import Stability, measure_stability
+from ep3stream.solver.step_size import Stability, measure_stability
 from ep3stream.solver.targets import TargetCode
 
 ONE_RANK = Mesh(0, 1, torch.device("cpu"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion.convert import convert
+from ep3stream.conversion.convert import convert
 
 
 def smooth_rows(n_rows: int, n_features: int = 5, seed: int = 0):

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion.batch import START, Position, Source
-from ep3stream.data.readers.array_files import open_row_array
-from ep3stream.data.readers.sources import open_source
+from ep3stream.conversion.open_source import open_source
 from ep3stream.errors import SourceError
+from ep3stream.formats.arrays import open_row_array
+from ep3stream.formats.source import START, Position, Source
 
 X = np.random.default_rng(0).standard_normal((57, 3, 2)).astype(np.float32)
 

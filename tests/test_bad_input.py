@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ep3stream import cli
-from ep3stream.data.store import open_store
+from ep3stream.store.reader import open_store
 
 Run = Callable[..., tuple[int, str]]
 Table = str | bytes | dict[str, Any]
@@ -189,8 +189,8 @@ def test_a_full_disk_says_how_to_go_on_and_the_same_command_then_does(
     path, store = write(tmp_path, "t.csv", rows(MANY)), tmp_path / f"store.{suffix}"
     command = ["convert", path, store, *Y, *SMALL, order]
     with monkeypatch.context() as patch:
-        patch.setattr("ep3stream.data.conversion.spill._write_section", refuse)
-        patch.setattr("ep3stream.data.zarr_backend.ZarrWriter.write", refuse)
+        patch.setattr("ep3stream.conversion.spill._write_section", refuse)
+        patch.setattr("ep3stream.store.zarr_store.ZarrWriter.write", refuse)
         code, said = run(*command)
     assert code == 2
     assert said.count("\n") == 1

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ep3stream.data.signed_json import canonical_json, json_digest
+from ep3stream.disk import write_file, write_json
 from ep3stream.errors import DamagedDataError, InputError
-from ep3stream.run.files import bundle, bundle_manifest
-from ep3stream.run.files.bundle import read_bundle, write_bundle
-from ep3stream.run.files.bundle_manifest import BUNDLE_VERSION, find_bundle
-from ep3stream.run.files.whole_file import write_file, write_json
+from ep3stream.run import bundle, bundle_manifest
+from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.bundle_manifest import BUNDLE_VERSION, find_bundle
+from ep3stream.store.json_files import canonical_json, json_digest
 
 OLD = {"weights": torch.arange(6.0).reshape(2, 3), "rows": torch.arange(4)}
 NEW = {"weights": torch.ones(3, 3)}

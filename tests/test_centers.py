@@ -15,8 +15,8 @@ from test_fit import settings
 import ep3stream
 from ep3stream.config import SolverConfig
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.run.preparation.plan import Plan, Shape
-from ep3stream.solver.build import SolverBuilder
+from ep3stream.solver.set_up import SolverBuilder
+from ep3stream.training.plan import Plan, Shape
 
 
 @pytest.fixture(scope="module", params=["zarr", "h5"])

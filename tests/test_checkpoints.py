@@ -21,16 +21,16 @@ from kernel_problem import ONE_RANK
 from small_stores import make_store
 
 import ep3stream
-from ep3stream import cli
+from ep3stream import cli, disk
 from ep3stream.config import FitConfig, RunConfig
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, InputError, Interrupted
-from ep3stream.run.files import disk
-from ep3stream.run.files.checkpoint import Progress, list_checkpoints, load_checkpoint, load_newest_checkpoint
-from ep3stream.run.files.checkpoint import save_checkpoint as save
-from ep3stream.run.files.saver import CheckpointSaver
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.checkpoint import Progress, load_checkpoint, load_newest_checkpoint
+from ep3stream.run.checkpoint import save_checkpoint as save
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.state import list_checkpoints
 from ep3stream.solver.guard import Guard
 from ep3stream.solver.step import SolverState
+from ep3stream.training.checkpoint_saver import CheckpointSaver
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -242,7 +242,7 @@ def test_a_checkpoint_removed_while_it_is_read_is_passed_over_for_the_newer_one(
             save(tmp_path, progress_at(14), "digest", 1)
         return load_checkpoint(path, *arguments)
 
-    monkeypatch.setattr("ep3stream.run.files.checkpoint.load_checkpoint", overtaken)
+    monkeypatch.setattr("ep3stream.run.checkpoint.load_checkpoint", overtaken)
     assert load_newest_checkpoint(tmp_path, "digest", CPU).step == 14
     assert not caplog.records
 
@@ -256,7 +256,7 @@ def test_a_fit_on_a_disk_full_for_a_while_goes_on_says_so_and_ends_the_same(
         if progress.step == 16:
             wait_for(lambda: steps(run / "checkpoints"))
             monkeypatch.setattr(disk, "write", refuse(errno.ENOSPC))
-            monkeypatch.setattr("ep3stream.run.records.metrics.open", refuse(errno.ENOSPC), raising=False)
+            monkeypatch.setattr("ep3stream.run.event_log.open", refuse(errno.ENOSPC), raising=False)
         wait_for(lambda: not any(thread.name == "ep3stream-checkpoint" for thread in threading.enumerate()))
         if progress.step >= 48 and "no checkpoint of step" in caplog.text:
             monkeypatch.undo()
@@ -439,7 +439,7 @@ def test_a_checkpoint_that_a_running_fit_removes_meanwhile_is_neither_listed_nor
         shutil.rmtree(before[1], ignore_errors=True)
         return load_checkpoint(path, *arguments)
 
-    monkeypatch.setattr("ep3stream.run.files.checkpoint.load_checkpoint", overtaken)
+    monkeypatch.setattr("ep3stream.run.checkpoint.load_checkpoint", overtaken)
     assert [item["step"] for item in ep3stream.inspect(run)["checkpoints"]] == [newest[0]]
     before[1].mkdir()
     assert ep3stream.verify(run) == []
@@ -449,7 +449,7 @@ def test_a_checkpoint_that_a_running_fit_removes_meanwhile_is_neither_listed_nor
 KILLER = """
 import os, signal, sys
 from ep3stream import cli
-from ep3stream.run.files import disk
+from ep3stream import disk
 
 left = int(sys.argv[1])
 
@@ -525,7 +525,7 @@ def test_kills_at_every_operation_of_one_save_leave_a_sound_checkpoint(tmp_path)
 HANGING = """
 import sys, time
 from ep3stream import cli
-from ep3stream.run.files import disk
+from ep3stream import disk
 
 def write(path, pieces):
     if "checkpoints" in str(path):

@@ -16,8 +16,8 @@ import pytest
 from small_stores import make_store, smooth_rows
 
 from ep3stream import cli
-from ep3stream.data.store import open_store
-from ep3stream.run.files.standing import list_checkpoints
+from ep3stream.run.state import list_checkpoints
+from ep3stream.store.reader import open_store
 
 FIT = ["--centers", "60", "--model-rank", "30", "--batch-size", "32", "--epochs", "2"]
 
@@ -442,7 +442,7 @@ def test_an_interrupted_conversion_says_how_to_go_on_and_another_begins_again_by
 
     command = ["convert", folder / "flights.csv", tmp_path / "store", "--target", "delay"]
     with monkeypatch.context() as patch:
-        patch.setattr("ep3stream.data.conversion.shuffle.RowSorter.finish", interrupt)
+        patch.setattr("ep3stream.conversion.shuffle.RowSorter.finish", interrupt)
         stopped = run_cli(*command)
     assert stopped == (130, "", "ep3stream: interrupted; run the same command to go on\n")
     assert_one_line_error(

@@ -14,13 +14,12 @@ import pytest
 from encoding import encode, encode_source, pretend_store, write
 
 from ep3stream.config import ConvertConfig, parse_names, parse_renames
-from ep3stream.data.conversion.array_columns import choose_columns
-from ep3stream.data.conversion.batch import Source
-from ep3stream.data.conversion.encode import RowEncoder
-from ep3stream.data.conversion.recorded import take_over
-from ep3stream.data.conversion.tables import TableSource
-from ep3stream.data.readers.python_source import open_pair
+from ep3stream.conversion.encode import RowEncoder
+from ep3stream.conversion.recorded_columns import take_over
+from ep3stream.conversion.table_source import TableSource, choose_columns
 from ep3stream.errors import ConfigError, SourceError
+from ep3stream.formats.python_objects import open_pair
+from ep3stream.formats.source import Source
 
 TABLE = "px_1,color,px_2,y\n1,red,5,10\n2,blue,6,20\n3,red,7,30\n"
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig, Format
-from ep3stream.data.conversion import convert as convert_module
-from ep3stream.data.conversion.convert import ConvertProgress, convert
-from ep3stream.data.conversion.shuffle import RowSorter
-from ep3stream.data.manifest import Manifest
-from ep3stream.data.store import open_store
+from ep3stream.conversion import convert as convert_module
+from ep3stream.conversion.convert import ConvertProgress, convert
+from ep3stream.conversion.shuffle import RowSorter
 from ep3stream.errors import InputError, SourceError
+from ep3stream.store.manifest import Manifest
+from ep3stream.store.reader import open_store
 
 SMALL = ConvertConfig(target="y", segment_bytes=4096, memory_bytes=4 * 4096)
 HALVES = {"train": 0.5, "test": 0.5}

@@ -21,9 +21,9 @@ import pytest
 import zarr
 
 from ep3stream.config import ConvertConfig, Format
-from ep3stream.data.conversion.convert import convert
-from ep3stream.data.conversion.spill import Spill
-from ep3stream.data.store import open_store
+from ep3stream.conversion.convert import convert
+from ep3stream.conversion.spill import Spill
+from ep3stream.store.reader import open_store
 
 N_ROWS = 700
 IDS = np.arange(N_ROWS)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig, Format, Unknown
-from ep3stream.data.conversion import convert as convert_module
-from ep3stream.data.conversion.convert import ConvertProgress, convert
+from ep3stream.conversion import convert as convert_module
+from ep3stream.conversion.convert import ConvertProgress, convert
 from ep3stream.errors import DiskError, InputError, SourceError
 
 CONFIG = ConvertConfig(target="y", segment_bytes=4096, memory_bytes=4 * 4096)
@@ -216,9 +216,9 @@ def test_a_disk_that_fills_up_leaves_what_was_done_for_the_same_call(
 ) -> None:
     convert([table], tmp_path / "whole", CONFIGS[name])
     with monkeypatch.context() as patch:
-        patch.setattr("ep3stream.data.conversion.spill._write_section", _refuse_after(7))
-        patch.setattr("ep3stream.data.zarr_backend.ZarrWriter.write", _refuse_after(3))
-        patch.setattr("ep3stream.data.hdf5_backend.Hdf5Writer.write", _refuse_after(1))
+        patch.setattr("ep3stream.conversion.spill._write_section", _refuse_after(7))
+        patch.setattr("ep3stream.store.zarr_store.ZarrWriter.write", _refuse_after(3))
+        patch.setattr("ep3stream.store.hdf5_store.Hdf5Writer.write", _refuse_after(1))
         with pytest.raises(DiskError, match="No space left"):
             convert([table], tmp_path / "store", CONFIGS[name])
     assert not (tmp_path / "store").exists()
@@ -257,7 +257,7 @@ def test_a_conversion_killed_when_the_store_has_its_place_is_done(
     store = tmp_path / "store"
     cut_off = "shutil.rmtree" if is_removing else "ConversionWork.remove"
     with monkeypatch.context() as patch:
-        patch.setattr(f"ep3stream.data.conversion.work.{cut_off}", _interrupt)
+        patch.setattr(f"ep3stream.conversion.work.{cut_off}", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert([table], store, CONFIGS[name])
     made = contents(store)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ep3stream.run.planning.costs import (
+from ep3stream.planning.costs import (
     Rates,
     Sizes,
     compute_seconds_of_step,

@@ -10,9 +10,9 @@ import pytest
 from encoding import encode_source
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion.doubtful import doubt_about
-from ep3stream.data.conversion.tables import TableSource
-from ep3stream.data.readers.csv_layout import CsvLayout
+from ep3stream.conversion.columns import column_warning
+from ep3stream.conversion.table_source import TableSource
+from ep3stream.formats.csv import CsvLayout
 
 
 def read(file: Path, text: str) -> tuple[list[str], list[list[float]]]:
@@ -84,5 +84,5 @@ def test_blanks_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
 def test_texts_that_are_probably_no_categories_are_told_of(
     values: list[str], n_rows: int, words: str | None
 ) -> None:
-    doubt = doubt_about("a", values, n_rows)
+    doubt = column_warning("a", values, n_rows)
     assert doubt is None if words is None else words in str(doubt)

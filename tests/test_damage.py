@@ -18,11 +18,11 @@ from test_store import SPEC, _write
 
 import ep3stream
 from ep3stream import FitConfig, cli
-from ep3stream.data.signed_json import signed_object
-from ep3stream.data.store import open_store
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.files.bundle import read_bundle, write_bundle
-from ep3stream.run.inspection.describe import describe_soundness
+from ep3stream.inspection.describe import describe_soundness
+from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.store.json_files import signed_object
+from ep3stream.store.reader import open_store
 
 SHARDED = replace(SPEC, expected_rows=16 * 4096 * 3)
 CODECS = {
@@ -54,9 +54,9 @@ def test_random_damage_is_detected_or_harmless_and_never_data(tmp_path, capsys):
 
 def test_the_benchmark_sees_damage_that_a_reader_lets_through(tmp_path, capsys, monkeypatch):
     bench = load_tool("bench_damage")
-    monkeypatch.setattr("ep3stream.data.store.segment_digest", lambda x, y: "0" * 32)
-    monkeypatch.setattr("ep3stream.data.manifest.segment_digest", lambda x, y: "0" * 32)
-    monkeypatch.setattr("ep3stream.data.conversion.writer.segment_digest", lambda x, y: "0" * 32)
+    monkeypatch.setattr("ep3stream.store.manifest.segment_digest", lambda x, y: "0" * 32)
+    monkeypatch.setattr("ep3stream.store.manifest.segment_digest", lambda x, y: "0" * 32)
+    monkeypatch.setattr("ep3stream.store.manifest.segment_digest", lambda x, y: "0" * 32)
     monkeypatch.setattr(bench, "FORMATS", ("hdf5",))
     monkeypatch.setattr(bench, "DAMAGE", {"swap two": bench.swap})
     assert bench.main(["--trials", "30", "--directory", str(tmp_path)]) == 1
@@ -69,7 +69,7 @@ def test_the_benchmark_sees_damage_that_a_reader_lets_through(tmp_path, capsys, 
 @pytest.mark.parametrize("spec", CODECS.values(), ids=CODECS)
 def test_quick_finds_a_sound_store_sound_and_reads_no_row(tmp_path, spec, monkeypatch):
     _write(tmp_path / "s", "zarr", spec, train=300, test=20, tiny=2)
-    monkeypatch.setattr("ep3stream.data.zarr_backend.ZarrReader.read", None)
+    monkeypatch.setattr("ep3stream.store.zarr_store.ZarrReader.read", None)
     assert ep3stream.verify(tmp_path / "s", quick=True) == []
 
 

@@ -10,8 +10,8 @@ from small_stores import make_store
 from test_scores import summed
 
 import ep3stream
-from ep3stream.run.records.metrics import read_lines
-from ep3stream.run.using.diagnosis import QUANTILES, ClassDiagnosis, RegressionDiagnosis
+from ep3stream.prediction.diagnosis import QUANTILES, ClassDiagnosis, RegressionDiagnosis
+from ep3stream.run.event_log import read_lines
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep3stream.data.readers import digests
-from ep3stream.data.readers.digests import SourceDigests
 from ep3stream.errors import SourceError
+from ep3stream.formats import digests
+from ep3stream.formats.digests import SourceDigests
 
 BLOCK = 1000
 

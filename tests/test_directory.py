@@ -13,7 +13,7 @@ import pytest
 
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.run.files.directory import RunDirectory
+from ep3stream.run.directory import RunDirectory
 
 
 def settings(**tables) -> FitConfig:
@@ -178,7 +178,7 @@ def test_a_fit_that_ends_by_an_exception_lets_go_too(run, caplog):
 
 def test_the_lock_of_a_killed_process_is_taken_over_and_told_even_if_its_number_lives_again(tmp_path, caplog):
     code = (
-        "import os, signal, sys; from pathlib import Path; from ep3stream.run.files.directory import RunDirectory\n"
+        "import os, signal, sys; from pathlib import Path; from ep3stream.run.directory import RunDirectory\n"
         "context = RunDirectory(Path(sys.argv[1])).locked(); context.__enter__()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -56,7 +56,7 @@ SMALLER: dict[str, dict[str, str]] = {
 
 
 def flights() -> None:
-    """Tables with the columns that the README speaks of."""
+    """Tables with the columns that the README is_main_process of."""
     for name, first in (("flights.csv", 0), ("next_month.csv", 5000)):
         rows = [
             f"{(7 * i) % 24},{['EWR', 'JFK', 'LGA'][i % 3]},{i % 17 - 5}" for i in range(first, first + 1000)

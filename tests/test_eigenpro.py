@@ -20,12 +20,12 @@ import ep3stream
 from ep3stream.config import FitConfig, SolverConfig
 from ep3stream.errors import ConfigError, DivergedError
 from ep3stream.mesh import Mesh
-from ep3stream.run.files.standing import list_checkpoints
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.state import list_checkpoints
 from ep3stream.solver.eigenpro import EigenProProjection, build_eigenpro
 from ep3stream.solver.projection import Spectra
 from ep3stream.solver.step import Solver
-from ep3stream.solver.stepsize import PublishedStep, measure_stability
+from ep3stream.solver.step_size import PublishedStep, measure_stability
 
 D, P, S, Q, R = 3, 60, 50, 8, 3
 KERNEL = laplacian(D)

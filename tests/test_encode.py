@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion.batch import START, Batch, Column, Source, Target
-from ep3stream.data.conversion.codebook import Distinct, Place
-from ep3stream.data.conversion.encode import Expansion, RowEncoder
-from ep3stream.data.conversion.number_cells import ColumnMeans, fill, missing_cells
-from ep3stream.data.conversion.tables import TableSource
+from ep3stream.conversion.categories import Distinct, Place
+from ep3stream.conversion.encode import RowEncoder
+from ep3stream.conversion.expand import Expansion
+from ep3stream.conversion.numbers import ColumnMeans, fill, missing_cells
+from ep3stream.conversion.table_source import TableSource
 from ep3stream.errors import SourceError
+from ep3stream.formats.source import START, Batch, Column, Source, Target
 
 GAPS = "n,color,m,y\n1,red,5,10\n,blue,6,20\n3,,nan,30\n5,red,7,\n"
 

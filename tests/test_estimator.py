@@ -25,8 +25,8 @@ from small_stores import make_store, smooth_rows
 import ep3stream
 from ep3stream import InputError, KernelConfig
 from ep3stream.estimator import KernelClassifier, KernelRegressor
-from ep3stream.estimator.classifier import nearest_in_simplex
 from ep3stream.estimator.row_sets import ArrayRows, DaskRows, ScaledRows, StoreRows
+from ep3stream.prediction.scores import nearest_in_simplex
 from ep3stream.solver.model import InputScaling
 
 X, TARGETS = smooth_rows(1200)

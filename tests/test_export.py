@@ -16,7 +16,7 @@ from small_stores import make_store, smooth_rows
 import ep3stream
 from ep3stream import FitConfig, InputError, KernelConfig, KernelModel, SolverConfig
 from ep3stream.config import KERNEL_DEFAULTS
-from ep3stream.solver import serving
+from ep3stream.solver import export as serving
 
 DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
 X, TARGETS = smooth_rows(300)

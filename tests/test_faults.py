@@ -22,12 +22,13 @@ from small_stores import make_store
 
 import ep3stream
 from ep3stream import cli
-from ep3stream.data import object_files
-from ep3stream.data.store import open_store
-from ep3stream.data.store_files import LocalFiles
-from ep3stream.data.streaming import read_threads, segment_reads
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.files.standing import list_checkpoints
+from ep3stream.run.state import list_checkpoints
+from ep3stream.store import object_files
+from ep3stream.store.files import LocalFiles
+from ep3stream.store.reader import open_store
+from ep3stream.stream import segment_reads
+from ep3stream.stream import segment_reads as read_threads
 
 SETTINGS = {"solver": {"centers": 30, "batch_size": 64}, "run": {"memory_bytes": 1 << 22}}
 OPTIONS = ["--centers", "30", "--batch-size", "64", "--memory", "4MiB"]
@@ -44,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of some segments, and the run of a fit that nothing happened to."""
     made = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ep3stream.run.preparation.plan._STREAM_BYTES", WINDOW_BYTES)
+        patch.setattr("ep3stream.training.plan._STREAM_BYTES", WINDOW_BYTES)
         make_run(made)
     return made
 
@@ -58,7 +59,7 @@ def make_run(made: Path) -> None:
 def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(segment_reads, "_PAUSES_S", (0.001, 0.001))
     monkeypatch.setattr(object_files, "_PAUSES_S", (0.001, 0.001))
-    monkeypatch.setattr("ep3stream.run.preparation.plan._STREAM_BYTES", WINDOW_BYTES)
+    monkeypatch.setattr("ep3stream.training.plan._STREAM_BYTES", WINDOW_BYTES)
     return Path(shutil.copytree(made / "rows.zarr", tmp_path / "rows.zarr"))
 
 
@@ -125,7 +126,7 @@ def test_a_segment_that_fails_for_ever_ends_the_fit_with_a_checkpoint_from_which
 
 def late_segment(store: Path) -> int:
     """One that the fit reads behind its first steps."""
-    from ep3stream.data.streaming.order import RowOrder
+    from ep3stream.stream.order import RowOrder
 
     info = open_store(store).split("train").info
     order = RowOrder(0, info.n_rows, info.segment_rows, 1, 64, np.empty(0, np.int64))
@@ -185,8 +186,8 @@ def test_a_hung_read_that_wakes_up_writes_past_the_window(store, monkeypatch, re
     """The read hangs inside of its window's memory, then fills it with rubbish while batches are made of it."""
     import torch
 
-    from ep3stream.data.streaming.order import RowOrder
-    from ep3stream.data.streaming.prefetch import BatchStream
+    from ep3stream.stream.order import RowOrder
+    from ep3stream.stream.prefetch import BatchStream
 
     reader = open_store(store).split("train")
     info = reader.info
@@ -215,7 +216,7 @@ def test_a_hung_read_that_wakes_up_writes_past_the_window(store, monkeypatch, re
 def stream_of(reader: Any, order: Any) -> Iterator[Any]:
     import torch
 
-    from ep3stream.data.streaming.prefetch import BatchStream
+    from ep3stream.stream.prefetch import BatchStream
 
     with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu")) as stream:
         yield from stream
@@ -240,8 +241,8 @@ def test_a_read_that_hangs_for_ever_is_reported_by_segment(
 def test_a_stop_does_not_wait_for_a_read_that_hangs(store, monkeypatch, release):
     import torch
 
-    from ep3stream.data.streaming.order import RowOrder
-    from ep3stream.data.streaming.prefetch import BatchStream
+    from ep3stream.stream.order import RowOrder
+    from ep3stream.stream.prefetch import BatchStream
 
     monkeypatch.setattr(read_threads, "_STOP_S", 0.2)
     reader = open_store(store).split("train")
@@ -258,7 +259,7 @@ def test_a_stop_does_not_wait_for_a_read_that_hangs(store, monkeypatch, release)
 
 
 def test_set_up_and_scores_survive_a_read_that_hangs(made, store, monkeypatch, release):
-    monkeypatch.setattr("ep3stream.data.streaming.scan.scan.__defaults__", (None, 0.2))
+    monkeypatch.setattr("ep3stream.stream.scan.scan.__defaults__", (None, 0.2))
     read, hung = LocalFiles.read_into, []
 
     def faulty(self: LocalFiles, file: str, start: int, *outs: memoryview) -> None:

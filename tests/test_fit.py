@@ -20,8 +20,8 @@ from small_stores import make_store, smooth_rows
 import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, Interrupted
-from ep3stream.run.files.standing import list_checkpoints
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.state import list_checkpoints
 
 SMALL = {
     "solver": {"centers": 150, "model_rank": 40, "batch_size": 32, "epochs": 2},
@@ -232,7 +232,7 @@ def test_fewer_epochs_give_the_model_of_so_many_unless_more_are_done(store, tmp_
 def test_a_fit_that_went_on_and_was_killed_before_its_model_was_written_writes_it(store, reference, tmp_path):
     run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ep3stream.run.fitting.sitting.save_model", lambda *_: (_ for _ in ()).throw(Stop))
+        patched.setattr("ep3stream.prediction.models.save_model", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             ep3stream.fit(store, run, settings())
     assert not ep3stream.inspect(run)["finished"]
@@ -278,7 +278,7 @@ def test_a_directory_with_other_things_is_not_taken_for_a_run(store, tmp_path):
 
 @pytest.mark.parametrize("times", [20, 100])
 def test_the_guard_recovers_from_a_step_many_times_too_large(store, tmp_path, monkeypatch, caplog, times):
-    from ep3stream.solver.stepsize import Stability
+    from ep3stream.solver.step_size import Stability
 
     sound = Stability.step_size
     monkeypatch.setattr(Stability, "step_size", lambda *arguments: times * sound(*arguments))
@@ -291,7 +291,7 @@ def test_the_guard_recovers_from_a_step_many_times_too_large(store, tmp_path, mo
 
 
 def test_a_hopeless_step_ends_with_a_clear_error_and_a_usable_checkpoint(store, tmp_path, monkeypatch):
-    from ep3stream.solver.stepsize import Stability
+    from ep3stream.solver.step_size import Stability
 
     sound = Stability.step_size
     monkeypatch.setattr(Stability, "step_size", lambda *arguments: 1e9 * sound(*arguments))

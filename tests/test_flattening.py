@@ -10,11 +10,11 @@ import torch
 from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points
 
 from ep3stream.config import SolverConfig
-from ep3stream.run.preparation.plan import Plan, Shape
-from ep3stream.solver.build import Settled, SolverBuilder
 from ep3stream.solver.exact import build_exact
-from ep3stream.solver.flattening import FOLDINGS, Flattening, LeverageProfile
 from ep3stream.solver.model import InputScaling
+from ep3stream.solver.set_up import Settled, SolverBuilder
+from ep3stream.solver.spectrum import FOLDINGS, Flattening, LeverageProfile
+from ep3stream.training.plan import Plan, Shape
 
 D = 4
 TAU = torch.logspace(0, -5, 1500, dtype=torch.float64)
@@ -99,12 +99,12 @@ def settled(**settings: Any) -> tuple[Settled, SolverBuilder]:
 def test_every_stage_has_a_step_that_is_safe_for_it_and_none_is_shorter_than_the_one_before():
     found, builder = settled()
     assert len(found.stages) > 1
-    paces = [stage.pace for stage in found.stages]
+    paces = [stage.step_scale for stage in found.stages]
     assert paces[0] == 1
     assert paces == sorted(paces)
     for stage in found.stages:
         measured = builder.stability(stage.projection, PROBED[300:], found.batch_size)
-        step = stage.pace * found.step_size
+        step = stage.step_scale * found.step_size
         assert step * measured.lambda_max < 1.3
         assert step * measured.kappa_max < 1.3 * (1 - 0.9)
 

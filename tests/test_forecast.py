@@ -15,11 +15,10 @@ from small_stores import make_store
 import ep3stream
 from ep3stream.cli import main
 from ep3stream.config import FitConfig
-from ep3stream.run.planning import rehearsal
-from ep3stream.run.planning.describe import describe_plan
-from ep3stream.run.planning.forecast import FitPlan
-from ep3stream.run.preparation import machine
-from ep3stream.run.preparation.plan import Plan, Shape, largest_model
+from ep3stream.planning import pilot as pilot_run
+from ep3stream.planning.forecast import FitPlan, describe_plan
+from ep3stream.training import plan as machine
+from ep3stream.training.plan import Plan, Shape, largest_model
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "_STEP_FOR_S", 0.01)
+    monkeypatch.setattr(pilot_run, "_STEP_FOR_S", 0.01)
 
 
 def settings(run: dict[str, Any] | None = None, **solver: Any) -> FitConfig:

@@ -12,14 +12,15 @@ import torch
 import ep3stream
 from ep3stream import cli
 from ep3stream.config import CONFIG_VERSION, FitConfig
-from ep3stream.data.store import STORE_FORMAT_VERSION, open_store
+from ep3stream.inspection.inspect import verify
 from ep3stream.mesh import Mesh
-from ep3stream.run.files.bundle import BUNDLE_VERSION
-from ep3stream.run.files.standing import list_checkpoints
-from ep3stream.run.inspection.inspect import verify
-from ep3stream.run.preparation.setup import Setup
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.bundle_manifest import BUNDLE_VERSION
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.setup import Setup
+from ep3stream.run.state import list_checkpoints
 from ep3stream.solver.projection import NystromProjection
+from ep3stream.store.manifest import STORE_FORMAT_VERSION
+from ep3stream.store.reader import open_store
 
 FIXTURES = sorted(path for path in (Path(__file__).parent / "fixtures").iterdir() if path.is_dir())
 STORES = sorted(path for folder in FIXTURES for path in folder.iterdir() if path.suffix in (".zarr", ".h5"))

@@ -14,8 +14,8 @@ from test_fit import Stop, kill_at, model_bytes, settings
 from torch import Tensor
 
 import ep3stream
-from ep3stream.run.preparation.setup import Setup
-from ep3stream.solver.head_start import HeadStart, head_start
+from ep3stream.run.setup import Setup
+from ep3stream.solver.least_squares import HeadStart, head_start
 from ep3stream.solver.targets import TargetCode
 
 D, S = 3, 60

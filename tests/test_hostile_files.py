@@ -24,14 +24,14 @@ import torch
 import ep3stream
 from ep3stream import cli
 from ep3stream.config import FitConfig
-from ep3stream.data.signed_json import signed_bytes, signed_object
-from ep3stream.data.store import open_store
 from ep3stream.errors import DamagedDataError, Ep3streamError, InputError
 from ep3stream.mesh import Mesh
-from ep3stream.run.files.bundle import read_bundle, write_bundle
-from ep3stream.run.files.checkpoint import require_shape
-from ep3stream.run.preparation.setup import Setup
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.checkpoint import require_shape
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.setup import Setup
+from ep3stream.store.json_files import signed_bytes, signed_object
+from ep3stream.store.reader import open_store
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {

@@ -13,8 +13,7 @@ from test_store import REGRESSION, SPEC, _write, _write_rows
 
 import ep3stream
 from ep3stream import cli, inspect
-from ep3stream.run.inspection.describe import describe_path
-from ep3stream.run.inspection.describe_store import describe_store
+from ep3stream.inspection.describe import describe_path, describe_store
 
 CONVERSION = {
     "dropped_rows": 1234,

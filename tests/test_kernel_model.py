@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ep3stream
 from ep3stream import ConfigError, DivergedError, InputError, KernelConfig, KernelModel
-from ep3stream.run.batchwise.source import ArraySource
+from ep3stream.online.sources import ArraySource
 from ep3stream.solver.step import Solver
 
 GUIDE = Path(__file__).parents[1] / "docs" / "migrating-from-eigenpro3.md"
@@ -71,7 +71,7 @@ def test_a_model_that_is_better_than_the_mean_is_not_warned_of_whether_resumed_o
     first.fit((X, Y))
     second.load_state_dict(first.state_dict())
     second.fit((X, Y))
-    assert second._solver.scored.n > first._solver.scored.n > 0
+    assert second._solver.running_score.n > first._solver.running_score.n > 0
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -95,7 +95,7 @@ def test_one_step_is_that_of_the_dense_formula(projection):
     gradient = (residual @ k_zb.T).float()
     stage = solver.solver.stage(before["rows_seen"])
     theta = stage.projection.direction(stage.projection.preconditioned(gradient, x, residual.float()))
-    velocity = solver.solver.momentum * before["velocity"] - solver.step_size(16) * stage.pace * theta
+    velocity = solver.solver.momentum * before["velocity"] - solver.step_size(16) * stage.step_scale * theta
     after = made.state_dict()
     assert loss == pytest.approx(float((residual * scale).square().mean()), rel=1e-4)
     assert torch.allclose(after["weights"], before["weights"] + velocity, rtol=1e-3, atol=1e-4)
@@ -176,7 +176,7 @@ def test_the_step_of_a_size_is_stable_on_every_batch_of_it():
     for size in (1, 5, 16, 40):
         for stage in solver.settled.stages:
             found = solver.builder.stability(stage.projection, X[500:], size)
-            assert solver.step_size(size) * stage.pace * found.lambda_max < 2
+            assert solver.step_size(size) * stage.step_scale * found.lambda_max < 2
     assert solver.step_size(16) > solver.settled.step_size
 
 
@@ -439,8 +439,8 @@ def test_centers_that_the_basis_does_not_know_are_tempered() -> None:
     model.fit((x, x[:, 0].sin()))
     projection = model._solver.settled.projection
     unknown = 1 - projection.basis.square() @ projection.eigenvalues
-    assert projection.tempering is not None
-    assert int(projection.tempering.argmin()) == int(unknown.argmax())
+    assert projection.center_damping is not None
+    assert int(projection.center_damping.argmin()) == int(unknown.argmax())
 
 
 NOISY = Y + torch.randn(N, generator=generator(9))

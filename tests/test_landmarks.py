@@ -8,7 +8,7 @@ from kernel_problem import ONE_RANK, generator, k, laplacian, levels, sphere
 
 from ep3stream import KernelModel
 from ep3stream.solver.kernels import CallableKernel, Kernel
-from ep3stream.solver.landmarks import LandmarkPairs, cuts_a_level, falls_fast
+from ep3stream.solver.spectrum import LandmarkPairs, cuts_a_level, falls_fast
 
 D, P = 12, 240
 LEVEL = (

@@ -9,7 +9,7 @@ import torch
 from ep3stream.errors import ConfigError
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, RadialKernel
 from ep3stream.solver.least_squares import RidgePath
-from ep3stream.solver.sensitivity import mean_squared_gradient
+from ep3stream.solver.model import mean_squared_gradient
 from ep3stream.solver.targets import TargetCode
 
 RIDGES = (0.0, 1e-4, 1e-2, 1.0)

@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
-from ep3stream.data.streaming import lent_rows, segment_reads
-from ep3stream.data.streaming.lent_rows import LentRows, this_machine
-from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.writer import create_store
+from ep3stream.store.reader import SplitReader, open_store
+from ep3stream.stream import segment_reads
+from ep3stream.stream import shared_segments as lent_rows
+from ep3stream.stream.order import RowOrder
+from ep3stream.stream.prefetch import BatchStream
+from ep3stream.stream.shared_segments import SharedSegment, this_machine
 
 LAYOUT: Any = (((5000, 64), "float32"), ((5000,), "int32"))
 
@@ -41,12 +44,12 @@ def _target(file: str) -> str:
         return ""
 
 
-def lend(value: float) -> LentRows:
+def lend(value: float) -> SharedSegment:
     def fill(x: Any, y: Any) -> str:
         x[:], y[:] = value, int(value)
         return "told"
 
-    lent = LentRows.filled(LAYOUT, fill)
+    lent = SharedSegment.filled(LAYOUT, fill)
     assert lent is not None
     return lent
 
@@ -89,17 +92,17 @@ def test_a_lender_that_is_gone_is_an_os_error() -> None:
     process, file, inode = lent._address
     for address in ((2**22 - 1, file, inode), (process, 0, inode), (process, file, inode + 1)):
         with pytest.raises(OSError, match=r"No such file|another one|Permission"):
-            LentRows(address, LAYOUT, None).rows({})
+            SharedSegment(address, LAYOUT, None).rows({})
 
 
 def test_few_rows_and_systems_without_such_memory_lend_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert LentRows.filled((((10, 3), "float32"), ((10,), "int32")), pytest.fail) is None
+    assert SharedSegment.filled((((10, 3), "float32"), ((10,), "int32")), pytest.fail) is None
 
     def refuse(*_: Any) -> int:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "memfd_create", refuse)
-    assert LentRows.filled(LAYOUT, pytest.fail) is None
+    assert SharedSegment.filled(LAYOUT, pytest.fail) is None
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,7 @@ def test_a_stream_gets_the_same_batches_lent_sent_or_when_the_lender_is_gone(
 
 
 def test_processes_of_this_machine_know_each_other() -> None:
-    code = "from ep3stream.data.streaming.lent_rows import this_machine; print(this_machine())"
+    code = "from ep3stream.stream.shared_segments import this_machine; print(this_machine())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert this_machine() == other.stdout.strip()
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ep3stream.data.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
-from ep3stream.data.signed_json import canonical_json, json_digest
 from ep3stream.errors import DamagedDataError, Ep3streamError, InputError
+from ep3stream.store.json_files import canonical_json, json_digest
+from ep3stream.store.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
 
 _STATISTICS = ColumnStatistics((0.5, 1.0), (0.1, 0.0), (0.0, 1.0), (1.0, 1.0), (0, 3))
 _SPLIT = SplitInfo("train", 10, 4, 1, ("0" * 32, "1" * 32, "2" * 32), _STATISTICS, None, (4, 5, 1))

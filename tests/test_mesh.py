@@ -22,7 +22,7 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh, joined
 from ep3stream.mesh.shared_collectives import are_possible
-from ep3stream.run.planning.costs import Sizes, reduced_bytes_of_step
+from ep3stream.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import build_exact
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
@@ -105,15 +105,19 @@ def sent_by_steps(mesh: Mesh) -> dict[str, tuple[int, int]]:
 def talk(mesh: Mesh) -> list[Any]:
     """What ranks say to each other, and hand over."""
     whole = torch.arange(22.0).view(11, 2)
-    shard = mesh.deal(whole if mesh.is_leader else None)
-    columns = mesh.deal(whole.T.contiguous() if mesh.is_leader else None, dim=1)
+    shard = mesh.scatter_rows(whole if mesh.is_leader else None)
+    columns = mesh.scatter_rows(whole.T.contiguous() if mesh.is_leader else None, dim=1)
     back, columns_back = mesh.gather(shard, 11), mesh.gather(columns, 11, dim=1)
     assert (back is None) == (columns_back is None) == (not mesh.is_leader)
     if back is not None and columns_back is not None:
         assert torch.equal(back, whole)
         assert torch.equal(columns_back, whole.T)
     assert torch.equal(mesh.copy(whole if mesh.is_leader else None), whole)
-    heard: list[Any] = [len(shard), mesh.agreed([mesh.rank, -mesh.rank]), mesh.led(lambda: {"by": mesh.rank})]
+    heard: list[Any] = [
+        len(shard),
+        mesh.all_reduce_max([mesh.rank, -mesh.rank]),
+        mesh.broadcast_object(lambda: {"by": mesh.rank}),
+    ]
 
     def fail_on_the_last() -> None:
         if mesh.rank == mesh.size - 1:
@@ -121,7 +125,7 @@ def talk(mesh: Mesh) -> list[Any]:
 
     for action in (fail_on_the_last, lambda: [][mesh.rank]):
         try:
-            mesh.together(action)
+            mesh.all_or_raise(action)
         except Exception as error:
             heard.append([type(error).__name__, getattr(error, "told_by", None)])
     return heard

@@ -16,12 +16,13 @@ from small_stores import smooth_rows
 
 import ep3stream
 from ep3stream import ConvertConfig, FitConfig, cli
-from ep3stream.data import object_files, outage
-from ep3stream.data.conversion.convert import convert
-from ep3stream.data.location import ObjectUrl, location
-from ep3stream.data.object_files import ObjectFiles
-from ep3stream.data.store import open_store
+from ep3stream.conversion.convert import convert
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, InputError
+from ep3stream.store import object_files
+from ep3stream.store import object_files as outage
+from ep3stream.store.files import ObjectUrl, location
+from ep3stream.store.object_files import ObjectFiles
+from ep3stream.store.reader import open_store
 
 URL = f"s3://{BUCKET}/stores/rows.zarr"
 SETTINGS: dict[str, Any] = {
@@ -52,7 +53,7 @@ def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3S
     return server
 
 
-def make(place: str | Path = URL, **settings: Any) -> ep3stream.data.manifest.Manifest:
+def make(place: str | Path = URL, **settings: Any) -> ep3stream.store.manifest.Manifest:
     more = {name: settings.pop(name) for name in ("restart", "work", "progress") if name in settings}
     return convert("rows.npz", place, ConvertConfig(**(SETTINGS | settings)), **more)
 
@@ -87,7 +88,7 @@ def test_a_store_in_a_bucket_is_byte_for_byte_the_one_on_a_disk(s3, tmp_path, se
 
 
 def test_shards_are_read_chunk_by_chunk(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("ep3stream.data.conversion.spec._MAX_FILES", 2)
+    monkeypatch.setattr("ep3stream.conversion.spec._MAX_FILES", 2)
     assert make().splits["train"].segments_per_file > 1
     make(tmp_path / "local.zarr")
     assert objects() == files(tmp_path / "local.zarr")
@@ -124,7 +125,7 @@ def test_dask_workers_read_from_the_bucket_themselves(s3):
     from distributed import LocalCluster
     from test_prefetch import _copies, _stream
 
-    from ep3stream.data.streaming.order import RowOrder
+    from ep3stream.stream.order import RowOrder
 
     make()
     reader = open_store(URL).split("train")
@@ -172,7 +173,7 @@ def test_an_upload_that_was_stopped_is_no_store_and_goes_on_with_what_is_missing
 
 
 def test_a_conversion_killed_behind_its_manifest_finds_its_work_done(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("ep3stream.data.conversion.work.ConversionWork.remove", lambda _: None)
+    monkeypatch.setattr("ep3stream.conversion.work.ConversionWork.remove", lambda _: None)
     made = make()
     monkeypatch.undo()
     s3.requests = []

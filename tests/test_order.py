@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep3stream.data.streaming.order import RowOrder
 from ep3stream.errors import InputError
+from ep3stream.stream.order import RowOrder
 
 NONE = np.empty(0, np.int64)
 ORDER = RowOrder(seed=3, n_rows=103, segment_rows=10, window_segments=3, batch_size=16, excluded=NONE)

@@ -12,8 +12,7 @@ import pytest
 from small_stores import make_store
 
 from ep3stream import cli
-from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.order_quality import SHARES, order_quality
+from ep3stream.stream.order import SHARES, RowOrder, order_quality
 
 NONE = np.empty(0, np.int64)
 ORDER = RowOrder(5, 1000, segment_rows=60, window_segments=3, batch_size=100, excluded=NONE)
@@ -85,7 +84,7 @@ def test_of_many_windows_some_are_looked_at() -> None:
 def test_the_command_tells_what_it_means(
     tmp_path: Path, capsys: Any, monkeypatch: Any, settings: Any, memory: str, words: str
 ) -> None:
-    monkeypatch.setattr("ep3stream.run.preparation.plan._STREAM_BYTES", 1 << 14)
+    monkeypatch.setattr("ep3stream.training.plan._STREAM_BYTES", 1 << 14)
     store = make_store(tmp_path / "s.zarr", split="train=1", **settings)
     capsys.readouterr()
     assert cli.main(["inspect", "--order", str(store), "--memory", memory]) == 0

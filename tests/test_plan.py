@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from ep3stream.config import RunConfig, SolverConfig, parse_bytes
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.run.preparation.machine import memory_budget
-from ep3stream.run.preparation.plan import Plan, Shape, automatic_centers
+from ep3stream.training.plan import Plan, Shape, automatic_centers, memory_budget
 
 SHAPE = Shape(1_000_000, 20, 1, 4096, 84, True)
 MB = 10**6

@@ -15,9 +15,9 @@ import ep3stream
 from ep3stream.config import FitConfig, KernelConfig, Precision
 from ep3stream.errors import ConfigError
 from ep3stream.solver.blocks import BatchBlock
+from ep3stream.solver.gpu import rounded
 from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.named_kernels import named_kernel, with_precision
-from ep3stream.solver.precision import rounded
 
 BITS: dict[Precision, int] = {"tf32": 11, "bfloat16": 8}
 

@@ -18,15 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ep3stream.data import outage
-from ep3stream.data import store as store_module
-from ep3stream.data.backend import ReadTimes
-from ep3stream.data.store import SplitReader, StoreSpec, create_store, open_store
-from ep3stream.data.store_files import LocalFiles
-from ep3stream.data.streaming import segment_reads
-from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.prefetch import BatchStream
+from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.writer import create_store
 from ep3stream.errors import ConfigError, DamagedDataError, Ep3streamError, InputError
+from ep3stream.store import object_files as outage
+from ep3stream.store import reader as store_module
+from ep3stream.store.backend import ReadTimes
+from ep3stream.store.files import LocalFiles
+from ep3stream.store.reader import SplitReader, open_store
+from ep3stream.stream import segment_reads
+from ep3stream.stream.order import RowOrder
+from ep3stream.stream.prefetch import BatchStream
 
 CPU = torch.device("cpu")
 N_ROWS, SEGMENT_ROWS = 103, 10
@@ -436,7 +438,7 @@ def test_a_stream_that_cannot_be_set_up_leaves_no_thread(
         def start(self) -> None:
             raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("ep3stream.data.streaming.prefetch.threading.Thread", Unstartable)
+    monkeypatch.setattr("ep3stream.stream.prefetch.threading.Thread", Unstartable)
     with pytest.raises(RuntimeError, match="new thread"):
         _stream(reader, 0, STEPS).__enter__()
     assert _own_threads() == []

@@ -6,17 +6,16 @@ import pytest
 import torch
 from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points
 
-from ep3stream.solver.probing import ProbedBatches
-from ep3stream.solver.stepsize import Penalty, largest_eigenvalue
+from ep3stream.solver.step_size import Penalty, StepProbe, largest_eigenvalue
 
 D, M, N_BATCHES = 3, 20, 3
 CASE = Problem(laplacian(D), points(70, D, 0), points(N_BATCHES * M, D, 1), n_samples=40)
 
 
-def probed(n_kept: int, penalty: Penalty | None = None) -> ProbedBatches:
+def probed(n_kept: int, penalty: Penalty | None = None) -> StepProbe:
     shard = CASE.kernel.left(CASE.z)
     batches = CASE.x.split(M)
-    return ProbedBatches(CASE.kernel, shard, batches, penalty or Penalty(), ONE_RANK, generator(2), n_kept)
+    return StepProbe(CASE.kernel, shard, batches, penalty or Penalty(), ONE_RANK, generator(2), n_kept)
 
 
 @pytest.mark.parametrize("n_kept", [1, 2, 3, 9])

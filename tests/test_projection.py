@@ -77,7 +77,7 @@ def test_leverage_is_the_diagonal_of_the_operator(model_rank: int) -> None:
 def tempered(case: Problem, leverage: float) -> tuple[NystromProjection, torch.Tensor]:
     projection, _ = case.projection()
     unexplained = unexplained_diagonal(case.kernel, case.z, projection.basis, projection.eigenvalues)
-    return projection.tempered(unexplained, leverage), unexplained
+    return projection.with_center_damping(unexplained, leverage), unexplained
 
 
 def test_a_tempered_q_is_that_of_its_formula_and_knows_its_own_leverage() -> None:
@@ -99,11 +99,11 @@ def test_a_tempered_q_is_that_of_its_formula_and_knows_its_own_leverage() -> Non
 def test_no_center_pushes_itself_further_than_it_is_tempered_to() -> None:
     case = problem(model_rank=12)
     projection, unexplained = tempered(case, 0.02)
-    assert projection.tempering is not None
-    assert float((unexplained.square() * projection.tempering / projection.damping).max()) <= 0.02 * (
+    assert projection.center_damping is not None
+    assert float((unexplained.square() * projection.center_damping / projection.damping).max()) <= 0.02 * (
         1 + 1e-9
     )
-    assert tempered(case, 1e6)[0].tempering is None
+    assert tempered(case, 1e6)[0].center_damping is None
 
 
 @pytest.mark.parametrize("kernel_width", [1.0, 3.0, 100.0])

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion.batch import START, Position, Source
-from ep3stream.data.readers.sources import open_source
+from ep3stream.conversion.open_source import open_source
 from ep3stream.errors import SourceError
+from ep3stream.formats.source import START, Position, Source
 
 X = np.random.default_rng(0).standard_normal((53, 4))
 Y = np.arange(53) % 5

@@ -20,8 +20,8 @@ from small_stores import make_store
 import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError
-from ep3stream.run.files.standing import list_checkpoints
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.state import list_checkpoints
 
 SMALL = {
     "solver": {"centers": 101, "model_rank": 30, "batch_size": 64, "epochs": 2},

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ep3stream.errors import InputError
-from ep3stream.run.reporting.curves import MOST_POINTS, axis, number, thin
-from ep3stream.run.reporting.inputs import RunRecords
-from ep3stream.run.reporting.report import write_report
-from ep3stream.run.reporting.words import duration, size
+from ep3stream.reporting.curves import MOST_POINTS, axis, number, thin
+from ep3stream.reporting.records import RunRecords
+from ep3stream.reporting.report import write_report
+from ep3stream.reporting.words import duration, size
 
 MIB = 1 << 20
 
@@ -351,7 +351,7 @@ def test_thinning_keeps_ends_and_extremes_in_order() -> None:
 
 
 def test_a_very_long_log_is_held_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ep3stream.run.reporting.inputs._MOST_STEPS", 64)
+    monkeypatch.setattr("ep3stream.reporting.records._MOST_STEPS", 64)
     steps = RunRecords.read(write_run(tmp_path, run_json(), map(step_record, range(1, 1001)))).steps
     assert len(steps["step"]) <= 64
     assert np.all(np.diff(steps["step"]) > 0)

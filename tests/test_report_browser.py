@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_report import EVALUATION, eventful_metrics, run_json, write_run
 
-from ep3stream.run.reporting.report import write_report
+from ep3stream.reporting.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -12,7 +12,7 @@ from test_report_browser import CHROMIUM, look
 
 import ep3stream
 from ep3stream import InputError, cli
-from ep3stream.run.reporting.compare import MOST_RUNS, write_comparison
+from ep3stream.reporting.compare import MOST_RUNS, write_comparison
 
 
 def slower(records: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ep3stream.solver.exact import build_exact
 from ep3stream.solver.projection import Projection
 from ep3stream.solver.step import Solver
-from ep3stream.solver.stepsize import Penalty, Stability, measure_stability
+from ep3stream.solver.step_size import Penalty, Stability, measure_stability
 from ep3stream.solver.targets import TargetCode
 
 D, P, N, M = 3, 20, 200, 100

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from ep3stream.run.using.scores import ClassScores, RegressionScores
+from ep3stream.prediction.scores import ClassScores, RegressionScores
 
 
 def summed(totals, outputs, y, n_parts=7):

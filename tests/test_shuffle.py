@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ep3stream.data.conversion import spill as spill_module
-from ep3stream.data.conversion.rows import RowLayout, Rows
-from ep3stream.data.conversion.shuffle import RowSorter
-from ep3stream.data.conversion.spill import SPLIT_SHIFT, Spill, read_spills, spill_path
+from ep3stream.conversion import spill as spill_module
+from ep3stream.conversion.rows import RowLayout, Rows
+from ep3stream.conversion.shuffle import RowSorter
+from ep3stream.conversion.spill import SPLIT_SHIFT, Spill, read_spills, spill_path
 from ep3stream.errors import DamagedDataError, DiskError
 
 LAYOUT = RowLayout.of(n_numeric=2, n_codes=0, y_shape=(), x_dtype="float32", y_dtype="int32")

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from ep3stream.config import ConvertConfig, Task
-from ep3stream.data.conversion.batch import Source
-from ep3stream.data.conversion.encode import Expansion, RowEncoder
-from ep3stream.data.readers.sources import find_files, open_source
+from ep3stream.conversion.encode import RowEncoder
+from ep3stream.conversion.expand import Expansion
+from ep3stream.conversion.open_source import find_files, open_source
 from ep3stream.errors import SourceError
+from ep3stream.formats.source import Source
 
 TABLE = "a,color,b,y\n1,red,0.5,10\n2,blue,-1e3,20\n3,red,7,30.5\n"
 X = np.array([[1, 0, 1, 0.5], [2, 1, 0, -1000], [3, 0, 1, 7]], np.float32)

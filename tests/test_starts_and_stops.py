@@ -21,9 +21,9 @@ import pytest
 from s3_server import BUCKET, ENVIRONMENT, s3_server
 from test_prefetch import ORDER, STEPS, _expected_rows, _Faulty, _stream, _write
 
-from ep3stream.data.location import ObjectUrl
-from ep3stream.data.object_files import ObjectFiles
-from ep3stream.data.store import SplitReader, open_store
+from ep3stream.store.files import ObjectUrl
+from ep3stream.store.object_files import ObjectFiles
+from ep3stream.store.reader import SplitReader, open_store
 
 WARM_UP = 40
 # What the allocators of Python, numpy and the threads keep for another time; not a batch, a window or a stack each.

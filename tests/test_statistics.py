@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep3stream.data.conversion.statistics import Moments
+from ep3stream.conversion.numbers import Moments
 
 
 def _assert_statistics_of(moments: Moments, rows: np.ndarray) -> None:

@@ -15,13 +15,14 @@ from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points, u
 from torch import Tensor
 
 from ep3stream.config import SolverConfig
-from ep3stream.run.preparation.plan import Plan, Shape
-from ep3stream.solver import blocks, projection, stepsize
-from ep3stream.solver.build import SolverBuilder
+from ep3stream.solver import blocks, projection
+from ep3stream.solver import step_size as stepsize
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
+from ep3stream.solver.set_up import SolverBuilder
 from ep3stream.solver.step import Solver, SolverState
-from ep3stream.solver.stepsize import Stability
+from ep3stream.solver.step_size import Stability
 from ep3stream.solver.targets import TargetCode
+from ep3stream.training.plan import Plan, Shape
 
 D = 3
 

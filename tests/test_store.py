@@ -24,10 +24,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ep3stream.data.hdf5_backend import Hdf5Writer
-from ep3stream.data.store import StoreSpec, create_store, open_store
-from ep3stream.data.zarr_backend import ZarrWriter
+from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.writer import create_store
 from ep3stream.errors import DamagedDataError, InputError
+from ep3stream.store.hdf5_store import Hdf5Writer
+from ep3stream.store.reader import open_store
+from ep3stream.store.zarr_store import ZarrWriter
 
 WRITERS = {"zarr": ZarrWriter, "hdf5": Hdf5Writer}
 SPEC = StoreSpec(

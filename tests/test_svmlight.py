@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sklearn.datasets import dump_svmlight_file
 
 from ep3stream.config import ConvertConfig
-from ep3stream.data.conversion.batch import START, Position, Source
-from ep3stream.data.readers.sources import open_source
+from ep3stream.conversion.open_source import open_source
 from ep3stream.errors import SourceError
+from ep3stream.formats.source import START, Position, Source
 
 rng = np.random.default_rng(0)
 X = np.where(rng.random((80, 7)) < 0.4, rng.standard_normal((80, 7)).round(6), 0)

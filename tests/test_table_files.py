@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ep3stream.data.conversion.batch import START, Position, reading
-from ep3stream.data.readers import csv_text, parquet_files, text_blocks
-from ep3stream.data.readers.table_files import Table, table_header, table_records, table_schema
 from ep3stream.errors import SourceError
+from ep3stream.formats import csv as csv_text
+from ep3stream.formats import tables as parquet_files
+from ep3stream.formats import text_blocks
+from ep3stream.formats.source import START, Position, reading
+from ep3stream.formats.tables import Table, table_header, table_records, table_schema
 
 N_ROWS = 400
 

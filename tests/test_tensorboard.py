@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ep3stream
 from ep3stream.config import FitConfig
-from ep3stream.run.files.standing import list_checkpoints
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.state import list_checkpoints
 
 
 class Stop(Exception):

@@ -20,10 +20,10 @@ from small_stores import make_store
 
 import ep3stream
 from ep3stream import FitConfig, InputError, SolverConfig, cli
-from ep3stream.data.conversion.convert import ConvertProgress
-from ep3stream.run.fitting import progress
-from ep3stream.run.inspection.status import status
-from ep3stream.run.records.clock import FitProgress
+from ep3stream.cli import progress
+from ep3stream.conversion.convert import ConvertProgress
+from ep3stream.inspection.status import status
+from ep3stream.run.clock import FitProgress
 
 NOW = FitProgress(
     step=400,

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is installed on no other system tha
 from kernel_problem import Problem, points, unit_targets
 from torch import Tensor
 
-from ep3stream.solver import gpu_blocks
+from ep3stream.solver import gpu as gpu_blocks
 from ep3stream.solver.blocks import kernel_times, times_kernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.step import Solver

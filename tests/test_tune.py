@@ -14,12 +14,11 @@ import ep3stream
 from ep3stream import cli
 from ep3stream.config import DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig
 from ep3stream.errors import ConfigError
-from ep3stream.run.tuning.describe import describe_tuning
-from ep3stream.run.tuning.halving import Candidate, Deadline, Rung, Sample, Search, Trial
-from ep3stream.run.tuning.tune import default_out, tune
 from ep3stream.solver.kernels import RadialKernel, median_bandwidth
 from ep3stream.solver.least_squares import RidgePath
 from ep3stream.solver.targets import TargetCode
+from ep3stream.tuning.halving import Candidate, Deadline, Rung, Sample, Search, Trial
+from ep3stream.tuning.tune import default_out, describe_tuning, tune
 
 RUNGS = (Rung(20, 160), Rung(60, 480))
 NEVER = float("inf")

@@ -14,9 +14,10 @@ from test_fit import Stop, kill_at, model_bytes, settings
 
 import ep3stream
 from ep3stream.errors import ConfigError, Interrupted
-from ep3stream.run.files.checkpoint import Best, list_checkpoints
-from ep3stream.run.fitting import validation
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.checkpoint import Best
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.state import list_checkpoints
+from ep3stream.training import validation
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_killed_between_the_stop_and_the_model_it_only_writes_the_model(
     def killed(*_):
         raise Stop
 
-    monkeypatch.setattr("ep3stream.run.fitting.sitting.save_model", killed)
+    monkeypatch.setattr("ep3stream.prediction.models.save_model", killed)
     with pytest.raises(Stop):
         ep3stream.fit(store, tmp_path / "run", impatient())
     monkeypatch.undo()

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from small_stores import smooth_rows
 
 from ep3stream.estimator import KernelClassifier, KernelRegressor
-from ep3stream.estimator.row_sets import ArrayRows
-from ep3stream.estimator.weighted_rows import WeightedRows
+from ep3stream.estimator.row_sets import ArrayRows, WeightedRows
 
 NONE = np.empty(0, np.int64)
 CPU = torch.device("cpu")

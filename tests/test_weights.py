@@ -13,8 +13,8 @@ from test_fit import settings
 
 import ep3stream
 from ep3stream.errors import ConfigError
-from ep3stream.run.preparation.setup import Setup
-from ep3stream.run.using.scores import ClassScores
+from ep3stream.prediction.scores import ClassScores
+from ep3stream.run.setup import Setup
 from ep3stream.solver.targets import TargetCode
 
 RARE = 0.03

@@ -31,7 +31,7 @@ _CHILD = """
 import json, re, sys, time
 from pathlib import Path
 from ep3stream.config import ConvertConfig, MIB
-from ep3stream.data.conversion.convert import convert
+from ep3stream.conversion.convert import convert
 arguments = json.loads(sys.argv[1])
 def peak_mib():  # Not ru_maxrss, which counts the process that started this one.
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

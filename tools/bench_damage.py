@@ -29,11 +29,13 @@ import torch
 import xxhash
 
 from ep3stream import cli
-from ep3stream.data.store import StoreSpec, create_store, open_store
-from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.prefetch import BatchStream
-from ep3stream.data.streaming.sample import sample_rows
+from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.writer import create_store
 from ep3stream.errors import Ep3streamError
+from ep3stream.store.reader import open_store
+from ep3stream.stream.order import RowOrder
+from ep3stream.stream.prefetch import BatchStream
+from ep3stream.stream.scan import sample_rows
 
 FORMATS = ("plain", "lz4", "sharded", "hdf5")
 OUTCOMES = ("detected", "harmless", "VISIBLE", "READ BY FIT", "CRASHED")

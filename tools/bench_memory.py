@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from ep3stream.config import MIB
-from ep3stream.data.store import StoreSpec, create_store
+from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.writer import create_store
 
 LIMIT = 0.05
 FIT = """

@@ -27,11 +27,13 @@ import numpy as np
 import torch
 
 from ep3stream import DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig, open_store
-from ep3stream.data.store import SplitReader, StoreSpec, create_store
+from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.writer import create_store
 from ep3stream.mesh import Mesh
-from ep3stream.run.preparation.prepare import write_setup
-from ep3stream.run.preparation.setup import Setup
+from ep3stream.run.setup import Setup
 from ep3stream.solver.guard import Guard
+from ep3stream.store.reader import SplitReader
+from ep3stream.training.set_up import write_setup
 
 MB = 1e6
 LIMIT, PEAK_LIMIT = 0.15, 2.0

@@ -21,9 +21,8 @@ from bench_fashion import read_idx
 
 import ep3stream
 from ep3stream.config import ConvertConfig, FitConfig
-from ep3stream.data.conversion.convert import convert
-from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.order_quality import order_quality
+from ep3stream.conversion.convert import convert
+from ep3stream.stream.order import RowOrder, order_quality
 
 SOURCE = "/usr/share/datasets/fashion-mnist"
 SEGMENT_BYTES = 1 << 21
@@ -87,7 +86,7 @@ def fit(folder: Path, store: Path, window: int, options: argparse.Namespace) -> 
         "kernel": {"bandwidth": 10.0},
     }
     settings["data"] = {"scale": "none"}
-    with mock.patch("ep3stream.run.preparation.plan.window_segments", return_value=window):
+    with mock.patch("ep3stream.training.plan.window_segments", return_value=window):
         ep3stream.fit(store, run, FitConfig().with_settings(settings, "bench_order"))
     info = ep3stream.open_store(store).split("train").info
     order = RowOrder(0, info.n_rows, info.segment_rows, window, 2048, np.empty(0, np.int64))

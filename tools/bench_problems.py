@@ -62,7 +62,7 @@ from torch import Tensor
 
 from ep3stream import DivergedError, KernelModel
 from ep3stream.config import KernelConfig, KernelName
-from ep3stream.run.batchwise.source import RowForm
+from ep3stream.online.sources import RowForm
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
 from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.least_squares import RidgePath

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import ep3stream
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.event_log import read_lines
 
 
 def make_store(path: Path, n_rows: int, n_features: int, n_outputs: int) -> None:

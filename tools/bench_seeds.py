@@ -28,7 +28,7 @@ from bench_peers import write_data
 
 import ep3stream
 from ep3stream.config import Projection, StepRule
-from ep3stream.data.store import create_store
+from ep3stream.conversion.writer import create_store
 
 FEATURES, UNITS, SAMPLES = 64, 50, 2000
 PUBLISHED: tuple[Projection, StepRule] = ("eigenpro", "published")

@@ -44,14 +44,15 @@ from bench_memory import write_store
 
 import ep3stream
 from ep3stream.config import MIB, ConvertConfig, FitConfig
-from ep3stream.data.conversion.convert import convert
-from ep3stream.data.location import Location, ObjectUrl
-from ep3stream.data.object_files import ObjectFiles
-from ep3stream.data.store import RowStore, SplitReader, open_store
-from ep3stream.data.streaming.order import RowOrder
-from ep3stream.data.streaming.prefetch import Batch, BatchStream, StreamTimes
-from ep3stream.data.streaming.segment_reads import DaskReads, LocalReads
-from ep3stream.run.fitting.sitting import Sitting
+from ep3stream.conversion.convert import convert
+from ep3stream.store.files import Location, ObjectUrl
+from ep3stream.store.object_files import ObjectFiles
+from ep3stream.store.reader import RowStore, SplitReader, open_store
+from ep3stream.stream.batch_slots import Batch
+from ep3stream.stream.order import RowOrder
+from ep3stream.stream.prefetch import BatchStream, StreamTimes
+from ep3stream.stream.segment_reads import DaskReads, LocalReads
+from ep3stream.training.trainer import Trainer
 
 FEATURES = 128
 # The batch that is best for so few centers has so few rows that Python's own time per step would be the limit.
@@ -223,7 +224,7 @@ def epoch_of(kind: type[ReadyBatches], store: Location, run: Path, settings: Any
     reader, order = reader_and_order(store, run)
     rows = reader.read_rows(np.arange(reader.info.n_rows))
     stream = kind(order, *(torch.from_numpy(array) for array in rows))
-    with mock.patch.object(Sitting, "_stream", return_value=stream):
+    with mock.patch.object(Trainer, "_stream", return_value=stream):
         return epoch(store, run, settings, None)
 
 
@@ -267,7 +268,7 @@ class MemoryStream(ReadyBatches):
 
 
 def reader_and_order(store: Location, run: Path) -> tuple[SplitReader, RowOrder]:
-    from ep3stream.run.preparation.setup import Setup
+    from ep3stream.run.setup import Setup
 
     reader = open_store(store).split("train")
     return reader, Setup.load(run / "setup").order(reader, 0)

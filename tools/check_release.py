@@ -69,8 +69,8 @@ def check_wheel(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     require(tracked <= names, f"the wheel lacks {sorted(tracked - names)}")
-    strangers = [name for name in names - tracked if ".dist-info/" not in name]
-    require(not strangers, f"the wheel has {strangers} besides the package")
+    foreign = [name for name in names - tracked if ".dist-info/" not in name]
+    require(not foreign, f"the wheel has {foreign} besides the package")
     require("ep3stream/py.typed" in names, "the wheel lacks py.typed")
     say(f"the wheel has the {len(tracked)} files of the package, py.typed among them, and no others")
 

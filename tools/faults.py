@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ep3stream import cli
-from ep3stream.run.files import disk
+from ep3stream import cli, disk
 
 LIMIT_S = 120
 DAMAGES = ("flip", "zeros", "cut", "emptied", "deleted", "swapped", "checkpoints swapped")
@@ -25,7 +24,7 @@ class Hung(Exception):
     """A command that does not end."""
 
 
-class Sitting:
+class Trainer:
     """A command in a process of its own, in which `before` is called first."""
 
     def __init__(self, *words: object, before: Callable[[], None] = lambda: None) -> None:

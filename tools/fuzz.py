@@ -38,15 +38,16 @@ import xxhash
 
 import ep3stream
 from ep3stream.config import ConvertConfig, FitConfig
-from ep3stream.data.manifest import Manifest
-from ep3stream.data.signed_json import signed_bytes
-from ep3stream.data.store import open_store
 from ep3stream.errors import Ep3streamError
 from ep3stream.mesh import Mesh
-from ep3stream.run.files.bundle_manifest import file_digest
-from ep3stream.run.files.checkpoint import list_checkpoints, load_checkpoint
-from ep3stream.run.preparation.setup import Setup
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.bundle_manifest import file_digest
+from ep3stream.run.checkpoint import load_checkpoint
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.setup import Setup
+from ep3stream.run.state import list_checkpoints
+from ep3stream.store.json_files import signed_bytes
+from ep3stream.store.manifest import Manifest
+from ep3stream.store.reader import open_store
 
 MAX_BYTES, MAX_S = 2 << 30, 1.0
 CPU = torch.device("cpu")

@@ -56,14 +56,14 @@ if __name__ == "__main__":
     _without_the_rest()
 
 from ep3stream.config import Precision
-from ep3stream.data.streaming.batch_slots import BatchSlot
 from ep3stream.mesh import Mesh
-from ep3stream.solver import gpu_blocks
+from ep3stream.solver import gpu as gpu_blocks
 from ep3stream.solver.blocks import BatchBlock, kernel_times, times_kernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.targets import TargetCode
+from ep3stream.stream.batch_slots import BatchSlot
 
 PUBLISHED_S = {65_536: "271 / 1359", 262_144: "406 / 7663"}
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")

@@ -29,8 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.data.store import StoreSpec, StoreWriter, open_store
+from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.writer import StoreWriter
 from ep3stream.errors import Ep3streamError, InputError
+from ep3stream.store.reader import open_store
 
 FEATURES = (
     "pickup_x_km",

@@ -15,7 +15,7 @@ import argparse
 from dataclasses import dataclass
 
 from ep3stream.config import SolverConfig, parse_bytes
-from ep3stream.run.planning.costs import (
+from ep3stream.planning.costs import (
     Rates,
     Sizes,
     compute_seconds_of_step,
@@ -25,7 +25,7 @@ from ep3stream.run.planning.costs import (
     reduced_bytes_of_step,
     seconds_of_step,
 )
-from ep3stream.run.preparation.plan import Plan, Shape
+from ep3stream.training.plan import Plan, Shape
 
 GPUS_OF_A_MACHINE = 8
 SEGMENT_BYTES = 64 << 20

@@ -6,7 +6,7 @@ Each trial is a run of the real command, on a Zarr and on an HDF5 store by turns
 one that has loaded the libraries. It is struck, once or more often, and the same command goes on until it is done:
 
     kill, SIGTERM   half at any moment since the run was locked; half in a save: before one of the operations of
-                    `ep3stream.run.files.disk` on a checkpoint, or inside its `write`
+                    `ep3stream.disk` on a checkpoint, or inside its `write`
     disk full       from such an operation on, for a while or for good, nothing can be written
     file limit      the same by RLIMIT_FSIZE: files longer than a part of some file of the run are cut there and refused
     damage          to one or more files of the checkpoints of a stopped run
@@ -45,7 +45,7 @@ from faults import (
     DAMAGES,
     LIMIT_S,
     Hung,
-    Sitting,
+    Trainer,
     at_point,
     damage,
     fill_disk,
@@ -55,13 +55,13 @@ from faults import (
 )
 
 import ep3stream
-import ep3stream.data.conversion.convert
-import ep3stream.run.fitting.fit
-import ep3stream.run.fitting.progress
+import ep3stream.cli.progress
+import ep3stream.conversion.convert
+import ep3stream.training.fit
 from ep3stream.errors import DamagedDataError, Ep3streamError
-from ep3stream.run.files.bundle_manifest import check_bundle
-from ep3stream.run.files.standing import list_checkpoints
-from ep3stream.run.records.metrics import read_lines
+from ep3stream.run.bundle_manifest import check_bundle
+from ep3stream.run.event_log import read_lines
+from ep3stream.run.state import list_checkpoints
 
 SUFFIXES = (".zarr", ".h5")
 FIT = [*("--centers", 300, "--model-rank", 30, "--nystrom-samples", 300, "--batch-size", 32)]
@@ -107,7 +107,7 @@ def make_subject(directory: Path, suffix: str) -> Subject:
     np.save(directory / "x.npy", x)
     np.save(directory / "y.npy", np.stack([np.sin(x[:, 0]) + x[:, 1] * x[:, 2], np.cos(x[:, 3])], 1))
     sources = ["--x", directory / "x.npy", "--y", directory / "y.npy", "--segment-bytes", "8KiB"]
-    require_code(Sitting("--quiet", "convert", *sources, store).end(), 0)
+    require_code(Trainer("--quiet", "convert", *sources, store).end(), 0)
     mark.touch()
 
     def count(where: str) -> None:
@@ -125,8 +125,8 @@ def make_subject(directory: Path, suffix: str) -> Subject:
     return Subject(store, model_of(run), sizes, working_s, n_points, stopped)
 
 
-def fit(store: Path, run: Path, before: Callable[[], None] = lambda: None) -> Sitting:
-    return Sitting("--quiet", "fit", store, run, *FIT, before=before)
+def fit(store: Path, run: Path, before: Callable[[], None] = lambda: None) -> Trainer:
+    return Trainer("--quiet", "fit", store, run, *FIT, before=before)
 
 
 def require_code(end: tuple[int, str], *codes: int) -> str:

@@ -4,7 +4,8 @@
     python tools/weights_digest.py --against before.json
 
 Three stores (numbers from a table to Zarr, classes to HDF5, float16 rows in the source's own order) and three
-projections, and some settings besides. The digests hold on one machine and one version of torch: other processors round in another order.
+projections, and some settings besides. The digests hold on one machine and one version of torch: other processors round
+in another order.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def configs(name: str) -> Iterator[tuple[str, FitConfig]]:
         yield projection, FitConfig(solver=replace(solver, projection=projection), run=run)
     automatic = replace(solver, batch_size=0, model_rank=0, nystrom_samples=0)
     yield "automatic", FitConfig(solver=automatic, run=run)
-    yield "gaussian", FitConfig(kernel=KernelConfig("gaussian", 3.0), solver=replace(solver, ridge=1e-4), run=run)
+    yield (
+        "gaussian",
+        FitConfig(kernel=KernelConfig("gaussian", 3.0), solver=replace(solver, ridge=1e-4), run=run),
+    )
     if name == "classes":
         weighted = replace(solver, class_weights="balanced", patience=2, validate_every=0.5)
         yield "weighted", FitConfig(data=DataConfig(validate="validation"), solver=weighted, run=run)
@@ -81,7 +85,9 @@ def digest(run: Path) -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--against", type=Path, metavar="FILE.json", help="what the digests have to be")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

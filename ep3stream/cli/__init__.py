@@ -19,11 +19,10 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
 from ep3stream.cli import convert, fit, plan, report, status, tune, use
-from ep3stream.cli.json_lines import JsonConsole, JsonLines, error_line
-from ep3stream.cli.options import JSON_LOGS, JSON_LOGS_HELP, QUIET, Parser
+from ep3stream.cli.options import JSON_LOGS, JSON_LOGS_HELP, QUIET, JsonConsole, JsonLines, Parser, error_line
 from ep3stream.errors import Ep3streamError
-from ep3stream.mesh import speaks
-from ep3stream.package import created_by
+from ep3stream.mesh import is_main_process
+from ep3stream.store.json_files import created_by
 
 _LOGGER = logging.getLogger("ep3stream")
 
@@ -36,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "command" not in options:
             _parser().print_help()
             return 2  # Nothing was done: a script whose command came out empty must learn of it.
-        code = int(options.command(options, _stderr(options.quiet or not speaks(), as_json)) or 0)
+        code = int(options.command(options, _stderr(options.quiet or not is_main_process(), as_json)) or 0)
         sys.stdout.flush()  # A reader that has gone away shows here, where it can be told.
         return code
     except Ep3streamError as error:

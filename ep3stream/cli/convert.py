@@ -23,8 +23,8 @@ from ep3stream.config import (
     parse_renames,
     parse_splits,
 )
-from ep3stream.data.location import location
 from ep3stream.errors import ConfigError
+from ep3stream.store.files import location
 
 
 def add(commands: Any) -> None:
@@ -145,9 +145,9 @@ def _add_columns(convert: argparse.ArgumentParser) -> None:
 
 
 def _convert(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.data.conversion.convert import convert
-    from ep3stream.run.fitting.progress import convert_bar
-    from ep3stream.run.inspection.describe import describe_new_store
+    from ep3stream.cli.progress import convert_bar
+    from ep3stream.conversion.convert import convert
+    from ep3stream.inspection.describe import describe_new_store
 
     *sources, last = options.paths
     store = location(last)

@@ -21,7 +21,7 @@ from ep3stream.config import (
     parse_bytes,
     parse_weights,
 )
-from ep3stream.data.small_files import read_small_file
+from ep3stream.disk import read_small_file
 from ep3stream.errors import ConfigError
 
 # Command-line option -> (table, setting) of the fit's TOML.
@@ -191,8 +191,8 @@ def add_settings(fit: argparse.ArgumentParser) -> None:
 
 
 def _fit(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.fitting.fit import fit
-    from ep3stream.run.fitting.progress import fit_bar
+    from ep3stream.cli.progress import fit_bar
+    from ep3stream.training.fit import fit
 
     config = fit_config(options, FIT_SETTINGS)
     with fit_bar(console) as show:

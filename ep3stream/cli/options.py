@@ -1,21 +1,62 @@
-"""What the commands share: how options are read, and how a command joins the command line."""
+"""What is said on stderr as JSON, one object a line, for machines that collect logs.
+
+What the commands share: how options are read, and how a command joins the command line.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
-from ep3stream.data.location import Location, ObjectUrl, location
 from ep3stream.errors import ConfigError
+from ep3stream.run.text import json_text
+from ep3stream.store.files import Location, ObjectUrl, location
+
+
+class JsonLines(logging.Formatter):
+    """time (UTC), level, logger, message; a progress line has its numbers under `progress` besides."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        content = _line(record.levelname.lower(), record.getMessage(), record.created) | {
+            "logger": record.name
+        }
+        progress = getattr(record, "progress", None)
+        return json_text(content if progress is None else content | {"progress": progress})
+
+
+class JsonConsole(Console):
+    """A console whose lines are log records, and so JSON like those."""
+
+    def print(self, *objects: Any, **_: Any) -> None:
+        """At the level `info`."""
+        logging.getLogger("ep3stream.cli").info("%s", " ".join(map(str, objects)))
+
+
+def error_line(message: str, exit_code: int) -> str:
+    """The last line of a command that failed."""
+    return json_text(_line("error", message, time.time()) | {"exit_code": exit_code})
+
+
+def _line(level: str, message: str, created: float) -> dict[str, Any]:
+    return {"time": datetime.fromtimestamp(created, UTC).isoformat(), "level": level, "message": message}
+
 
 QUIET = "only warnings and errors on stderr"
+
 UNKNOWN = "categories that the store does not have: an error (default); ignore: set no feature; drop the row"
+
 RENAME_LIKE = "what this file calls a column = what the store does"
+
 JSON_LOGS = "--json-logs"
+
 JSON_LOGS_HELP = "stderr as JSON, one object a line, progress among it"
 
 

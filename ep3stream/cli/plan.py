@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ep3stream.cli.fit import FIT_SETTINGS, add_settings, fit_config
 from ep3stream.cli.options import command, store_place
-from ep3stream.run.records.json_text import json_text
+from ep3stream.run.text import json_text
 
 
 def add(commands: Any) -> None:
@@ -37,8 +37,7 @@ def add(commands: Any) -> None:
 
 
 def _plan(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.planning.describe import describe_plan
-    from ep3stream.run.planning.forecast import plan
+    from ep3stream.planning.forecast import describe_plan, plan
 
     link = options.link_gb_per_s
     found = plan(

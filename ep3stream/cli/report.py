@@ -31,8 +31,8 @@ def add(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.reporting.compare import write_comparison
-    from ep3stream.run.reporting.report import write_report
+    from ep3stream.reporting.compare import write_comparison
+    from ep3stream.reporting.report import write_report
 
     if len(options.runs) > 1:
         say(console, f"comparison in {write_comparison(options.runs, options.out or _COMPARISON)}")

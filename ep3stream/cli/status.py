@@ -10,7 +10,7 @@ import shtab
 from rich.console import Console
 
 from ep3stream.cli.options import command, disk_path
-from ep3stream.run.records.json_text import json_text
+from ep3stream.run.text import json_text
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -44,8 +44,7 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.inspection.describe_status import describe_status
-    from ep3stream.run.inspection.status import status
+    from ep3stream.inspection.status import describe_status, status
 
     now = status(options.run)
     print(json_text(now) if options.json else describe_status(now))

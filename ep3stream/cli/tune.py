@@ -13,7 +13,7 @@ from rich.console import Console
 from ep3stream.cli.fit import FIT_SETTINGS, fit_config
 from ep3stream.cli.options import checked, command, say, store_place
 from ep3stream.config import Scale, parse_bytes, parse_names
-from ep3stream.run.records.json_text import json_text
+from ep3stream.run.text import json_text
 
 _TUNE_SETTINGS = {name: FIT_SETTINGS[name] for name in ("split", "validate", "scale", "memory", "seed")}
 
@@ -59,8 +59,7 @@ def add(commands: Any) -> None:
 
 
 def _tune(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.tuning.describe import describe_tuning
-    from ep3stream.run.tuning.tune import DEFAULT_KERNELS, default_out, tune
+    from ep3stream.tuning.tune import DEFAULT_KERNELS, default_out, describe_tuning, tune
 
     out = options.out or default_out(options.store)
     result = tune(

@@ -20,11 +20,12 @@ from ep3stream.cli.options import (
     store_place,
 )
 from ep3stream.config import Unknown, parse_bytes, parse_renames
-from ep3stream.data.location import Location
 from ep3stream.errors import ConfigError
-from ep3stream.run.records.json_text import json_text
+from ep3stream.run.text import json_text
+from ep3stream.store.files import Location
 
 _DAMAGED = 3
+
 _STANDARD = "-"  # Input or output.
 
 
@@ -124,9 +125,9 @@ def _rows_place(text: str) -> Location | str:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.inspection.describe import describe_evaluation
-    from ep3stream.run.reporting.report import write_report
-    from ep3stream.run.using.evaluate import evaluate
+    from ep3stream.inspection.describe import describe_evaluation
+    from ep3stream.prediction.evaluate import evaluate
+    from ep3stream.reporting.report import write_report
 
     scores = evaluate(options.run, options.store, options.split, devices=options.devices)
     write_report(options.run)
@@ -134,9 +135,9 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
 
 
 def _predict(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.files.directory import RunDirectory
-    from ep3stream.run.using.evaluate import predict
-    from ep3stream.run.using.tables import is_table, predict_tables
+    from ep3stream.prediction.evaluate import predict
+    from ep3stream.prediction.tables import is_table, predict_tables
+    from ep3stream.run.directory import RunDirectory
 
     RunDirectory(options.run.absolute()).require()  # First, since it is also what a table given first is not.
     if is_table(options.rows):
@@ -168,17 +169,17 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
 
 
 def _export(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.using.export import export
+    from ep3stream.prediction.models import export
 
     say(console, f"model in {export(options.run, options.out)}")
 
 
 def _inspect(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.run.inspection.describe import describe_path
-    from ep3stream.run.inspection.inspect import inspect
+    from ep3stream.inspection.describe import describe_path
+    from ep3stream.inspection.inspect import inspect
 
     if options.order:
-        from ep3stream.run.inspection.order import describe_order, order_report
+        from ep3stream.inspection.inspect import describe_order, order_report
 
         report = order_report(options.path, options.memory)
         print(json_text(report) if options.json else describe_order(report))
@@ -189,10 +190,10 @@ def _inspect(options: argparse.Namespace, console: Console) -> None:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
-    from ep3stream.data.verify import VerifyProgress
-    from ep3stream.run.fitting.progress import verify_bar
-    from ep3stream.run.inspection.describe import describe_soundness
-    from ep3stream.run.inspection.inspect import verify
+    from ep3stream.cli.progress import verify_bar
+    from ep3stream.inspection.describe import describe_soundness
+    from ep3stream.inspection.inspect import verify
+    from ep3stream.store.verify import VerifyProgress
 
     read = VerifyProgress(0, 0, 0.0)
     began = time.perf_counter()

@@ -14,16 +14,21 @@ from ep3stream.config.convert import (
 )
 from ep3stream.config.fit import (
     CONFIG_VERSION,
+    KERNEL_DEFAULTS,
     MAX_CONFIG_BYTES,
     READ_TIMEOUT_S,
     DataConfig,
     FitConfig,
+    KernelConfig,
+    KernelName,
+    Precision,
+    Projection,
     RunConfig,
     Scale,
+    SolverConfig,
+    StepRule,
 )
-from ep3stream.config.kernel import KERNEL_DEFAULTS, KernelConfig, KernelName
-from ep3stream.config.parse import parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
-from ep3stream.config.solver import Precision, Projection, SolverConfig, StepRule
+from ep3stream.config.settings import parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
 
 __all__ = [
     "CONFIG_VERSION",

@@ -9,15 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ep3stream.config.checks import require, require_choice, require_distinct
+from ep3stream.config.settings import require, require_choice, require_distinct
 
 Task = Literal["regression", "classification"]
+
 Format = Literal["zarr", "hdf5"]
+
 XDtype = Literal["float32", "float16"]
+
 Codec = Literal["auto", "none", "lz4", "zstd"]
+
 Categories = Literal["onehot", "codes"]
+
 Missing = Literal["error", "mean", "drop"]
+
 Unknown = Literal["error", "ignore", "drop"]
+
 DatePart = Literal["days", "month", "day", "weekday", "hour"]
 
 MIB = 1 << 20

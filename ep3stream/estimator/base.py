@@ -16,24 +16,36 @@ from sklearn.utils import _safe_indexing, check_consistent_length, check_random_
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ep3stream.config import parse_bytes
-from ep3stream.data.store import RowStore, SplitReader, open_store
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.estimator.files import load_estimator, save_estimator
-from ep3stream.estimator.row_sets import ArrayRows, DaskRows, RowSet, ScaledRows, StoreRows, batches_of
-from ep3stream.estimator.weighted_rows import WeightedRows
-from ep3stream.run.batchwise.model import KernelModel
-from ep3stream.run.using.dask_rows import is_dask_array, map_rows
-from ep3stream.run.using.scores import ClassScores, RegressionScores
+from ep3stream.estimator.row_sets import (
+    ArrayRows,
+    DaskRows,
+    RowSet,
+    ScaledRows,
+    StoreRows,
+    WeightedRows,
+    batches_of,
+)
+from ep3stream.estimator.saved import load_estimator, save_estimator
+from ep3stream.online.kernel_model import KernelModel
+from ep3stream.prediction.scores import ClassScores, RegressionScores
+from ep3stream.prediction.tables import is_dask_array, map_rows
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.store.reader import RowStore, SplitReader, open_store
 
 _CENTERS = 7  # Purpose of random numbers.
+
 _FEW_CENTERS, _MANY_CENTERS = 2000, 5000
+
 _FEW_ROWS_PER_CENTER = 5
+
 _ROWS_TO_SEE, _LEAST_EPOCHS, _MOST_EPOCHS = 30_000, 2, 20
+
 _NO_ROWS = np.empty(0, np.int64)
 
 Store = str | Path | RowStore | SplitReader
+
 Block = NDArray[Any]
 
 ClassWeights = Literal["none", "balanced"] | Mapping[str | int, float]

@@ -13,14 +13,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ep3stream.config import KernelConfig
-from ep3stream.data.store import SplitReader
 from ep3stream.errors import ConfigError
 from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store, dense
-from ep3stream.run.using.dask_rows import is_dask_array
-from ep3stream.run.using.probabilities import nearest_in_simplex
-from ep3stream.run.using.scores import ClassScores
+from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
+from ep3stream.prediction.tables import is_dask_array
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
+from ep3stream.store.reader import SplitReader
 
 
 class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]

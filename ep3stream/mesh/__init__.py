@@ -1,22 +1,28 @@
 """Ranks, devices and who owns which centers: the only user of torch.distributed."""
 
+from __future__ import annotations
+
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ep3stream.mesh.leader import speaks
-
 if TYPE_CHECKING:
     from ep3stream.mesh.join import devices_here, is_rank, joined, require_devices
-    from ep3stream.mesh.ranks import Mesh
+    from ep3stream.mesh.mesh import Mesh
 
-__all__ = ["Mesh", "devices_here", "is_rank", "joined", "require_devices", "speaks"]
+__all__ = ["Mesh", "devices_here", "is_main_process", "is_rank", "joined", "require_devices"]
+
+
+def is_main_process() -> bool:
+    """Whether this process logs and prints: the leader of several ranks, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def __getattr__(name: str) -> object:
-    """Imported when asked for: torch takes two seconds, which who only asks whether to speak need not wait for."""
+    """Imports a name when it is first asked for: `is_main_process` must not wait two seconds for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"ep3stream.mesh.{'ranks' if name == 'Mesh' else 'join'}")
+    module = import_module(f"ep3stream.mesh.{'mesh' if name == 'Mesh' else 'join'}")
     value: object = getattr(module, name)
     globals()[name] = value
     return value

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.mesh.ranks import Groups, Mesh
+from ep3stream.mesh.mesh import Groups, Mesh
 from ep3stream.mesh.shared_collectives import SharedCollectives, are_possible, room_bytes
 
 RENDEZVOUS = "EP3STREAM_RENDEZVOUS"
@@ -65,7 +65,7 @@ def joined(timeout_s: float) -> Iterator[Mesh]:
         with _sharing(_mesh_of_group(device, timeout), timeout_s) as mesh:
             yield mesh
             # The leader's process keeps the others' meeting place: none leaves before all are done.
-            mesh.agreed([0])
+            mesh.all_reduce_max([0])
     finally:
         # With NCCL what hangs on a rank that is gone would hang here too; the process ends soon.
         if device.type == "cpu" or sys.exc_info()[0] is None:
@@ -117,7 +117,7 @@ def _mesh_of_group(device: torch.device, timeout: timedelta) -> Mesh:
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     firsts = [0] * size
     firsts[rank] = rank - local_rank
-    firsts = alone.agreed(firsts)
+    firsts = alone.all_reduce_max(firsts)
     groups, local_size = Groups(host, host), firsts.count(rank - local_rank)
     if local_size < size:
         for first in sorted(set(firsts)):
@@ -139,10 +139,10 @@ def _sharing(mesh: Mesh, timeout_s: float) -> Iterator[Mesh]:
     pids[mesh.rank] = os.getpid() if are_possible() else -1
     room = mesh.once_a_node(lambda: [torch.zeros(room_bytes(mesh.size), dtype=torch.uint8)])[0]
     with suppress(OSError):  # As where a sandbox forbids to watch a process.
-        if min(pids := mesh.agreed(pids)) > 0:
+        if min(pids := mesh.all_reduce_max(pids)) > 0:
             shared = SharedCollectives(room, mesh.rank, pids, timeout_s)
     try:
-        can_all = not any(mesh.agreed([shared is None]))
+        can_all = not any(mesh.all_reduce_max([shared is None]))
         yield replace(mesh, shared=shared if can_all else None)
     finally:
         if shared is not None:

@@ -27,7 +27,7 @@ _LOCAL = "ep3stream-local"
 
 
 @dataclass(frozen=True, slots=True)
-class Fallen:
+class FailedRank:
     """A rank that ended in another way than it should: `how`, in words."""
 
     rank: int
@@ -67,7 +67,7 @@ def _one_machine(parameters: RendezvousParameters) -> RendezvousHandler:
     return _OneMachine(parameters.run_id)
 
 
-def launch_ranks(module: str, folder: Path, n_ranks: int, max_restarts: int) -> list[Fallen]:
+def launch_ranks(module: str, folder: Path, n_ranks: int, max_restarts: int) -> list[FailedRank]:
     """Runs `python -m module folder` as so many ranks on this machine, by torch's elastic launcher.
 
     When one dies, or ends with an exit code that is not 0, all are stopped and started again, `max_restarts` times at
@@ -93,7 +93,7 @@ def launch_ranks(module: str, folder: Path, n_ranks: int, max_restarts: int) -> 
     except ChildFailedError as error:
         fallen = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
         return [
-            Fallen(
+            FailedRank(
                 rank, each.exitcode, each.signal_name() if each.exitcode < 0 else f"exit code {each.exitcode}"
             )
             for rank, each in fallen

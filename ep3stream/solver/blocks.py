@@ -11,11 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ep3stream.solver.gpu import tensor_cores
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import LeftPoints, Points, skinny_product
-from ep3stream.solver.precision import tensor_cores
 
 TILE_ROWS = 512
+
 # Of 4096 columns they are 32 MiB, which stay in the 50 of an H100's cache, and enough for all its multiprocessors.
 _GPU_TILE_ROWS = 2048
 

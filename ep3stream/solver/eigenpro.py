@@ -31,9 +31,10 @@ from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.projection import Spectra
 from ep3stream.solver.spectrum import leading_eigenpairs
-from ep3stream.solver.stepsize import PublishedStep
+from ep3stream.solver.step_size import PublishedStep
 
 _MODEL_EXPONENT = 0.95
+
 _MAX_CENTER_BATCH = 4096
 
 

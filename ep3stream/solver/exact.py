@@ -13,10 +13,9 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import tiles
-from ep3stream.solver.flattening import Flattening, LeverageProfile
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.projection import Spectra
-from ep3stream.solver.spectrum import leading_eigenpairs
+from ep3stream.solver.spectrum import Flattening, LeverageProfile, leading_eigenpairs
 
 _JITTER = 1e-6
 

@@ -20,16 +20,19 @@ from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, Precision
 from ep3stream.errors import ConfigError
-from ep3stream.solver.gpu_blocks import applied_profile, fused_product
+from ep3stream.solver.gpu import applied_profile, factors, fused_product, rounded
 from ep3stream.solver.points import Points, products
-from ep3stream.solver.precision import factors, rounded
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
+
 CALLABLE = "callable"
 
 _CHECKED_ROWS = 64
+
 _CHECKED_SHARE = 0.01
+
 _STRIP_ENTRIES = 1 << 18
+
 _LOG2_E = 1 / math.log(2)
 
 
@@ -121,6 +124,7 @@ _PROFILES = {
     "dispersal": _Profile(1, _dispersal),
     "rational_quadratic": _Profile(1, _rational_quadratic),
 }
+
 RADIAL_KERNELS = tuple(_PROFILES)
 
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import Precision
-from ep3stream.solver.precision import half_product, tensor_cores
+from ep3stream.solver.gpu import half_product, tensor_cores
 
 # Of fewer points a copy in another layout costs more than it saves.
 _FEWEST_PACKED = 64
+
 _ROWS_HINT = 512
 
 

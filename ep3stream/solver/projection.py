@@ -24,16 +24,17 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import TILE_ROWS, kernel_block, kernel_times, tiles
-from ep3stream.solver.flattening import Flattening, LeverageProfile
 from ep3stream.solver.kernels import Kernel
-from ep3stream.solver.landmarks import LandmarkPairs
 from ep3stream.solver.points import Points
+from ep3stream.solver.spectrum import Flattening, LandmarkPairs, LeverageProfile
 
 # Of float32's eps times the leading eigenvalue: pairs below are noise. The largest part of a kernel matrix's rounding,
 # that of whole rows and columns, is a congruence and spares the small eigenvalues.
 _ROUNDING = 0.25
+
 # Those that the complement's 1 / mu would amplify so many times are taken out of it first.
 _LEADING = 3
+
 _LEAST_COLUMNS = 64
 
 
@@ -83,15 +84,15 @@ class NystromProjection:
     n_leading: int
     mesh: Mesh
     eigenvalues: Tensor
-    tempering: Tensor | None = None
+    center_damping: Tensor | None = None
     flattening: Flattening | None = None
     sampled: Tensor | None = None
-    tempered_rows: Tensor = field(init=False, repr=False)
+    damped_rows: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Once, since a GPU must be waited for to know how many they are.
-        tempered = () if self.tempering is None else (self.tempering < 1).nonzero()[:, 0]
-        object.__setattr__(self, "tempered_rows", torch.as_tensor(tempered, dtype=torch.int64))
+        tempered = () if self.center_damping is None else (self.center_damping < 1).nonzero()[:, 0]
+        object.__setattr__(self, "damped_rows", torch.as_tensor(tempered, dtype=torch.int64))
 
     def flattened(self, threshold: float) -> NystromProjection:
         """The same with another threshold, for the directions above it."""
@@ -108,7 +109,7 @@ class NystromProjection:
         inside, outside = self._split(k_zb)
         return LeverageProfile((self.half.T @ inside.double()).square(), outside.double())
 
-    def tempered(self, unexplained: Tensor, leverage: float) -> NystromProjection:
+    def with_center_damping(self, unexplained: Tensor, leverage: float) -> NystromProjection:
         """With T such that no row's push on itself through one center is above `leverage`.
 
         unexplained: (p_shard,), the diagonal of K(Z, Z) - U diag(l) U'. A row at center j, with nothing else near,
@@ -116,9 +117,9 @@ class NystromProjection:
         a rare category. The probes of the step size hardly ever meet such a row; every epoch does. Centers as little
         known as many others are left alone: the probes have met their rows.
         """
-        tempering = (leverage * self.damping / unexplained.square()).clamp(max=1)
-        is_needed = self.mesh.all_reduce((tempering < 1).sum().to(unexplained)) > 0
-        return replace(self, tempering=tempering) if is_needed else self
+        center_damping = (leverage * self.damping / unexplained.square()).clamp(max=1)
+        is_needed = self.mesh.all_reduce((center_damping < 1).sum().to(unexplained)) > 0
+        return replace(self, center_damping=center_damping) if is_needed else self
 
     def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
         """As it is."""
@@ -144,14 +145,14 @@ class NystromProjection:
         along = (((inside.double() @ self.half) * self.shrink) @ self.half.T).to(inside)
         # The part outside U is never formed but at the few centers that are tempered: each pass over U costs.
         coefficients = along - rest / self.damping
-        if self.tempering is not None:
-            few = self.basis[self.tempered_rows]
-            taken = torch.addmm(deflated[:, self.tempered_rows], rest, few.T, alpha=-1)
-            taken *= (1 - self.tempering[self.tempered_rows]) / self.damping
+        if self.center_damping is not None:
+            few = self.basis[self.damped_rows]
+            taken = torch.addmm(deflated[:, self.damped_rows], rest, few.T, alpha=-1)
+            taken *= (1 - self.center_damping[self.damped_rows]) / self.damping
             coefficients += self.mesh.all_reduce(taken @ few)
         theta = deflated.mul_(1 / self.damping).addmm_(coefficients, self.basis.T)
-        if self.tempering is not None:
-            theta[:, self.tempered_rows] -= taken
+        if self.center_damping is not None:
+            theta[:, self.damped_rows] -= taken
         excess = self.mesh.all_reduce(theta @ leading) - along[:, : self.n_leading]
         return theta.addmm_(excess, leading.T, alpha=-1)
 
@@ -172,8 +173,8 @@ class NystromProjection:
 
     def tensors(self) -> dict[str, Tensor]:
         """Basis shard, half and shrink, and the tempering shard where there is one."""
-        tempering = {} if self.tempering is None else {"tempering": self.tempering}
-        return {"basis": self.basis, "half": self.half, "shrink": self.shrink, **tempering}
+        center_damping = {} if self.center_damping is None else {"tempering": self.center_damping}
+        return {"basis": self.basis, "half": self.half, "shrink": self.shrink, **center_damping}
 
     def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
         """U'k of each column k, (r, m), and what the part outside U adds to its leverage, (m,)."""
@@ -181,7 +182,7 @@ class NystromProjection:
         inside, first = coordinates(self.basis, self.n_leading, k_zb, self.mesh, squares)
         rest = inside.clone()
         rest[: self.n_leading] -= first
-        if self.tempering is None:
+        if self.center_damping is None:
             # Without a pass over the basis: once the leading directions are out, the two are of one size.
             outside = self.mesh.all_reduce(squares) - rest.double().square().sum(0)
             return inside, outside.clamp_min_(0).to(k_zb) / self.damping
@@ -189,7 +190,7 @@ class NystromProjection:
         for rows in tiles(len(self.basis)):
             part = torch.addmm(k_zb[rows], self.basis[rows, : self.n_leading], first, alpha=-1)
             part = part.addmm_(self.basis[rows], rest, alpha=-1).square_()
-            outside += self.tempering[rows] @ part
+            outside += self.center_damping[rows] @ part
         return inside, self.mesh.all_reduce(outside) / self.damping
 
 

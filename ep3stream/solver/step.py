@@ -48,7 +48,7 @@ class Stage:
 
     first_row: int
     projection: Projection
-    pace: float = 1.0
+    step_scale: float = 1.0
 
 
 class StepErrors(NamedTuple):
@@ -135,7 +135,7 @@ class Solver:
         theta = stage.projection.direction(gradient)
         if score:
             inexactness = stage.projection.inexactness(theta, gradient)
-        state.velocity.mul_(self.momentum).add_(theta, alpha=-step_size * stage.pace)
+        state.velocity.mul_(self.momentum).add_(theta, alpha=-step_size * stage.step_scale)
         state.weights.add_(state.velocity)
         share = self.averaging / (state.averaged + self.averaging) if self.averaging else 1.0
         state.average.lerp_(state.weights, share)

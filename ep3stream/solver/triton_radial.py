@@ -19,13 +19,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ep3stream.solver.gpu_blocks import KINDS, MAX_FEATURES, MAX_OUTPUTS
+from ep3stream.solver.gpu import KINDS, MAX_FEATURES, MAX_OUTPUTS
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
+
 _BLOCK_OUT, _BLOCK_SUM = 64, 64
+
 # Programs to have under way: several for each of the 132 multiprocessors of an H100.
 _PROGRAMS = 1024
+
 _PROFILE_ENTRIES = 4096
+
 _MAX_GRID = 65_535  # Of the second axis.
 
 

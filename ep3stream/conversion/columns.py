@@ -1,0 +1,391 @@
+"""The types of table columns, and how their cells become numbers, parts of dates, or categories.
+
+Texts that are probably not meant as categories: numbers and dates in a notation of their own, identifiers.
+
+The plan of a table's columns: which are read, as what type, and what each becomes in the store.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ep3stream.config import ConvertConfig, DatePart, Task
+from ep3stream.conversion.categories import MISSING_CATEGORY
+from ep3stream.errors import SourceError
+from ep3stream.formats.source import Column, Family, Target
+
+# What a date or time gives unless --dates says otherwise; `days` are days since 1970-01-01 with their fraction.
+DEFAULT_PARTS: tuple[DatePart, ...] = ("days", "month", "weekday", "hour")
+
+_PARTS: dict[Family, tuple[DatePart, ...]] = {
+    "date": ("days", "month", "day", "weekday"),
+    "timestamp": ("days", "month", "day", "weekday", "hour"),
+    "zoned timestamp": ("days", "month", "day", "weekday", "hour"),
+    "time of day": ("hour",),
+}
+
+_READ_TYPES: dict[Family, pa.DataType] = {
+    "number": pa.float64(),
+    "integer": pa.int64(),
+    "boolean": pa.bool_(),
+    "text": pa.string(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us"),
+    "zoned timestamp": pa.timestamp("us", "UTC"),
+    "time of day": pa.time64("us"),
+    "duration": pa.duration("us"),
+}
+
+_TESTS: tuple[tuple[Callable[[pa.DataType], bool], Family], ...] = (
+    (pa.types.is_boolean, "boolean"),
+    (pa.types.is_integer, "integer"),
+    (pa.types.is_floating, "number"),
+    (pa.types.is_decimal, "number"),
+    (pa.types.is_string, "text"),
+    (pa.types.is_large_string, "text"),
+    (lambda dtype: bool(dtype == pa.string_view()), "text"),
+    (pa.types.is_date, "date"),
+    (pa.types.is_time, "time of day"),
+    (pa.types.is_duration, "duration"),
+    (lambda dtype: pa.types.is_timestamp(dtype) and dtype.tz is None, "timestamp"),
+    (pa.types.is_timestamp, "zoned timestamp"),
+)
+
+_SECOND = 10**6  # in microseconds
+
+_HOUR = 3600 * _SECOND
+
+_DAY = 24 * _HOUR
+
+_WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0.
+
+
+def family_of(dtype: pa.DataType, where: str) -> Family:
+    """What kind of values the type holds; `where` names file and column in the SourceError for any other."""
+    if pa.types.is_dictionary(dtype):
+        dtype = dtype.value_type
+    if pa.types.is_null(dtype):
+        raise SourceError(f"{where} is empty from row 1 on; fill it in or leave it out with --drop")
+    for test, family in _TESTS:
+        if test(dtype):
+            return family
+    raise SourceError(
+        f"{where} holds {dtype}, neither numbers nor UTF-8 text; convert it, or leave it out with --drop"
+    )
+
+
+def read_type(family: Family, dtype: pa.DataType | None = None) -> pa.DataType:
+    """The type that columns of the family are read as where the file states none, `dtype` being inferred."""
+    if dtype is not None and (
+        dtype == pa.uint64() or dtype == pa.timestamp("ns", getattr(dtype, "tz", None))
+    ):
+        return dtype  # Beyond int64, or with more digits than microseconds have.
+    return _READ_TYPES[family]
+
+
+def parts_of(family: Family, wanted: Sequence[DatePart]) -> tuple[DatePart, ...]:
+    """The features of a date or time among those wanted that its family has; none for other families."""
+    fitting = _PARTS.get(family, ())
+    return tuple(part for part in wanted or DEFAULT_PARTS if part in fitting)
+
+
+def numbers(values: pa.Array) -> NDArray[Any]:
+    """The values with their own precision, durations in seconds, (b,); missing ones become NaN."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    elif pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    elif pa.types.is_duration(values.type):
+        return _microseconds(values, pa.duration("us")) / _SECOND
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return array
+
+
+def date_part(values: pa.Array, part: DatePart) -> NDArray[np.float64]:
+    """One number per date or time, (b,), NaN where it is missing; instants with a zone count in UTC.
+
+    days: since 1970-01-01, with the fraction; month: 1-12; day: 1-31; weekday: 0 (Monday) to 6;
+    hour: 0 to 24, with the fraction.
+    """
+    if pa.types.is_time(values.type):
+        return _microseconds(values, pa.time64("us")) / _HOUR
+    instants = _microseconds(values, pa.timestamp("us", getattr(values.type, "tz", None)))
+    if part == "days":
+        return instants / _DAY
+    days: NDArray[np.float64] = np.floor_divide(instants, _DAY)
+    if part == "hour":
+        return (instants - days * _DAY) / _HOUR
+    if part == "weekday":
+        return np.mod(days + _WEEKDAY_OF_DAY_0, 7)
+    known = ~np.isnan(days)
+    dates = np.where(known, days, 0).astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    found = months.astype(np.int64) % 12 + 1 if part == "month" else (dates - months).astype(np.int64) + 1
+    return np.where(known, found, np.nan)
+
+
+def categories(values: pa.Array, dtype: pa.DataType) -> pa.DictionaryArray:
+    """The distinct values, numbers as `dtype` and all others as its text, and each row's place among them."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    values = values.cast(dtype)
+    is_number = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
+    return (values if is_number else values.cast(pa.string())).dictionary_encode()
+
+
+def _microseconds(values: pa.Array, dtype: pa.DataType) -> NDArray[np.float64]:
+    """Of times of any unit, (b,), exact to 2^53 us = 285 years from 1970 and to 1 ms for any date."""
+    counts = pc.cast(values, dtype, safe=False) if _is_finer(values.type) else values.cast(dtype)
+    array: NDArray[Any] = counts.view(pa.int64()).to_numpy(zero_copy_only=False)
+    return array.astype(np.float64)
+
+
+def _is_finer(dtype: pa.DataType) -> bool:
+    """Whether casting to microseconds drops digits, which arrow must be told is meant."""
+    return getattr(dtype, "unit", None) == "ns"
+
+
+_NUMBER = re.compile(r"[-+($€£¥]*\s*[\d.,']*\d[\d.,']*\s*[)%€$£¥]?")
+
+_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d{2}.*)?")
+
+_LEAST_VALUES = 10
+
+_LEAST_IDENTIFIERS = 50
+
+
+def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | None:
+    """What to tell of a category column with these values in n rows, if it looks like something else; None if not."""
+    texts = [value for value in values if isinstance(value, str) and value != MISSING_CATEGORY]
+    if len(texts) < _LEAST_VALUES:
+        return None
+    begin = f"column {column!r} is taken as {len(texts)} categories, but"
+    dates, other = _parted(_DATE, texts)
+    if dates:
+        return f"{begin} {_shown(dates, other)} look like dates; write them like 2024-12-31"
+    numbers, other = _parted(_NUMBER, texts)
+    if numbers:
+        return f"{begin} {_shown(numbers, other)} look like numbers; write them like 1234.5"
+    if len(texts) >= _LEAST_IDENTIFIERS and 2 * len(texts) > n_rows:
+        return (
+            f"{begin} there are only {n_rows} rows; if it is an identifier, leave it out with --drop {column}"
+        )
+    return None
+
+
+def _parted(pattern: re.Pattern[str], texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that match and those that do not, if nearly all do; nothing else."""
+    other = [text for text in texts if pattern.fullmatch(text.strip()) is None]
+    if 10 * len(other) > len(texts):
+        return [], []
+    return [text for text in texts if text not in set(other)], other
+
+
+def _shown(matching: Sequence[str], other: Sequence[str]) -> str:
+    but = f" (not {', '.join(map(repr, other[:3]))})" if other else ""
+    return f"values such as {matching[0]!r}{but}"
+
+
+_MAGIC = frozenset("*?[")
+
+Cells = tuple[tuple[NDArray[Any], ...], tuple[pa.DictionaryArray, ...], NDArray[Any] | pa.DictionaryArray]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPlan:
+    """What is read and what becomes of it.
+
+    types: the arrow type each needed column is read as where the file states none, by its name there;
+    columns: the features in the store's order; target: what is learned.
+    """
+
+    types: dict[str, pa.DataType]
+    columns: tuple[Column, ...]
+    target: Target
+
+    @property
+    def families(self) -> dict[str, Family]:
+        """What each needed column must hold, by its name in the files."""
+        pairs = [(column.source, column.family) for column in self.columns]
+        pairs += zip(self.target.sources, self.target.families, strict=True)
+        return {source: family for source, family in pairs if family is not None}
+
+    def cells(self, rows: pa.RecordBatch, where: str) -> Cells:
+        """`numeric`, `texts` and `target` of a Batch; raises SourceError for a type that does not convert."""
+        numeric: list[NDArray[Any]] = []
+        texts: list[pa.DictionaryArray] = []
+        for column in self.columns:
+            values = rows.column(column.source)
+            if column.kind == "category":
+                texts.append(self._categories(values, column.source, where))
+            else:
+                numeric.append(numbers(values) if column.part is None else date_part(values, column.part))
+        return tuple(numeric), tuple(texts), self._targets(rows, where)
+
+    def _targets(self, rows: pa.RecordBatch, where: str) -> NDArray[Any] | pa.DictionaryArray:
+        if self.target.kind != "number":
+            (source,) = self.target.sources
+            return self._categories(rows.column(source), source, where)
+        columns = [numbers(rows.column(source)) for source in self.target.sources]
+        return columns[0] if len(columns) == 1 else _side_by_side(columns, rows.num_rows)
+
+    def _categories(self, values: pa.Array, source: str, where: str) -> pa.DictionaryArray:
+        try:
+            return categories(values, self.types[source])
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"{where}: column {source!r} is read as {self.types[source]}, which does not hold "
+                f"all of its {values.type} ({str(error)[:100]}); convert the file by itself"
+            ) from error
+
+
+def plan_columns(where: str, schema: Mapping[str, pa.DataType], config: ConvertConfig) -> ColumnPlan:
+    """The plan for columns of these types, as the config asks; `where` names their file in SourceErrors."""
+    targets = require_known(where, config.targets, list(schema), "--target") if config.targets else ()
+    if not targets:
+        shown = ", ".join(list(schema)[-5:])
+        dots = "..., " * (len(schema) > 5)
+        raise SourceError(f"{where}: no target column was chosen; give --target NAME, one of {dots}{shown}")
+    features = _chosen(where, list(schema), targets, config)
+    if not features:
+        raise SourceError(f"{where}: has no column beside the target {targets[0]!r}; add the features")
+    require_known(where, config.category, features, "--category")
+    require_known(where, tuple(config.rename), [*features, *targets], "--rename")
+    target = _target(where, {name: schema[name] for name in targets}, config.task)
+    columns = [column for name in features for column in _feature_columns(where, name, schema[name], config)]
+    types = {
+        column.source: read_type(column.family, schema[column.source])
+        for column in columns
+        if column.family is not None
+    }
+    types |= {
+        name: read_type(family, schema[name])
+        for name, family in zip(target.sources, target.families, strict=True)
+    }
+    plan = ColumnPlan(types, tuple(columns), rename_target(target, config.rename))
+    require_distinct(where, plan.columns, plan.target)
+    return plan
+
+
+def close_to(name: str, names: Sequence[str]) -> str:
+    """`did you mean ...` with the names most like `name`, or else with the last ones."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-5:]
+    return f"did you mean {' or '.join(close)}?"
+
+
+def choose(where: str, patterns: Sequence[str], names: Sequence[str], option: str) -> list[str]:
+    """The names that were given, patterns standing for all they match that were not named before."""
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern in names:
+            matching = [pattern]
+        elif _MAGIC & set(pattern):
+            matching = [name for name in names if fnmatchcase(name, pattern)]
+            if not matching:
+                raise SourceError(f"{where}: no column matches {pattern!r} of {option}; correct the pattern")
+        else:
+            matching = list(require_known(where, (pattern,), names, option))
+        chosen |= dict.fromkeys(matching)
+    return list(chosen)
+
+
+def require_known(where: str, names: Sequence[str], known: Sequence[str], option: str) -> tuple[str, ...]:
+    """The names, all of which must be known; raises SourceError with the closest of those."""
+    for name in names:
+        if name not in known:
+            raise SourceError(f"{where}: there is no column {name!r} for {option}; {close_to(name, known)}")
+    return tuple(names)
+
+
+def rename_target(target: Target, rename: Mapping[str, str]) -> Target:
+    """The same target under its new names."""
+    return replace(target, names=tuple(rename.get(name, name) for name in target.names))
+
+
+def require_distinct(where: str, columns: Sequence[Column], target: Target) -> None:
+    """Raises SourceError when two columns would have the same name in the store."""
+    seen: set[str] = set()
+    for name in (*(column.name for column in columns), *target.names):
+        if name in seen:
+            raise SourceError(
+                f"{where}: two columns would be called {name!r} in the store; give one another --rename"
+            )
+        seen.add(name)
+
+
+def _chosen(where: str, names: list[str], targets: Sequence[str], config: ConvertConfig) -> list[str]:
+    """The feature columns in the order of the options, or of the file."""
+    dropped = choose(where, config.drop, names, "--drop")
+    for target in targets:
+        if target in dropped:
+            raise SourceError(f"{where}: {target!r} is both a target and dropped; leave it out of --drop")
+        if target in config.columns:
+            raise SourceError(
+                f"{where}: {target!r} is both a target and a feature; leave it out of --columns"
+            )
+    chosen = choose(where, config.columns, names, "--columns") if config.columns else names
+    return [name for name in chosen if name not in targets and name not in dropped]
+
+
+def _feature_columns(where: str, name: str, dtype: pa.DataType, config: ConvertConfig) -> Iterator[Column]:
+    """One numeric or category column, or one numeric column for each part of a date."""
+    family = family_of(dtype, f"{where}: column {name!r}")
+    new = config.rename.get(name, name)
+    if family == "text" or name in config.category:
+        yield Column(new, "category", name, family, encoding=config.categories or "onehot")
+    elif family in ("number", "integer"):
+        # Whole numbers in one file, or block, may go on as fractions in the next.
+        yield Column(new, "numeric", name, "number")
+    elif family in ("boolean", "duration"):
+        yield Column(new, "numeric", name, family)
+    else:
+        parts = parts_of(family, config.dates)
+        if not parts:
+            raise SourceError(
+                f"{where}: column {name!r} is a {family}, of which --dates {','.join(config.dates)} "
+                "says nothing; ask for another part or leave it out with --drop"
+            )
+        for part in parts:
+            yield Column(f"{new}.{part}", "numeric", name, family, part=part)
+
+
+def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> Target:
+    """Texts and booleans are labels, numbers are labels only when classification was asked for."""
+    names = tuple(types)
+    families = tuple(family_of(dtype, f"{where}: column {name!r}") for name, dtype in types.items())
+    for name, family in zip(names, families, strict=True):
+        if parts_of(family, ()) or (family == "duration" and task == "classification"):
+            raise SourceError(
+                f"{where}: target {name!r} is a {family}; turn it into a number of days, hours or seconds first"
+            )
+        if family == "text" and (task == "regression" or len(names) > 1):
+            remedy = "or --task classification" if len(names) == 1 else "or take it as the only target"
+            raise SourceError(f"{where}: target {name!r} is text; regression needs numbers, {remedy}")
+    if len(names) > 1 and task == "classification":
+        raise SourceError(
+            f"{where}: --task classification takes one column of labels but --target names {len(names)}; "
+            "choose one, or take --task regression"
+        )
+    if families[0] in ("text", "boolean") and len(names) == 1 and task != "regression":
+        return Target(names, "text", names, families)
+    if task == "classification":
+        return Target(names, "integer", names, families)
+    return Target(names, "number", names, tuple("number" if f == "integer" else f for f in families))
+
+
+def _side_by_side(columns: Sequence[NDArray[Any]], n_rows: int) -> NDArray[Any]:
+    """(b, c) float64 of c columns of b numbers; c may be 0."""
+    numbers = [column.astype(np.float64, copy=False) for column in columns]
+    return np.column_stack(numbers) if numbers else np.empty((n_rows, 0))

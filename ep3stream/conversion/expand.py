@@ -1,0 +1,185 @@
+"""Turns encoded rows into the store's x and y, once every category, label and fill is known.
+
+Tables without a target, turned into features as those of a store were, in the rows' own order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ep3stream.config import ConvertConfig, Unknown
+from ep3stream.conversion.categories import UNKNOWN, Codebook
+from ep3stream.conversion.encode import RowEncoder
+from ep3stream.conversion.recorded_columns import Recorded, describe_columns
+from ep3stream.conversion.rows import Rows
+from ep3stream.conversion.table_source import TableSource
+from ep3stream.errors import SourceError
+from ep3stream.formats.source import Source
+
+if TYPE_CHECKING:
+    from ep3stream.conversion.encode import RowEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Category:
+    """A category column's features: the first, each code's place among the values, and whether it has
+    one feature for each value or a single one that holds the place.
+    """
+
+    offset: int
+    ranks: NDArray[np.int32]
+    is_onehot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """How encoded rows become x and y.
+
+    columns: their record for the manifest; numeric: the features of the numeric columns; label_ranks: the
+    class id of each label's code; fills: what NaN becomes in each numeric column, in x's dtype.
+    """
+
+    feature_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    columns: Mapping[str, Any]
+    numeric: NDArray[np.intp]
+    categories: tuple[_Category, ...]
+    label_ranks: NDArray[np.int32] | None
+    fills: NDArray[Any] | None
+
+    @classmethod
+    def build(cls, source: Source, encoder: RowEncoder) -> Expansion:
+        """Lay out the features in the source's order, each value of a one-hot category as `column=value`."""
+        fills = encoder.fill_values()
+        books = {book.column: book for book in encoder.books}
+        names: list[str] = []
+        numeric: list[int] = []
+        categories: list[_Category] = []
+        for column in source.columns:
+            if column.kind == "numeric":
+                numeric.append(len(names))
+                names.append(column.name)
+            else:
+                book, is_onehot = books[column.name], column.encoding == "onehot"
+                categories.append(_Category(len(names), book.ranks(), is_onehot))
+                names.extend(_feature_names(book) if is_onehot else [column.name])
+        _require_distinct(names)
+        labels = encoder.labels
+        values = {name: book.sorted_values() for name, book in books.items()}
+        return cls(
+            feature_names=tuple(names),
+            class_names=None if labels is None else tuple(map(str, labels.sorted_values())),
+            columns=describe_columns(source.columns, source.target, values, fills, encoder.missing),
+            numeric=np.asarray(numeric, np.intp),
+            categories=tuple(categories),
+            label_ranks=None if labels is None else labels.ranks(),
+            fills=np.array(list(fills.values()), encoder.layout.dtypes["x"]) if fills else None,
+        )
+
+    @property
+    def n_features(self) -> int:
+        """Columns of x."""
+        return len(self.feature_names)
+
+    def expand(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
+        """The store's x (b, d), y as class ids (b,) or numbers (b, c), and which cells of x were filled, (b, d).
+
+        The last is None when none was. Without categories and fills x is that of the rows, not a copy.
+        """
+        y = rows.y if self.label_ranks is None else self.label_ranks[rows.y]
+        numbers, filled = self._fill(rows.x)
+        if not self.categories:
+            return numbers, y, filled
+        x = np.zeros((len(rows), self.n_features), rows.x.dtype)
+        x[:, self.numeric] = numbers
+        each = np.arange(len(rows))
+        for j, category in enumerate(self.categories):
+            codes = rows.codes[:, j]
+            places = category.ranks[codes]
+            if category.is_onehot:
+                x[each, category.offset + places] = codes != UNKNOWN
+            else:
+                x[:, category.offset] = places
+        return x, y, filled
+
+    def _fill(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """The numeric columns with fills for NaN, and which features of which rows these are."""
+        if self.fills is None:
+            return x, None
+        missing = np.isnan(x)
+        if not missing.any():
+            return x, None
+        filled = np.zeros((len(x), self.n_features), np.bool_)
+        filled[:, self.numeric] = missing
+        return np.where(missing, self.fills, x), filled
+
+
+def _feature_names(book: Codebook) -> Iterator[str]:
+    return (f"{book.column}={value}" for value in book.sorted_values())
+
+
+def _require_distinct(names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise SourceError(
+                f"two features would be called {name!r} in the store; give a column another --rename"
+            )
+        seen.add(name)
+
+
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """The rows of tables with the columns of `recorded`; no column needs to be the target."""
+
+    source: TableSource
+    encoder: RowEncoder
+    expansion: Expansion
+
+    @classmethod
+    def open(
+        cls,
+        files: Sequence[Path],
+        recorded: Recorded,
+        unknown: Unknown = "error",
+        rename: Mapping[str, str] | None = None,
+    ) -> FeatureRows:
+        """Reads the first rows of each; raises SourceError for columns that do not match, by name.
+
+        unknown: what becomes of categories that `recorded` does not have; rename: what the files call a column ->
+        what the store does; both as in `ConvertConfig`.
+        """
+        like = recorded.without_target()
+        source = TableSource.like(files, like, rename)
+        settings = ConvertConfig(dtype=like.dtype, missing=like.missing, like=like.store, unknown=unknown)
+        encoder = RowEncoder.build(source, settings, like)
+        return cls(source, encoder, Expansion.build(source, encoder))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Of x, in order."""
+        return self.expansion.feature_names
+
+    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+        """x, (k, d), of the usable rows of each batch, and which of its rows these are, (b,).
+
+        A row with a missing value is unusable where the store's conversion dropped such rows, and else filled or
+        a SourceError; one with a category that the store does not have is as `unknown` says. Of these a warning
+        tells behind the last row.
+        """
+        for batch in self.source.batches(_BLOCK_BYTES):
+            rows, kept = self.encoder.encode_kept(batch)
+            usable = np.full(batch.n_rows, kept is None)
+            if kept is not None:
+                usable[kept] = True
+            yield self.expansion.expand(rows)[0], usable
+        self.encoder.report_unseen()

@@ -1,0 +1,317 @@
+"""The columns of a store as its manifest records them, and how a later file is converted `--like` that store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ep3stream.config import ConvertConfig, Missing, Task, XDtype
+from ep3stream.conversion.columns import ColumnPlan, close_to, family_of, read_type, require_known
+from ep3stream.errors import ConfigError, SourceError
+from ep3stream.formats.source import Column, Family, Target
+from ep3stream.store.manifest import Manifest
+from ep3stream.store.reader import open_store
+
+COLUMNS_VERSION = 2
+
+# Settings that choose or shape columns, which under `like` the other store has done.
+_TAKEN_OVER = ("columns", "drop", "categories", "category", "dates")
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a later conversion takes over: columns, the values of categories, fills, classes.
+
+    values: of each category column by its name, in the order of features or codes; fills: the number each
+    numeric column's missing values became.
+    """
+
+    store: Path
+    task: Task
+    dtype: XDtype
+    missing: Missing
+    columns: tuple[Column, ...]
+    values: Mapping[str, tuple[Any, ...]]
+    fills: Mapping[str, float]
+    target: Target
+    class_names: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, path: Path) -> Recorded:
+        """From the manifest of the store at `path`; raises ConfigError when it records no columns."""
+        with open_store(path) as store:
+            manifest = store.manifest
+        reason = unreadable_columns(manifest.columns)
+        if reason is not None:
+            raise ConfigError(f"like is {path}, which {reason}; name a store that this version can convert")
+        try:
+            return cls.read(path, columns_of(manifest), manifest.target_names, manifest.class_names)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"like is {path}, whose columns are not as recorded: {error!r}") from error
+
+    @classmethod
+    def read(
+        cls,
+        origin: Path,
+        record: Mapping[str, Any],
+        target_names: tuple[str, ...],
+        class_names: tuple[str, ...] | None,
+    ) -> Recorded:
+        """From what `columns_of` gave; KeyError, TypeError or AttributeError for what it did not give."""
+        document: Mapping[str, Any] = record["columns"]
+        described: list[Mapping[str, Any]] = document["columns"]
+        target = document.get("targets") or [{"name": name} for name in target_names]
+        task: Task = "regression" if class_names is None else "classification"
+        return cls(
+            store=origin,
+            task=task,
+            dtype=record["x_dtype"],
+            missing=document.get("missing", "error"),
+            columns=tuple(_column(one) for one in described),
+            values={one["name"]: tuple(one["values"]) for one in described if "values" in one},
+            fills={one["name"]: float(one["fill"]) for one in described if "fill" in one},
+            target=Target(
+                names=tuple(one["name"] for one in target),
+                kind=document.get("kind") or ("number" if task == "regression" else "text"),
+                sources=tuple(one.get("source", one["name"]) for one in target),
+                families=tuple(one["type"] for one in target if "type" in one),
+            ),
+            class_names=class_names,
+        )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """What the store's files called each of its columns, by the store's name; of a date, without the part."""
+        names = {
+            column.name.removesuffix(f".{column.part}") if column.part else column.name: column.source
+            for column in self.columns
+        }
+        return names | dict(zip(self.target.names, self.target.sources, strict=True))
+
+    def without_target(self) -> Recorded:
+        """For files whose target is not known, or does not matter."""
+        return replace(self, task="regression", target=Target((), "number"), class_names=None)
+
+    def classes(self, kind: str) -> tuple[int | str, ...] | None:
+        """The labels, in the order of their ids, as integers for that kind of target; raises ConfigError."""
+        if self.class_names is None or kind != "integer":
+            return self.class_names
+        try:
+            return tuple(map(int, self.class_names))
+        except ValueError:
+            raise ConfigError(
+                f"like is {self.store}, whose classes are texts such as {self.class_names[0]!r}, "
+                "but the target holds integers; convert it by itself"
+            ) from None
+
+
+def columns_of(manifest: Manifest) -> dict[str, Any]:
+    """What a model keeps of the store it is fitted to, as JSON, for `Recorded.read`; `columns` has its own version."""
+    return {"columns": dict(manifest.columns), "x_dtype": manifest.x_dtype}
+
+
+def unreadable_columns(document: Mapping[str, Any]) -> str | None:
+    """Why files cannot be converted by this record of columns; None if they can."""
+    version = document.get("version")
+    if version in (1, COLUMNS_VERSION):
+        return None
+    return "holds no converted columns" if version is None else f"has columns of version {version}"
+
+
+def describe_columns(
+    columns: Sequence[Column],
+    target: Target,
+    values: Mapping[str, Sequence[Any]],
+    fills: Mapping[str, float],
+    missing: Missing,
+) -> dict[str, Any]:
+    """The JSON object that `Recorded.of` reads; `values` of categories and `fills` by the columns' names."""
+    names = list(target.names)
+    return {
+        "version": COLUMNS_VERSION,
+        "target": names[0] if len(names) == 1 else names,
+        "kind": target.kind,
+        "targets": [
+            {"name": name, "source": source, "type": family}
+            for name, source, family in zip(
+                names,
+                target.sources or names,
+                target.families or ["number" if target.kind == "number" else target.kind] * len(names),
+                strict=True,
+            )
+        ],
+        "missing": missing,
+        "columns": [_described(column, values, fills) for column in columns],
+    }
+
+
+def take_over(config: ConvertConfig) -> tuple[ConvertConfig, Recorded | None]:
+    """The config with nothing left open: dtype, missing and order as by the store it is `like`, or the defaults.
+
+    Raises ConfigError, by name, for settings that contradict that store.
+    """
+    if config.like is None:
+        dtype, missing = config.dtype or "float32", config.missing or "error"
+        return replace(config, dtype=dtype, missing=missing, shuffle=config.shuffle is not False), None
+    recorded = Recorded.of(Path(config.like))
+    like = f"contradicts like, whose store {recorded.store}"
+    for name in _TAKEN_OVER:
+        if getattr(config, name):
+            raise ConfigError(f"{name} {like} has its own; leave {name} out")
+    known: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+        ("target", config.targets, (recorded.target.names, recorded.target.sources)),
+        ("task", config.task, (recorded.task,)),
+        ("dtype", config.dtype, (recorded.dtype,)),
+    )
+    for name, given, allowed in known:
+        if given and given not in allowed:
+            shown, stored = (", ".join(v) if isinstance(v, tuple) else v for v in (given, allowed[0]))
+            raise ConfigError(f"{name} {shown} {like} has {stored}; leave {name} out")
+    missing = config.missing or recorded.missing
+    if missing == "mean" and recorded.missing != "mean":
+        raise ConfigError(f"missing mean {like} records no means; use drop, or fill the cells in")
+    shuffle = len(config.splits) > 1 if config.shuffle is None else config.shuffle
+    return replace(
+        config, task=recorded.task, dtype=recorded.dtype, missing=missing, shuffle=shuffle
+    ), recorded
+
+
+def plan_like(
+    where: str,
+    schema: Mapping[str, pa.DataType],
+    has_types: bool,
+    like: Recorded,
+    rename: Mapping[str, str] | None = None,
+) -> ColumnPlan:
+    """The store's own plan for a file of these columns; raises SourceError for what does not match, by name.
+
+    rename: what the file calls a column -> what the store calls it, or the files it was made of did.
+    Without `has_types` the schema is a guess from the first rows, and reading as recorded is the check.
+    """
+    if rename:
+        like = _called_otherwise(where, like, rename, list(schema))
+    columns = tuple(_matched(where, column, schema, has_types, like) for column in like.columns)
+    target = like.target
+    learned: list[Family] = [
+        _family(where, source, family, schema, has_types, like)
+        for source, family in zip(
+            target.sources, target.families or (None,) * len(target.sources), strict=True
+        )
+    ]
+    if learned and not target.families and learned[0] in ("integer", "number") and target.kind == "text":
+        target = replace(target, kind="integer")  # Version 1 does not tell labels of text from integers.
+    if target.kind == "number":
+        learned = [_plain(family) for family in learned]
+    target = replace(target, families=tuple(learned))
+    types = {column.source: read_type(column.family) for column in columns if column.family is not None}
+    types |= {source: read_type(family) for source, family in zip(target.sources, learned, strict=True)}
+    extra = [name for name in schema if name not in types]
+    if extra and target.names:
+        _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
+    return ColumnPlan(types, columns, target)
+
+
+def _called_otherwise(
+    where: str, like: Recorded, rename: Mapping[str, str], names: Sequence[str]
+) -> Recorded:
+    """The same columns under the names that the file has for them."""
+    require_known(where, tuple(rename), names, "--rename")
+    known = {source: source for source in (*like.sources.values(), *like.target.sources)}
+    known |= like.sources  # A store's own name goes before one of the files it was made of.
+    theirs = {known.get(new, new): old for old, new in rename.items()}
+    for old, new in rename.items():
+        if new not in known and like.target.sources:
+            raise ConfigError(
+                f"rename has {old}={new}, but {like.store} has no column {new!r}; {close_to(new, list(known))}"
+            )
+    target = replace(like.target, sources=tuple(theirs.get(name, name) for name in like.target.sources))
+    columns = tuple(
+        replace(column, source=theirs.get(column.source, column.source)) for column in like.columns
+    )
+    return replace(like, columns=columns, target=target)
+
+
+def _matched(
+    where: str, column: Column, schema: Mapping[str, pa.DataType], has_types: bool, like: Recorded
+) -> Column:
+    family = _family(where, column.source, column.family, schema, has_types, like)
+    if column.family is None and (family == "text") != (column.kind == "category"):
+        raise SourceError(
+            f"{where}: column {column.source!r} holds {family} but is {column.kind} in {like.store}; "
+            "convert it to what it was"
+        )
+    return replace(column, family=_plain(family) if column.kind == "numeric" else family)
+
+
+def _plain(family: Family) -> Family:
+    """Amounts are read as float64, whole or not: other rows may have fractions."""
+    return "number" if family == "integer" else family
+
+
+def _family(
+    where: str,
+    source: str,
+    recorded: Family | None,
+    schema: Mapping[str, pa.DataType],
+    has_types: bool,
+    like: Recorded,
+) -> Family:
+    """The family a column is read as: the recorded one, which typed files must have."""
+    if source not in schema:
+        # What is to be predicted has no target yet: that is no slip of the pen.
+        remedy = f"{close_to(source, list(schema))} --rename OTHER={source} takes another"
+        if source in like.target.sources:
+            remedy = "a store needs its target; `ep3stream predict RUN FILE OUT.csv` takes a table without"
+        raise SourceError(f"{where}: has no column {source!r}, which {like.store} has; {remedy}")
+    if recorded is not None and not has_types:
+        return recorded
+    found = family_of(schema[source], f"{where}: column {source!r}")
+    if recorded is None or same_family(found, recorded):
+        return recorded or found
+    raise SourceError(
+        f"{where}: column {source!r} holds {schema[source]} but was {recorded} for {like.store}; "
+        "convert it to that type"
+    )
+
+
+def same_family(one: Family, other: Family) -> bool:
+    """Whether a column may be the one in one file and the other in the next."""
+    numeric = ("number", "integer")
+    return one == other or (one in numeric and other in numeric)
+
+
+def _column(described: Mapping[str, Any]) -> Column:
+    return Column(
+        name=described["name"],
+        kind=described["kind"],
+        source=described.get("source", described["name"]),
+        family=described.get("type"),
+        part=described.get("part"),
+        encoding=described.get("encoding", "onehot"),
+    )
+
+
+def _described(
+    column: Column, values: Mapping[str, Sequence[Any]], fills: Mapping[str, float]
+) -> dict[str, Any]:
+    """Name and kind; what differs from the plain case besides."""
+    described: dict[str, Any] = {
+        "name": column.name,
+        "kind": column.kind,
+        "source": column.source or column.name,
+        "type": column.family or "number",
+    }
+    if column.part is not None:
+        described["part"] = column.part
+    if column.kind == "category":
+        described |= {"encoding": column.encoding, "values": list(values[column.name])}
+    if column.name in fills:
+        described["fill"] = fills[column.name]
+    return described

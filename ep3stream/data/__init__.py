@@ -1,1 +1,0 @@
-"""Stores of rows: written once, checked on every read, streamed in order."""

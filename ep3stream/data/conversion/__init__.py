@@ -1,1 +1,0 @@
-"""From a source's columns to a store: encoding, shuffle, splits, writing, resume."""

@@ -1,1 +1,0 @@
-"""From a store to batches: the order of rows, reading ahead, samples."""

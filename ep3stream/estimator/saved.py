@@ -1,0 +1,115 @@
+"""An estimator on disk: the model, as every run has it, and what it takes to train on; no pickle.
+
+PATH/model/          what `ep3stream.load(PATH)` and `ep3stream export` read
+PATH/estimator/      settings, fitted attributes, and the state of the training
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ep3stream.config import KernelConfig
+from ep3stream.errors import DamagedDataError
+from ep3stream.prediction.models import load, save_model
+from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.bundle_manifest import find_bundle
+from ep3stream.run.directory import RunDirectory
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import Predictor
+
+_KIND = "estimator"
+
+_FLOAT = "float"
+
+_CONFIG, _CALLABLE, _PAIRS = "KernelConfig", "callable", "pairs"  # Not every key is a text, as JSON wants.
+
+
+@dataclass(frozen=True, slots=True)
+class SavedEstimator:
+    """parameters: of its constructor; fitted: JSON; state: a `KernelModel`'s, None where only the model is there."""
+
+    model: Predictor
+    parameters: dict[str, Any]
+    fitted: dict[str, Any]
+    state: dict[str, Any] | None
+
+
+def save_estimator(
+    path: Path,
+    model: Predictor,
+    parameters: Mapping[str, Any],
+    fitted: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> None:
+    """Writes both bundles, each all or nothing, the model last. Raises DiskError."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    description = {
+        "parameters": {name: _as_json(value) for name, value in parameters.items()},
+        "fitted": dict(fitted),
+        "state": _told({name: value for name, value in state.items() if name not in tensors}),
+    }
+    write_bundle(path / _KIND, _KIND, tensors, description)
+    save_model(RunDirectory(path), model)
+
+
+def load_estimator(path: Path, kernel: KernelFunction | None) -> SavedEstimator:
+    """What was saved, or only the model of a run. Raises InputError, DamagedDataError."""
+    model = load(path, kernel)
+    found = find_bundle(path / _KIND)
+    if found is None:
+        return SavedEstimator(model, {}, {}, None)
+    bundle = read_bundle(found, _KIND)
+    try:
+        parameters = {name: _from_json(value) for name, value in bundle.description["parameters"].items()}
+        state = {**_heard(bundle.description["state"]), **bundle.tensors}
+        if kernel is not None:
+            parameters["kernel"] = kernel
+        return SavedEstimator(model, parameters, bundle.description["fitted"], state)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedDataError(f"{found} has a missing or impossible field ({error!r}); fit again") from error
+
+
+def _told(value: Any) -> Any:
+    """A state with numbers that JSON has none for, such as the best loss before there was one, as texts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: str(value)}
+    return {name: _told(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def _heard(value: Any) -> Any:
+    """What `_told` was given."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_FLOAT}:
+        return float(value[_FLOAT])
+    return {name: _heard(each) for name, each in value.items()}
+
+
+def _as_json(value: Any) -> Any:
+    """A parameter that JSON has no form for is saved as its kind; a generator of random numbers as None."""
+    if isinstance(value, KernelConfig):
+        return {_CONFIG: asdict(value)}
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, dict):
+        return {_PAIRS: [[_as_json(key), _as_json(each)] for key, each in value.items()]}
+    if callable(value):
+        return {_CALLABLE: None}
+    if hasattr(value, "item"):
+        return value.item()
+    return value if isinstance(value, str | int | float | None) else None
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if _PAIRS in value:
+        return dict(value[_PAIRS])
+    return KernelConfig(**value[_CONFIG]) if _CONFIG in value else value

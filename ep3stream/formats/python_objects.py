@@ -1,0 +1,357 @@
+"""Tables that Python code hands over: pandas and Dask DataFrames, pyarrow Tables, whatever is_main_process Arrow.
+
+Rows that Python code hands over: pairs of arrays (NumPy, torch, Dask), iterables of batches, DataFrames.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from ep3stream.config import Task
+from ep3stream.errors import SourceError
+from ep3stream.formats.array_source import ArrayLayout, ArraySource, memory_array
+from ep3stream.formats.arrays import RowArray
+from ep3stream.formats.source import START, Batch, Column, Position, Target
+
+_AHEAD = 2
+
+_VALUE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PythonTable:
+    """A table without a file. `batches(start_row, block_rows)`: its rows from there on, in order.
+
+    name: what messages call it. A one-shot reader starts at row 0 only, and once.
+    """
+
+    name: str
+    schema: pa.Schema
+    n_rows: int | None
+    batches: Callable[[int, int], Iterator[pa.RecordBatch]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def of(cls, table: Any) -> PythonTable | None:
+        """The table that an object is; None when it is no table. Raises SourceError.
+
+        Whole partitions of a Dask DataFrame are computed, at most two ahead of the reader; on a restart
+        those before it too, as only so their rows are counted.
+        """
+        if hasattr(table, "npartitions") and hasattr(table, "partitions") and hasattr(table, "_meta"):
+            return _of_dask(table)
+        if hasattr(table, "iloc") and hasattr(table, "columns"):
+            return _of_pandas(table)
+        if isinstance(table, pa.RecordBatch):
+            table = pa.Table.from_batches([table])
+        if isinstance(table, pa.Table):
+            return _of_arrow(table)
+        if hasattr(table, "__arrow_c_stream__"):
+            return _of_reader(table)
+        return None
+
+    def records(self, names: Sequence[str], block_bytes: int, start_row: int) -> Iterator[pa.RecordBatch]:
+        """The rows from `start_row` on with the columns `names`, about `block_bytes` at a time."""
+        block_rows = max(1, block_bytes // (_VALUE_BYTES * len(names)))
+        for batch in self.batches(start_row, block_rows):
+            for begin in range(0, batch.num_rows, block_rows):
+                yield batch.slice(begin, block_rows).select(list(names))
+
+
+def computed_ahead(blocks: Sequence[Any]) -> Iterator[Any]:
+    """Each Dask collection computed, in order, while the caller works on the one before."""
+    with ThreadPoolExecutor(1, "ep3stream-dask") as pool:
+        pending: deque[Future[Any]] = deque()
+        try:
+            for block in blocks:
+                pending.append(pool.submit(block.compute))
+                if len(pending) > _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _name(table: Any) -> str:
+    kind = type(table)
+    return f"python: {kind.__module__.partition('.')[0]} {kind.__name__}"
+
+
+def _of_pandas(table: Any) -> PythonTable:
+    schema = _pandas_schema(table)
+
+    def batches(start_row: int, block_rows: int) -> Iterator[pa.RecordBatch]:
+        for row in range(start_row, len(table), block_rows):
+            yield _from_pandas(table.iloc[row : row + block_rows], schema)
+
+    return PythonTable(_name(table), schema, len(table), batches)
+
+
+def _of_dask(table: Any) -> PythonTable:
+    schema = _pandas_schema(table._meta)
+    if any(pa.types.is_null(dtype) for dtype in schema.types):
+        # Objects have no type before some are seen.
+        schema = _pandas_schema(table.partitions[0].compute())
+
+    def batches(start_row: int, block_rows: int) -> Iterator[pa.RecordBatch]:
+        partitions = [table.partitions[index] for index in range(table.npartitions)]
+        row = 0
+        for computed in computed_ahead(partitions):
+            skipped = min(max(0, start_row - row), len(computed))
+            row += len(computed)
+            for begin in range(skipped, len(computed), block_rows):
+                yield _from_pandas(computed.iloc[begin : begin + block_rows], schema)
+
+    return PythonTable(_name(table), schema, None, batches)
+
+
+def _of_arrow(table: pa.Table) -> PythonTable:
+    def batches(start_row: int, block_rows: int) -> Iterator[pa.RecordBatch]:
+        yield from table.slice(start_row).to_batches(max_chunksize=block_rows)
+
+    return PythonTable(_name(table), table.schema.remove_metadata(), table.num_rows, batches)
+
+
+def _of_reader(table: Any) -> PythonTable:
+    reader = pa.RecordBatchReader.from_stream(table)
+    name, used = _name(table), False
+
+    def batches(start_row: int, _: int) -> Iterator[pa.RecordBatch]:
+        nonlocal used
+        if used or start_row:
+            raise SourceError(f"{name}: can be read only once and has no way back; give the table it reads")
+        used = True
+        yield from reader
+
+    return PythonTable(name, reader.schema.remove_metadata(), None, batches)
+
+
+def _pandas_schema(table: Any) -> pa.Schema:
+    try:
+        return pa.Schema.from_pandas(table, preserve_index=False).remove_metadata()
+    except (pa.ArrowException, TypeError) as error:
+        raise SourceError(
+            f"{_name(table)}: {' '.join(str(error).split())[:200]}; convert the column"
+        ) from error
+
+
+def _from_pandas(table: Any, schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pandas(table, schema=schema, preserve_index=False)
+
+
+_NAME = "python: batches"
+
+Pairs = Callable[[], Iterator[tuple[NDArray[Any], NDArray[Any]]]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchesSource:
+    """Batches (x, y) of an iterable, or of the iterables that a callable returns.
+
+    A callable or a list can start again: rows before the start are handed over and passed by. An iterator
+    can be read only once, so that a conversion of one cannot be resumed.
+    """
+
+    pairs: Pairs
+    layout: ArrayLayout
+    row_shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    dtypes: tuple[str, str]
+
+    @classmethod
+    def open(cls, batches: Callable[[], Iterable[Any]] | Iterable[Any], task: Task | None) -> BatchesSource:
+        """Read the first batch, whose shapes and types hold for all; raises SourceError."""
+        pairs, (x, y) = _restartable(batches)
+        layout = ArrayLayout.of((f"{_NAME}: x", f"{_NAME}: y"), x.shape, y.shape, y.dtype, task)
+        return cls(pairs, layout, (x.shape[1:], y.shape[1:]), (str(x.dtype), str(y.dtype)))
+
+    @property
+    def name(self) -> str:
+        """What messages about the whole source call it."""
+        return _NAME
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The feature columns."""
+        return self.layout.columns
+
+    @property
+    def target(self) -> Target:
+        """What is learned."""
+        return self.layout.target
+
+    @property
+    def label_values(self) -> None:
+        """Known at the end only."""
+        return
+
+    @property
+    def expected_rows(self) -> None:
+        """Known at the end only."""
+        return
+
+    @property
+    def expected_bytes(self) -> int:
+        """Nothing is known about it."""
+        return 0
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """Shapes of the rows and their types."""
+        x, y = map(list, self.row_shapes)
+        return [{"name": _NAME, "x": x, "y": y, "dtypes": list(self.dtypes)}]
+
+    def described(self) -> tuple[dict[str, Any], ...]:
+        """What the manifest says."""
+        return ({"name": _NAME},)
+
+    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+        """All rows from `start` on in order, about `block_bytes` of x at a time."""
+        row = 0
+        for number, (x, y) in enumerate(self.pairs()):
+            self._require_alike(number, x, y)
+            skipped = min(max(0, start.row - row), len(x))
+            block_rows = max(1, block_bytes * len(x) // max(1, x.nbytes))
+            for begin in range(skipped, len(x), block_rows):
+                piece = x[begin : begin + block_rows]
+                yield Batch(
+                    file=_NAME,
+                    target_file=_NAME,
+                    file_index=0,
+                    first_row=row + begin,
+                    n_rows=len(piece),
+                    end_byte=0,
+                    next=Position(0, row + begin + len(piece)),
+                    numeric=(piece.reshape(len(piece), -1),),
+                    texts=(),
+                    target=self.layout.targets(y[begin : begin + block_rows]),
+                )
+            row += len(x)
+
+    def _require_alike(self, number: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+        if (x.shape[1:], y.shape[1:]) != self.row_shapes:
+            first = " and ".join(str(("rows", *shape)).replace("'", "") for shape in self.row_shapes)
+            raise SourceError(
+                f"{_NAME}: batch {number} has shapes {x.shape} and {y.shape} but the first {first}; give all alike"
+            )
+        if y.dtype.kind != np.dtype(self.dtypes[1]).kind:
+            raise SourceError(
+                f"{_NAME}: batch {number} has y of {y.dtype} but the first of {self.dtypes[1]}; give all alike"
+            )
+
+
+def open_pair(x: Any, y: Any, task: Task | None) -> ArraySource:
+    """Two arrays of NumPy, torch or Dask, or what NumPy makes an array of; raises SourceError.
+
+    Of Dask arrays one block of rows is computed at a time, at most two ahead of the reader; those before a
+    restart are not. What x and y have in common is computed for each of them.
+    """
+    return ArraySource.open(_row_array("python: x", x), _row_array("python: y", y), task)
+
+
+def _row_array(name: str, array: Any) -> RowArray:
+    if hasattr(array, "dask") and hasattr(array, "chunks"):
+        return _dask_array(name, array)
+    return memory_array(name, as_array(name, array))
+
+
+def _dask_array(name: str, array: Any) -> RowArray:
+    if any(np.isnan(size) for size in array.shape):
+        raise SourceError(f"{name}: has chunks of unknown length; call its compute_chunk_sizes() first")
+    if array.ndim > 1:
+        array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
+    lengths = array.chunks[0] if array.ndim else ()
+
+    def blocks(block_rows: int, start_row: int) -> Iterator[tuple[NDArray[Any], int]]:
+        ends = np.cumsum(lengths)
+        first = int(np.searchsorted(ends, start_row, side="right"))
+        row = int(ends[first] - lengths[first]) if first < len(lengths) else 0
+        for computed in computed_ahead([array.blocks[index] for index in range(first, len(lengths))]):
+            for begin in range(max(0, start_row - row), len(computed), block_rows):
+                yield np.asarray(computed[begin : begin + block_rows]), 0
+            row += len(computed)
+
+    return RowArray(name, (), array.shape, array.dtype, blocks, is_costly=True)
+
+
+def as_array(name: str, values: Any) -> NDArray[Any]:
+    """A NumPy array of numbers, without a copy where there can be one; raises SourceError."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+    try:
+        array: NDArray[Any] = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"{name}: is no array ({str(error)[:100]}); give arrays of numbers") from error
+    if array.dtype.kind not in "biuf":
+        raise SourceError(f"{name}: holds {array.dtype}, not numbers; convert it to numbers")
+    return array
+
+
+def _restartable(batches: Any) -> tuple[Pairs, tuple[NDArray[Any], NDArray[Any]]]:
+    """What gives all pairs anew each time, and the first pair that has rows."""
+    if isinstance(batches, Iterator):
+        rest = _pairs(batches)
+        first = _first(rest)
+        left = iter([chain([first], rest)])
+
+        def once() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+            again = next(left, None)
+            if again is None:
+                raise SourceError(
+                    f"{_NAME}: this iterator has been read; give a list, or a function that makes it"
+                )
+            return again
+
+        return once, first
+
+    def anew() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        return _pairs(batches() if callable(batches) else batches)
+
+    return anew, _first(anew())
+
+
+def _first(pairs: Iterator[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    first = next((pair for pair in pairs if len(pair[0])), None)
+    if first is None:
+        raise SourceError(f"{_NAME}: there are none with rows; give at least one (x, y)")
+    return first
+
+
+def _pairs(batches: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    try:
+        numbered = enumerate(batches)
+    except TypeError:
+        raise SourceError(
+            f"python: {type(batches).__name__} is neither files, arrays, a table nor batches (x, y); give one of those"
+        ) from None
+    for number, batch in numbered:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise SourceError(f"{_NAME}: batch {number} is a {type(batch).__name__}; give pairs (x, y)")
+        x, y = (
+            as_array(f"{_NAME}: {name} of batch {number}", values)
+            for name, values in zip("xy", batch, strict=True)
+        )
+        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+            raise SourceError(
+                f"{_NAME}: batch {number} has shapes {x.shape} and {y.shape}; give as many y as x"
+            )
+        yield x, y

@@ -1,0 +1,1 @@
+"""Using a model: load, predict, score, export."""

@@ -1,0 +1,195 @@
+"""Models on disk: written at the end of a fit, read back from a finished or an unfinished run.
+
+A model for other programs: tensors and JSON whose layout docs/formats.md states, and a `torch.export` program.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ep3stream.config import MAX_CONFIG_BYTES
+from ep3stream.conversion.recorded_columns import Recorded, columns_of, unreadable_columns
+from ep3stream.disk import read_small_file
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
+from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.bundle_manifest import find_bundle, read_description
+from ep3stream.run.checkpoint import load_newest_checkpoint, require_shape
+from ep3stream.run.directory import RunDirectory
+from ep3stream.run.setup import SETUP_KIND, Setup
+from ep3stream.run.state import MODEL_KIND
+from ep3stream.solver.export import exported_program
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.model import Predictor
+from ep3stream.store.json_files import created_by
+from ep3stream.store.reader import open_store
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> Predictor:
+    """The model of a whole set-up with these weights, (p, c), on the CPU."""
+    names = setup.description["names"]
+    return Predictor(
+        setup.kernel(function),
+        setup.tensors["centers"],
+        weights.cpu(),
+        setup.inputs(),
+        setup.targets(),
+        tuple(names["features"]),
+        tuple(names["targets"]),
+        None if names["classes"] is None else tuple(names["classes"]),
+    )
+
+
+def save_model(
+    directory: RunDirectory, model: Predictor, step: int | None = None, conversion: Any = None
+) -> None:
+    """Writes RUN/model: that of a fit after `step` steps, if it was a fit. Raises DiskError.
+
+    conversion: how the columns of files become its features, as `columns_of` the store says, if it is known.
+    """
+    known = {} if step is None else {"step": step}
+    if conversion is not None:
+        known["conversion"] = conversion
+    write_bundle(directory.model, MODEL_KIND, model.tensors(), model.description() | known)
+
+
+def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
+    """The model of a run, checked against its digests; that of the newest checkpoint if the fit is unfinished.
+
+    `kernel`: the callable the fit was given, if any. Raises InputError where there is no model yet,
+    DamagedDataError where there is one that is not as written.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    if (finished := find_bundle(directory.model)) is not None:
+        return _read_model(finished, kernel)
+    if not directory.setup.exists():
+        raise InputError(directory.no_run())
+    setup = Setup.load(directory.setup)
+    progress = load_newest_checkpoint(directory.checkpoints, setup.digest, torch.device("cpu"))
+    if progress is None:
+        raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
+    logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
+    require_shape(progress, setup.targets().n_outputs, setup.plan["n_centers"], directory.checkpoints)
+    weights = progress.state.average if progress.best is None else progress.best.weights
+    return build_model(setup, weights.T.contiguous(), kernel)
+
+
+def converted_columns(run: Path | str) -> Recorded:
+    """How files become the model's features: what the run has kept, or the store it names if that is still there.
+
+    Raises InputError where neither says.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    record: Any = kept_columns(run)
+    try:
+        targets, classes = _target_names(directory)
+        reason = "keeps no record of its columns" if record is None else unreadable_columns(record["columns"])
+        if reason is None:
+            return Recorded.read(directory.path, record, tuple(targets), classes and tuple(classes))
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"has columns that are not as recorded ({error!r})"
+    raise InputError(f"{directory.path} {reason}; convert the file with --like STORE and give that store")
+
+
+def kept_columns(run: Path | str) -> dict[str, Any] | None:
+    """What `columns_of` said of the store that the model was fitted to; None where that is not known."""
+    directory = RunDirectory(Path(run).absolute())
+    record: dict[str, Any] | None = _model_description(directory).get("conversion")
+    return record or _columns_of_store(directory)
+
+
+def _model_description(directory: RunDirectory) -> dict[str, Any]:
+    """Of the finished model, or of the set-up of an unfinished fit."""
+    if (model := find_bundle(directory.model)) is not None:
+        return read_description(model, MODEL_KIND)
+    if (setup := find_bundle(directory.setup)) is not None:
+        return read_description(setup, SETUP_KIND)
+    raise InputError(directory.no_run())
+
+
+def _target_names(directory: RunDirectory) -> tuple[Any, Any]:
+    description = _model_description(directory)
+    names = description.get("names")
+    if names is not None:
+        return names["targets"], names["classes"]
+    return description["target_names"], description["class_names"]
+
+
+def _columns_of_store(directory: RunDirectory) -> dict[str, Any] | None:
+    """Of runs made before models kept them."""
+    try:
+        named = json.loads(read_small_file(directory.summary, MAX_CONFIG_BYTES))["store"]
+        with open_store(named["path"]) as store:
+            return columns_of(store.manifest) if store.manifest.fingerprint == named["fingerprint"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InputError, DamagedDataError):
+        return None
+
+
+def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:
+    bundle = read_bundle(path, MODEL_KIND)
+    try:
+        return Predictor.of(bundle.tensors, bundle.description, kernel)
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); fit again") from error
+
+
+EXPORT_VERSION = 1
+
+TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
+
+
+def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = None) -> Path:
+    """Writes the model of a run, or of `save`, to a new directory `out`; returns it.
+
+    Nothing there needs ep3stream: `model.safetensors` and `model.json` say all that predictions depend on, and
+    `program.pt2` makes them: torch.export.load(file).module()(x), x of (n, d) float32. A callable kernel has to be
+    given again, and is only in the program.
+    Raises InputError where `out` exists or cannot be written, and for a callable that torch cannot export.
+    """
+    place = Path(out).absolute()
+    if place.exists():
+        raise InputError(f"{place} exists; remove it or choose another name")
+    model = load(run, kernel)
+    program = exported_program(model)
+    partial = place.with_name(f".{place.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(model.tensors(), partial / TENSORS)
+        text = json.dumps(_description(model, kept_columns(run)), indent=1, allow_nan=False)
+        (partial / DESCRIPTION).write_text(text + "\n")
+        # safetensors makes a file that its owner alone may read.
+        (partial / TENSORS).chmod((partial / DESCRIPTION).stat().st_mode)
+        torch.export.save(program, partial / PROGRAM)
+        partial.replace(place)
+    except OSError as error:
+        raise InputError(
+            f"{place} cannot be written ({error}); free space or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return place
+
+
+def _description(model: Predictor, columns: dict[str, Any] | None) -> dict[str, Any]:
+    p, d = model.centers.shape
+    return {
+        "format": "ep3stream-model",
+        "format_version": EXPORT_VERSION,
+        "created_by": created_by(),
+        "task": "regression" if model.class_names is None else "classification",
+        "n_centers": p,
+        "n_features": d,
+        "n_outputs": model.targets.n_outputs,
+        **model.description(),
+        "conversion": columns,
+    }

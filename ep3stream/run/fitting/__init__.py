@@ -1,1 +1,0 @@
-"""The fit: its loop, signals, validations, progress bar and summary."""

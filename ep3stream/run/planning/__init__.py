@@ -1,1 +1,0 @@
-"""What a fit will take, told before it: formulas, and what a small fit measures."""

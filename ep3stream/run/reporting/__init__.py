@@ -1,1 +1,0 @@
-"""The report page, and the page that compares runs."""

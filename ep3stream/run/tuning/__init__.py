@@ -1,1 +1,0 @@
-"""Kernel, bandwidth, ridge and feature scales, chosen on a sample."""

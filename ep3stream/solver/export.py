@@ -1,0 +1,130 @@
+"""The model as one module of plain PyTorch operations, which `torch.export` turns into a program of its own.
+
+The solver's kernels write into given memory and choose their way by what they meet, which no program can keep.
+These are their formulas; the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from ep3stream.errors import InputError
+from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
+from ep3stream.solver.kernels import CallableKernel, RadialKernel
+from ep3stream.solver.model import Predictor
+
+_TILE_CENTERS = 4096
+
+_EXAMPLE_ROWS = 8
+
+
+class ServedModel(torch.nn.Module):
+    """x, (n, d), to outputs, (n, c), in the units of the data; float32 in and out.
+
+    O(npd) time, and memory for n times 4096 kernel values: choose n accordingly. What is not finite gives NaN.
+    """
+
+    input_shift: Tensor
+    input_scale: Tensor
+    centre: Tensor
+    centers: Tensor
+    weights: Tensor
+    offset: Tensor
+
+    def __init__(self, model: Predictor) -> None:
+        super().__init__()
+        self.kernel = model.kernel
+        centre = getattr(model.kernel, "centre", torch.zeros_like(model.inputs.shift))
+        for name, tensor in {
+            "input_shift": model.inputs.shift,
+            "input_scale": model.inputs.scale,
+            "centre": centre,
+            "centers": model.inputs(model.centers) - centre,
+            "weights": model.weights * model.targets.scale,
+            "offset": model.targets.offset,
+        }.items():
+            self.register_buffer(name, tensor.detach().cpu().float().contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x)."""
+        inputs = (x - self.input_shift) * self.input_scale - self.centre
+        outputs = self.offset.expand(x.shape[0], -1)
+        of_kernel = _formula(self.kernel)
+        for start in range(0, len(self.centers), _TILE_CENTERS):
+            tile = slice(start, start + _TILE_CENTERS)
+            outputs = outputs + of_kernel(inputs, self.centers[tile]) @ self.weights[tile]
+        return outputs
+
+
+def exported_program(model: Predictor) -> ExportedProgram:
+    """The program, for any number of rows. Raises InputError for a callable that torch.export cannot follow."""
+    example = model.centers[:1].cpu().expand(_EXAMPLE_ROWS, -1).contiguous()
+    served = ServedModel(model).eval()
+    try:
+        with torch.no_grad():
+            return torch.export.export(served, (example,), dynamic_shapes={"x": {0: Dim("rows")}})
+    except Exception as error:  # torch.export meets what it cannot follow with errors of many types.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the {model.kernel.name} kernel cannot be exported as a program ({reason}); write it with plain torch "
+            "operations, without branches on values"
+        ) from error
+
+
+def _formula(kernel: object) -> Callable[[Tensor, Tensor], Tensor]:
+    if isinstance(kernel, RadialKernel):
+        return lambda x, z: _radial(kernel, x, z)
+    if isinstance(kernel, PolynomialKernel):
+        return lambda x, z: ((x @ z.T) / kernel.bandwidth**2 + kernel.offset) ** kernel.degree
+    if isinstance(kernel, NtkKernel):
+        return lambda x, z: _tangent(kernel, x, z)
+    assert isinstance(kernel, CallableKernel)  # there is no other kind
+    return lambda x, z: kernel.function(z, x).T
+
+
+def _radial(kernel: RadialKernel, x: Tensor, z: Tensor) -> Tensor:
+    """phi(t); see RadialKernel for the formulas, and `_norms` there for what is taken off."""
+    x, z = x / kernel.bandwidth, z / kernel.bandwidth
+    kept = 1 - (4 + math.sqrt(x.shape[1]) / 4) * torch.finfo(x.dtype).eps
+    norms = x.square().sum(1)[:, None] + z.square().sum(1)
+    squared = (kept * norms - 2 * (x @ z.T)).clamp_min(0)
+    if kernel.name == "gaussian":
+        return (-squared / 2).exp()
+    if kernel.name == "dispersal":
+        return (-(squared ** (kernel.shape / 2))).exp()
+    if kernel.name == "rational_quadratic":
+        return (-kernel.shape * (squared / (2 * kernel.shape)).log1p()).exp()
+    distance = squared.sqrt()
+    if kernel.name == "laplacian":
+        return (-distance).exp()
+    if kernel.name == "matern32":
+        return (1 + math.sqrt(3) * distance) * (-math.sqrt(3) * distance).exp()
+    assert kernel.name == "matern52"
+    return (1 + math.sqrt(5) * distance + 5 / 3 * squared) * (-math.sqrt(5) * distance).exp()
+
+
+def _tangent(kernel: NtkKernel, x: Tensor, z: Tensor) -> Tensor:
+    """The recursion of NtkKernel, in float64 throughout."""
+    x, z = x.double(), z.double()
+    if kernel.on_sphere:
+        x, z = _unit(x), _unit(z)
+    norms = x.norm(dim=1, keepdim=True) * z.norm(dim=1)
+    cosine = (_unit(x) @ _unit(z).T).clamp(-1, 1)
+    value = norms * cosine + kernel.bias**2
+    for _ in range(1, kernel.depth):
+        rest = math.pi - cosine.acos()
+        cosine = (((1 - cosine * cosine).clamp_min(0).sqrt() + cosine * rest) / math.pi).clamp(-1, 1)
+        value = value * (rest / math.pi) + norms * cosine + kernel.bias**2
+    values: Tensor = value.float()
+    return values
+
+
+def _unit(points: Tensor) -> Tensor:
+    """x / |x|, and zero for the zero vector."""
+    norms: Tensor = points.norm(dim=1, keepdim=True)
+    return points / norms.clamp_min(torch.finfo(points.dtype).tiny)

@@ -1,0 +1,290 @@
+"""The files of a store in Zarr: which there must be and what size each must have, told without reading a row.
+
+    SPLIT/ARRAY/c/NUMBER[/0]     one chunk (a segment), or a shard: its chunks, then their places, then a crc32c
+
+The places are pairs (offset, bytes) of 64-bit numbers, little-endian, both 2^64 - 1 for a chunk that is not there.
+
+The rows of one chunk of a Zarr array, from its bytes in a file straight into the caller's memory.
+
+Codecs are those of our own stores alone (Zarr v3): the rows' bytes, perhaps packed by Blosc, then a crc32c; in
+shards, several of these one behind the other, then an index with a crc32c of its own. Zarr's own way takes three
+times as long: it copies the rows, and passes each chunk through an event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import google_crc32c
+import numcodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from ep3stream.store.backend import ARRAYS, SplitLayout
+from ep3stream.store.files import StoreFiles
+from ep3stream.store.manifest import MANIFEST_NAME, Manifest, SplitInfo
+
+METADATA = "zarr.json"
+
+CHECKSUM_BYTES = 4
+
+_BLOSC_HEADER_BYTES = 16
+
+# A zarr.json of ours has some 1,500 bytes.
+_MAX_METADATA_BYTES = 1 << 16
+
+_CODECS = ("bytes", "blosc", "crc32c", "sharding_indexed")
+
+_ABSENT = np.iinfo(np.uint64).max
+
+
+def chunk_file(info: SplitInfo, name: str, n_dimensions: int, number: int) -> str:
+    """Path inside the store of file `number` of array `name`."""
+    return "/".join([info.name, name, "c", str(number), *["0"] * (n_dimensions - 1)])
+
+
+def metadata_files(manifest: Manifest) -> Iterator[str]:
+    """The manifest and the zarr.json of every group and array."""
+    yield from (MANIFEST_NAME, METADATA)
+    for split in manifest.splits:
+        yield f"{split}/{METADATA}"
+        yield from (f"{split}/{name}/{METADATA}" for name in ARRAYS)
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkFile:
+    """What the manifest promises of one file: chunks of `array` that lie in it."""
+
+    layout: SplitLayout
+    array: str
+    n_chunks: int
+
+
+def unknown_keys(raw: Any, understood: Any) -> Iterator[str]:
+    """The keys, at any depth, with a value in `raw` JSON that are not in what a library understood of it."""
+    if isinstance(raw, dict) and isinstance(understood, Mapping):
+        for key, value in raw.items():
+            if key in understood:
+                yield from unknown_keys(value, understood[key])
+            elif value is not None:
+                yield key
+    elif isinstance(raw, list) and isinstance(understood, list | tuple):
+        for value, other in zip(raw, understood, strict=False):
+            yield from unknown_keys(value, other)
+
+
+def file_problems(files: StoreFiles, manifest: Manifest) -> dict[str, str]:
+    """File -> what is wrong, of those missing, of another size than they must have, or foreign to the store."""
+    found, chunks = dict(files.walk()), dict(_chunk_files(manifest))
+    expected = {*metadata_files(manifest), *chunks}
+    folders = {str(folder) for name in expected for folder in PurePosixPath(name).parents}
+    problems = dict.fromkeys(sorted(expected - set(found)), "is missing")
+    for name, mode in sorted(found.items()):
+        if name not in expected and name not in folders:
+            problems[name] = "does not belong to the store"
+        elif stat.S_ISREG(mode) and name in chunks:
+            if problem := _chunk_problem(files, name, chunks[name]):
+                problems[name] = problem
+        elif stat.S_ISLNK(mode) or stat.S_ISREG(mode) != (name in expected):
+            problems[name] = "is a link, or not the kind of file it must be; put the file itself there"
+    return problems
+
+
+def _chunk_files(manifest: Manifest) -> Iterator[tuple[str, _ChunkFile]]:
+    for info in manifest.splits.values():
+        layout, per_file = SplitLayout.of(manifest, info), info.segments_per_file
+        for array in ARRAYS:
+            for number in range(-(-info.n_segments // per_file)):
+                n_chunks = min(per_file, info.n_segments - number * per_file)
+                name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
+                yield name, _ChunkFile(layout, array, n_chunks)
+
+
+def require_stored(files: StoreFiles, manifest: Manifest, info: SplitInfo, array: str, number: int) -> None:
+    """Raises ValueError unless the array's file `number` lies in the store and has the size that it must have.
+
+    That is told from the size of the file, the header of a compressed chunk, the index of a shard.
+    """
+    layout = SplitLayout.of(manifest, info)
+    name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
+    n_chunks = min(info.segments_per_file, info.n_segments - number * info.segments_per_file)
+    try:
+        problem = _chunk_problem(files, name, _ChunkFile(layout, array, n_chunks))
+    except FileNotFoundError:  # Zarr would fill the rows in, silently.
+        raise FileNotFoundError(f"{name} is missing") from None
+    if problem:
+        raise ValueError(f"{name} {problem}")
+
+
+def read_metadata(files: StoreFiles, name: str) -> tuple[bytes, Any]:
+    """A zarr.json, and the JSON in it; raises ValueError, or OSError, for what no store of ours holds.
+
+    Zarr reads a file of any size, and looks for a codec it does not know in every package that is installed.
+    """
+    data = files.read_small(name, _MAX_METADATA_BYTES)
+    content = json.loads(data)
+    if isinstance(content, dict) and content.get("consolidated_metadata") is not None:
+        raise ValueError(f"{name} has consolidated metadata, which are not ours")
+    for codec in _codecs(content):
+        if codec not in _CODECS:
+            raise ValueError(f"{name} has the codec {codec!r:.80}, which is not one of {', '.join(_CODECS)}")
+    return data, content
+
+
+def _codecs(content: Any) -> Iterator[Any]:
+    """Names of the codecs of an array, with those inside of shards."""
+    if not isinstance(content, Mapping):
+        return
+    for key in ("codecs", "index_codecs", "storage_transformers"):
+        codecs = content.get(key) or ()
+        if not isinstance(codecs, list | tuple):
+            raise ValueError(f"{key} is {codecs!r:.80}, which is not a list")
+        for codec in codecs:
+            yield codec.get("name") if isinstance(codec, Mapping) else codec
+            if isinstance(codec, Mapping):
+                yield from _codecs(codec.get("configuration"))
+
+
+def _chunk_problem(files: StoreFiles, name: str, chunk: _ChunkFile) -> str | None:
+    layout, size = chunk.layout, files.size(name)
+    n_decoded = chunk_bytes(layout, chunk.array)
+    stored_bytes = n_decoded + CHECKSUM_BYTES if layout.codec == "none" else None
+    if layout.chunks_per_file > 1:
+        return _shard_problem(files, name, size, layout.chunks_per_file, chunk.n_chunks, stored_bytes)
+    expected = _blosc_bytes(files, name, size, n_decoded) if stored_bytes is None else stored_bytes
+    if expected is None:
+        return f"has {size} bytes, which do not begin a compressed chunk"
+    return None if size == expected else f"has {size} bytes; it must have {expected}"
+
+
+def chunk_bytes(layout: SplitLayout, array: str) -> int:
+    """Of a chunk of `array`, decoded. The last one of a split is as long as the others, filled up."""
+    n_values = layout.chunk_rows * math.prod(layout.rows[array])
+    return n_values * np.dtype(layout.dtypes[array]).itemsize
+
+
+def _blosc_bytes(files: StoreFiles, name: str, size: int, n_decoded: int) -> int | None:
+    """Size the file must have by the header of its compressed chunk; None where that is none of ours."""
+    if size < _BLOSC_HEADER_BYTES:
+        return None
+    header = np.empty(_BLOSC_HEADER_BYTES, np.uint8)
+    files.read_into(name, 0, header.data)
+    told, _, n_encoded = header[4:].view("<u4").tolist()
+    return n_encoded + CHECKSUM_BYTES if told == n_decoded else None
+
+
+def _shard_problem(
+    files: StoreFiles, name: str, size: int, n_places: int, n_chunks: int, stored_bytes: int | None
+) -> str | None:
+    index_bytes = 16 * n_places + CHECKSUM_BYTES
+    if size < index_bytes:
+        return f"has {size} bytes; its index alone has {index_bytes}"
+    index, _ = read_index(files, name, size, n_places)
+    present = index[(index != _ABSENT).any(axis=1)]
+    absent = [str(chunk) for chunk in np.flatnonzero((index[:n_chunks] == _ABSENT).all(axis=1))]
+    if absent:
+        return f"lacks chunk {', '.join(absent[:9])}"
+    if not _fills(present, size - index_bytes) or (
+        stored_bytes is not None and bool((present[:, 1] != stored_bytes).any())
+    ):
+        return f"has {size} bytes, which its index does not account for"
+    return None
+
+
+def read_index(files: StoreFiles, name: str, size: int, n_places: int) -> tuple[NDArray[np.uint64], bytes]:
+    """Offset and bytes of each chunk of a shard, (n_places, 2), and the checksum behind them."""
+    data = np.empty(16 * n_places + CHECKSUM_BYTES, np.uint8)
+    files.read_into(name, size - len(data), data.data)
+    return data[:-CHECKSUM_BYTES].view("<u8").reshape(n_places, 2), data[-CHECKSUM_BYTES:].tobytes()
+
+
+def _fills(places: NDArray[np.uint64], n_bytes: int) -> bool:
+    """Whether the chunks lie one behind the other, in any order, from the first byte to the last."""
+    ends = 0
+    for offset, length in sorted(places.tolist()):  # Python's numbers: a damaged index overflows 64 bits.
+        if offset != ends:
+            return False
+        ends += length
+    return ends == n_bytes
+
+
+Bytes = NDArray[np.uint8]
+
+
+class ChunkReader:
+    """Reads chunks of one store's files. Holds memory for the packed bytes of as many as are read at once."""
+
+    def __init__(self, files: StoreFiles) -> None:
+        self._files = files
+        self._spare: list[Bytes] = []
+
+    def read(self, file: str, layout: SplitLayout, array: str, place: int, rows: NDArray[Any]) -> float:
+        """Fill `rows`, the first ones of the chunk that is number `place` in `file`; sizes were checked.
+
+        Returns the seconds it took to get the stored bytes. Raises ValueError where their checksum is wrong.
+        """
+        out = rows.reshape(-1).view(np.uint8)
+        start, stored = self._place(file, layout, place)
+        if layout.codec == "none":
+            return self._read_plain(file, start, stored, out)
+        with self._scratch(stored) as packed:
+            read_s = self._read(file, start, packed)
+            _require_checksum(
+                google_crc32c.value(packed[:-CHECKSUM_BYTES]), packed[-CHECKSUM_BYTES:].tobytes()
+            )
+            _unpack(packed[:-CHECKSUM_BYTES], out, chunk_bytes(layout, array))
+        return read_s
+
+    def _place(self, file: str, layout: SplitLayout, place: int) -> tuple[int, int]:
+        """First byte and number of bytes of a chunk, its checksum included."""
+        size = self._files.size(file)
+        if layout.chunks_per_file == 1:
+            return 0, size
+        index, checksum = read_index(self._files, file, size, layout.chunks_per_file)
+        _require_checksum(google_crc32c.value(index.reshape(-1).view(np.uint8)), checksum)
+        start, stored = index[place].tolist()
+        return start, stored
+
+    def _read_plain(self, file: str, start: int, stored: int, out: Bytes) -> float:
+        rest = np.empty(stored - len(out), np.uint8)  # What fills the chunk up, and the checksum.
+        read_s = self._read(file, start, out, rest)
+        checksum = google_crc32c.extend(google_crc32c.value(out), rest[:-CHECKSUM_BYTES])
+        _require_checksum(checksum, rest[-CHECKSUM_BYTES:].tobytes())
+        return read_s
+
+    def _read(self, file: str, start: int, *outs: Bytes) -> float:
+        began = time.perf_counter()
+        self._files.read_into(file, start, *(out.data for out in outs))
+        return time.perf_counter() - began
+
+    @contextmanager
+    def _scratch(self, n_bytes: int) -> Iterator[Bytes]:
+        # The first touch of new memory would take as long as unpacking.
+        buffer = self._spare.pop() if self._spare else np.empty(0, np.uint8)
+        if len(buffer) < n_bytes:
+            buffer = np.empty(n_bytes, np.uint8)
+        try:
+            yield buffer[:n_bytes]
+        finally:
+            self._spare.append(buffer)
+
+
+def _require_checksum(found: int, stored: bytes) -> None:
+    if found.to_bytes(CHECKSUM_BYTES, "little") != stored:
+        raise ValueError(f"its checksum is {found:08x}, not {int.from_bytes(stored, 'little'):08x} as stored")
+
+
+def _unpack(packed: Bytes, out: Bytes, n_decoded: int) -> None:
+    """Blosc's bytes into `out`, by way of other memory where the chunk is longer."""
+    whole = out if len(out) == n_decoded else np.empty(n_decoded, np.uint8)
+    numcodecs.Blosc().decode(packed, out=whole)
+    if whole is not out:
+        out[:] = whole[: len(out)]

@@ -1,0 +1,297 @@
+"""Batches read ahead of the solver: segments by tasks, in order, into memory that is allocated once.
+
+    tasks, one a segment           one thread                      the fit loop
+    store -> windows (2 of them) -> gathers rows -> batch slots -> computes
+
+An error in a task reaches the consumer in place of the batch it spoiled. What was read ahead is never part of a
+fit's state: a stream starts at any step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import cycle
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+
+from ep3stream.config import READ_TIMEOUT_S
+from ep3stream.errors import InputError
+from ep3stream.store.backend import ReadTimes, y_row
+from ep3stream.store.reader import SplitReader
+from ep3stream.stream.batch_slots import Batch, BatchSlot
+from ep3stream.stream.order import RowOrder, Rows, WindowVisit
+from ep3stream.stream.segment_reads import (
+    ATTEMPTS,
+    DaskReads,
+    Finish,
+    Hung,
+    LocalReads,
+    SegmentReads,
+    hung_error,
+)
+
+_log = logging.getLogger(__name__)
+
+_WINDOWS = 2
+
+_BATCH_SLOTS = 3
+
+
+@dataclass(slots=True)
+class StreamTimes(ReadTimes):
+    """Seconds spent so far, beside the consumer's own.
+
+    read_s, decode_s: summed over tasks, of which several run at once. In the one thread that makes batches,
+    segments_s: waiting for those tasks; gather_s: putting rows into batches; copy_s: making batches float32, and
+    copying them to the device.
+    """
+
+    segments_s: float = 0.0
+    gather_s: float = 0.0
+    copy_s: float = 0.0
+
+
+class BatchStream:
+    """Iterates over the batches of steps `start`..`stop`-1, counted over all epochs. A context manager.
+
+    `dask`: address of a running Dask scheduler whose workers see the store under the same path; None reads in
+    this process. Memory: two windows, 8 bytes for each of their rows, and three batches (with Dask, up to two
+    windows of results besides). Raises InputError when order and reader disagree about the rows, or when used
+    outside `with`.
+
+    A segment that does not come within `read_timeout_s` (infinity: for ever) is asked for twice more, then named
+    by a DamagedDataError. An input/output error is met by two more attempts as well.
+
+    Leaving `with`, at any moment, ends all threads; it waits for reads in this process that are under way, for ten
+    seconds at most, and leaves a thread behind whose read does not end.
+    Entered again, the stream goes on after the last batch it gave.
+    """
+
+    def __init__(
+        self,
+        reader: SplitReader,
+        order: RowOrder,
+        start: int,
+        stop: int,
+        device: torch.device,
+        dask: str | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        info = reader.info
+        expected = (info.n_rows, info.segment_rows)
+        if (order.n_rows, order.segment_rows) != expected:
+            raise InputError(
+                f"order has {order.n_rows} rows in segments of {order.segment_rows} but split {info.name} "
+                f"has {expected[0]} in segments of {expected[1]}; make the order from that split"
+            )
+        if not 0 <= start <= stop:
+            raise InputError(f"steps {start} to {stop}: use 0 <= start <= stop")
+        self.times = StreamTimes()
+        self._reader, self._order, self._stop = reader, order, stop
+        self._device, self._dask, self._read_timeout_s = device, dask, read_timeout_s
+        self._next_step = start
+        self._is_open = False
+        self._resources = ExitStack()
+
+    def __enter__(self) -> BatchStream:
+        if self._is_open:
+            raise InputError("this BatchStream is open already; make another one")
+        self._held: BatchSlot | None = None
+        self._free: SimpleQueue[BatchSlot | None] = SimpleQueue()
+        self._ready: SimpleQueue[BatchSlot | BaseException] = SimpleQueue()
+        # What is entered last is left first: the thread is freed from all it may wait for, then joined.
+        with ExitStack() as stack:
+            copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+            slot_rows = min(self._order.batch_size, self._order.epoch_rows)
+            for _ in range(_BATCH_SLOTS):
+                self._free.put(BatchSlot(self._reader.manifest, slot_rows, self._device, copies))
+            if copies is not None:
+                stack.callback(copies.synchronize)
+            reads = self._reads()
+            stack.enter_context(reads)
+            sorter = stack.enter_context(ThreadPoolExecutor(1, "ep3stream-order"))
+            windows = [
+                _Window(self._reader, self._order, reads, sorter, self._read_timeout_s)
+                for _ in range(_WINDOWS)
+            ]
+            producer = threading.Thread(
+                target=self._run, args=(windows, self._next_step), name="ep3stream-prefetch", daemon=True
+            )
+            producer.start()
+            stack.callback(producer.join)
+            stack.callback(reads.stop)
+            stack.callback(self._free.put, None)
+            self._resources = stack.pop_all()
+        self._is_open = True
+        return self
+
+    def _reads(self) -> SegmentReads:
+        if self._dask is None:
+            return LocalReads(self._reader, self._read_timeout_s)
+        return DaskReads(self._reader, self._dask, self._read_timeout_s)
+
+    def __exit__(self, *_: object) -> None:
+        self._is_open = False
+        self._resources.close()
+        del self._held, self._free, self._ready  # The memory of their slots goes with them.
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        if not self._is_open:
+            raise InputError("a BatchStream gives batches only inside its with block; open it there")
+        if self._held is not None:
+            self._held.release()
+            self._free.put(self._held)
+            self._held = None
+        if self._next_step == self._stop:
+            raise StopIteration
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            self._next_step = self._stop  # Nothing follows an error.
+            raise item
+        self._held = item
+        self._next_step += 1
+        return item.batch(time.perf_counter() - asked)
+
+    def _run(self, windows: list[_Window], start: int) -> None:
+        try:
+            self._produce(windows, start)
+        except BaseException as error:  # The consumer raises it.
+            self._ready.put(error)
+
+    def _produce(self, windows: list[_Window], start: int) -> None:
+        """Fills slots with the rows of one step after another, until the last or until there is no slot."""
+        filled = self._filled(windows, start)
+        window = None
+        for step in range(start, self._stop):
+            slot = self._free.get()
+            if slot is None:
+                return
+            slot.begin(step)
+            first, end = self._order.batch_bounds(step % self._order.steps_per_epoch)
+            missing = end - first
+            while missing:
+                if window is None or not len(window.rows):
+                    window = next(filled)
+                began = time.perf_counter()
+                missing -= window.move_rows(missing, slot)
+                self.times.gather_s += time.perf_counter() - began
+            began = time.perf_counter()
+            slot.send()
+            self.times.copy_s += slot.take_copied_s() + time.perf_counter() - began
+            self._ready.put(slot)
+
+    def _filled(self, windows: list[_Window], start: int) -> Iterator[_Window]:
+        """Window after window with its rows; while one is used, the reads of the next are under way."""
+        begun: deque[_Window] = deque()
+        for window, visit in zip(cycle(windows), self._order.visits(start, self._stop), strict=False):
+            window.begin(visit)
+            begun.append(window)
+            if len(begun) == len(windows):
+                begun[0].finish(self.times)
+                yield begun.popleft()
+        for window in begun:
+            window.finish(self.times)
+            yield window
+
+
+def epoch_batches(
+    reader: SplitReader, order: RowOrder, epoch: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """x and y of each batch of an epoch, in `order`; a batch is overwritten by the next."""
+    first = epoch * order.steps_per_epoch
+    with BatchStream(reader, order, first, first + order.steps_per_epoch, device) as stream:
+        for batch in stream:
+            yield batch.x, batch.y
+
+
+class _Window:
+    """Memory for the segments of one window, the reads under way into it, and its rows yet to be used."""
+
+    def __init__(
+        self,
+        reader: SplitReader,
+        order: RowOrder,
+        reads: SegmentReads,
+        sorter: ThreadPoolExecutor,
+        timeout_s: float,
+    ) -> None:
+        manifest = reader.manifest
+        shape = (min(order.window_segments, order.n_segments), min(order.segment_rows, order.n_rows))
+        y_shape = y_row(manifest.task, manifest.n_outputs)
+        # Written to, and so taken from the system now: a machine that is too small shows it before the first step.
+        self._x = np.full((*shape, manifest.n_features), 0, manifest.x_dtype)
+        self._y = np.full((*shape, *y_shape), 0, manifest.y_dtype)
+        self._reader, self._order, self._reads, self._sorter = reader, order, reads, sorter
+        self._timeout_s = timeout_s
+        self._begun: deque[tuple[int, Finish]] = deque()
+        self.rows: Rows = np.empty(0, np.int64)
+
+    def begin(self, visit: WindowVisit) -> None:
+        """Begin to read the window's segments and to permute its rows; the rows it had are lost."""
+        for place, segment in enumerate(visit.segments.tolist()):
+            self._begin(place, segment)
+        self._segments = visit.segments
+        self._used = visit.used
+        self._sorting: Future[Rows] = self._sorter.submit(
+            self._order.window_rows, visit.epoch, visit.index, visit.segments
+        )
+
+    def finish(self, times: StreamTimes) -> None:
+        """Waits until every row is here; adds what that and reading them took."""
+        began = time.perf_counter()
+        hung = self._finish_reads(times)
+        for _ in range(ATTEMPTS - 1):
+            if hung:
+                self._begin_again(hung)
+                hung = self._finish_reads(times)
+        if hung:
+            raise hung_error(self._reader, int(self._segments[hung[0]]), self._timeout_s)
+        self.rows = self._sorting.result()[self._used :]
+        times.segments_s += time.perf_counter() - began
+
+    def _begin(self, place: int, segment: int) -> None:
+        self._begun.append((place, self._reads.begin(segment, self._x[place], self._y[place])))
+
+    def _finish_reads(self, times: StreamTimes) -> list[int]:
+        """The places of those that hang."""
+        hung = []
+        while self._begun:
+            place, finish = (
+                self._begun.popleft()
+            )  # A result on a cluster lives as long as its future: let go.
+            try:
+                took = finish()
+            except Hung:
+                hung.append(place)
+                continue
+            times.read_s += took.read_s
+            times.decode_s += took.decode_s
+        return hung
+
+    def _begin_again(self, hung: list[int]) -> None:
+        """In new memory: the old one may yet be written to by the reads that hang, whenever these end."""
+        self._x, self._y = self._x.copy(), self._y.copy()
+        for place in hung:
+            segment = int(self._segments[place])
+            _log.warning("segment %d did not come within %g s, trying again", segment, self._timeout_s)
+            self._begin(place, segment)
+
+    def move_rows(self, limit: int, slot: BatchSlot) -> int:
+        """Give up to `limit` of the next rows to `slot`; returns how many."""
+        moved, self.rows = self.rows[:limit], self.rows[limit:]
+        x, y = (rows.reshape(-1, *rows.shape[2:]) for rows in (self._x, self._y))
+        slot.gather(x, y, moved)
+        return len(moved)

@@ -1,0 +1,1 @@
+"""The fit: plan, set-up, trainer, validation, checkpoints."""

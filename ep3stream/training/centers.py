@@ -1,0 +1,167 @@
+"""Where a fit's centers come from: rows of the split, means of its clusters, a file, or a split of any store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ep3stream.config import FitConfig
+from ep3stream.errors import ConfigError, InputError
+from ep3stream.formats.arrays import open_array
+from ep3stream.solver.model import InputScaling
+from ep3stream.store.files import Location, ObjectUrl, location
+from ep3stream.store.reader import SplitReader, open_store
+from ep3stream.stream.scan import sample_rows
+
+_CLUSTERS, _ORDER = 4, 5
+
+_CLUSTERED = "kmeans:"
+
+_ROWS_PER_CLUSTER = 10
+
+_CLUSTER_PASSES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CenterSource:
+    """How many centers there will be, known before any is read, and how to get them.
+
+    points: from the input scaling to (p, d), float32 in the units of the data; None if rows are to be drawn.
+    """
+
+    n_centers: int
+    points: Callable[[InputScaling], Tensor] | None
+
+    @classmethod
+    def of(cls, config: FitConfig, reader: SplitReader, automatic: int) -> CenterSource:
+        """By the setting `centers`, `automatic` of them for `auto`. Raises ConfigError."""
+        centers = config.solver.centers
+        if centers == "auto" or isinstance(centers, int):
+            return cls(_fewer_than_rows(automatic if centers == "auto" else int(centers), reader), None)
+        if centers.startswith(_CLUSTERED):
+            n_centers = _n_clusters(centers, reader.info.n_rows)
+            return cls(n_centers, partial(_cluster_means, reader, n_centers, config))
+        place = location(centers)
+        path = place if isinstance(place, ObjectUrl) else Path(centers)
+        if isinstance(path, ObjectUrl) or _is_split(path):
+            n_centers = _check_split(path, reader)
+            return cls(n_centers, partial(_in_own_order, config, partial(_split_points, path)))
+        stored = _open_points(path, reader.manifest.n_features)
+        return cls(len(stored), partial(_in_own_order, config, partial(_file_points, stored, path)))
+
+
+def _fewer_than_rows(n_centers: int, reader: SplitReader) -> int:
+    n_rows = reader.info.n_rows
+    if n_rows < 2:
+        raise ConfigError(
+            f"split {reader.info.name} has a single row, which cannot be center and training row; "
+            "give it more rows, or centers as a file"
+        )
+    if n_centers >= n_rows:
+        raise ConfigError(
+            f"centers is {n_centers} but the split has {n_rows} rows, which are not trained on once they are "
+            f"centers; use at most {max(1, n_rows // 2)}, or give centers as a file"
+        )
+    return n_centers
+
+
+def _in_own_order(config: FitConfig, read: Callable[[], Tensor], inputs: InputScaling) -> Tensor:
+    """Given points as they lie; for `eigenpro` in random order, since its landmarks are the first of them."""
+    points = read()
+    if config.solver.projection != "eigenpro":
+        return points
+    order = np.random.default_rng((config.run.seed, _ORDER)).permutation(len(points))
+    return points[torch.from_numpy(order)]
+
+
+def _open_points(path: Path, n_features: int) -> NDArray[Any]:
+    """The points of an NPY file, (p, d) in the units of the data, not read yet."""
+    try:
+        points = open_array(path)
+    except InputError as error:
+        raise ConfigError(
+            f"centers is {str(path)!r}, which is no NPY file of (p, {n_features}) numbers: {error}"
+        ) from error
+    if points.ndim != 2 or points.shape[1] != n_features or not len(points):
+        raise ConfigError(f"centers in {path} have the shape {points.shape}; they must be (p, {n_features})")
+    return points
+
+
+def _file_points(stored: NDArray[Any], path: Path) -> Tensor:
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite and is refused.
+        points = stored.astype(np.float32)
+    if not np.isfinite(points).all():
+        raise ConfigError(f"centers in {path} hold values that are not finite in float32; remove those rows")
+    return torch.from_numpy(points)
+
+
+def _is_split(path: Path) -> bool:
+    """Whether it is STORE/split: below an HDF5 file, or in a directory that is a Zarr group."""
+    return path.parent.is_file() or (not path.is_file() and (path.parent / "zarr.json").is_file())
+
+
+def _check_split(path: Location, reader: SplitReader) -> int:
+    """How many rows it has; ConfigError unless they have the features of the fit, InputError without such a split."""
+    with open_store(path.parent) as store:
+        names = store.manifest.feature_names
+        if tuple(names) != tuple(reader.manifest.feature_names):
+            raise ConfigError(
+                f"centers is {str(path)!r}, whose features are not those of {reader.path}; "
+                f"convert it with --like {reader.path}"
+            )
+        return store.split(path.name).info.n_rows
+
+
+def _split_points(path: Location) -> Tensor:
+    with open_store(path.parent) as store:
+        reader = store.split(path.name)
+        return torch.from_numpy(reader.read_rows(np.arange(reader.info.n_rows))[0]).float()
+
+
+def _n_clusters(centers: str, n_rows: int) -> int:
+    number = centers.removeprefix(_CLUSTERED)
+    if not number.isascii() or not number.isdecimal() or not 1 <= int(number) <= n_rows:
+        raise ConfigError(
+            f"centers is {centers!r}; write kmeans:N with N a whole number from 1 to the {n_rows} rows there are"
+        )
+    return int(number)
+
+
+def _cluster_means(reader: SplitReader, n_centers: int, config: FitConfig, inputs: InputScaling) -> Tensor:
+    """Of ten random rows a cluster or more, by mini-batches (Sculley, 2010) of scaled inputs.
+
+    As many rows as a quarter of the memory holds at most; O(50 p^2 d) time.
+    """
+    try:
+        from sklearn.cluster import MiniBatchKMeans
+    except ImportError as error:
+        raise ConfigError(
+            f"centers is {config.solver.centers!r}, which needs scikit-learn; "
+            "pip install 'ep3stream[kmeans]', or use random rows"
+        ) from error
+    info, seed = reader.info, config.run.seed
+    fit_memory = config.run.memory_bytes // (4 * 3 * 4 * reader.manifest.n_features)
+    n_rows = min(info.n_rows, max(n_centers, min(_ROWS_PER_CLUSTER * n_centers, fit_memory)))
+    rows = np.sort(sample_rows(info, n_rows, seed, _CLUSTERS))
+    scaled = inputs(torch.from_numpy(reader.read_rows(rows)[0]).float())
+    clusters = MiniBatchKMeans(
+        n_centers,
+        init="random",
+        n_init=1,
+        max_iter=_CLUSTER_PASSES,
+        batch_size=max(1024, n_centers),
+        compute_labels=False,
+        random_state=seed % 2**32,
+    )
+    means = torch.from_numpy(clusters.fit(scaled.numpy()).cluster_centers_).float()
+    # A constant feature, whose scale is 0, is what it is everywhere.
+    spread = torch.where(inputs.scale > 0, 1 / inputs.scale.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    return means * spread + inputs.shift

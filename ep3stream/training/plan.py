@@ -1,0 +1,310 @@
+"""The sizes of a fit, from the settings, the data and the memory budget of each device.
+
+What memory a device has, and whether a plan is more than that.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ep3stream.config import MIB, RunConfig, SolverConfig
+from ep3stream.errors import ConfigError
+from ep3stream.mesh import Mesh
+from ep3stream.solver.eigenpro import EigenProProjection
+from ep3stream.solver.exact import ExactProjection
+
+WIDER_BASIS, BATCHES = "room for a wider basis", "kernel block and batches"
+
+_AUTO_CENTERS = 5000
+
+_AUTO_MODEL_RANK = 500
+
+_AUTO_LANDMARKS = 2000
+
+_AUTO_SAMPLES = 3000
+
+_LEAST_AUTO_SAMPLES = 1000
+
+_WIDEST_RANK = 1500
+
+_WIDEST_SHARE = 8  # of the memory left over
+
+_PUBLISHED_SAMPLES = 2000
+
+_ROWS_PER_SAMPLE = 16
+
+_SAMPLES_PER_PAIR = 10
+
+_MAX_BATCH = 4096
+
+_MIN_BATCH = 16
+
+_STREAM_BYTES = 40 * MIB
+
+_FLOAT = 4
+
+# Far beyond any model, for the search of the largest that fits.
+_MOST_CENTERS = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of the problem: rows n, features d, outputs c, and the rows and bytes of a segment."""
+
+    n_rows: int
+    n_features: int
+    n_outputs: int
+    segment_rows: int
+    row_bytes: int
+    is_shuffled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes fixed before the set-up. `memory` names what the arrays of the fit take on each device, in bytes.
+
+    max_batch_size: the largest m whose kernel block fits; the step-size measurement chooses m up to it.
+    widest_rank: what `nystrom` may raise the model rank to where that helps much.
+    """
+
+    n_centers: int
+    model_rank: int
+    widest_rank: int
+    data_rank: int
+    n_landmarks: int
+    nystrom_samples: int
+    window_segments: int
+    max_batch_size: int
+    memory: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls, shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int, devices: int = 1
+    ) -> Plan:
+        """Ranks and samples clipped to the data, the batch to the memory, of which each of the devices has so much.
+
+        Raises ConfigError when the model does not fit the memory, naming the parts and what would fit, or when
+        the batch has more rows than there are.
+        """
+        model_rank, data_rank, n_landmarks, samples = _ranks(shape, config, n_centers)
+        window = window_segments(shape, memory_bytes)
+        memory = _memory(shape, config, n_centers, window, devices)
+        row = _batch_row_bytes(shape, n_centers, devices)
+        share = -(-n_centers // devices)
+        spare = memory_bytes - sum(memory.values()) - _least_batch(shape, config) * row
+        widest = _widest_rank(config, share, model_rank, n_landmarks, spare)
+        if widest > model_rank:
+            memory[WIDER_BASIS] = _wider_bytes(share, model_rank, widest)
+        if config.batch_size > shape.n_rows:
+            raise ConfigError(
+                f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on; "
+                f"use at most {shape.n_rows}, or 0 to have it chosen"
+            )
+        batch = config.batch_size or min(
+            _MAX_BATCH, (memory_bytes - sum(memory.values())) // row, shape.n_rows
+        )
+        if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
+            raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory, devices))
+        memory[BATCHES] = batch * row
+        return cls(n_centers, model_rank, widest, data_rank, n_landmarks, samples, window, batch, memory)
+
+
+def largest_model(shape: Shape, config: SolverConfig, memory_bytes: int, devices: int = 1) -> int:
+    """The number of centers up to which a fit is within the memory of each device; 0 where not even one is."""
+    window = window_segments(shape, memory_bytes)
+    return bisect_right(
+        range(_MOST_CENTERS),
+        memory_bytes,
+        key=lambda fewer: _needed(shape, config, fewer + 1, window, devices),
+    )
+
+
+def automatic_centers(shape: Shape) -> int:
+    """5000, but at most a fifth of the rows: centers are not trained on."""
+    return max(1, min(_AUTO_CENTERS, shape.n_rows // 5))
+
+
+def window_segments(shape: Shape, memory_bytes: int) -> int:
+    """Segments whose rows are mixed: two windows are held. More of them if the store itself is not shuffled."""
+    budget = _STREAM_BYTES if shape.is_shuffled else max(_STREAM_BYTES, memory_bytes // 4)
+    segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
+    n_segments = -(-shape.n_rows // shape.segment_rows)
+    return max(1, min(budget // (2 * segment_bytes), n_segments))
+
+
+def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
+    """Model rank, data rank, landmarks and Nystrom samples."""
+    if config.projection == "eigenpro":
+        return _published_ranks(shape, config, n_centers)
+    # Pairs beyond a quarter of the centers are badly estimated, and shrink mu until the measured step crawls.
+    model_rank = min(config.model_rank or min(_AUTO_MODEL_RANK, max(1, n_centers // 4)), n_centers)
+    # A sample costs about as much as a row trained on: of few rows there are fewer.
+    chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, shape.n_rows // _ROWS_PER_SAMPLE))
+    samples = min(config.nystrom_samples or chosen, shape.n_rows)
+    landmarks = max(config.nystrom_samples or _AUTO_LANDMARKS, model_rank + model_rank // 4)
+    # As many as there are, for the stages to choose from; the published step knows no stages.
+    automatic = model_rank if config.used_step == "measured" else max(1, 2 * model_rank // 5)
+    data_rank = min(config.data_rank or automatic, samples - 1, model_rank)
+    return model_rank, data_rank, min(n_centers, landmarks), samples
+
+
+def _widest_rank(
+    config: SolverConfig, share: int, model_rank: int, n_landmarks: int, spare_bytes: int
+) -> int:
+    """Up to 1500 and three quarters of the landmarks, where that takes a small share of the memory left over."""
+    if config.model_rank or config.projection != "nystrom":
+        return model_rank
+    wider = range(model_rank, min(_WIDEST_RANK, 3 * n_landmarks // 4))
+    cost = lambda rank: _wider_bytes(share, model_rank, rank + 1)  # noqa: E731
+    return model_rank + bisect_right(wider, spare_bytes // _WIDEST_SHARE, key=cost)
+
+
+def _wider_bytes(share: int, model_rank: int, rank: int) -> int:
+    """What a basis takes beyond one of the model rank, its set-up in float64 included."""
+    return _FLOAT * share * (rank - model_rank) + 6 * 8 * (rank**2 - model_rank**2)
+
+
+def _published_ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
+    """Its preconditioners are apart: either rank is bounded by its own sample alone."""
+    samples = min(config.nystrom_samples or _PUBLISHED_SAMPLES, shape.n_rows)
+    # The authors' 500 of 5000. With more pairs of a sample the published steps are known to diverge.
+    published = max(1, samples // _SAMPLES_PER_PAIR)
+    model_rank = min(config.model_rank or min(max(1, n_centers // 8), published), n_centers)
+    n_landmarks = min(n_centers, max(samples, model_rank + model_rank // 4))
+    data_rank = min(config.data_rank or published, samples - 1)
+    return model_rank, data_rank, n_landmarks, samples
+
+
+def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int, devices: int) -> dict[str, int]:
+    """What the arrays of a fit take on each device beside the batches, by part, in bytes; grows with the centers.
+
+    Each device has a share of the centers, scaled and prepared, and during the set-up all of them as they are.
+    """
+    rank, data_rank, landmarks, samples = _ranks(shape, config, n_centers)
+    share = -(-n_centers // devices)
+    segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
+    largest = max(landmarks, samples)
+    setup_tiles = 2 * _FLOAT * min(1024, share) * largest + 3 * 8 * landmarks * landmarks
+    parts = {
+        "centers": _FLOAT * (n_centers * shape.n_features + share * (shape.n_features + 2)),
+        "weights, velocity, average, their last good state": 5 * _FLOAT * share * shape.n_outputs,
+        "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_outputs,
+        "read-ahead": 2 * window * segment_bytes,
+    }
+    if config.patience:
+        parts["weights of the best model"] = _FLOAT * share * shape.n_outputs
+    if config.projection == "exact":
+        cost = ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
+        return parts | {"exact projection": cost}
+    if config.projection == "eigenpro":
+        cost = EigenProProjection.cost_bytes(share, shape.n_features, landmarks, samples, (data_rank, rank))
+        return parts | {"EigenPro projection": cost, "set-up of the preconditioners": setup_tiles}
+    return parts | {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": setup_tiles}
+
+
+def _batch_row_bytes(shape: Shape, n_centers: int, devices: int) -> int:
+    """Of one row of a batch: held three times over by the read-ahead, once or twice prepared; its kernel values."""
+    return _FLOAT * -(-n_centers // devices) + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
+
+
+def _least_batch(shape: Shape, config: SolverConfig) -> int:
+    return config.batch_size or min(_MIN_BATCH, shape.n_rows)
+
+
+def _needed(shape: Shape, config: SolverConfig, n_centers: int, window: int, devices: int) -> int:
+    """Bytes of each device without which a fit of this many centers does not start."""
+    batches = _least_batch(shape, config) * _batch_row_bytes(shape, n_centers, devices)
+    return sum(_memory(shape, config, n_centers, window, devices).values()) + batches
+
+
+def _too_large(
+    shape: Shape,
+    config: SolverConfig,
+    n_centers: int,
+    memory_bytes: int,
+    memory: Mapping[str, int],
+    devices: int,
+) -> str:
+    window = window_segments(shape, memory_bytes)
+    needed = more = _needed(shape, config, n_centers, window, devices)
+    enough_mb = 0
+    # More memory may buy a longer read-ahead, a quarter of it at most: this settles within a few rounds.
+    while more > enough_mb * 10**6:
+        enough_mb = -(-more // 10**6)
+        more = _needed(shape, config, n_centers, window_segments(shape, enough_mb * 10**6), devices)
+    listed = ", ".join(f"{name} {n_bytes / 1e6:.1f} MB" for name, n_bytes in memory.items())
+    fits = largest_model(shape, config, memory_bytes, devices)
+    place = "take" if devices == 1 else f"take on each of {devices} devices"
+    return (
+        f"memory is {memory_bytes / 1e6:.1f} MB but {n_centers} centers with batches of "
+        f"{_least_batch(shape, config)} {place} {needed / 1e6:.1f} MB ({listed}); give --memory "
+        f"{enough_mb}MB or more" + (f", or use at most {fits} centers" if fits else "")
+    )
+
+
+def describe(plan: Plan, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan as JSON, with what the set-up has decided since."""
+    return {
+        "n_centers": plan.n_centers,
+        "model_rank": plan.model_rank,
+        "data_rank": plan.data_rank,
+        "n_landmarks": plan.n_landmarks,
+        "nystrom_samples": plan.nystrom_samples,
+        "window_segments": plan.window_segments,
+        "memory": dict(plan.memory),
+        **extra,
+    }
+
+
+_OF_FREE_MEMORY = 0.8
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def machine_bytes(device: torch.device) -> int:
+    """Of a GPU its memory; of the CPU that of the machine, or of the container this process is in."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # There is none, or it says `max`.
+            limits.append(int(file.read_text()))
+    return min(limits)
+
+
+def memory_budget(asked: int, mesh: Mesh) -> int:
+    """Bytes for a fit's arrays on each device: those asked for, but on GPUs four fifths of what is free by default.
+
+    The least of all devices counts, so that the ranks plan alike.
+    """
+    if mesh.device.type != "cuda" or asked != RunConfig().memory_bytes:
+        return asked
+    free, _ = torch.cuda.mem_get_info(mesh.device)
+    return -mesh.all_reduce_max([-int(_OF_FREE_MEMORY * free)])[0]
+
+
+def require_machine(
+    shape: Shape, config: SolverConfig, plan: Plan, device: torch.device, devices: int = 1
+) -> None:
+    """ConfigError where the device has less memory than the plan takes, whatever the budget allows.
+
+    devices: in all, on this machine where they are shares of its CPU.
+    """
+    there = machine_bytes(device) // (1 if device.type == "cuda" else devices)
+    planned = sum(plan.memory.values())
+    if planned <= there:
+        return
+    fits = largest_model(shape, config, there, devices)
+    remedy = f"use at most {fits} centers" if fits < plan.n_centers else f"give --memory {there // 10**6}MB"
+    raise ConfigError(
+        f"memory allows the {planned / 1e6:.1f} MB that {plan.n_centers} centers with batches of up to "
+        f"{plan.max_batch_size} take, but a device has only {there / 1e6:.1f} MB here; {remedy}"
+    )

@@ -1,0 +1,1 @@
+"""Choosing kernel, bandwidth, ridge and feature scales on a sample."""
