@@ -19,7 +19,7 @@ from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.recorded_columns import take_over
 from ep3stream.conversion.table_source import TableSource
-from ep3stream.formats.source import Source
+from ep3stream.formats.source import RowSource
 
 
 class Encoded(NamedTuple):
@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
 
     expansion: Expansion
     encoder: RowEncoder
-    source: Source
+    source: RowSource
     x: np.ndarray
     y: np.ndarray
 
@@ -47,7 +47,7 @@ def write(path: Path, table: str | dict[str, Any]) -> Path:
     return path
 
 
-def encode_source(source: Source, config: ConvertConfig, block_bytes: int = 1 << 20) -> Encoded:
+def encode_source(source: RowSource, config: ConvertConfig, block_bytes: int = 1 << 20) -> Encoded:
     config, like = take_over(config)
     encoder = RowEncoder.build(source, config, like)
     parts = []

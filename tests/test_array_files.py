@@ -16,7 +16,7 @@ from ep3stream.config import ConvertConfig
 from ep3stream.conversion.open_source import open_source
 from ep3stream.errors import SourceError
 from ep3stream.formats.arrays import open_row_array
-from ep3stream.formats.source import START, Position, Source
+from ep3stream.formats.source import START, RestartPosition, RowSource
 
 X = np.random.default_rng(0).standard_normal((57, 3, 2)).astype(np.float32)
 
@@ -70,7 +70,7 @@ SAVERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
 }
 
 
-def rows_of(source: Source, block_bytes: int = 1 << 20, start: Position = START) -> tuple[Any, Any]:
+def rows_of(source: RowSource, block_bytes: int = 1 << 20, start: RestartPosition = START) -> tuple[Any, Any]:
     batches = list(source.batches(block_bytes, start))
     return (
         np.concatenate([np.hstack([p.reshape(b.n_rows, -1) for p in b.numeric]) for b in batches]),
@@ -171,8 +171,8 @@ def test_x_and_y_may_be_of_different_formats_with_other_chunks(tmp_path: Path) -
     np.testing.assert_array_equal(x_read, X.reshape(57, 6))
     np.testing.assert_array_equal(y_read, np.arange(57) % 3)
     (*_, last) = source.batches(7 * 24)
-    assert last.next == Position(0, 57)
-    np.testing.assert_array_equal(rows_of(source, 99, Position(0, 31))[1], (np.arange(57) % 3)[31:])
+    assert last.next == RestartPosition(0, 57)
+    np.testing.assert_array_equal(rows_of(source, 99, RestartPosition(0, 31))[1], (np.arange(57) % 3)[31:])
 
 
 def test_columns_are_chosen_and_renamed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ep3stream.conversion.recorded_columns import take_over
 from ep3stream.conversion.table_source import TableSource, choose_columns
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.python_objects import open_pair
-from ep3stream.formats.source import Source
+from ep3stream.formats.source import RowSource
 
 TABLE = "px_1,color,px_2,y\n1,red,5,10\n2,blue,6,20\n3,red,7,30\n"
 
@@ -393,7 +393,7 @@ def test_a_store_without_columns_to_follow_is_refused(
         encode(tmp_path / "2", TABLE, like=like)
 
 
-def arrays(x: np.ndarray, y: np.ndarray) -> Source:
+def arrays(x: np.ndarray, y: np.ndarray) -> RowSource:
     return open_pair(x, y, None)
 
 

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
-from ep3stream.conversion.categories import Distinct, Place
+from ep3stream.conversion.categories import BatchOrigin, DistinctValues
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.numbers import ColumnMeans, fill, missing_cells
 from ep3stream.conversion.table_source import TableSource
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import START, Batch, Column, Source, Target
+from ep3stream.formats.source import START, FeatureColumn, RowSource, SourceBatch, TargetColumns
 
 GAPS = "n,color,m,y\n1,red,5,10\n,blue,6,20\n3,,nan,30\n5,red,7,\n"
 
@@ -210,7 +210,7 @@ def test_means_have_the_same_bits_wherever_batches_end(cuts: list[int], n_column
 
 def test_every_kind_of_nan_becomes_the_same() -> None:
     out = np.array([[np.nan], [-np.nan], [1]], np.float32)
-    assert missing_cells(out, [out[:, 0]], ["n"], Place("t", 0)).tolist() == [[True], [True], [False]]
+    assert missing_cells(out, [out[:, 0]], ["n"], BatchOrigin("t", 0)).tolist() == [[True], [True], [False]]
     assert len(np.unique(out.view(np.uint32)[:2])) == 1
 
 
@@ -267,14 +267,19 @@ def test_words_tell_missing_values_alike_and_do_not_depend_on_the_order_of_the_r
 
 def test_values_no_row_has_are_not_categories() -> None:
     cells = pa.DictionaryArray.from_arrays(pa.array([0, None, 2], pa.int8()), ["a", "b", ""])
-    distinct = Distinct.of(cells)
+    distinct = DistinctValues.of(cells)
     assert distinct.indices.tolist() == [0, -1, -1]
-    batch = Batch("t", "t", 0, 0, 3, 0, START, (), (cells,), np.zeros(3))
+    batch = SourceBatch("t", "t", 0, 0, 3, 0, START, (), (cells,), np.zeros(3))
 
     class Texts:
-        columns, target, files, label_values = (Column("c", "category"),), Target(("y",), "number"), (), None
+        columns, target, files, label_values = (
+            (FeatureColumn("c", "category"),),
+            TargetColumns(("y",), "number"),
+            (),
+            None,
+        )
 
-    source: Source = Texts()  # type: ignore[assignment]
+    source: RowSource = Texts()  # type: ignore[assignment]
     encoder = RowEncoder.build(source, ConvertConfig(missing="mean"))
     encoder.encode(batch)
     assert encoder.books[0].sorted_values() == ["a", "(missing)"]

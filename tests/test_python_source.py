@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ep3stream.config import ConvertConfig
 from ep3stream.conversion.open_source import open_source
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import START, Position, Source
+from ep3stream.formats.source import START, RestartPosition, RowSource
 
 X = np.random.default_rng(0).standard_normal((53, 4))
 Y = np.arange(53) % 5
@@ -33,7 +33,7 @@ def frame() -> pd.DataFrame:
     return pd.DataFrame({"a": X[:, 0], "word": words, "y": Y})
 
 
-def rows_of(source: Source, block_bytes: int = 1 << 20, start: Position = START) -> np.ndarray:
+def rows_of(source: RowSource, block_bytes: int = 1 << 20, start: RestartPosition = START) -> np.ndarray:
     found = list(source.batches(block_bytes, start))
     assert [b.first_row for b in found] == [b.next.row - b.n_rows for b in found]
     x = [np.hstack([piece.reshape(b.n_rows, -1) for piece in b.numeric]) for b in found]
@@ -63,7 +63,7 @@ def test_arrays_and_batches_give_all_rows_from_any_start(name: str, block_bytes:
     source = open_source(SOURCES[name](), ConvertConfig())
     expected = np.column_stack([X, Y])
     np.testing.assert_array_equal(rows_of(source, block_bytes), expected)
-    np.testing.assert_array_equal(rows_of(source, block_bytes, Position(0, start)), expected[start:])
+    np.testing.assert_array_equal(rows_of(source, block_bytes, RestartPosition(0, start)), expected[start:])
     assert source.files == ()
     assert source.target.kind == "integer"
 
@@ -75,7 +75,7 @@ def test_tables_give_all_rows_from_any_start(name: str, block_bytes: int, start:
     source = open_source(TABLES[name](), TABLE)
     expected = np.column_stack([X[:, 0], Y])
     np.testing.assert_array_equal(rows_of(source, block_bytes), expected)
-    np.testing.assert_array_equal(rows_of(source, block_bytes, Position(0, start)), expected[start:])
+    np.testing.assert_array_equal(rows_of(source, block_bytes, RestartPosition(0, start)), expected[start:])
     assert [column.name for column in source.columns] == ["a", "word"]
 
 
@@ -102,7 +102,7 @@ def test_dask_computes_no_block_before_the_start_and_few_ahead() -> None:
 
     x = da.concatenate([da.from_delayed(dask.delayed(block)(k), (10, 2), float) for k in range(9)])
     source = open_source((x, da.zeros(90, chunks=10)), ConvertConfig())
-    rows = source.batches(1 << 20, Position(0, 45))
+    rows = source.batches(1 << 20, RestartPosition(0, 45))
     assert next(rows).n_rows == 5
     time.sleep(0.3)  # time enough to compute more
     assert set(computed) == {4, 5, 6}

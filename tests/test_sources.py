@@ -16,7 +16,7 @@ from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.open_source import find_files, open_source
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import Source
+from ep3stream.formats.source import RowSource
 
 TABLE = "a,color,b,y\n1,red,0.5,10\n2,blue,-1e3,20\n3,red,7,30.5\n"
 X = np.array([[1, 0, 1, 0.5], [2, 1, 0, -1000], [3, 0, 1, 7]], np.float32)
@@ -50,11 +50,11 @@ def write_table(path: Path) -> Path:
     return write_text(path, TABLE.replace(",", "\t") if ".tsv" in path.name else TABLE)
 
 
-def open_tables(*paths: Path, target: str | None = "y", task: Task | None = None) -> Source:
+def open_tables(*paths: Path, target: str | None = "y", task: Task | None = None) -> RowSource:
     return open_source(paths, ConvertConfig(target=target, task=task))
 
 
-def read_all(source: Source, block_bytes: int = 1 << 20) -> tuple[Expansion, np.ndarray, np.ndarray]:
+def read_all(source: RowSource, block_bytes: int = 1 << 20) -> tuple[Expansion, np.ndarray, np.ndarray]:
     encoder = RowEncoder.build(source, ConvertConfig())
     parts = [encoder.encode(batch) for batch in source.batches(block_bytes)]
     expansion = Expansion.build(source, encoder)

@@ -13,7 +13,7 @@ from sklearn.datasets import dump_svmlight_file
 from ep3stream.config import ConvertConfig
 from ep3stream.conversion.open_source import open_source
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import START, Position, Source
+from ep3stream.formats.source import START, RestartPosition, RowSource
 
 rng = np.random.default_rng(0)
 X = np.where(rng.random((80, 7)) < 0.4, rng.standard_normal((80, 7)).round(6), 0)
@@ -32,7 +32,7 @@ def dump(path: Path, y: np.ndarray = Y, base: int = 1) -> Path:
 
 
 def rows_of(
-    source: Source, block_bytes: int = 1 << 20, start: Position = START
+    source: RowSource, block_bytes: int = 1 << 20, start: RestartPosition = START
 ) -> tuple[np.ndarray, np.ndarray]:
     batches = list(source.batches(block_bytes, start))
     return np.concatenate([b.numeric[0] for b in batches]), np.concatenate([b.target for b in batches])

@@ -21,8 +21,8 @@ from ep3stream.errors import SourceError
 from ep3stream.formats import csv as csv_text
 from ep3stream.formats import tables as parquet_files
 from ep3stream.formats import text_blocks
-from ep3stream.formats.source import START, Position, reading
-from ep3stream.formats.tables import Table, table_header, table_records, table_schema
+from ep3stream.formats.source import START, RestartPosition, reading
+from ep3stream.formats.tables import TableInput, table_header, table_records, table_schema
 
 N_ROWS = 400
 
@@ -84,11 +84,11 @@ WRITERS: dict[str, Callable[[pa.Table], bytes]] = {
 }
 
 
-def types_of(table: Table) -> dict[str, pa.DataType]:
+def types_of(table: TableInput) -> dict[str, pa.DataType]:
     return {field.name: field.type for field in table_schema(table)}
 
 
-def read(table: Table, block_bytes: int = 1 << 20, start: Position = START) -> pa.Table:
+def read(table: TableInput, block_bytes: int = 1 << 20, start: RestartPosition = START) -> pa.Table:
     with reading(table):  # type: ignore[arg-type]
         types = types_of(table)
         rows = [record.rows for record in table_records(table, types, block_bytes, start)]
@@ -126,7 +126,7 @@ def test_any_block_size_and_any_restart_give_the_same_rows(
     records = list(table_records(path, types, block_bytes, START))
     stop = data.draw(st.integers(0, len(records) - 1))
     end = records[stop].first_row + records[stop].rows.num_rows
-    start = Position(0, end, records[stop].next_byte)
+    start = RestartPosition(0, end, records[stop].next_byte)
     assert [record.first_row for record in records] == [
         0,
         *np.cumsum([record.rows.num_rows for record in records])[:-1],
@@ -286,7 +286,7 @@ def test_row_groups_before_the_start_are_not_read(tmp_path: Path) -> None:
     data = bytearray(parquet(table_of()))
     data[4:2000] = bytes(1996)  # all of the first row group
     path = write(tmp_path, "t.parquet", bytes(data))
-    records = list(table_records(path, types_of(path), 1 << 20, Position(0, 380)))
+    records = list(table_records(path, types_of(path), 1 << 20, RestartPosition(0, 380)))
     assert [record.rows["i"][0].as_py() for record in records] == [380]
     with pytest.raises(SourceError, match=r"t\.parquet: cannot be read"):
         read(path)

@@ -90,18 +90,18 @@ _MAX_EXACT = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BatchOrigin:
     """Where a batch starts, for messages."""
 
     file: Path | str
     first_row: int
 
-    def of(self, column: str, index: int) -> str:
+    def cell(self, column: str, index: int) -> str:
         """File, column and data row, counted from 1 without the header."""
         return f"{self.file}: column {column!r}, row {self.first_row + index + 1}"
 
 
-class Codebook:
+class CategoryCodes:
     """The distinct values of one column, numbered in order of appearance: one pass will do.
 
     `known` values come first; a book that is closed by `store` takes no others, but ignores them where it `may_ignore`.
@@ -142,7 +142,7 @@ class Codebook:
         self._codes = {value: code for code, value in enumerate(values)}
         self._hashes = np.empty(0, np.uint32)
 
-    def encode(self, cells: Distinct, where: Place) -> NDArray[np.int32]:
+    def encode(self, cells: DistinctValues, where: BatchOrigin) -> NDArray[np.int32]:
         """The code of each row's value, (b,), new values being added; missing ones are a category of their own.
 
         Raises SourceError beyond the limit, or for a value that a closed book does not have, unless it ignores it: then
@@ -156,7 +156,7 @@ class Codebook:
                     table[place] = UNKNOWN
                     continue
                 if self.is_closed:
-                    raise self._unknown(value, where.of(self.column, cells.first_row(place)))
+                    raise self._unknown(value, where.cell(self.column, cells.first_row(place)))
                 self._codes[value] = len(self)
                 if len(self) > self._limit:
                     raise SourceError(
@@ -166,7 +166,7 @@ class Codebook:
             table[place] = self._codes[value]
         return table[cells.indices]
 
-    def unseen(self, cells: Distinct) -> dict[int, Any]:
+    def unseen(self, cells: DistinctValues) -> dict[int, Any]:
         """The values that the book does not have, by their place among those of the cells."""
         return {place: value for place, value in cells.present() if value not in self._codes}
 
@@ -206,7 +206,7 @@ class Codebook:
 
 
 @dataclass(frozen=True, slots=True)
-class Distinct:
+class DistinctValues:
     """The distinct values of a batch's column and the place of each row's among them, -1 where it is missing.
 
     rows: the number of each row within its batch, where some were left out.
@@ -217,7 +217,7 @@ class Distinct:
     rows: NDArray[np.intp] | None = None
 
     @classmethod
-    def of(cls, cells: pa.DictionaryArray | NDArray[Any]) -> Distinct:
+    def of(cls, cells: pa.DictionaryArray | NDArray[Any]) -> DistinctValues:
         """From an arrow dictionary or numbers; null, NaN and the empty text are missing."""
         if not isinstance(cells, pa.DictionaryArray):
             native = np.ascontiguousarray(cells.reshape(len(cells)), cells.dtype.newbyteorder("="))
@@ -243,25 +243,25 @@ class Distinct:
         missing: NDArray[np.bool_] = self.indices < 0
         return missing if missing.any() else None
 
-    def only(self, rows: NDArray[np.intp]) -> Distinct:
+    def only(self, rows: NDArray[np.intp]) -> DistinctValues:
         """Of these rows alone."""
-        return Distinct(self.values, self.indices[rows], rows)
+        return DistinctValues(self.values, self.indices[rows], rows)
 
     def first_row(self, place: int) -> int:
         """The first row of the batch, of those left, whose value is number `place`."""
         row = first_true(self.indices == place)
         return row if self.rows is None else int(self.rows[row])
 
-    def as_integers(self, column: str, where: Place) -> Distinct:
+    def as_integers(self, column: str, where: BatchOrigin) -> DistinctValues:
         """With whole numbers as integers; raises SourceError for any other, naming its row."""
         whole = [_whole(value) for value in self.values]
         for place, value in enumerate(whole):
             if value is None:
                 raise SourceError(
-                    f"{where.of(column, self.first_row(place))}: the label is no whole number below 2^53 "
+                    f"{where.cell(column, self.first_row(place))}: the label is no whole number below 2^53 "
                     f"({self.values[place]}); correct it, or take --task regression"
                 )
-        return Distinct(whole, self.indices, self.rows)
+        return DistinctValues(whole, self.indices, self.rows)
 
 
 def _is_number(text: str) -> bool:

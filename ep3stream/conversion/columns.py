@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ep3stream.config import ConvertConfig, DatePart, Task
 from ep3stream.conversion.categories import MISSING_CATEGORY
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import Column, Family, Target
+from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 
 # What a date or time gives unless --dates says otherwise; `days` are days since 1970-01-01 with their fraction.
 DEFAULT_PARTS: tuple[DatePart, ...] = ("days", "month", "weekday", "hour")
@@ -212,8 +212,8 @@ class ColumnPlan:
     """
 
     types: dict[str, pa.DataType]
-    columns: tuple[Column, ...]
-    target: Target
+    columns: tuple[FeatureColumn, ...]
+    target: TargetColumns
 
     @property
     def families(self) -> dict[str, Family]:
@@ -223,7 +223,7 @@ class ColumnPlan:
         return {source: family for source, family in pairs if family is not None}
 
     def cells(self, rows: pa.RecordBatch, where: str) -> Cells:
-        """`numeric`, `texts` and `target` of a Batch; raises SourceError for a type that does not convert."""
+        """`numeric`, `texts` and `target` of a SourceBatch; raises SourceError for a type that does not convert."""
         numeric: list[NDArray[Any]] = []
         texts: list[pa.DictionaryArray] = []
         for column in self.columns:
@@ -309,12 +309,12 @@ def require_known(where: str, names: Sequence[str], known: Sequence[str], option
     return tuple(names)
 
 
-def rename_target(target: Target, rename: Mapping[str, str]) -> Target:
+def rename_target(target: TargetColumns, rename: Mapping[str, str]) -> TargetColumns:
     """The same target under its new names."""
     return replace(target, names=tuple(rename.get(name, name) for name in target.names))
 
 
-def require_distinct(where: str, columns: Sequence[Column], target: Target) -> None:
+def require_distinct(where: str, columns: Sequence[FeatureColumn], target: TargetColumns) -> None:
     """Raises SourceError when two columns would have the same name in the store."""
     seen: set[str] = set()
     for name in (*(column.name for column in columns), *target.names):
@@ -339,17 +339,19 @@ def _chosen(where: str, names: list[str], targets: Sequence[str], config: Conver
     return [name for name in chosen if name not in targets and name not in dropped]
 
 
-def _feature_columns(where: str, name: str, dtype: pa.DataType, config: ConvertConfig) -> Iterator[Column]:
+def _feature_columns(
+    where: str, name: str, dtype: pa.DataType, config: ConvertConfig
+) -> Iterator[FeatureColumn]:
     """One numeric or category column, or one numeric column for each part of a date."""
     family = family_of(dtype, f"{where}: column {name!r}")
     new = config.rename.get(name, name)
     if family == "text" or name in config.category:
-        yield Column(new, "category", name, family, encoding=config.categories or "onehot")
+        yield FeatureColumn(new, "category", name, family, encoding=config.categories or "onehot")
     elif family in ("number", "integer"):
         # Whole numbers in one file, or block, may go on as fractions in the next.
-        yield Column(new, "numeric", name, "number")
+        yield FeatureColumn(new, "numeric", name, "number")
     elif family in ("boolean", "duration"):
-        yield Column(new, "numeric", name, family)
+        yield FeatureColumn(new, "numeric", name, family)
     else:
         parts = parts_of(family, config.dates)
         if not parts:
@@ -358,10 +360,10 @@ def _feature_columns(where: str, name: str, dtype: pa.DataType, config: ConvertC
                 "says nothing; ask for another part or leave it out with --drop"
             )
         for part in parts:
-            yield Column(f"{new}.{part}", "numeric", name, family, part=part)
+            yield FeatureColumn(f"{new}.{part}", "numeric", name, family, part=part)
 
 
-def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> Target:
+def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> TargetColumns:
     """Texts and booleans are labels, numbers are labels only when classification was asked for."""
     names = tuple(types)
     families = tuple(family_of(dtype, f"{where}: column {name!r}") for name, dtype in types.items())
@@ -379,10 +381,10 @@ def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> 
             "choose one, or take --task regression"
         )
     if families[0] in ("text", "boolean") and len(names) == 1 and task != "regression":
-        return Target(names, "text", names, families)
+        return TargetColumns(names, "text", names, families)
     if task == "classification":
-        return Target(names, "integer", names, families)
-    return Target(names, "number", names, tuple("number" if f == "integer" else f for f in families))
+        return TargetColumns(names, "integer", names, families)
+    return TargetColumns(names, "number", names, tuple("number" if f == "integer" else f for f in families))
 
 
 def _side_by_side(columns: Sequence[NDArray[Any]], n_rows: int) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from ep3stream.config import MIB, ConvertConfig, Format
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.open_source import open_source
-from ep3stream.conversion.recorded_columns import Recorded, take_over
+from ep3stream.conversion.recorded_columns import RecordedColumns, take_over
 from ep3stream.conversion.rows import Rows
 from ep3stream.conversion.shuffle import RowKeys, RowSorter
 from ep3stream.conversion.spec import StoreSpec
@@ -38,7 +38,7 @@ from ep3stream.conversion.work import (
 from ep3stream.conversion.writer import StoreWriter, refuse_existing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, SourceError
 from ep3stream.formats.digests import SourceDigests
-from ep3stream.formats.source import START, Position, Source
+from ep3stream.formats.source import START, RestartPosition, RowSource
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import Manifest
@@ -158,7 +158,7 @@ class _Uploading:
         self._tell(ConvertProgress("upload", round(share * self._n_rows), share, n_bytes, elapsed_s))
 
 
-def _plan(source: Source, config: ConvertConfig) -> dict[str, Any]:
+def _plan(source: RowSource, config: ConvertConfig) -> dict[str, Any]:
     """What an unfinished conversion must have in common with the one that goes on, as JSON."""
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
     return {
@@ -183,7 +183,7 @@ def _plain(value: Any) -> Any:
 class _Mark:
     """The state of the reading behind some row, from which it goes on: position, rows of each split so far."""
 
-    position: Position
+    position: RestartPosition
     counts: tuple[int, ...]
     encoder: Json
     digests: Sequence[Json]
@@ -199,7 +199,10 @@ class _Mark:
     @classmethod
     def from_json(cls, content: Json) -> _Mark:
         return cls(
-            Position(**content["position"]), tuple(content["counts"]), content["encoder"], content["digests"]
+            RestartPosition(**content["position"]),
+            tuple(content["counts"]),
+            content["encoder"],
+            content["digests"],
         )
 
 
@@ -210,9 +213,9 @@ class _Conversion:
         self,
         work: ConversionWork,
         store: Path,
-        source: Source,
+        source: RowSource,
         config: ConvertConfig,
-        recorded: Recorded | None,
+        recorded: RecordedColumns | None,
         tell: Callable[[ConvertProgress], None],
     ) -> None:
         self.work, self.store, self.source, self.config = work, store, source, config
@@ -301,7 +304,7 @@ class _Conversion:
 
     # Reading.
 
-    def _mark(self, position: Position) -> _Mark:
+    def _mark(self, position: RestartPosition) -> _Mark:
         return _Mark(position, tuple(self.counts.tolist()), self.encoder.state(), self.digests.state())
 
     def _restore(self, mark: _Mark) -> None:
@@ -315,7 +318,7 @@ class _Conversion:
         self.counts[:] = mark.counts
         self.keys.skip(mark.n_rows)
 
-    def _read(self, start: Position) -> Iterator[tuple[Rows, _Mark]]:
+    def _read(self, start: RestartPosition) -> Iterator[tuple[Rows, _Mark]]:
         """Every row from `start` on once, in the source's order, with its key; and the mark behind them.
 
         Raises SourceError, also for what is missing in the end.
@@ -410,7 +413,7 @@ def _format_of(store: Location) -> Format:
     return "hdf5" if store.suffix.lower() in (".h5", ".hdf5") else "zarr"
 
 
-def _require_space(source: Source, store: Path, config: ConvertConfig, work: ConversionWork) -> None:
+def _require_space(source: RowSource, store: Path, config: ConvertConfig, work: ConversionWork) -> None:
     """Refuse to start what the disk will not hold, as far as the source's size tells."""
     store_bytes = source.expected_bytes * np.dtype(config.dtype).itemsize // 4
     spill_bytes = store_bytes if config.shuffle and store_bytes > config.memory_bytes // 4 else 0

@@ -13,13 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, Missing, Unknown, XDtype
-from ep3stream.conversion.categories import Codebook, Distinct, Place, UnseenValues
+from ep3stream.conversion.categories import BatchOrigin, CategoryCodes, DistinctValues, UnseenValues
 from ep3stream.conversion.columns import column_warning
 from ep3stream.conversion.numbers import ColumnMeans, Rounding, all_finite, fill, missing_cells
-from ep3stream.conversion.recorded_columns import Recorded
+from ep3stream.conversion.recorded_columns import RecordedColumns
 from ep3stream.conversion.rows import RowLayout, Rows
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import MAX_CATEGORIES, MAX_LABELS, Batch, Column, Source, Target
+from ep3stream.formats.source import (
+    MAX_CATEGORIES,
+    MAX_LABELS,
+    FeatureColumn,
+    RowSource,
+    SourceBatch,
+    TargetColumns,
+)
 
 # A code must come out of the store's dtype as it went in: float16 holds whole numbers up to 2^11.
 _MAX_CODES: Mapping[XDtype, int] = {"float32": 10_000, "float16": 2048}
@@ -49,10 +56,10 @@ class RowEncoder:
     """
 
     names: tuple[str, ...]
-    target: Target
+    target: TargetColumns
     layout: RowLayout
-    books: tuple[Codebook, ...]
-    labels: Codebook | None
+    books: tuple[CategoryCodes, ...]
+    labels: CategoryCodes | None
     missing: Missing
     unknown: Unknown
     means: ColumnMeans | None
@@ -62,7 +69,9 @@ class RowEncoder:
     tally: _Tally
 
     @classmethod
-    def build(cls, source: Source, config: ConvertConfig, like: Recorded | None = None) -> RowEncoder:
+    def build(
+        cls, source: RowSource, config: ConvertConfig, like: RecordedColumns | None = None
+    ) -> RowEncoder:
         """The row layout and codebooks for the source's columns, those of `like` with its values.
 
         Of the config, as `take_over` left it, dtype, missing and unknown count.
@@ -91,7 +100,7 @@ class RowEncoder:
             tally=_Tally(),
         )
 
-    def encode(self, batch: Batch) -> Rows:
+    def encode(self, batch: SourceBatch) -> Rows:
         """The batch as at most b rows; raises SourceError naming file, column and row of an impossible value.
 
         Under `drop` rows with a missing, or unknown, value are left out; under `mean` x holds NaN for it, and missing
@@ -99,12 +108,15 @@ class RowEncoder:
         """
         return self.encode_kept(batch)[0]
 
-    def encode_kept(self, batch: Batch) -> tuple[Rows, NDArray[np.intp] | None]:
+    def encode_kept(self, batch: SourceBatch) -> tuple[Rows, NDArray[np.intp] | None]:
         """The same, and the numbers within the batch of the rows that were kept; None for all."""
         ready = self._ready(batch)
         rows = self.layout.around(ready, batch.n_rows)
-        where, target_where = Place(batch.file, batch.first_row), Place(batch.target_file, batch.first_row)
-        texts = [Distinct.of(cells) for cells in batch.texts]
+        where, target_where = (
+            BatchOrigin(batch.file, batch.first_row),
+            BatchOrigin(batch.target_file, batch.first_row),
+        )
+        texts = [DistinctValues.of(cells) for cells in batch.texts]
         lost = {} if ready else self._numbers(rows.x, batch.numeric, self.names, where)
         for book, cells in zip(self.books, texts, strict=True):
             lost |= self._gaps([book.column], cells.missing, "text", where)
@@ -112,7 +124,7 @@ class RowEncoder:
         if self.labels is None:
             lost |= self._numbers(rows.y, (batch.target,), self.target.names, target_where)
         else:
-            label = Distinct.of(batch.target)
+            label = DistinctValues.of(batch.target)
             lost |= self._gaps([self.labels.column], label.missing, "label", target_where)
             if self.target.kind == "integer":
                 label = label.as_integers(self.labels.column, target_where)
@@ -135,7 +147,7 @@ class RowEncoder:
 
     def _unseen(
         self,
-        columns: Sequence[tuple[Codebook | None, Distinct | None]],
+        columns: Sequence[tuple[CategoryCodes | None, DistinctValues | None]],
         leave: Sequence[NDArray[np.bool_]],
     ) -> list[NDArray[np.bool_]]:
         """Counts the values that closed books do not have, but in rows that `leave` anyway; which rows go, if any."""
@@ -156,7 +168,7 @@ class RowEncoder:
             going.append(np.isin(cells.indices, list(met)))
         return going if self.unknown == "drop" else []
 
-    def _ready(self, batch: Batch) -> dict[str, NDArray[Any]]:
+    def _ready(self, batch: SourceBatch) -> dict[str, NDArray[Any]]:
         """The batch's own numbers where they are x as it will be stored: no copy is made then."""
         if len(batch.numeric) != 1 or batch.numeric[0].dtype != self.layout.dtypes["x"]:
             return {}
@@ -289,7 +301,7 @@ class RowEncoder:
             self.rounding.restore(state["rounding"])
 
     def _numbers(
-        self, out: NDArray[Any], pieces: Sequence[Any], names: Sequence[str], where: Place
+        self, out: NDArray[Any], pieces: Sequence[Any], names: Sequence[str], where: BatchOrigin
     ) -> dict[str, NDArray[np.bool_]]:
         """Fill `out` with the pieces; the rows with a missing value by the column's name."""
         if fill(out, pieces):
@@ -298,7 +310,7 @@ class RowEncoder:
         return self._gaps(names, missing, "value", where) if missing.any() else {}
 
     def _gaps(
-        self, names: Sequence[str], missing: NDArray[np.bool_] | None, what: str, where: Place
+        self, names: Sequence[str], missing: NDArray[np.bool_] | None, what: str, where: BatchOrigin
     ) -> dict[str, NDArray[np.bool_]]:
         """Count the missing cells, (b,) or (b, k), of these columns; raises SourceError unless they may be."""
         if missing is None:
@@ -309,7 +321,7 @@ class RowEncoder:
             row, column = (int(place) for place in np.argwhere(missing)[0])
             remedy = "--missing drop" if is_target else "--missing mean or drop"
             raise SourceError(
-                f"{where.of(names[column], row)}: the {what} is missing; fill it in, or take {remedy}"
+                f"{where.cell(names[column], row)}: the {what} is missing; fill it in, or take {remedy}"
             )
         counts = np.count_nonzero(missing, axis=0)
         found = {name: missing[:, j] for j, name in enumerate(names) if counts[j]}
@@ -317,19 +329,21 @@ class RowEncoder:
         return found
 
 
-def _book(column: Column, x_dtype: XDtype, like: Recorded | None, unknown: Unknown) -> Codebook:
+def _book(
+    column: FeatureColumn, x_dtype: XDtype, like: RecordedColumns | None, unknown: Unknown
+) -> CategoryCodes:
     known, store = ((), None) if like is None else (like.values[column.name], like.store)
     if column.encoding == "codes":
-        return Codebook(
+        return CategoryCodes(
             column.name, _MAX_CODES[x_dtype], "leave it out, or store it as numbers", known, store
         )
     remedy = "it looks like an identifier: leave it out, or store it as numbers or with --categories codes"
-    return Codebook(
+    return CategoryCodes(
         column.name, MAX_CATEGORIES, remedy, known, store, is_onehot=True, may_ignore=unknown == "ignore"
     )
 
 
-def _labels(source: Source, like: Recorded | None) -> Codebook | None:
+def _labels(source: RowSource, like: RecordedColumns | None) -> CategoryCodes | None:
     """The labels of classification, known where `like` or the source lists them."""
     target = source.target
     if target.kind == "number":
@@ -338,7 +352,9 @@ def _labels(source: Source, like: Recorded | None) -> Codebook | None:
     store: Path | str | None = (source.files or ("the source",))[-1] if known else None
     if like is not None:
         known, store = like.classes(target.kind) or (), like.store
-    return Codebook(target.names[0], MAX_LABELS, "take --task regression if they are amounts", known, store)
+    return CategoryCodes(
+        target.names[0], MAX_LABELS, "take --task regression if they are amounts", known, store
+    )
 
 
 def _put_float_words(words: NDArray[np.uint32], values: NDArray[Any]) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, Unknown
-from ep3stream.conversion.categories import UNKNOWN, Codebook
+from ep3stream.conversion.categories import UNKNOWN, CategoryCodes
 from ep3stream.conversion.encode import RowEncoder
-from ep3stream.conversion.recorded_columns import Recorded, describe_columns
+from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
 from ep3stream.conversion.rows import Rows
 from ep3stream.conversion.table_source import TableSource
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import Source
+from ep3stream.formats.source import RowSource
 
 if TYPE_CHECKING:
     from ep3stream.conversion.encode import RowEncoder
@@ -54,7 +54,7 @@ class Expansion:
     fills: NDArray[Any] | None
 
     @classmethod
-    def build(cls, source: Source, encoder: RowEncoder) -> Expansion:
+    def build(cls, source: RowSource, encoder: RowEncoder) -> Expansion:
         """Lay out the features in the source's order, each value of a one-hot category as `column=value`."""
         fills = encoder.fill_values()
         books = {book.column: book for book in encoder.books}
@@ -120,7 +120,7 @@ class Expansion:
         return np.where(missing, self.fills, x), filled
 
 
-def _feature_names(book: Codebook) -> Iterator[str]:
+def _feature_names(book: CategoryCodes) -> Iterator[str]:
     return (f"{book.column}={value}" for value in book.sorted_values())
 
 
@@ -149,7 +149,7 @@ class FeatureRows:
     def open(
         cls,
         files: Sequence[Path],
-        recorded: Recorded,
+        recorded: RecordedColumns,
         unknown: Unknown = "error",
         rename: Mapping[str, str] | None = None,
     ) -> FeatureRows:

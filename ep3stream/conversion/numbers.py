@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.conversion.categories import Place
+from ep3stream.conversion.categories import BatchOrigin
 from ep3stream.errors import SourceError
 from ep3stream.store.manifest import ColumnStatistics
 
@@ -72,7 +72,7 @@ def _columns(
 
 
 def missing_cells(
-    out: NDArray[Any], pieces: Sequence[NDArray[Any]], names: Sequence[str], where: Place
+    out: NDArray[Any], pieces: Sequence[NDArray[Any]], names: Sequence[str], where: BatchOrigin
 ) -> NDArray[np.bool_]:
     """Which cells of filled `out` are missing, (b, d); raises SourceError for an infinite one, by name.
 
@@ -83,7 +83,7 @@ def missing_cells(
     if infinite.any():
         row, column = np.argwhere(infinite)[0]
         value = np.concatenate([piece[row].reshape(-1) for piece in pieces])[column]
-        raise SourceError(_not_finite(where.of(names[column], int(row)), value, out.dtype))
+        raise SourceError(_not_finite(where.cell(names[column], int(row)), value, out.dtype))
     out[missing] = np.nan
     return missing
 

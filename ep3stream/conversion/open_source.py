@@ -15,7 +15,7 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import ArraySource
 from ep3stream.formats.arrays import holds_pairs, is_array_file, open_row_array
 from ep3stream.formats.python_objects import BatchesSource, PythonTable, open_pair
-from ep3stream.formats.source import Source, reading
+from ep3stream.formats.source import RowSource, reading
 from ep3stream.formats.svmlight import SVMLIGHT_SUFFIXES, SvmlightSource
 from ep3stream.formats.tables import TABLE_SUFFIXES
 
@@ -27,7 +27,7 @@ _URL = re.compile(r"([a-z0-9]{2,}):/+")
 
 def open_source(
     source: Any, config: ConvertConfig, x: Path | str | None = None, y: Path | str | None = None
-) -> Source:
+) -> RowSource:
     """What the rows come from; raises SourceError naming file and remedy.
 
     source is one of
@@ -46,7 +46,7 @@ def open_source(
     if (table := PythonTable.of(source)) is not None:
         return TableSource.open([table], config)
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):
-        opened: Source = open_pair(*source, config.task)
+        opened: RowSource = open_pair(*source, config.task)
     else:
         opened = BatchesSource.open(source, config.task)
     return _of_arrays(opened, config)
@@ -81,7 +81,7 @@ def _paths(source: Any) -> list[Path] | None:
 
 def _open_files_of_arrays(
     source: Any, config: ConvertConfig, x: Path | str | None, y: Path | str | None
-) -> Source:
+) -> RowSource:
     if x is None or y is None:
         raise SourceError("one of --x and --y is missing; give both files of arrays")
     paths = _paths(source)
@@ -93,7 +93,7 @@ def _open_files_of_arrays(
     )
 
 
-def _open_paths(paths: list[Path], config: ConvertConfig) -> Source:
+def _open_paths(paths: list[Path], config: ConvertConfig) -> RowSource:
     if len(paths) == 1 and holds_pairs(paths[0]):
         x, y = (open_row_array(paths[0], name) for name in "xy")
         return _of_arrays(ArraySource.open(x, y, config.task), config)
@@ -109,7 +109,7 @@ def _open_paths(paths: list[Path], config: ConvertConfig) -> Source:
     return _of_arrays(SvmlightSource.open(files, config), config)
 
 
-def _of_arrays(source: Source, config: ConvertConfig) -> Source:
+def _of_arrays(source: RowSource, config: ConvertConfig) -> RowSource:
     """The columns of arrays that the config asks for."""
     if config.targets and config.like is None:
         raise SourceError(

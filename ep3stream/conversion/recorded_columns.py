@@ -13,7 +13,7 @@ import pyarrow as pa
 from ep3stream.config import ConvertConfig, Missing, Task, XDtype
 from ep3stream.conversion.columns import ColumnPlan, close_to, family_of, read_type, require_known
 from ep3stream.errors import ConfigError, SourceError
-from ep3stream.formats.source import Column, Family, Target
+from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 from ep3stream.store.manifest import Manifest
 from ep3stream.store.reader import open_store
 
@@ -26,7 +26,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedColumns:
     """What a later conversion takes over: columns, the values of categories, fills, classes.
 
     values: of each category column by its name, in the order of features or codes; fills: the number each
@@ -37,14 +37,14 @@ class Recorded:
     task: Task
     dtype: XDtype
     missing: Missing
-    columns: tuple[Column, ...]
+    columns: tuple[FeatureColumn, ...]
     values: Mapping[str, tuple[Any, ...]]
     fills: Mapping[str, float]
-    target: Target
+    target: TargetColumns
     class_names: tuple[str, ...] | None
 
     @classmethod
-    def of(cls, path: Path) -> Recorded:
+    def of(cls, path: Path) -> RecordedColumns:
         """From the manifest of the store at `path`; raises ConfigError when it records no columns."""
         with open_store(path) as store:
             manifest = store.manifest
@@ -63,7 +63,7 @@ class Recorded:
         record: Mapping[str, Any],
         target_names: tuple[str, ...],
         class_names: tuple[str, ...] | None,
-    ) -> Recorded:
+    ) -> RecordedColumns:
         """From what `columns_of` gave; KeyError, TypeError or AttributeError for what it did not give."""
         document: Mapping[str, Any] = record["columns"]
         described: list[Mapping[str, Any]] = document["columns"]
@@ -77,7 +77,7 @@ class Recorded:
             columns=tuple(_column(one) for one in described),
             values={one["name"]: tuple(one["values"]) for one in described if "values" in one},
             fills={one["name"]: float(one["fill"]) for one in described if "fill" in one},
-            target=Target(
+            target=TargetColumns(
                 names=tuple(one["name"] for one in target),
                 kind=document.get("kind") or ("number" if task == "regression" else "text"),
                 sources=tuple(one.get("source", one["name"]) for one in target),
@@ -95,9 +95,9 @@ class Recorded:
         }
         return names | dict(zip(self.target.names, self.target.sources, strict=True))
 
-    def without_target(self) -> Recorded:
+    def without_target(self) -> RecordedColumns:
         """For files whose target is not known, or does not matter."""
-        return replace(self, task="regression", target=Target((), "number"), class_names=None)
+        return replace(self, task="regression", target=TargetColumns((), "number"), class_names=None)
 
     def classes(self, kind: str) -> tuple[int | str, ...] | None:
         """The labels, in the order of their ids, as integers for that kind of target; raises ConfigError."""
@@ -113,7 +113,7 @@ class Recorded:
 
 
 def columns_of(manifest: Manifest) -> dict[str, Any]:
-    """What a model keeps of the store it is fitted to, as JSON, for `Recorded.read`; `columns` has its own version."""
+    """What a model keeps of its store as JSON, for `RecordedColumns.read`; `columns` has its own version."""
     return {"columns": dict(manifest.columns), "x_dtype": manifest.x_dtype}
 
 
@@ -126,13 +126,13 @@ def unreadable_columns(document: Mapping[str, Any]) -> str | None:
 
 
 def describe_columns(
-    columns: Sequence[Column],
-    target: Target,
+    columns: Sequence[FeatureColumn],
+    target: TargetColumns,
     values: Mapping[str, Sequence[Any]],
     fills: Mapping[str, float],
     missing: Missing,
 ) -> dict[str, Any]:
-    """The JSON object that `Recorded.of` reads; `values` of categories and `fills` by the columns' names."""
+    """The JSON object that `RecordedColumns.of` reads; `values` of categories and `fills` by the columns' names."""
     names = list(target.names)
     return {
         "version": COLUMNS_VERSION,
@@ -152,7 +152,7 @@ def describe_columns(
     }
 
 
-def take_over(config: ConvertConfig) -> tuple[ConvertConfig, Recorded | None]:
+def take_over(config: ConvertConfig) -> tuple[ConvertConfig, RecordedColumns | None]:
     """The config with nothing left open: dtype, missing and order as by the store it is `like`, or the defaults.
 
     Raises ConfigError, by name, for settings that contradict that store.
@@ -160,7 +160,7 @@ def take_over(config: ConvertConfig) -> tuple[ConvertConfig, Recorded | None]:
     if config.like is None:
         dtype, missing = config.dtype or "float32", config.missing or "error"
         return replace(config, dtype=dtype, missing=missing, shuffle=config.shuffle is not False), None
-    recorded = Recorded.of(Path(config.like))
+    recorded = RecordedColumns.of(Path(config.like))
     like = f"contradicts like, whose store {recorded.store}"
     for name in _TAKEN_OVER:
         if getattr(config, name):
@@ -187,7 +187,7 @@ def plan_like(
     where: str,
     schema: Mapping[str, pa.DataType],
     has_types: bool,
-    like: Recorded,
+    like: RecordedColumns,
     rename: Mapping[str, str] | None = None,
 ) -> ColumnPlan:
     """The store's own plan for a file of these columns; raises SourceError for what does not match, by name.
@@ -219,8 +219,8 @@ def plan_like(
 
 
 def _called_otherwise(
-    where: str, like: Recorded, rename: Mapping[str, str], names: Sequence[str]
-) -> Recorded:
+    where: str, like: RecordedColumns, rename: Mapping[str, str], names: Sequence[str]
+) -> RecordedColumns:
     """The same columns under the names that the file has for them."""
     require_known(where, tuple(rename), names, "--rename")
     known = {source: source for source in (*like.sources.values(), *like.target.sources)}
@@ -239,8 +239,12 @@ def _called_otherwise(
 
 
 def _matched(
-    where: str, column: Column, schema: Mapping[str, pa.DataType], has_types: bool, like: Recorded
-) -> Column:
+    where: str,
+    column: FeatureColumn,
+    schema: Mapping[str, pa.DataType],
+    has_types: bool,
+    like: RecordedColumns,
+) -> FeatureColumn:
     family = _family(where, column.source, column.family, schema, has_types, like)
     if column.family is None and (family == "text") != (column.kind == "category"):
         raise SourceError(
@@ -261,7 +265,7 @@ def _family(
     recorded: Family | None,
     schema: Mapping[str, pa.DataType],
     has_types: bool,
-    like: Recorded,
+    like: RecordedColumns,
 ) -> Family:
     """The family a column is read as: the recorded one, which typed files must have."""
     if source not in schema:
@@ -287,8 +291,8 @@ def same_family(one: Family, other: Family) -> bool:
     return one == other or (one in numeric and other in numeric)
 
 
-def _column(described: Mapping[str, Any]) -> Column:
-    return Column(
+def _column(described: Mapping[str, Any]) -> FeatureColumn:
+    return FeatureColumn(
         name=described["name"],
         kind=described["kind"],
         source=described.get("source", described["name"]),
@@ -299,7 +303,7 @@ def _column(described: Mapping[str, Any]) -> Column:
 
 
 def _described(
-    column: Column, values: Mapping[str, Sequence[Any]], fills: Mapping[str, float]
+    column: FeatureColumn, values: Mapping[str, Sequence[Any]], fills: Mapping[str, float]
 ) -> dict[str, Any]:
     """Name and kind; what differs from the plain case besides."""
     described: dict[str, Any] = {

@@ -25,12 +25,20 @@ from ep3stream.conversion.columns import (
     require_distinct,
     require_known,
 )
-from ep3stream.conversion.recorded_columns import Recorded, plan_like, same_family
+from ep3stream.conversion.recorded_columns import RecordedColumns, plan_like, same_family
 from ep3stream.errors import ConfigError, SourceError
-from ep3stream.formats.source import START, Batch, Column, Position, Source, Target, reading
+from ep3stream.formats.source import (
+    START,
+    FeatureColumn,
+    RestartPosition,
+    RowSource,
+    SourceBatch,
+    TargetColumns,
+    reading,
+)
 from ep3stream.formats.tables import (
-    Record,
-    Table,
+    TableInput,
+    TableRows,
     float32_bytes,
     has_types,
     stated_rows,
@@ -41,7 +49,7 @@ from ep3stream.formats.tables import (
 )
 
 
-def choose_columns(source: Source, config: ConvertConfig) -> Source:
+def choose_columns(source: RowSource, config: ConvertConfig) -> RowSource:
     """A source of numbers under the options of the config; raises SourceError or ConfigError.
 
     `columns`, `drop` and `rename` work as for tables; `category` and `dates` are refused. Under `like` the
@@ -55,7 +63,7 @@ def choose_columns(source: Source, config: ConvertConfig) -> Source:
             raise ConfigError(
                 "rename was given for arrays, whose columns have no names of their own; leave it out"
             )
-        return _like(source, Recorded.of(Path(config.like)))
+        return _like(source, RecordedColumns.of(Path(config.like)))
     if not (config.columns or config.drop or config.rename):
         return source
     where, names = source.name, [column.name for column in source.columns]
@@ -65,13 +73,13 @@ def choose_columns(source: Source, config: ConvertConfig) -> Source:
     if not kept:
         raise SourceError(f"{where}: no feature is left; choose at least one")
     require_known(where, tuple(config.rename), [*kept, *source.target.names], "--rename")
-    columns = tuple(Column(config.rename.get(name, name), "numeric", name) for name in kept)
+    columns = tuple(FeatureColumn(config.rename.get(name, name), "numeric", name) for name in kept)
     target = rename_target(source.target, config.rename)
     require_distinct(where, columns, target)
     return ChosenColumns(source, columns, target, _places(kept, names))
 
 
-def _like(source: Source, like: Recorded) -> Source:
+def _like(source: RowSource, like: RecordedColumns) -> RowSource:
     where, names = source.name, [column.name for column in source.columns]
     for column in like.columns:
         if column.kind != "numeric" or column.part is not None:
@@ -110,9 +118,9 @@ class ChosenColumns:
     places: of the columns among those of `source`; None keeps all in their order.
     """
 
-    source: Source
-    columns: tuple[Column, ...]
-    target: Target
+    source: RowSource
+    columns: tuple[FeatureColumn, ...]
+    target: TargetColumns
     places: NDArray[np.intp] | None
 
     @property
@@ -149,7 +157,7 @@ class ChosenColumns:
         """What the manifest says of a source without files."""
         return self.source.described()
 
-    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """The source's batches with the chosen columns alone."""
         for batch in self.source.batches(block_bytes, start):
             if self.places is None:
@@ -163,23 +171,23 @@ class ChosenColumns:
 class TableSource:
     """One or several tables with the same columns; the first file's order and types hold for all."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[TableInput, ...]
     plan: ColumnPlan
     expected_rows: int | None
     expected_bytes: int
 
     @classmethod
-    def open(cls, tables: Sequence[Table], config: ConvertConfig) -> TableSource:
+    def open(cls, tables: Sequence[TableInput], config: ConvertConfig) -> TableSource:
         """Check every table's columns and plan how each is read; raises SourceError or ConfigError."""
         if config.like is not None:
-            return cls.like(tables, Recorded.of(Path(config.like)), config.rename)
+            return cls.like(tables, RecordedColumns.of(Path(config.like)), config.rename)
         schema = _schema(tables[0])
         plan = plan_columns(str(tables[0]), schema, config)
         return cls._of(tables, plan, None if config.columns else set(schema))
 
     @classmethod
     def like(
-        cls, tables: Sequence[Table], recorded: Recorded, rename: Mapping[str, str] | None = None
+        cls, tables: Sequence[TableInput], recorded: RecordedColumns, rename: Mapping[str, str] | None = None
     ) -> TableSource:
         """Read as that store's were; other columns are left out. Raises SourceError for what does not match.
 
@@ -190,7 +198,7 @@ class TableSource:
         return cls._of(tables, plan, None)
 
     @classmethod
-    def _of(cls, tables: Sequence[Table], plan: ColumnPlan, allowed: set[str] | None) -> TableSource:
+    def _of(cls, tables: Sequence[TableInput], plan: ColumnPlan, allowed: set[str] | None) -> TableSource:
         for table in tables[1:]:
             _require_columns(table, plan, tables[0], allowed)
         n_rows = _stated_rows(tables)
@@ -216,12 +224,12 @@ class TableSource:
         return tuple({"name": str(table), "rows": stated_rows(table)} for table in self.tables)
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[FeatureColumn, ...]:
         """The feature columns."""
         return self.plan.columns
 
     @property
-    def target(self) -> Target:
+    def target(self) -> TargetColumns:
         """What is learned."""
         return self.plan.target
 
@@ -230,10 +238,10 @@ class TableSource:
         """Tables are read once, so their labels are known at the end only."""
         return
 
-    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """All rows from `start` on in order, in the blocks of the reader or about `block_bytes` at a time."""
         for index, table in list(enumerate(self.tables))[start.file :]:
-            begin = start if index == start.file else Position(index)
+            begin = start if index == start.file else RestartPosition(index)
             row = begin.row
             with reading(table):
                 for record in table_records(table, self.plan.types, block_bytes, begin):
@@ -243,31 +251,31 @@ class TableSource:
             if row == 0:
                 raise SourceError(f"{table}: has a header but no rows; leave it out or give a file with data")
 
-    def _to_batch(self, record: Record, table: Table, index: int) -> Batch:
+    def _to_batch(self, record: TableRows, table: TableInput, index: int) -> SourceBatch:
         rows = record.rows
         file = table if isinstance(table, Path) else str(table)
         numeric, texts, target = self.plan.cells(rows, str(file))
-        return Batch(
+        return SourceBatch(
             file=file,
             target_file=file,
             file_index=index,
             first_row=record.first_row,
             n_rows=rows.num_rows,
             end_byte=record.end_byte,
-            next=Position(index, record.first_row + rows.num_rows, record.next_byte),
+            next=RestartPosition(index, record.first_row + rows.num_rows, record.next_byte),
             numeric=numeric,
             texts=texts,
             target=target,
         )
 
 
-def _stated_rows(tables: Sequence[Table]) -> int | None:
+def _stated_rows(tables: Sequence[TableInput]) -> int | None:
     stated = [stated_rows(table) for table in tables]
     counts = [count for count in stated if count is not None]
     return sum(counts) if len(counts) == len(stated) else None
 
 
-def _schema(table: Table) -> dict[str, pa.DataType]:
+def _schema(table: TableInput) -> dict[str, pa.DataType]:
     """The type of each column by its name, for CSV as the first rows suggest it; raises SourceError."""
     with reading(table):
         schema = table_schema(table)
@@ -275,13 +283,15 @@ def _schema(table: Table) -> dict[str, pa.DataType]:
     return {field.name: field.type for field in schema}
 
 
-def _require_unique(table: Table, names: list[str]) -> None:
+def _require_unique(table: TableInput, names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise SourceError(f"{table}: has {name!r} twice among its columns; rename one")
 
 
-def _require_columns(table: Table, plan: ColumnPlan, first: Table, allowed: set[str] | None) -> None:
+def _require_columns(
+    table: TableInput, plan: ColumnPlan, first: TableInput, allowed: set[str] | None
+) -> None:
     """The planned columns must be there, and beside them none but those `allowed`; None allows all.
 
     Names for CSV, whose types only show while it is read; names and types for what states them.

@@ -16,7 +16,16 @@ from ep3stream.config import Task
 from ep3stream.errors import SourceError
 from ep3stream.formats.arrays import RowArray
 from ep3stream.formats.digests import stamps_of
-from ep3stream.formats.source import MAX_LABELS, START, Batch, Column, Family, Position, Target, reading
+from ep3stream.formats.source import (
+    MAX_LABELS,
+    START,
+    Family,
+    FeatureColumn,
+    RestartPosition,
+    SourceBatch,
+    TargetColumns,
+    reading,
+)
 
 _SCAN_ROWS = 1 << 20
 
@@ -25,8 +34,8 @@ _SCAN_ROWS = 1 << 20
 class ArrayLayout:
     """What the rows of two arrays stand for: features x0, x1, ..., and targets y, or y0, y1, ..."""
 
-    columns: tuple[Column, ...]
-    target: Target
+    columns: tuple[FeatureColumn, ...]
+    target: TargetColumns
 
     @classmethod
     def of(
@@ -48,11 +57,11 @@ class ArrayLayout:
         if x_shape[0] == 0:
             raise SourceError(f"{x_name}: has no rows; give some")
         features = (f"x{j}" for j in range(math.prod(x_shape[1:])))
-        columns = tuple(Column(name, "numeric", name, "number") for name in features)
+        columns = tuple(FeatureColumn(name, "numeric", name, "number") for name in features)
         return cls(columns, _target(y_name, math.prod(y_shape[1:]), y_dtype, task))
 
     def targets(self, y: NDArray[Any]) -> NDArray[Any] | pa.DictionaryArray:
-        """`target` of a Batch: numbers (b, c), labels (b,), or a dictionary of the texts false and true."""
+        """`target` of a SourceBatch: numbers (b, c), labels (b,), or a dictionary of the texts false and true."""
         if self.target.kind == "number":
             return y.reshape(len(y), -1)
         labels = y.reshape(len(y))
@@ -87,12 +96,12 @@ class ArraySource:
         return tuple(dict.fromkeys((*self.x.files, *self.y.files)))
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[FeatureColumn, ...]:
         """The feature columns."""
         return self.layout.columns
 
     @property
-    def target(self) -> Target:
+    def target(self) -> TargetColumns:
         """What is learned."""
         return self.layout.target
 
@@ -118,7 +127,7 @@ class ArraySource:
         """What the manifest says about arrays without files."""
         return tuple({"name": array.name, "rows": len(array)} for array in (self.x, self.y))
 
-    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """All rows from `start` on in order, about `block_bytes` of x at a time."""
         row = start.row
         block_rows = max(1, block_bytes // self.x.row_bytes)
@@ -126,14 +135,14 @@ class ArraySource:
         with reading(x_file):
             targets = _Following(self.y.blocks(block_rows, row), y_file)
             for x, end_byte in self.x.blocks(block_rows, row):
-                yield Batch(
+                yield SourceBatch(
                     file=x_file,
                     target_file=y_file,
                     file_index=0,
                     first_row=row,
                     n_rows=len(x),
                     end_byte=end_byte,
-                    next=Position(0, row + len(x)),
+                    next=RestartPosition(0, row + len(x)),
                     numeric=(x.reshape(len(x), -1),),
                     texts=(),
                     target=self.layout.targets(targets.take(len(x))),
@@ -162,22 +171,22 @@ class _Following:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
-def _target(name: str, n_outputs: int, dtype: np.dtype[Any], task: Task | None) -> Target:
+def _target(name: str, n_outputs: int, dtype: np.dtype[Any], task: Task | None) -> TargetColumns:
     """Integers and booleans are labels unless regression is asked for; numbers the other way round."""
     names = ("y",) if n_outputs == 1 else tuple(f"y{j}" for j in range(n_outputs))
     if task is None:
         task = "classification" if dtype.kind in "biu" and n_outputs == 1 else "regression"
     if task == "regression":
         number: Family = "number"
-        return Target(names, "number", names, (number,) * n_outputs)
+        return TargetColumns(names, "number", names, (number,) * n_outputs)
     if n_outputs > 1:
         raise SourceError(
             f"{name}: has {n_outputs} columns; classification needs one column of labels, "
             "or take --task regression"
         )
     if dtype.kind == "b":
-        return Target(names, "text", names, ("boolean",))
-    return Target(names, "integer", names, ("integer",))
+        return TargetColumns(names, "text", names, ("boolean",))
+    return TargetColumns(names, "integer", names, ("integer",))
 
 
 def _labels(y: RowArray) -> tuple[int, ...] | None:

@@ -22,7 +22,7 @@ from ep3stream.config import Task
 from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import ArrayLayout, ArraySource, memory_array
 from ep3stream.formats.arrays import RowArray
-from ep3stream.formats.source import START, Batch, Column, Position, Target
+from ep3stream.formats.source import START, FeatureColumn, RestartPosition, SourceBatch, TargetColumns
 
 _AHEAD = 2
 
@@ -190,12 +190,12 @@ class BatchesSource:
         return ()
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[FeatureColumn, ...]:
         """The feature columns."""
         return self.layout.columns
 
     @property
-    def target(self) -> Target:
+    def target(self) -> TargetColumns:
         """What is learned."""
         return self.layout.target
 
@@ -223,7 +223,7 @@ class BatchesSource:
         """What the manifest says."""
         return ({"name": _NAME},)
 
-    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """All rows from `start` on in order, about `block_bytes` of x at a time."""
         row = 0
         for number, (x, y) in enumerate(self.pairs()):
@@ -232,14 +232,14 @@ class BatchesSource:
             block_rows = max(1, block_bytes * len(x) // max(1, x.nbytes))
             for begin in range(skipped, len(x), block_rows):
                 piece = x[begin : begin + block_rows]
-                yield Batch(
+                yield SourceBatch(
                     file=_NAME,
                     target_file=_NAME,
                     file_index=0,
                     first_row=row + begin,
                     n_rows=len(piece),
                     end_byte=0,
-                    next=Position(0, row + begin + len(piece)),
+                    next=RestartPosition(0, row + begin + len(piece)),
                     numeric=(piece.reshape(len(piece), -1),),
                     texts=(),
                     target=self.layout.targets(y[begin : begin + block_rows]),

@@ -40,7 +40,7 @@ _READ_ERRORS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class FeatureColumn:
     """A feature column: one number per row, or a category that becomes one-hot features or a code.
 
     name: in the store; source: in the files; family: of the type read there (see column_types);
@@ -56,7 +56,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetColumns:
     """What is learned: c numbers per row, or one label per row given as an integer or a text.
 
     names: in the store; sources and families: of each in the files.
@@ -74,7 +74,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class RestartPosition:
     """A place between two rows of a source, where reading can start again.
 
     `row` rows of file `file` lie before it, the last of them ending at byte `byte` of the unpacked text where
@@ -86,11 +86,11 @@ class Position:
     byte: int = 0
 
 
-START = Position()
+START = RestartPosition()
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class SourceBatch:
     """Consecutive rows of one file, in the order of the source's columns.
 
     numeric: arrays (b,) or (b, k) that fill the numeric columns from left to right;
@@ -105,14 +105,14 @@ class Batch:
     first_row: int
     n_rows: int
     end_byte: int  # how far the file has been read, for progress and digests
-    next: Position  # behind the last of these rows
+    next: RestartPosition  # behind the last of these rows
     numeric: tuple[NDArray[Any], ...]
     texts: tuple[pa.DictionaryArray, ...]
     target: NDArray[Any] | pa.DictionaryArray
     raw: memoryview | None = None  # the last bytes of the file before `end_byte`, where they are at hand
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Files of one format, read from front to back."""
 
     @property
@@ -120,11 +120,11 @@ class Source(Protocol):
         """Every file that is read, in order."""
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[FeatureColumn, ...]:
         """The feature columns."""
 
     @property
-    def target(self) -> Target:
+    def target(self) -> TargetColumns:
         """What is learned."""
 
     @property
@@ -149,7 +149,7 @@ class Source(Protocol):
     def described(self) -> tuple[dict[str, Any], ...]:
         """What the manifest says of a source without files."""
 
-    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """All rows from `start` on in order, about `block_bytes` at a time; raises SourceError naming file and row.
 
         `start` is the source's beginning, START, or the `next` of an earlier batch: the rows that follow

@@ -15,7 +15,14 @@ from ep3stream.config import ConvertConfig
 from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import ArrayLayout
 from ep3stream.formats.digests import stamps_of
-from ep3stream.formats.source import START, Batch, Column, Position, Target, reading
+from ep3stream.formats.source import (
+    START,
+    FeatureColumn,
+    RestartPosition,
+    SourceBatch,
+    TargetColumns,
+    reading,
+)
 from ep3stream.formats.text_blocks import TextFault, text_blocks
 
 SVMLIGHT_SUFFIXES = tuple(
@@ -99,12 +106,12 @@ class SvmlightSource:
         return str(self.files[-1])
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[FeatureColumn, ...]:
         """The feature columns."""
         return self.layout.columns
 
     @property
-    def target(self) -> Target:
+    def target(self) -> TargetColumns:
         """What is learned."""
         return self.layout.target
 
@@ -126,11 +133,11 @@ class SvmlightSource:
         """Files are described by their digests."""
         return ()
 
-    def batches(self, block_bytes: int, start: Position = START) -> Iterator[Batch]:
+    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """All rows from `start` on in order, about `block_bytes` at a time."""
         block_rows = max(1, block_bytes // (8 * self.n_features))
         for number, file in list(enumerate(self.files))[start.file :]:
-            begin = start if number == start.file else Position(number)
+            begin = start if number == start.file else RestartPosition(number)
             row = begin.row
             for block in _blocks(file, block_bytes, begin, self.index_base):
                 self._require_features(file, block)
@@ -139,18 +146,18 @@ class SvmlightSource:
             if row == 0:
                 raise SourceError(f"{file}: has no rows; leave it out or give a file with data")
 
-    def _batches_of(self, block: _Block, block_rows: int, file: Path, number: int) -> Iterator[Batch]:
+    def _batches_of(self, block: _Block, block_rows: int, file: Path, number: int) -> Iterator[SourceBatch]:
         n_rows = len(block.rows.labels)
         for at in range(0, n_rows, block_rows):
             end = min(at + block_rows, n_rows)
-            yield Batch(
+            yield SourceBatch(
                 file=file,
                 target_file=file,
                 file_index=number,
                 first_row=block.first_row + at,
                 n_rows=end - at,
                 end_byte=block.end_byte,
-                next=Position(number, block.first_row + end, int(block.ends[end - 1])),
+                next=RestartPosition(number, block.first_row + end, int(block.ends[end - 1])),
                 numeric=(block.rows.dense(at, end, self.n_features),),
                 texts=(),
                 target=self.layout.targets(block.rows.labels[at:end]),
@@ -179,7 +186,7 @@ def _scan(files: Sequence[Path], index_base: int) -> tuple[int, bool, int]:
     return n_features, is_whole, n_rows
 
 
-def _blocks(file: Path, block_bytes: int, start: Position, index_base: int) -> Iterator[_Block]:
+def _blocks(file: Path, block_bytes: int, start: RestartPosition, index_base: int) -> Iterator[_Block]:
     """The rows from `start` on; raises SourceError naming the row of what is no svmlight."""
     row = start.row
     try:

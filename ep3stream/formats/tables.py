@@ -21,7 +21,7 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.csv import csv_header, csv_records, csv_schema
 from ep3stream.formats.digests import stamps_of
 from ep3stream.formats.python_objects import PythonTable
-from ep3stream.formats.source import Position
+from ep3stream.formats.source import RestartPosition
 from ep3stream.formats.text_blocks import PACKED_SUFFIXES
 
 _VALUE_BYTES = 8
@@ -215,11 +215,11 @@ TABLE_SUFFIXES = (
 # be right, while a disk that fills up later is reported all the same.
 _TEXT_RATIO = 4
 
-Table = Path | PythonTable
+TableInput = Path | PythonTable
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class TableRows:
     """Consecutive rows of a table. end_byte: how far the (packed) file has been read, for progress and digests.
 
     next_byte: where the unpacked text goes on behind these rows, for formats that start again there; else 0.
@@ -231,12 +231,12 @@ class Record:
     next_byte: int = 0
 
 
-def table_header(table: Table) -> list[str]:
+def table_header(table: TableInput) -> list[str]:
     """The column names, cheaply."""
     return list(table_schema(table).names) if has_types(table) else csv_header(_path(table))
 
 
-def table_schema(table: Table) -> pa.Schema:
+def table_schema(table: TableInput) -> pa.Schema:
     """Names and types, for CSV as the first rows suggest them; raises SourceError or what pyarrow raises."""
     if isinstance(table, PythonTable):
         return table.schema
@@ -245,19 +245,19 @@ def table_schema(table: Table) -> pa.Schema:
     return arrow_schema(table) if _is(table, ARROW_SUFFIXES) else csv_schema(table)
 
 
-def has_types(table: Table) -> bool:
+def has_types(table: TableInput) -> bool:
     """Whether the table states its columns' types, as CSV does not."""
     return isinstance(table, PythonTable) or _is(table, (*PARQUET_SUFFIXES, *ARROW_SUFFIXES))
 
 
-def stated_rows(table: Table) -> int | None:
+def stated_rows(table: TableInput) -> int | None:
     """The number of rows, where it is stated."""
     if isinstance(table, PythonTable):
         return table.n_rows
     return parquet_rows(table) if _is(table, PARQUET_SUFFIXES) else None
 
 
-def float32_bytes(table: Table) -> int:
+def float32_bytes(table: TableInput) -> int:
     """About how many bytes the rows take as float32, by the file's size; 0 for Python's tables."""
     if isinstance(table, PythonTable):
         return 0
@@ -265,7 +265,7 @@ def float32_bytes(table: Table) -> int:
     return table.stat().st_size // (1 if is_packed else _TEXT_RATIO)
 
 
-def table_fingerprint(table: Table) -> dict[str, object]:
+def table_fingerprint(table: TableInput) -> dict[str, object]:
     """What tells as JSON whether it is the same table as before: stamps of a file, columns of Python's."""
     if isinstance(table, PythonTable):
         columns = {field.name: str(field.type) for field in table.schema}
@@ -274,8 +274,8 @@ def table_fingerprint(table: Table) -> dict[str, object]:
 
 
 def table_records(
-    table: Table, types: Mapping[str, pa.DataType], block_bytes: int, start: Position
-) -> Iterator[Record]:
+    table: TableInput, types: Mapping[str, pa.DataType], block_bytes: int, start: RestartPosition
+) -> Iterator[TableRows]:
     """The rows from `start` on (its `file` is the caller's affair) with the columns of `types`, in order.
 
     CSV is read as `types` says; what states types of its own comes with those.
@@ -283,7 +283,7 @@ def table_records(
     row, names = start.row, list(types)
     if not has_types(table):
         for parsed in csv_records(_path(table), types, block_bytes, start.row, start.byte):
-            yield Record(parsed.rows, row, parsed.end_byte, parsed.next_byte)
+            yield TableRows(parsed.rows, row, parsed.end_byte, parsed.next_byte)
             row += parsed.rows.num_rows
         return
     records: Iterator[tuple[pa.RecordBatch, int]]
@@ -294,11 +294,11 @@ def table_records(
     else:
         records = arrow_records(table, names, block_bytes, start.row)
     for rows, end_byte in records:
-        yield Record(rows, row, end_byte)
+        yield TableRows(rows, row, end_byte)
         row += rows.num_rows
 
 
-def _path(table: Table) -> Path:
+def _path(table: TableInput) -> Path:
     assert isinstance(table, Path)
     return table
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ep3stream.config import MAX_CONFIG_BYTES
-from ep3stream.conversion.recorded_columns import Recorded, columns_of, unreadable_columns
-from ep3stream.disk import read_small_file
+from ep3stream.conversion.recorded_columns import RecordedColumns, columns_of, unreadable_columns
+from ep3stream.disk import read_small_file, remove, replacing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.run.bundle_manifest import find_bundle, read_description
@@ -83,7 +82,7 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     return build_model(setup, weights.T.contiguous(), kernel)
 
 
-def converted_columns(run: Path | str) -> Recorded:
+def converted_columns(run: Path | str) -> RecordedColumns:
     """How files become the model's features: what the run has kept, or the store it names if that is still there.
 
     Raises InputError where neither says.
@@ -94,7 +93,7 @@ def converted_columns(run: Path | str) -> Recorded:
         targets, classes = _target_names(directory)
         reason = "keeps no record of its columns" if record is None else unreadable_columns(record["columns"])
         if reason is None:
-            return Recorded.read(directory.path, record, tuple(targets), classes and tuple(classes))
+            return RecordedColumns.read(directory.path, record, tuple(targets), classes and tuple(classes))
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"has columns that are not as recorded ({error!r})"
     raise InputError(f"{directory.path} {reason}; convert the file with --like STORE and give that store")
@@ -160,23 +159,20 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
         raise InputError(f"{place} exists; remove it or choose another name")
     model = load(run, kernel)
     program = exported_program(model)
-    partial = place.with_name(f".{place.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(model.tensors(), partial / TENSORS)
-        text = json.dumps(_description(model, kept_columns(run)), indent=1, allow_nan=False)
-        (partial / DESCRIPTION).write_text(text + "\n")
-        # safetensors makes a file that its owner alone may read.
-        (partial / TENSORS).chmod((partial / DESCRIPTION).stat().st_mode)
-        torch.export.save(program, partial / PROGRAM)
-        partial.replace(place)
+        with replacing(place) as partial:
+            remove(partial)
+            partial.mkdir(parents=True)
+            save_file(model.tensors(), partial / TENSORS)
+            text = json.dumps(_description(model, kept_columns(run)), indent=1, allow_nan=False)
+            (partial / DESCRIPTION).write_text(text + "\n")
+            # safetensors makes a file that its owner alone may read.
+            (partial / TENSORS).chmod((partial / DESCRIPTION).stat().st_mode)
+            torch.export.save(program, partial / PROGRAM)
     except OSError as error:
         raise InputError(
             f"{place} cannot be written ({error}); free space or choose another place"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return place
 
 
