@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
-from ep3stream.solver.kernels import (
-    RADIAL_KERNELS,
-    CallableKernel,
-    RadialKernel,
-    column_strips,
-    median_bandwidth,
-)
+from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, RadialKernel, column_strips
+from ep3stream.solver.named_kernels import median_bandwidth
 
 FORMULAS = {
     "laplacian": lambda t, shape: torch.exp(-t),

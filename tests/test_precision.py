@@ -90,7 +90,7 @@ def test_a_fit_as_a_gpu_does_it_is_as_good(tmp_path, monkeypatch, precision, lar
     store = make_store(tmp_path / "store.zarr", n_rows=4000)
     config = {"solver": {"centers": 300, "epochs": 3}, "run": {"checkpoint_minutes": 0.0}}
     plain = ep3stream.fit(store, tmp_path / "plain", FitConfig().with_settings(config, "test"))
-    for name in ("_left_times", "_times"):
+    for name in ("left_times", "times"):
         exact = getattr(BatchBlock, name)
 
         def in_tf32(self, matrix, exact=exact):

@@ -14,8 +14,9 @@ import ep3stream
 from ep3stream import cli
 from ep3stream.config import DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig
 from ep3stream.errors import ConfigError
-from ep3stream.solver.kernels import RadialKernel, median_bandwidth
+from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.least_squares import RidgePath
+from ep3stream.solver.named_kernels import median_bandwidth
 from ep3stream.solver.targets import TargetCode
 from ep3stream.tuning.halving import Candidate, Deadline, Rung, Sample, Search, Trial
 from ep3stream.tuning.tune import default_out, describe_tuning, tune

@@ -1,7 +1,7 @@
 """Products with kernel blocks, tile by tile, in memory that does not grow with p.
 
-Weights and residuals are held outputs-first, (c, p) and (c, m): a skinny matrix times a wide block then runs
-several times faster on CPUs than the other way round.
+Weights and residuals are held outputs first, (c, p) and (c, m): on CPUs a skinny matrix times a wide block is several
+times faster than the other way round.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ep3stream.solver.points import LeftPoints, Points, skinny_product
 
 TILE_ROWS = 512
 
-# Of 4096 columns they are 32 MiB, which stay in the 50 of an H100's cache, and enough for all its multiprocessors.
+# A tile with 4096 columns takes 32 MiB of the 50 MiB of an H100's cache, and has work for all its multiprocessors.
 _GPU_TILE_ROWS = 2048
 
 
 def tiles(n_rows: int, rows_each: int = 0) -> Iterator[slice]:
-    """Consecutive runs of at most `rows_each` rows, TILE_ROWS unless given, that cover `n_rows`."""
+    """Consecutive slices of at most `rows_each` rows, TILE_ROWS by default, that cover `n_rows`."""
     rows_each = rows_each or TILE_ROWS
     for start in range(0, n_rows, rows_each):
         yield slice(start, min(start + rows_each, n_rows))
@@ -41,13 +41,14 @@ def _n_tiles(z: LeftPoints) -> int:
 
 
 def _fused(kernel: Kernel, weights: Tensor, z: LeftPoints, x: Points, over_left: bool) -> Tensor | None:
+    """The product by Triton, without a block; None where Triton does not serve."""
     if not isinstance(kernel, RadialKernel) or not isinstance(z, Points):
         return None
     return kernel.fused(weights, z, x, over_left)
 
 
 def tiled_blocks(kernel: Kernel, z: LeftPoints, x: Points) -> Iterator[tuple[slice, Tensor]]:
-    """K(Z, X) by runs of rows, each in the memory of the one before."""
+    """Pairs of a slice of rows and K(Z[rows], X). All tiles share one memory: use each before the next."""
     x = x.for_products(_n_tiles(z))
     tile = x.prepared.new_empty(min(_tile_rows(z), len(z)), len(x))
     for rows in _tiles_of(z):
@@ -55,7 +56,7 @@ def tiled_blocks(kernel: Kernel, z: LeftPoints, x: Points) -> Iterator[tuple[sli
 
 
 def kernel_block(kernel: Kernel, z: LeftPoints, x: Points, out: Tensor) -> Tensor:
-    """K(Z, X) into `out`, (p, m), a tile of rows at a time so that each stays in the cache."""
+    """Writes K(Z, X) into `out`, (p, m), by tiles of rows that stay in the cache, and returns it."""
     x = x.for_products(_n_tiles(z))
     for rows in _tiles_of(z):
         kernel.block(z[rows], x, out=out[rows])
@@ -63,7 +64,7 @@ def kernel_block(kernel: Kernel, z: LeftPoints, x: Points, out: Tensor) -> Tenso
 
 
 def kernel_times(kernel: Kernel, z: LeftPoints, x: Points, matrix: Tensor) -> Tensor:
-    """K(Z, X) @ matrix, (p, k) for a matrix of (m, k), never holding more of K than a tile."""
+    """K(Z, X) @ matrix, (p, k), for a matrix of (m, k); holds at most one tile of K."""
     if (fused := _fused(kernel, matrix.T, z, x, over_left=False)) is not None:
         return fused.T
     product = matrix.new_empty(len(z), matrix.shape[1])
@@ -73,7 +74,7 @@ def kernel_times(kernel: Kernel, z: LeftPoints, x: Points, matrix: Tensor) -> Te
 
 
 def times_kernel(kernel: Kernel, matrix: Tensor, z: LeftPoints, x: Points) -> Tensor:
-    """matrix @ K(Z, X), (k, m) for a matrix of (k, p), never holding more of K than a tile."""
+    """matrix @ K(Z, X), (k, m), for a matrix of (k, p); holds at most one tile of K."""
     if (fused := _fused(kernel, matrix, z, x, over_left=True)) is not None:
         return fused
     product = matrix.new_zeros(matrix.shape[0], len(x))
@@ -83,10 +84,10 @@ def times_kernel(kernel: Kernel, matrix: Tensor, z: LeftPoints, x: Points) -> Te
 
 
 class BatchBlock:
-    """k_zb = K(Z_shard, X_b) of one batch, for products on both sides.
+    """k_zb = K(Z_shard, X_b) of one batch, for products from both sides.
 
-    With `memory`, (p_shard, >= m), the block is formed once, by the first product, tile by tile; without, each
-    product forms it again in one tile's memory.
+    memory: room for (p_shard, m) numbers. With it the block is formed once, tile by tile, by the first call that needs
+    it. Without it (None) every product forms the block again, in the memory of one tile.
     """
 
     def __init__(self, kernel: Kernel, z: LeftPoints, x: Points, memory: Tensor | None) -> None:
@@ -97,49 +98,43 @@ class BatchBlock:
 
     @property
     def n_centers(self) -> int:
-        """p_shard."""
+        """p_shard, the number of rows of the block."""
         return len(self._z)
 
     def left_times(self, matrix: Tensor) -> Tensor:
         """matrix @ k_zb: (k, p_shard) -> (k, m)."""
         with tensor_cores(self._z.precision, matrix.device):
-            return self._left_times(matrix)
-
-    def _left_times(self, matrix: Tensor) -> Tensor:
-        if self._kept is None:
-            return times_kernel(self._kernel, matrix, self._z, self._x)
-        if self._formed:
-            return matrix @ self._kept
-        product = matrix.new_zeros(matrix.shape[0], len(self._x))
-        for rows in _tiles_of(self._z):
-            self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
-            product.addmm_(matrix[:, rows], self._kept[rows])
-        self._formed = True
-        return product
+            if self._kept is None:
+                return times_kernel(self._kernel, matrix, self._z, self._x)
+            if self._formed:
+                return matrix @ self._kept
+            product = matrix.new_zeros(matrix.shape[0], len(self._x))
+            for rows in _tiles_of(self._z):
+                self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
+                product.addmm_(matrix[:, rows], self._kept[rows])
+            self._formed = True
+            return product
 
     def times(self, matrix: Tensor) -> Tensor:
         """matrix @ k_zb': (k, m) -> (k, p_shard)."""
         with tensor_cores(self._z.precision, matrix.device):
-            return self._times(matrix)
-
-    def _times(self, matrix: Tensor) -> Tensor:
-        if self._kept is None:
-            return kernel_times(self._kernel, self._z, self._x, matrix.T).T.contiguous()
-        kept = self.whole()
-        product = matrix.new_empty(matrix.shape[0], len(self._z))
-        # By tiles here too: on CPUs the skinny product with all of a tall block takes half as long again.
-        for rows in _tiles_of(self._z):
-            skinny_product(matrix, kept[rows], out=product[:, rows])
-        return product
+            if self._kept is None:
+                return kernel_times(self._kernel, self._z, self._x, matrix.T).T.contiguous()
+            kept = self.whole()
+            product = matrix.new_empty(matrix.shape[0], len(self._z))
+            # By tiles here too: on CPUs one skinny product with the whole tall block takes half as long again.
+            for rows in _tiles_of(self._z):
+                skinny_product(matrix, kept[rows], out=product[:, rows])
+            return product
 
     def columns(self, rows_of_x: slice) -> Tensor:
-        """K(Z_shard, those rows of X_b), in memory of their own where none was given."""
+        """K(Z_shard, X_b[rows_of_x]); a view of the block where it has memory, otherwise new memory."""
         if self._kept is None:
             return BatchBlock(self._kernel, self._z, self._x[rows_of_x], None).whole()
         return self.whole()[:, rows_of_x]
 
     def whole(self) -> Tensor:
-        """k_zb itself, (p_shard, m), in memory of its own where none was given."""
+        """k_zb itself, (p_shard, m), in the block's memory or, where it has none, in new memory."""
         if self._kept is None:
             empty = self._x.prepared.new_empty(len(self._z), len(self._x))
             return kernel_block(self._kernel, self._z, self._x, out=empty)

@@ -1,11 +1,14 @@
 """Kernel functions, evaluated by blocks k_zx = K(Z, X).
 
-A radial kernel K(x, z) = phi(|x - z| / bandwidth) takes its squared distances from one matrix product
-over two extra columns,
+A radial kernel K(x, z) = phi(|x - z| / bandwidth) takes its squared distances from one matrix product with two extra
+columns,
 
     |x - z|^2 = [-2z, |z|^2, 1] . [x, 1, |x|^2],
 
-so that a block costs one product and the few element-wise passes of phi, all in the block's own memory.
+so that a block costs one product and the few element-wise passes of phi, all in the memory of the block.
+
+A new radial kernel is an entry of `_PROFILES` (and of `gpu.KINDS` for Triton); any other kernel is a class with the
+methods of `Kernel`, which `named_kernels.py` builds from its name.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from ep3stream.solver.points import Points, products
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
 
+# The name of a kernel that the user gives as a function.
 CALLABLE = "callable"
 
+# A callable is tried on so many rows, and may be off by so much of its largest value.
 _CHECKED_ROWS = 64
 
 _CHECKED_SHARE = 0.01
@@ -37,24 +42,24 @@ _LOG2_E = 1 / math.log(2)
 
 
 class Kernel(Protocol):
-    """What the solver needs of a kernel. K is symmetric and positive semidefinite."""
+    """The methods that the solver needs of a kernel K, which is symmetric and positive semidefinite."""
 
     @property
     def name(self) -> str:
-        """The name in settings and model files."""
+        """Its name in settings and model files."""
         ...
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Everything else that settings and model files say of it; empty for a callable."""
+        """All other numbers that settings and model files hold of the kernel; empty for a callable."""
         ...
 
     def left(self, x: Tensor) -> Points:
-        """Prepares x, (n, d), as the rows of blocks; O(nd)."""
+        """x, (n, d), prepared as the rows of blocks; O(nd)."""
         ...
 
     def right(self, x: Tensor) -> Points:
-        """Prepares x, (n, d), as the columns of blocks; O(nd)."""
+        """x, (n, d), prepared as the columns of blocks; O(nd)."""
         ...
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
@@ -62,19 +67,19 @@ class Kernel(Protocol):
         ...
 
     def diagonal(self, x: Tensor) -> Tensor:
-        """K(x_i, x_i), (n,)."""
+        """K(x_i, x_i) of each row of x, (n, d); returns (n,)."""
         ...
 
 
 def column_strips(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Consecutive runs of columns of about 2^18 entries: work tensors of a strip stay small and in the cache."""
+    """Consecutive runs of columns of about 2^18 entries each, whose work tensors stay in the cache."""
     width = max(1, _STRIP_ENTRIES // max(n_rows, 1))
     for start in range(0, n_columns, width):
         yield slice(start, min(start + width, n_columns))
 
 
 def _laplacian(scaled: Tensor, shape: float, out: Tensor) -> None:
-    # sqrt and exp themselves take twice as long on CPUs as rsqrt, a division and exp2. At zero, -1 / inf is -0.
+    # On CPUs sqrt and exp take twice as long as rsqrt, a division and exp2. At zero, -1 / inf is -0.
     torch.exp2(torch.div(scaled.new_full((), -1), scaled.rsqrt_(), out=scaled), out=out)
 
 
@@ -87,7 +92,7 @@ def _dispersal(scaled: Tensor, shape: float, out: Tensor) -> None:
 
 
 def _rational_quadratic(scaled: Tensor, shape: float, out: Tensor) -> None:
-    # With log1p in place of a power of a sum near one: a large shape, near the Gaussian, keeps its digits.
+    # log1p, not a power of 1 + t^2 / (2 shape): with a large shape, near the Gaussian, that sum loses its digits.
     torch.exp2(scaled.mul_(0.5 / shape).log1p_().mul_(-shape * _LOG2_E), out=out)
 
 
@@ -107,9 +112,10 @@ def _matern52(scaled: Tensor, shape: float, out: Tensor) -> None:
 
 
 class _Profile(NamedTuple):
-    """phi of the squared distance in bandwidths, t^2, from factor t^2, which is used up: the points carry the factor.
+    """phi(t), t = |x - z| / bandwidth, computed from factor t^2; the prepared points carry the factor.
 
-    No temporaries but for Matern's strips; the last argument, where the values go, may be the first one itself.
+    apply(scaled, shape, out): writes phi into `out`, which may be `scaled`, and overwrites `scaled`, the matrix of
+    factor t^2. Only the Matern kernels need temporaries, a strip at a time.
     """
 
     factor: float
@@ -139,13 +145,13 @@ class RadialKernel:
     dispersal            exp(-t^shape), 0 < shape <= 2                       Schoenberg 1938
     rational_quadratic   (1 + t^2 / (2 shape))^-shape                        Rasmussen and Williams 2006, 4.19
 
-    bandwidth has the unit of a distance between inputs; that of EigenPro3's `dispersal` is bandwidth^shape.
-    `centre`, (d,), is subtracted from every input: it changes nothing in exact arithmetic and keeps |x|^2 small
-    against |x - z|^2, which float32 needs. What float32 rounds off t^2, some 1e-7 (|x|^2 + |z|^2) / bandwidth^2,
-    comes out of phi(t) = 1 - t^a + ... as that to the power a / 2: nothing where phi is smooth, 1e-4 where a is 1.
-    Memory beside the block: none, or one more where the columns are packed (`points.py`): a tile's. `matern32` 1 MiB,
-    `matern52` 2 MiB, for strips of 2^18 values.
-    precision: what inputs are rounded to first, for tensor cores (`precision.py`).
+    bandwidth: in the unit of a distance between inputs; EigenPro3's bandwidth of `dispersal` is this bandwidth^shape.
+    centre: (d,), subtracted from every input. In exact arithmetic this changes nothing; it keeps |x|^2 small against
+    |x - z|^2, which float32 needs. An error e of t^2, some 1e-7 (|x|^2 + |z|^2) / bandwidth^2 in float32, becomes an
+    error e^(a / 2) of phi(t) = 1 - t^a + ...: none to speak of where phi is smooth, but 1e-4 where a is 1.
+    precision: the inputs are first rounded to it, for tensor cores (`gpu.py`).
+    Memory beside the block: none, or another tile where the columns are packed (`points.py`); 1 MiB for `matern32`
+    and 2 MiB for `matern52`, for strips of 2^18 values.
     """
 
     name: str
@@ -162,41 +168,35 @@ class RadialKernel:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Bandwidth, and the shape where the kernel has one."""
-        own = KERNEL_DEFAULTS[self.name]
-        return {name: getattr(self, name) for name in own}
+        """The bandwidth, and the shape where the kernel has one."""
+        return {name: getattr(self, name) for name in KERNEL_DEFAULTS[self.name]}
 
     def left(self, x: Tensor) -> Points:
-        """[-2z, |z|^2, 1] in the unit that the profile asks for."""
-        if self.precision != "float32" and x.dtype == torch.float32:
-            return self._rounded(x, is_left=True)
-        points, scaled = self._prepared(x, -2, -1)
-        scaled.mul_(-2)
-        return points
+        """[-2z, |z|^2, 1], in the unit in which the profile takes distances."""
+        return self._prepared(x, is_left=True)
 
     def right(self, x: Tensor) -> Points:
-        """[x, 1, |x|^2] in the unit that the profile asks for."""
+        """[x, 1, |x|^2], in the unit in which the profile takes distances."""
+        return self._prepared(x, is_left=False)
+
+    def _prepared(self, x: Tensor, is_left: bool) -> Points:
+        unit = self.bandwidth / math.sqrt(_PROFILES[self.name].factor)
         if self.precision != "float32" and x.dtype == torch.float32:
-            return self._rounded(x, is_left=False)
-        return self._prepared(x, -1, -2)[0]
-
-    def _rounded(self, x: Tensor, is_left: bool) -> Points:
-        unit = self.bandwidth / math.sqrt(_PROFILES[self.name].factor)
-        scaled = rounded((x - self.centre.to(x)) / unit, self.precision)
-        return Points(factors(scaled, _norms(scaled), self.precision, is_left), precision=self.precision)
-
-    def _prepared(self, x: Tensor, norm_at: int, one_at: int) -> tuple[Points, Tensor]:
-        """x in that unit with its two columns, and its first d. One array: fresh memory costs more than arithmetic."""
-        unit = self.bandwidth / math.sqrt(_PROFILES[self.name].factor)
+            scaled = rounded((x - self.centre.to(x)) / unit, self.precision)
+            return Points(factors(scaled, _norms(scaled), self.precision, is_left), precision=self.precision)
+        # In one array from the start: fresh memory costs more than the arithmetic.
         prepared = x.new_empty(len(x), x.shape[1] + 2)
         scaled = torch.sub(x, self.centre.to(x), out=prepared[:, :-2]).div_(unit)
         norms = _norms(scaled)
+        norm_at, one_at = (-2, -1) if is_left else (-1, -2)
         prepared[:, norm_at], prepared[:, one_at] = norms, 1
+        if is_left:
+            scaled.mul_(-2)
         is_factor = norms.device.type == "cpu" and bool((norms < torch.finfo(norms.dtype).max / 8).all())
-        return Points(prepared, is_factor), scaled
+        return Points(prepared, is_factor)
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
-        """K(Z, X). Squared distances within rounding of zero become zero, so that K(x, x) = 1 to 1e-6."""
+        """K(Z, X). Squared distances that are zero within rounding become zero, so that K(x, x) = 1 to 1e-6."""
         squared = products(z, x, out, not_negative=True)
         out = squared if out is None else out
         if not applied_profile(squared, self.name, self.shape, out):
@@ -204,7 +204,10 @@ class RadialKernel:
         return out
 
     def fused(self, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
-        """weights @ K(Z, X), or weights @ K(X, Z) where the sum is not over the left points; None if not fused."""
+        """The product without forming the block, by Triton; None where Triton does not serve.
+
+        weights @ K(Z, X) for weights of (k, len(z)) with `over_left`, else weights @ K(X, Z) for (k, len(x)).
+        """
         left, right = (z.prepared, -0.5), (x.prepared, 1.0)
         (a, a_unit), (b, b_unit) = (left, right) if over_left else (right, left)
         is_exact = self.precision == "float32"
@@ -212,16 +215,16 @@ class RadialKernel:
         return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, d, is_exact)
 
     def diagonal(self, x: Tensor) -> Tensor:
-        """Ones."""
+        """Ones, (n,)."""
         return torch.ones_like(x[:, 0])
 
 
 def _norms(scaled: Tensor) -> Tensor:
-    """|x|^2, (n,), for x of (n, d), less what rounding may add to a squared distance.
+    """|x|^2, (n,), of the rows of x, (n, d), made smaller by what rounding may add to a squared distance.
 
-    A product of d terms is off by about (4 + sqrt(d) / 4) eps (|z|^2 + |x|^2) at worst (measured, d up to
-    5000); the square root of what is left of a true zero would show it: 1e-7 becomes 3e-4. Taking that
-    much off the norms makes such distances negative, for `block` to clamp, whatever the other rows are.
+    A product of d terms is off by at most about (4 + sqrt(d) / 4) eps (|z|^2 + |x|^2) (measured, d up to 5000). Where
+    the true distance is zero, the square root would enlarge that error: 1e-7 becomes 3e-4. With the norms this much
+    smaller such squared distances come out negative, and `block` sets them to zero.
     """
     rounding = (4 + math.sqrt(scaled.shape[1]) / 4) * torch.finfo(scaled.dtype).eps
     squared: Tensor = torch.linalg.vecdot(scaled, scaled)
@@ -230,9 +233,10 @@ def _norms(scaled: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class CallableKernel:
-    """Any symmetric positive semidefinite k(z, x) -> K(Z, X), torch tensors in and out.
+    """Any symmetric positive semidefinite kernel that the user gives as a function on torch tensors.
 
-    `function` maps (a, d) and (b, d) to (a, b). It must be deterministic for a resumed fit to be identical.
+    function: maps z, (a, d), and x, (b, d), to K(Z, X), (a, b). It must be deterministic, or a resumed fit is not
+    identical.
     """
 
     function: KernelFunction
@@ -240,10 +244,10 @@ class CallableKernel:
 
     @classmethod
     def checked(cls, function: KernelFunction, sample: Tensor) -> CallableKernel:
-        """The kernel, tried on up to 64 rows of sample, (n, d), whose matrix takes O(64^3) time to look at.
+        """The kernel, after a trial on up to 64 rows of sample, (n, d); the trial takes O(64^3) time.
 
-        ConfigError unless it can be called and is symmetric and positive semidefinite on these rows, to 1%:
-        rounding stays far below that, and a kernel of the wrong kind is far above it on random rows.
+        Raises ConfigError unless the function can be called and is symmetric and positive semidefinite on these rows
+        to 1%: rounding stays far below that, and a function that is no kernel is far above it on random rows.
         """
         if not callable(function):
             raise ConfigError(
@@ -251,7 +255,7 @@ class CallableKernel:
                 "in the settings"
             )
         kernel, points = cls(function), Points(sample[:_CHECKED_ROWS])
-        # Two calls, so that a kernel that gives other values each time is found out too.
+        # Two calls, so that a kernel with other values each time is found too.
         values = kernel.block(points, points).double()
         again = kernel.block(points, points).double()
         difference = float((values - again.T).abs().max())
@@ -271,19 +275,19 @@ class CallableKernel:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """None."""
+        """Empty: a callable has no parameters that the package knows of."""
         return {}
 
     def left(self, x: Tensor) -> Points:
-        """x itself."""
+        """x itself, unchanged."""
         return Points(x)
 
     def right(self, x: Tensor) -> Points:
-        """x itself."""
+        """x itself, unchanged."""
         return Points(x)
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
-        """`function(z, x)`; raises ConfigError on a wrong type or shape, or a value that is not finite."""
+        """`function(z, x)`; raises ConfigError for a wrong type or shape, or a value that is not finite."""
         values = self.function(z.prepared, x.prepared)
         if not isinstance(values, Tensor) or values.is_complex():
             kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -302,23 +306,5 @@ class CallableKernel:
         return values.to(z.prepared.dtype) if out is None else out.copy_(values)
 
     def diagonal(self, x: Tensor) -> Tensor:
-        """K(x_i, x_i) from the diagonals of small blocks: O(n tile) evaluations, O(tile^2) memory."""
+        """K(x_i, x_i), (n,), from the diagonals of blocks of 64 rows: 64 n evaluations, O(64^2) memory."""
         return torch.cat([self.block(Points(rows), Points(rows)).diagonal() for rows in x.split(64)])
-
-
-def median_bandwidth(x: Tensor) -> float:
-    """Median distance between rows of x, (n, d), in random order: 4n pairs across its two halves; O(nd).
-
-    The median heuristic: it gives exp(-1) for a typical pair under the Laplacian kernel. Raises ConfigError
-    for fewer than two rows, and when half of the pairs coincide.
-    """
-    half = len(x) // 2
-    one, other = x[:half], x[half : 2 * half]
-    pairs = [(one - other.roll(shift, 0)).norm(dim=1) for shift in range(min(half, 8))]
-    median = float(torch.cat(pairs).median()) if pairs else 0.0
-    if median == 0:
-        raise ConfigError(
-            f"bandwidth is 'median' but half of the {len(x)} sampled rows or more coincide; "
-            "give --bandwidth a positive number"
-        )
-    return median

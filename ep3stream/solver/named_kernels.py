@@ -1,4 +1,4 @@
-"""The kernels of the settings and of model files, by name."""
+"""From the name and parameters of a kernel, in settings and model files, to the kernel; and the median heuristics."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, KernelConfig, Precision
 from ep3stream.errors import ConfigError
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
-from ep3stream.solver.kernels import Kernel, RadialKernel, median_bandwidth
+from ep3stream.solver.kernels import Kernel, RadialKernel
 
 NAMED_KERNELS = tuple(KERNEL_DEFAULTS)
 
 
 def measured_kernel(choice: KernelConfig, sample: Tensor, centre: Tensor) -> Kernel:
-    """The kernel of the settings; a bandwidth that is `median` is measured on sample, (n, d), scaled inputs.
+    """The kernel of the settings, its bandwidth measured on sample, (n, d), scaled inputs, where it is `median`.
 
-    centre: (d,), the mean of scaled inputs, used by kernels of the distance only. Raises ConfigError where
-    there is no median, or where K(x, x) is not finite for a row of the sample.
+    centre: (d,), the mean of the scaled inputs; only radial kernels use it. Raises ConfigError where there is no
+    median, or where K(x, x) is not finite for a row of the sample.
     """
     parameters = choice.parameters()
     if parameters.get("bandwidth") == "median":
@@ -36,9 +37,9 @@ def measured_kernel(choice: KernelConfig, sample: Tensor, centre: Tensor) -> Ker
 
 
 def named_kernel(name: str, parameters: Mapping[str, Any], centre: Tensor | None) -> Kernel:
-    """The kernel that has this `name` and these `parameters`, all of them; ConfigError if there is none.
+    """The kernel with this name and all of its parameters; ConfigError for an unknown name or a missing parameter.
 
-    centre: (d,) for kernels of the distance; the others have none.
+    centre: (d,) for radial kernels; None for the others.
     """
     KernelConfig(name, **parameters)  # type: ignore[arg-type]
     missing = [item for item in KERNEL_DEFAULTS[name] if parameters.get(item) in (None, "median")]
@@ -54,7 +55,7 @@ def named_kernel(name: str, parameters: Mapping[str, Any], centre: Tensor | None
 
 
 def with_precision(kernel: Kernel, precision: Precision) -> Kernel:
-    """The kernel of inputs of this precision; ConfigError where it has no use for another than float32."""
+    """The kernel with inputs rounded to this precision; ConfigError unless it is float32 or the kernel is radial."""
     if precision == "float32":
         return kernel
     if not isinstance(kernel, RadialKernel):
@@ -64,8 +65,29 @@ def with_precision(kernel: Kernel, precision: Precision) -> Kernel:
     return replace(kernel, precision=precision)
 
 
+def median_bandwidth(x: Tensor) -> float:
+    """Median distance between rows of x, (n, d), in random order, from up to 4n pairs across its two halves; O(nd).
+
+    The median heuristic: a typical pair then has K(x, z) = exp(-1) under the Laplacian kernel. Raises ConfigError for
+    fewer than two rows, and where half of the pairs coincide.
+    """
+    half = len(x) // 2
+    one, other = x[:half], x[half : 2 * half]
+    pairs = [(one - other.roll(shift, 0)).norm(dim=1) for shift in range(min(half, 8))]
+    median = float(torch.cat(pairs).median()) if pairs else 0.0
+    if median == 0:
+        raise ConfigError(
+            f"bandwidth is 'median' but half of the {len(x)} sampled rows or more coincide; "
+            "give --bandwidth a positive number"
+        )
+    return median
+
+
 def median_norm(x: Tensor) -> float:
-    """Median |x| of the rows of x, (n, d): K(x, x) = (1 + offset)^degree for a typical row; ConfigError if 0."""
+    """Median |x| of the rows of x, (n, d), as a bandwidth: a typical row has K(x, x) = (1 + offset)^degree.
+
+    Raises ConfigError where the median is zero.
+    """
     median = float(x.norm(dim=1).median()) if len(x) else 0.0
     if median == 0:
         raise ConfigError(

@@ -1,9 +1,9 @@
-"""Points prepared for the two sides of kernel blocks, and the matrix product of the two.
+"""Points prepared for the two sides of kernel blocks, and the matrix product of the two sides.
 
-On CPUs the product is most of a block's cost, and torch.mm lays the right side out anew for every tile of left
-rows. oneDNN, which torch carries, does so once for all tiles and is the faster of the two beside it: 11 to 18% at
-d = 784, twice as fast at d = 8 (docs/benchmarks.md). What torch offers of it has no public name, so it is tried out
-before use, and torch.mm does where it is missing. Results do not depend on the number of tiles.
+On CPUs the product is most of a block's cost. torch.mm packs the right side anew for every tile of left rows; oneDNN,
+which torch ships, packs it once for all tiles and is also faster: 11 to 18% at d = 784, twice as fast at d = 8
+(docs/benchmarks.md). torch has no public name for this function, so `_can_pack` tries it before use, and torch.mm
+serves where it is missing. Results do not depend on the number of tiles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from ep3stream.config import Precision
 from ep3stream.solver.gpu import half_product, tensor_cores
 
-# Of fewer points a copy in another layout costs more than it saves.
+# With fewer points a copy in another layout costs more than it saves.
 _FEWEST_PACKED = 64
 
 _ROWS_HINT = 512
@@ -26,12 +26,12 @@ _ROWS_HINT = 512
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """A set of points prepared for one side of a kernel's blocks.
+    """A set of n points prepared for one side of a kernel's blocks.
 
-    prepared: (n, k), k and its meaning the kernel's own; is_factor: whether blocks are made of `products` of it, and
-    none can overflow; packed: the same for oneDNN, in its layout where that pays, or in bfloat16 on a GPU, once a
-    right side has one.
-    precision: what every number of `prepared` is exact in (`precision.py`).
+    prepared: (n, k); k and the meaning of the columns are the kernel's.
+    is_factor: whether blocks are made from `products` of `prepared`, and these cannot overflow.
+    packed: `prepared` in oneDNN's layout where that pays, or in bfloat16 on a GPU; None until `for_products`.
+    precision: the precision in which every number of `prepared` is exact (`gpu.py`).
     """
 
     prepared: Tensor
@@ -44,14 +44,14 @@ class Points:
 
     @property
     def device(self) -> torch.device:
-        """Where they lie."""
+        """The device of the prepared points."""
         return self.prepared.device
 
     def __getitem__(self, rows: slice) -> Points:
         return Points(self.prepared[rows], self.is_factor, precision=self.precision)
 
     def for_products(self, n_products: int) -> Points:
-        """The same, made ready for the right side of so many `products`; for more than one as much memory again."""
+        """The same points, packed for the right side of `n_products` products; a copy of them for more than one."""
         x = self.prepared
         if self.precision == "bfloat16" and x.device.type == "cuda":
             return replace(self, packed=x.bfloat16())
@@ -59,15 +59,18 @@ class Points:
         if not is_worth_it or x.device.type != "cpu" or x.dtype != torch.float32 or not _can_pack():
             return self
         if n_products == 1:
-            return replace(self, packed=x)  # oneDNN packs it itself, with less ado and to the same bits.
+            return replace(
+                self, packed=x
+            )  # For one product oneDNN packs x itself: cheaper, and the same bits.
         return replace(self, packed=torch.ops.mkldnn._reorder_linear_weight(x, _ROWS_HINT))
 
 
 @dataclass(frozen=True, slots=True)
 class UnpreparedPoints:
-    """Points for the left side of blocks, prepared by the tile whenever a block is formed, and not kept.
+    """Points for the left side of blocks that are prepared a tile at a time, for each block again.
 
-    points: (n, d); prepare: a tile of them as `Points`. O(nd) more time a block in return for n d less memory.
+    points: (n, d); prepare: maps a tile of them to `Points`. Costs O(nd) more time a block than prepared points, and
+    saves the memory of n d numbers.
     """
 
     points: Tensor
@@ -81,12 +84,12 @@ class UnpreparedPoints:
 
     @property
     def device(self) -> torch.device:
-        """Where they lie."""
+        """The device of the points."""
         return self.points.device
 
     @property
     def precision(self) -> Precision:
-        """That of `prepare`."""
+        """The precision of what `prepare` returns."""
         return self[:0].precision
 
 
@@ -94,22 +97,23 @@ LeftPoints = Points | UnpreparedPoints
 
 
 def products(z: Points, x: Points, out: Tensor | None = None, not_negative: bool = False) -> Tensor:
-    """Z X', (len(z), len(x)), in `out` or, where that does not serve the product, in memory of its own.
+    """Z X', (len(z), len(x)), or max(Z X', 0) with `not_negative`.
 
-    not_negative: max(Z X', 0). oneDNN's maximum turns nan into 0, but points with one are no factors.
+    Written into `out` where the product that serves can do so, otherwise into new memory. oneDNN's maximum turns nan
+    into 0, but points with a nan have no `is_factor`.
     """
-    if x.packed is None or not z.is_factor or len(z) == 0:
-        if z.precision == "bfloat16" and z.prepared.device.type == "cuda":
-            found = half_product(z.prepared, x.prepared if x.packed is None else x.packed, out)
-        else:
-            with tensor_cores(z.precision, z.prepared.device):
-                found = torch.mm(z.prepared, x.prepared.T, out=out)
-        return found.clamp_min_(0) if not_negative else found
-    return _linear(z.prepared, x.packed, "relu" if not_negative else "none")
+    if x.packed is not None and z.is_factor and len(z):
+        return _linear(z.prepared, x.packed, "relu" if not_negative else "none")
+    if z.precision == "bfloat16" and z.device.type == "cuda":
+        found = half_product(z.prepared, x.prepared if x.packed is None else x.packed, out)
+    else:
+        with tensor_cores(z.precision, z.device):
+            found = torch.mm(z.prepared, x.prepared.T, out=out)
+    return found.clamp_min_(0) if not_negative else found
 
 
 def skinny_product(few: Tensor, block: Tensor, out: Tensor) -> None:
-    """Few rows times a block's transpose, (k, m) and (n, m), into `out`, (k, n)."""
+    """Writes few @ block', for few of (k, m) and a block of (n, m), into `out`, (k, n); k is small."""
     if few.device.type == "cpu" and few.dtype == torch.float32 and len(few) and len(block) and _can_pack():
         out.copy_(_linear(few, block, "none"))
     else:
@@ -123,14 +127,11 @@ def _linear(rows: Tensor, columns: Tensor, then: str) -> Tensor:
 
 @functools.cache
 def _can_pack() -> bool:
-    """Whether this torch has oneDNN's packed product, by the names used here, and it multiplies."""
+    """Whether this torch has oneDNN's packed product under the names used here, and its result is right."""
     rows, columns = torch.arange(24.0).view(4, 6), torch.arange(30.0).view(5, 6)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(columns, len(rows))
         found = _linear(rows, packed, "relu")
-    except (
-        AttributeError,
-        RuntimeError,
-    ):  # The second is also what torch calls an operator not built for here.
+    except (AttributeError, RuntimeError):  # torch raises RuntimeError for an operator that was not built.
         return False
     return bool(torch.equal(found, rows @ columns.T))

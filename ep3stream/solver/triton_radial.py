@@ -1,16 +1,19 @@
-"""Radial kernels on GPUs in Triton: a product with K(X, Z) that never forms it, and phi in one pass over a block.
+"""Radial kernels on GPUs in Triton: a product with K(A, B) that never forms it, and phi in one pass over a block.
 
-`times_radial` is for few features. Unfused, an entry of a block crosses the device's memory about ten times, between
-the product of distances, the passes of phi and the two products with it: at d = 9 that is some thirty times what its
-arithmetic takes. Here a tile of distances is formed from differences, in registers, and used up there,
+`times_radial` is for few features. Without it an entry of a block crosses the device's memory about ten times:
+between the product that gives the distances, the passes of phi, and the two products with the block. At d = 9 that
+takes some thirty times as long as the arithmetic. Here a tile of distances is formed from differences, in registers,
+and used up there,
 
     out[k, n] = sum_i w[k, i] phi(sum_j (a_ij - b_nj)^2),
 
-at 2 d + O(1) operations an entry. Differences have no cancellation: K(x, x) is 1. The sum over i is cut into
-stretches whose partial sums are added in a fixed order: the same bits each time.
+at 2 d + O(1) operations an entry. Differences do not cancel, so K(x, x) is 1. The sum over i is cut into stretches
+whose partial sums are added in a fixed order: the result has the same bits each time.
 
-`radial_profile` is for many features, whose distances come from a matrix product: phi in one pass.
-The formulas of phi are those of kernels.py, which is the oracle of the tests.
+`radial_profile` is for many features, whose distances come from a matrix product: it applies phi in one pass.
+
+Kernels are told apart by a number, their place in `gpu.KINDS`; which kernels, devices and sizes are served is decided
+in gpu.py. The formulas of phi are those of kernels.py, to which the tests compare these.
 """
 
 from __future__ import annotations
@@ -19,23 +22,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ep3stream.solver.gpu import KINDS, MAX_FEATURES, MAX_OUTPUTS
-
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 _BLOCK_OUT, _BLOCK_SUM = 64, 64
 
-# Programs to have under way: several for each of the 132 multiprocessors of an H100.
+# Programs to run at once: several for each of the 132 multiprocessors of an H100.
 _PROGRAMS = 1024
 
 _PROFILE_ENTRIES = 4096
 
-_MAX_GRID = 65_535  # Of the second axis.
+# CUDA's limit for the second axis of a grid.
+_MAX_GRID = 65_535
 
 
 @triton.jit
 def _phi(s, shape, kind: tl.constexpr):
-    """Phi of factor t^2, s >= 0; the factor is the kernel's own, `kernels._PROFILES`. kind: a place in KINDS."""
+    """phi(t) from s = factor t^2 >= 0, with the factor of the kernel in `kernels._PROFILES`; kind: a place in KINDS."""
     if kind == 0:
         return tl.exp2(-tl.sqrt(s))
     if kind == 1:
@@ -62,7 +64,7 @@ def _times_radial(
     kind: tl.constexpr, d: tl.constexpr, rows: tl.constexpr, block_sum: tl.constexpr, block_out: tl.constexpr,
     precision: tl.constexpr,
 ):  # fmt: skip
-    """One stretch of the sum for one run of columns of `out`, (stretches, n_rows, n_out)."""
+    """One stretch of the sum over i, for one run of columns of `out`, (stretches, n_rows, n_out)."""
     columns = tl.program_id(0) * block_out + tl.arange(0, block_out)
     part = tl.program_id(1)
     each = tl.arange(0, rows)
@@ -76,7 +78,7 @@ def _times_radial(
             right = tl.load(b + columns.to(tl.int64) * b_stride + j, mask=columns < n_out, other=0.0) * b_unit
             difference = left[:, None] - right[None, :]
             squared += difference * difference
-        # Where there is no center the weight is 0, whatever phi is there.
+        # Beyond the last center the weight is 0, so that phi of the padding does not matter.
         inside = (each[:, None] < n_rows) & (places[None, :] < last)
         weights = tl.load(w + each[:, None].to(tl.int64) * w_stride + places[None, :], mask=inside, other=0.0)
         total += tl.dot(weights, _phi(squared, shape, kind), input_precision=precision)
@@ -98,19 +100,17 @@ def times_radial(
     a: Tensor,
     b: Tensor,
     units: tuple[float, float],
-    kind: str,
+    kind: int,
     shape: float,
     d: int,
     is_exact: bool = True,
 ) -> Tensor:
-    """weights @ K(A, B), (k, n_b), for weights of (k, n_a), k up to 128; O(k n_b) memory.
+    """weights @ K(A, B), (k, n_b), for weights of (k, n_a); k <= 128 and d <= 32. O(k n_b) memory.
 
-    a, b: (n, d or more), rows whose first d columns, up to 32, times their unit are points in the unit of phi.
-    is_exact: products in float32; else in TF32, 10 bits of either factor.
+    a, b: (n_a, d or more) and (n_b, d or more); the first d columns, times the number in `units`, are the points in
+    the unit of phi. is_exact: the products with weights are in float32, otherwise in TF32, with 10 bits a factor.
     """
     (n_rows, n_sum), n_out = weights.shape, len(b)
-    assert d <= MAX_FEATURES
-    assert n_rows <= MAX_OUTPUTS
     assert weights.stride(1) == a.stride(1) == b.stride(1) == 1
     if not n_sum or not n_out:
         return weights.new_zeros(n_rows, n_out)
@@ -121,14 +121,14 @@ def times_radial(
     parts = weights.new_empty(n_parts, n_rows, n_out)
     _times_radial[(n_runs, n_parts)](
         weights, a, b, parts, n_rows, n_sum, n_out, weights.stride(0), a.stride(0), b.stride(0), *units, shape, stretch,
-        kind=KINDS.index(kind), d=d, rows=max(16, triton.next_power_of_2(n_rows)),
+        kind=kind, d=d, rows=max(16, triton.next_power_of_2(n_rows)),
         block_sum=_BLOCK_SUM, block_out=_BLOCK_OUT, precision="ieee" if is_exact else "tf32",
     )  # fmt: skip
     return parts.sum(0)
 
 
-def radial_profile(squared: Tensor, kind: str, shape: float, out: Tensor) -> None:
-    """phi of squared distances in its unit, (n, m), none negative, into `out`, which may be the same."""
+def radial_profile(squared: Tensor, kind: int, shape: float, out: Tensor) -> None:
+    """Writes phi of squared distances, (n, m), none negative, in the unit of phi, into `out`; it may be `squared`."""
     assert squared.stride(1) == out.stride(1) == 1
     n_rows, n_columns = squared.shape
     n_runs = triton.cdiv(n_columns, _PROFILE_ENTRIES)
@@ -136,5 +136,5 @@ def radial_profile(squared: Tensor, kind: str, shape: float, out: Tensor) -> Non
         rows = slice(first, first + _MAX_GRID)
         _profile[(n_runs, len(squared[rows]))](
             squared[rows], out[rows], n_columns, squared.stride(0), out.stride(0), shape,
-            kind=KINDS.index(kind), block=_PROFILE_ENTRIES,
+            kind=kind, block=_PROFILE_ENTRIES,
         )  # fmt: skip
