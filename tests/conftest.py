@@ -1,15 +1,35 @@
-"""Settings of all tests: the same examples on every run of continuous integration, new ones on a developer's."""
+"""Settings of all tests: how examples are drawn, and what a run says at its end about tests that did not run."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine may hold any example up; examples that share a directory make paths of their own in it.
+# The same examples on every run of continuous integration, new ones on a developer's machine. A busy machine may
+# hold any example up, so there is no deadline; examples that share a directory make paths of their own in it.
 unhurried = settings(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 settings.register_profile("dev", unhurried)
 settings.register_profile("ci", unhurried, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Lists the skipped tests by reason, and the markers that were not selected.
+
+    Works under xdist too: its reports carry (file, line, reason) as the skipped test's process made them.
+    """
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    terminalreporter.section("not run", sep="-")
+    for reason, n_tests in sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0])):
+        terminalreporter.line(f"{n_tests:>5} skipped: {reason}")
+    if not reasons:
+        terminalreporter.line("no test was skipped")
+    terminalreporter.line(f"selected: -m {config.getoption('markexpr') or 'all'!r}")

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gzip
 import logging
 import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,12 +16,31 @@ from ep3stream.errors import DivergedError
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
+def write_idx(path: Path, values: np.ndarray) -> None:
+    """Bytes in the idx format of the MNIST family, packed: magic (type, number of axes), sizes, data."""
+    sizes = np.array(values.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes()))
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory):
+    """A folder with the four files of Fashion-MNIST, of few images at random."""
+    folder = tmp_path_factory.mktemp("fashion")
+    generator = np.random.default_rng(0)
+    for prefix, n_rows in (("train", 2500), ("t10k", 500)):
+        images = generator.integers(0, 256, (n_rows, 28, 28), np.uint8)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", generator.integers(0, 10, n_rows, np.uint8))
+    return folder
+
+
 @pytest.fixture
-def bench(monkeypatch):
-    """Its problems, of 2000 rows to train on and 100 centers."""
+def bench(monkeypatch, fashion):
+    """Its problems, of 2000 rows to train on and 100 centers; of Fashion-MNIST, made ones."""
     monkeypatch.syspath_prepend(TOOLS)
     import bench_problems
 
+    monkeypatch.setattr(bench_problems, "FASHION", str(fashion))
     small = [replace(problem, n_rows=2600, n_centers=100) for problem in bench_problems.PROBLEMS]
     monkeypatch.setattr(bench_problems, "PROBLEMS", small)
     monkeypatch.setattr(bench_problems, "TEST_ROWS", 500)

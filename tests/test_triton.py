@@ -20,13 +20,22 @@ from ep3stream.solver.blocks import kernel_times, times_kernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.step import Solver
 
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-
-@pytest.mark.skipif(IS_INTERPRETED, reason="this is the process that interprets")
 def test_under_its_interpreter_triton_gives_what_torch_gives() -> None:
     """In a process of its own: Triton reads the variable when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-m",
+        "triton",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+    ]
     done = subprocess.run(
         command,
         env=os.environ | {"TRITON_INTERPRET": "1"},
@@ -35,10 +44,7 @@ def test_under_its_interpreter_triton_gives_what_torch_gives() -> None:
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stdout.decode()
-    assert done.stdout.count(b".") > 20, "they were skipped"
-
-
-pytestmark_interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason="needs TRITON_INTERPRET=1")
+    assert done.stdout.count(b".") > 20, "they were not run"
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def exact_block(name: str, z: Tensor, x: Tensor) -> Tensor:
     return own.block(own.left(z.double()), own.right(x.double()))
 
 
-@pytestmark_interpreted
+@pytest.mark.triton
 @pytest.mark.parametrize("name", RADIAL_KERNELS)
 @pytest.mark.parametrize(("p", "m", "d", "k"), [(130, 70, 9, 3), (1, 1, 1, 1), (65, 64, 2, 20)])
 @pytest.mark.usefixtures("_on_cpu")
@@ -73,7 +79,7 @@ def test_fused_products_are_those_of_float64(name: str, p: int, m: int, d: int, 
     ).max()
 
 
-@pytestmark_interpreted
+@pytest.mark.triton
 @pytest.mark.usefixtures("_on_cpu")
 def test_a_center_met_by_its_own_row_weighs_exactly_one() -> None:
     z = 100 + points(5, 8, 1, torch.float32)
@@ -83,7 +89,7 @@ def test_a_center_met_by_its_own_row_weighs_exactly_one() -> None:
     assert torch.equal(times_kernel(own, torch.eye(5), left, right), torch.eye(5))
 
 
-@pytestmark_interpreted
+@pytest.mark.triton
 @pytest.mark.parametrize("name", RADIAL_KERNELS)
 def test_one_pass_over_a_block_gives_phi(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     z, x = points(33, 40, 1, torch.float32), points(70, 40, 2, torch.float32)
@@ -99,7 +105,7 @@ def test_one_pass_over_a_block_gives_phi(name: str, monkeypatch: pytest.MonkeyPa
     assert not memory[43:].any()
 
 
-@pytestmark_interpreted
+@pytest.mark.triton
 @pytest.mark.parametrize(("d", "is_fused"), [(4, True), (32, True), (33, False)])
 def test_a_step_without_a_block_is_the_step_with_one(
     d: int, is_fused: bool, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +130,7 @@ def test_a_step_without_a_block_is_the_step_with_one(
     assert (by_triton - by_torch).norm() < 1e-5 * by_torch.norm()
 
 
-@pytestmark_interpreted
+@pytest.mark.triton
 @pytest.mark.usefixtures("_on_cpu")
 def test_what_it_does_not_know_is_left_to_torch() -> None:
     cpu = torch.device("cpu")
