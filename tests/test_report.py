@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ep3stream.errors import InputError
-from ep3stream.reporting.curves import MOST_POINTS, axis, number, thin
+from ep3stream.reporting.curves import MOST_POINTS, axis, thin
+from ep3stream.reporting.quantities import duration, number, size
 from ep3stream.reporting.records import RunRecords
 from ep3stream.reporting.report import write_report
-from ep3stream.reporting.words import duration, size
 
 MIB = 1 << 20
 

@@ -29,7 +29,7 @@ from ep3stream.planning.costs import (
     seconds_of_step,
 )
 from ep3stream.planning.pilot import PilotRun, run_pilot, sizes_of
-from ep3stream.reporting.words import duration
+from ep3stream.reporting.quantities import duration
 from ep3stream.run.text import bytes_text
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes

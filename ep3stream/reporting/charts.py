@@ -1,7 +1,8 @@
-"""The report page's charts, each built from a run's records, or None where the run has nothing to draw."""
+"""The charts of a fit, each drawn from the run's records; None where the run has nothing to draw."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -13,103 +14,106 @@ from ep3stream.reporting.curves import (
     SECONDS,
     Axis,
     Chart,
-    Floats,
     Mark,
     Series,
     Units,
     axis,
     draw,
-    number,
     thin,
 )
-from ep3stream.reporting.records import RunRecords, Steps, Table, real, reals, table
+from ep3stream.reporting.quantities import number
+from ep3stream.reporting.records import Floats, RunRecords, Steps, as_float, as_floats
 
+# What the loss is drawn against: the field of a step record -> its name on the page and its units.
 X_AXES: Mapping[str, tuple[str, Units]] = {"rows": ("rows seen", COUNTS), "elapsed_s": ("time", SECONDS)}
 
-"""What the loss is drawn against: a step record's field, its name on the page and its units."""
-
-_EVENT_NAMES = {"resume": "resumed", "rollback": "rolled back"}
+_MARKED_EVENTS = {"resume": "resumed", "rollback": "rolled back"}
 
 _MOST_MARKS = 40
 
 _MOST_WINDOWS = 120
 
 
-def _curve(name: str, role: str, steps: Steps, x: str, y: str, most: int = MOST_POINTS) -> Series:
+def step_series(name: str, role: str, steps: Steps, x: str, y: str, most: int = MOST_POINTS) -> Series:
+    """One field of the step records against another, as a series of at most `most` points."""
     return Series(name, role, *thin(steps[x], steps[y], most))
 
 
+def validation_series(
+    name: str, role: str, records: RunRecords, x: str, y: str, most: int = MOST_POINTS
+) -> Series:
+    """A score of the validations against the rows or the time at which they were made."""
+    at, scores = (np.array([as_float(v.get(field)) for v in records.validations]) for field in (x, y))
+    return Series(name, role, *thin(at, scores, most))
+
+
 def loss_chart(records: RunRecords, x: str) -> Chart | None:
-    """Running, batch and validation loss against `x` (a key of X_AXES), resumes and roll-backs marked."""
-    loss = _curve("running loss", "main", records.steps, x, "loss")
-    at, mse = (np.array([real(v.get(name)) for v in records.validations]) for name in (x, "mse"))
-    validation = Series("validation", "point", *thin(at, mse))
-    up = np.concatenate([loss.y, validation.y])
-    if not np.any(up > 0):
+    """Running, batch and validation loss against `x`, a key of X_AXES; resumes and roll-backs are marked."""
+    loss = step_series("running loss", "main", records.steps, x, "loss")
+    validation = validation_series("validation", "point", records, x, "mse")
+    losses = np.concatenate([loss.y, validation.y])
+    if not np.any(losses > 0):
         return None
     name, units = X_AXES[x]
     series = [
-        _curve("each batch", "faint", records.steps, x, "batch_loss"),
-        *(_curve("taken back", "undone", steps, x, "loss", most=200) for steps in records.undone),
+        step_series("each batch", "faint", records.steps, x, "batch_loss"),
+        *(step_series("taken back", "undone", steps, x, "loss", most=200) for steps in records.undone),
         loss,
         validation,
     ]
     return draw(
         f"Running loss against {name}",
         axis(name, np.concatenate([loss.x, validation.x]), snug=True, units=units),
-        # The axis follows what counts; single batches and diverging steps may leave the frame.
-        axis("mean squared error", up, log=True),
-        [s for s in series if len(s.x)],
+        # The axis spans the running and the validation loss; single batches and diverging steps may leave it.
+        axis("mean squared error", losses, log=True),
+        [one for one in series if len(one.x)],
         _event_marks(records, x),
     )
 
 
+def _event_marks(records: RunRecords, x: str) -> list[Mark]:
+    events = [e for e in records.events if str(e.get("event")) in _MARKED_EVENTS][-_MOST_MARKS:]
+    at = np.array([as_float(e.get("elapsed_s" if x == "elapsed_s" else "step")) for e in events])
+    if x != "elapsed_s" and len(records.steps[x]):
+        # Events carry no row count: interpolate between the steps around them.
+        at = np.interp(at, records.steps["step"], records.steps[x])
+    kinds = [str(e["event"]) for e in events]
+    return [Mark(_MARKED_EVENTS[kind], kind, x=float(place)) for kind, place in zip(kinds, at, strict=True)]
+
+
 def accuracy_chart(records: RunRecords, x: str) -> Chart | None:
-    """The share of validated rows that were classified rightly, against `x` (a key of X_AXES)."""
-    at, right = (np.array([real(v.get(name)) for v in records.validations]) for name in (x, "accuracy"))
-    at, right = thin(at, 100 * right)
-    if not len(right):
+    """The percentage of the validation rows that are classified correctly, against `x`, a key of X_AXES."""
+    accuracy = validation_series("accuracy", "main", records, x, "accuracy")
+    if not len(accuracy.y):
         return None
+    accuracy = replace(accuracy, role="main" if len(accuracy.y) > 1 else "point", y=100 * accuracy.y)
     name, units = X_AXES[x]
-    role = "main" if len(right) > 1 else "point"
-    seen = np.concatenate([records.steps[x], at])
-    # Not from zero: what counts is how much of the rest each pass still wins.
-    low, high = float(right.min()), float(right.max())
-    up = axis("percent right", np.array([low, high]), log=low > 0)
+    # Not from zero: what counts is how much of the remaining error each pass removes.
+    is_positive = float(accuracy.y.min()) > 0
     return draw(
         f"Validation accuracy against {name}",
-        axis(name, seen, snug=True, units=units),
-        up,
-        [Series("accuracy", role, at, right)],
+        axis(name, np.concatenate([records.steps[x], accuracy.x]), snug=True, units=units),
+        axis("percent right", accuracy.y, log=is_positive),
+        [accuracy],
     )
 
 
-def _event_marks(records: RunRecords, x: str) -> list[Mark]:
-    told = [e for e in records.events if str(e.get("event")) in _EVENT_NAMES][-_MOST_MARKS:]
-    at = np.array([real(e.get("elapsed_s" if x == "elapsed_s" else "step")) for e in told])
-    if x != "elapsed_s" and len(records.steps[x]):
-        # Events carry no row count: read it off the steps around them.
-        at = np.interp(at, records.steps["step"], records.steps[x])
-    kinds = [str(e["event"]) for e in told]
-    return [Mark(_EVENT_NAMES[kind], kind, x=float(place)) for kind, place in zip(kinds, at, strict=True)]
-
-
 def rate_chart(records: RunRecords) -> Chart | None:
-    """Rows per second over time: as logged, and the rise of rows in each window."""
-    logged = _curve("as logged", "faint", records.steps, "elapsed_s", "rows_per_s")
-    mean = _windowed("window mean", records.steps, "rows")
+    """Rows per second over time: as logged, and the mean over each window."""
+    logged = step_series("as logged", "faint", records.steps, "elapsed_s", "rows_per_s")
+    mean = _window_rates("window mean", records.steps, "rows")
     up = axis("rows per second", np.concatenate([logged.y, mean.y, [0.0]]), units=COUNTS)
     return _over_time("Throughput", [logged, mean], up)
 
 
 def wait_chart(records: RunRecords) -> Chart | None:
-    """Percent of the time spent waiting for data, in each window."""
-    waited = _windowed("waiting for data", records.steps, "wait_s")
+    """The percentage of the time spent waiting for data, in each window."""
+    waited = _window_rates("waiting for data", records.steps, "wait_s")
     percent = replace(waited, y=np.clip(100 * waited.y, 0, 100))
     return _over_time("Waiting for data", [percent], axis("percent of time", np.array([0.0, 100.0])))
 
 
-def _windowed(name: str, steps: Steps, field: str) -> Series:
+def _window_rates(name: str, steps: Steps, field: str) -> Series:
     """(rise of `field`) / (rise of elapsed_s) over up to _MOST_WINDOWS windows of five steps or more."""
     n, elapsed = len(steps[field]), steps["elapsed_s"]
     n_windows = max(1, min(_MOST_WINDOWS, n // 5))
@@ -120,75 +124,58 @@ def _windowed(name: str, steps: Steps, field: str) -> Series:
 
 
 def _over_time(label: str, series: list[Series], up: Axis) -> Chart | None:
-    if max(len(s.x) for s in series) < 2:
+    if max(len(one.x) for one in series) < 2:
         return None
     name, units = X_AXES["elapsed_s"]
-    across = axis(name, np.concatenate([s.x for s in series]), snug=True, units=units)
-    return draw(label, across, up, [s for s in series if len(s.x)])
+    across = axis(name, np.concatenate([one.x for one in series]), snug=True, units=units)
+    return draw(label, across, up, [one for one in series if len(one.x)])
 
 
 def step_size_chart(records: RunRecords) -> Chart | None:
-    """The step size by step, None if it never changed."""
-    series = _curve("step size", "main", records.steps, "step", "step_size")
+    """The step size by step; None if it never changed."""
+    series = step_series("step size", "main", records.steps, "step", "step_size")
     if len(np.unique(series.y)) < 2:
         return None
     return draw("Step size", axis("step", series.x, snug=True), axis("step size", series.y), [series])
 
 
-def spectra(records: RunRecords) -> list[Chart]:
+def spectrum_charts(records: RunRecords) -> list[Chart]:
     """The eigenvalues of the data and of the model preconditioner by index, with rank and mu marked."""
-    plan, setup = table(records.run.get("plan")), table(records.run.get("setup"))
-    rank = _data_rank(plan, records)
-    drawn = [
-        _spectrum(
-            "Data preconditioner",
-            reals(setup.get("data_eigenvalues")),
-            rank,
-            others=_other_stages(plan, rank),
+    plan, setup = records.plan, records.setup
+    # The stage that the fit has reached says how many directions are flattened; without stages the plan does.
+    begun = [stage for stage in plan.stages if stage.first_row <= records.steps.last("rows")]
+    is_staged = bool(begun) and math.isfinite(begun[-1].n_flattened)
+    data_rank = begun[-1].n_flattened if is_staged else as_float(plan.data_rank)
+    others = {stage.n_flattened for stage in plan.stages if stage.n_flattened > 0} - {data_rank}
+    charts = [
+        _spectrum_chart(
+            "Data preconditioner", as_floats(setup.get("data_eigenvalues")), data_rank, others=sorted(others)
         ),
-        _spectrum(
+        _spectrum_chart(
             "Model preconditioner",
-            reals(setup.get("model_eigenvalues")),
-            real(plan.get("model_rank")),
-            real(setup.get("mu")),
+            as_floats(setup.get("model_eigenvalues")),
+            as_float(plan.model_rank),
+            as_float(setup.get("mu")),
         ),
     ]
-    return [chart for chart in drawn if chart]
+    return [chart for chart in charts if chart]
 
 
-def _data_rank(plan: Table, records: RunRecords) -> float:
-    """How many directions the stage that the fit has come to flattens; the plan's rank for a fit without stages."""
-    rows = records.steps.last("rows")
-    begun = [stage for stage in _stages(plan) if real(stage.get("first_row")) <= rows]
-    return real(begun[-1].get("n_flattened", plan.get("data_rank")) if begun else plan.get("data_rank"))
-
-
-def _stages(plan: Table) -> list[Table]:
-    stages = plan.get("stages")
-    return [table(stage) for stage in stages] if isinstance(stages, list) else []
-
-
-def _other_stages(plan: Table, rank: float) -> list[float]:
-    """How many directions the stages before and after the present one flatten."""
-    told = {real(stage.get("n_flattened")) for stage in _stages(plan)} - {rank}
-    return sorted(n for n in told if n > 0)
-
-
-def _spectrum(
+def _spectrum_chart(
     label: str, values: Floats, rank: float, mu: float = 0.0, others: Sequence[float] = ()
 ) -> Chart | None:
     index = np.arange(1.0, len(values) + 1)
     positive = np.isfinite(values) & (values > 0)
     if np.count_nonzero(positive) < 2:
         return None
-    # Thinned in log(index), as it is drawn: the few leading eigenvalues fill half of the axis.
+    # Thinned in log(index), the scale of the axis: the few leading eigenvalues fill half of it.
     log_index, shown = thin(np.log(index[positive]), values[positive])
-    # The basis may have fewer columns than were asked for, where the kernel's rank is numerically lower.
+    # The basis may have fewer columns than the plan asked for, where the kernel's numerical rank is lower.
     rank = min(rank, float(len(values)))
     marks = [Mark(f"rank {rank:,.0f}", "rank", x=rank)] if rank > 0 else []
     marks += [Mark(f"μ = {number(mu)}", "level", y=mu)] if mu > 0 else []
-    listed = "other stages: " + ", ".join(f"{n:,.0f}" for n in others)
-    marks += [Mark(listed, "stage", x=n) for n in others]
+    other_ranks = "other stages: " + ", ".join(f"{n:,.0f}" for n in others)
+    marks += [Mark(other_ranks, "stage", x=n) for n in others]
     series = Series("eigenvalue", "main", np.exp(log_index), shown)
     across, up = axis("index", index, log=True, snug=True), axis("eigenvalue", shown, log=True)
     return draw(label, across, up, [series], marks)

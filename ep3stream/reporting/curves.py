@@ -1,6 +1,7 @@
-"""Curves for the report page: axes with round ticks, thinned series and the SVG paths that draw them.
+"""The parts of a chart: axes with round ticks, thinned series, and the SVG paths that draw them.
 
-A plot is an SVG stretched over its frame, with its text outside in HTML, so one drawing serves all widths.
+The page stretches the SVG over the chart's frame and puts all text outside of it, in HTML, so that one drawing serves
+every width. Why no plotting library: docs/report.md.
 """
 
 from __future__ import annotations
@@ -10,19 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from ep3stream.reporting.quantities import TIMES, power_of_ten
+from ep3stream.reporting.records import Floats
 
 Units = tuple[tuple[float, str], ...]
-
-SIZE = 1000.0
-
-"""A plot's coordinates run from 0 to SIZE both ways, y downwards."""
-
-MOST_POINTS = 1500
-
-DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+"""The units an axis may be read in, small to large: pairs of (size, name)."""
 
 PLAIN: Units = ((1.0, ""),)
 
@@ -30,24 +24,15 @@ SECONDS: Units = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "days"))
 
 COUNTS: Units = ((1.0, ""), (1e3, "thousands"), (1e6, "millions"), (1e9, "billions"))
 
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# The coordinates of a drawing run from 0 to _SIZE in both directions, y downwards.
+_SIZE = 1000.0
 
-
-def number(value: float, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, integers whole: 0.0217, 15,204, 1.20e-7 (typeset)."""
-    if not math.isfinite(value):
-        return DASH
-    if value == 0:
-        return "0"
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    if -4 <= int(exponent) < 12:
-        return f"{value:,.{max(digits - 1 - int(exponent), 0)}f}".replace("-", MINUS)
-    return f"{mantissa} {TIMES} 10{str(int(exponent)).translate(_SUPERSCRIPTS)}".replace("-", MINUS)
+MOST_POINTS = 1500
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One direction of a plot: data from `low` to `high`, linear or logarithmic, read in units of `unit`.
+    """One direction of a chart: data from `low` to `high`, linear or logarithmic, read in units of `unit`.
 
     ticks: pairs of (position in percent of the axis, text).
     """
@@ -60,7 +45,10 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
 
     def place(self, values: Floats) -> Floats:
-        """Positions along the axis: 0 at `low`, 1 at `high`, a little outside for what lies beyond."""
+        """Positions along the axis: 0 at `low`, 1 at `high`; values beyond these lie up to 0.05 outside.
+
+        NaN for a value that is not positive on a logarithmic axis.
+        """
         low, high = self.low, self.high
         if self.log:
             values = np.log(np.where(values > 0, values, np.nan))
@@ -70,13 +58,13 @@ class Axis:
 
 
 def axis(label: str, values: Floats, *, log: bool = False, snug: bool = False, units: Units = PLAIN) -> Axis:
-    """The axis for `values`, which must hold a finite one (a positive one when `log`).
+    """The axis that holds all finite `values`, or all positive ones if it is logarithmic; there must be one.
 
-    A linear axis starts at 0 and ends at a round tick, a logarithmic one leaves margins; with `snug`
-    both end just where the values do.
+    A linear axis starts at 0, or below it, and ends at a round tick; a logarithmic one has margins. A `snug` axis of
+    either kind ends where the values end.
     """
     usable = values[np.isfinite(values) & (values > 0)] if log else values[np.isfinite(values)]
-    # Far beyond any figure of a fit, but short of what overflows below.
+    # Far beyond any number of a fit, but small enough that nothing below overflows.
     usable = np.clip(usable, 1e-99 if log else -1e99, 1e99)
     high = float(usable.max())
     low = float(usable.min()) if log else min(0.0, float(usable.min()))
@@ -95,7 +83,7 @@ def axis(label: str, values: Floats, *, log: bool = False, snug: bool = False, u
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:
-    """At most 9 multiples of 1, 2 or 5 times a power of ten that enclose [low, high]."""
+    """At most 9 multiples of 1, 2 or 5 times a power of ten, the first <= low and the last >= high."""
     rough = (high - low) / 7
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
@@ -104,7 +92,7 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Three or more round numbers in [low, high]: powers of ten if they suffice, even steps at the last."""
+    """Round numbers in [low, high]: powers of ten if there are three, else more numbers in between."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for leading in ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)):
         ticks = [m * 10.0**k for k in range(first, last + 1) for m in leading]
@@ -115,7 +103,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _tick_texts(ticks: Sequence[float], log: bool) -> list[str]:
-    """Ticks as text: powers of ten where they reach far, else decimals, alike for even steps."""
+    """Ticks as text: powers of ten over a wide range, else decimals, of equal number if the steps are equal."""
     if log and (ticks[0] < 1e-3 or ticks[-1] > 1e5):
         return [_power_text(t) for t in ticks]
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
@@ -127,14 +115,13 @@ def _tick_texts(ticks: Sequence[float], log: bool) -> list[str]:
 
 def _power_text(value: float) -> str:
     mantissa, exponent = f"{value:.3e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".")
-    power = f"10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    mantissa, power = mantissa.rstrip("0").rstrip("."), power_of_ten(int(exponent))
     return power if mantissa == "1" else f"{mantissa}{TIMES}{power}"
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A named curve (or points) in data units; `role` picks its style on the page. x, y: equally long."""
+    """A named curve, area or set of points in data units; `role` is its class in style.css. x, y: (n,)."""
 
     name: str
     role: str
@@ -144,7 +131,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A vertical line at `x` (data units), or a horizontal one at `y`: what happened or was chosen."""
+    """A vertical line at `x`, or a horizontal one at `y`, in data units: an event, or a value that was chosen."""
 
     name: str
     role: str
@@ -154,7 +141,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A drawn series: what the page's SVG needs of it."""
+    """A drawn series or mark: its name, its class in style.css and its SVG path data."""
 
     name: str
     role: str
@@ -163,7 +150,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Two axes, what is drawn between them, and the legend as (role, name) in order of appearance."""
+    """Two axes, the lines between them, and the legend as (role, name) in order of appearance."""
 
     label: str
     x: Axis
@@ -173,17 +160,17 @@ class Chart:
 
 
 def draw(label: str, x: Axis, y: Axis, series: Sequence[Series], marks: Sequence[Mark] = ()) -> Chart:
-    """The chart of `series` and `marks` on the given axes; `label` says in words what it shows."""
-    curves = [Line(s.name, s.role, _path(s, x, y)) for s in series]
-    ruled = [Line(m.name, m.role, _mark_path(m, x, y)) for m in marks]
-    legend = dict.fromkeys((line.role, line.name) for line in (*curves, *ruled) if line.path)
-    return Chart(label, x, y, tuple(line for line in (*ruled, *curves) if line.path), tuple(legend))
+    """The chart of `series` over `marks` on the given axes, without those that lie outside; `label` is its title."""
+    curves = [Line(one.name, one.role, _path(one, x, y)) for one in series]
+    rules = [Line(mark.name, mark.role, _mark_path(mark, x, y)) for mark in marks]
+    legend = dict.fromkeys((line.role, line.name) for line in (*curves, *rules) if line.path)
+    return Chart(label, x, y, tuple(line for line in (*rules, *curves) if line.path), tuple(legend))
 
 
 def thin(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]:
-    """At most `most` of the points, in order of x: both ends, and each interval's lowest and highest y.
+    """At most `most` of the points: the first, the last, and the lowest and highest of each interval of x.
 
-    Keeps every spike, unlike a stride. Points that are not finite are dropped. x: ascending.
+    Unlike every k-th point, these keep each spike. Points that are not finite are dropped. x: ascending.
     """
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
@@ -199,8 +186,8 @@ def thin(x: Floats, y: Floats, most: int = MOST_POINTS) -> tuple[Floats, Floats]
 
 
 def _path(series: Series, x: Axis, y: Axis) -> str:
-    """SVG path data: a polyline, or for points one zero-length stroke each (round caps make it a dot)."""
-    across, down = x.place(series.x) * SIZE, (1 - y.place(series.y)) * SIZE
+    """A polyline; for points a stroke of no length each, which round caps make a dot."""
+    across, down = x.place(series.x) * _SIZE, (1 - y.place(series.y)) * _SIZE
     drawn = np.isfinite(across) & np.isfinite(down)
     places = [f"{a:.1f},{d:.1f}" for a, d in zip(across[drawn], down[drawn], strict=True)]
     if not places:
@@ -212,7 +199,8 @@ def _path(series: Series, x: Axis, y: Axis) -> str:
 
 def _mark_path(mark: Mark, x: Axis, y: Axis) -> str:
     if mark.x is not None:
-        at = float(x.place(np.array(mark.x))) * SIZE
-        return f"M{at:.1f},0V{SIZE:.0f}" if 0 <= at <= SIZE else ""
-    at = (1 - float(y.place(np.array(mark.y if mark.y is not None else math.nan)))) * SIZE
-    return f"M0,{at:.1f}H{SIZE:.0f}" if 0 <= at <= SIZE else ""
+        at = float(x.place(np.array(mark.x))) * _SIZE
+        return f"M{at:.1f},0V{_SIZE:.0f}" if 0 <= at <= _SIZE else ""
+    assert mark.y is not None
+    at = (1 - float(y.place(np.array(mark.y)))) * _SIZE
+    return f"M0,{at:.1f}H{_SIZE:.0f}" if 0 <= at <= _SIZE else ""

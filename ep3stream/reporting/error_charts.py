@@ -1,16 +1,25 @@
-"""Where the model errs, for the report page: residuals, confusions, calibration, drawn from an evaluation's record."""
+"""Where the model errs: residuals, confusions and calibration, drawn from the diagnosis of an evaluation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ep3stream.prediction.diagnosis import QUANTILES
-from ep3stream.reporting.curves import Axis, Chart, Floats, Mark, Series, axis, draw
-from ep3stream.reporting.records import RunRecords, Table, real, reals, table, texts
-from ep3stream.reporting.words import count, judgement, share
+from ep3stream.reporting.curves import Axis, Chart, Mark, Series, axis, draw
+from ep3stream.reporting.quantities import count, percent
+from ep3stream.reporting.records import (
+    Floats,
+    Record,
+    RunRecords,
+    as_float,
+    as_floats,
+    as_list,
+    as_record,
+    as_texts,
+)
+from ep3stream.reporting.summary import headline_scores
 
 _MOST_CLASSES = 25
 
@@ -21,8 +30,7 @@ _MOST_TARGETS = 4
 _NAME_WIDTH = 24
 
 Cell = tuple[str, float, str]
-
-"""A count as text, its share of the row in percent, and what it counts, in words."""
+"""A count as text, its share of the table's row in percent, and both in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,49 +43,47 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What the section shows: on which rows, charts in pairs, a matrix or none, the most frequent mistakes."""
+    """The section of the page: the name of the rows, charts in pairs, a confusion matrix, frequent mistakes."""
 
-    unseen: str
+    rows_name: str
     charts: tuple[Chart, ...]
     confusion: Confusion | None
     mistakes: tuple[tuple[str, str, str, str], ...]
 
 
 def diagnosis(records: RunRecords) -> Diagnosis | None:
-    """That of the evaluation which the headline tells of, or else of the newest that has one."""
-    told = [judgement(records), *((_rows_of(e), e) for e in reversed(records.evaluations))]
-    for unseen, figures in told:
-        if found := table(figures.get("diagnosis")):
-            charts = [*_residual_charts(found), *_calibration_chart(found)]
-            made = Diagnosis(unseen, tuple(charts), _confusion(found), _mistakes(found))
-            return made if charts or made.confusion or made.mistakes else None
+    """The diagnosis in the evaluation of the headline, or else in the newest evaluation that has one."""
+    by_age = [
+        (f"{count(e.get('n'))} {e.get('split', 'evaluated')} rows", e) for e in reversed(records.evaluations)
+    ]
+    for rows_name, scores in (headline_scores(records), *by_age):
+        if recorded := as_record(scores.get("diagnosis")):
+            charts = [*_residual_charts(recorded), *_calibration_chart(recorded)]
+            shown = Diagnosis(rows_name, tuple(charts), _confusion(recorded), _mistakes(recorded))
+            return shown if charts or shown.confusion or shown.mistakes else None
     return None
 
 
-def _rows_of(evaluation: Table) -> str:
-    return f"{count(evaluation.get('n'))} {evaluation.get('split', 'evaluated')} rows"
-
-
-def _residual_charts(found: Table) -> list[Chart]:
-    """Of each target the bands and the histogram, in this order, where there are any."""
-    targets = [table(one) for one in _items(found.get("residuals"))[:_MOST_TARGETS]]
+def _residual_charts(recorded: Record) -> list[Chart]:
+    """For each target its bands and its histogram, in this order, where it has them."""
+    targets = [as_record(target) for target in as_list(recorded.get("residuals"))[:_MOST_TARGETS]]
     charts = []
-    for one in targets:
-        of = f" of {_short(one.get('target'))}" if len(targets) > 1 else ""
-        charts += [c for c in (_bands(one, of), _histogram(table(one.get("histogram")), of)) if c]
+    for target in targets:
+        of_target = f" of {_short(target.get('target'))}" if len(targets) > 1 else ""
+        pair = (_bands(target, of_target), _histogram(as_record(target.get("histogram")), of_target))
+        charts += [chart for chart in pair if chart]
     return charts
 
 
-def _bands(target: Table, of: str) -> Chart | None:
-    bands = [table(band) for band in _items(target.get("bands"))]
-    kept = [
-        (real(band.get("predicted")), quantiles)
-        for band in bands
-        if len(quantiles := reals(band.get("quantiles"))) == len(QUANTILES)
+def _bands(target: Record, of_target: str) -> Chart | None:
+    bands = [
+        (as_float(band.get("predicted")), quantiles)
+        for band in map(as_record, as_list(target.get("bands")))
+        if len(quantiles := as_floats(band.get("quantiles"))) == len(QUANTILES)
     ]
-    if len(kept) < 2:
+    if len(bands) < 2:
         return None
-    x, quantiles = np.array([at for at, _ in kept]), np.stack([q for _, q in kept])
+    x, quantiles = np.array([predicted for predicted, _ in bands]), np.stack([q for _, q in bands])
     if not (np.all(np.isfinite(x)) and np.all(np.isfinite(quantiles)) and x.max() > x.min()):
         return None
     series = [
@@ -86,102 +92,89 @@ def _bands(target: Table, of: str) -> Chart | None:
         Series("median", "main", x, quantiles[:, 2]),
     ]
     return draw(
-        f"Residuals{of} by prediction",
-        _between("prediction", x),
+        f"Residuals{of_target} by prediction",
+        _prediction_axis(x),
         axis("truth less prediction", quantiles.ravel()),
         series,
         [Mark("no error", "level", y=0.0)],
     )
 
 
-def _between(label: str, values: Floats) -> Axis:
-    """A linear axis that need not begin at zero: predictions may all be far from it."""
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or low < 0.5 * high:
-        return axis(label, values, snug=True)
-    return axis(label, values, log=True, snug=True)
+def _prediction_axis(predicted: Floats) -> Axis:
+    """Logarithmic where all predictions are far from zero, at which a linear axis would begin."""
+    low, high = float(predicted.min()), float(predicted.max())
+    return axis("prediction", predicted, log=low >= 0 and low >= 0.5 * high, snug=True)
 
 
 def _area(name: str, role: str, x: Floats, low: Floats, high: Floats) -> Series:
     return Series(name, role, np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]]))
 
 
-def _histogram(bars: Table, of: str) -> Chart | None:
-    counts, low, high = reals(bars.get("counts")), real(bars.get("low")), real(bars.get("high"))
+def _histogram(bars: Record, of_target: str) -> Chart | None:
+    counts, low, high = as_floats(bars.get("counts")), as_float(bars.get("low")), as_float(bars.get("high"))
     if not (0 < len(counts) <= 1000 and np.all(counts >= 0) and counts.max() > 0 and low < high):
         return None
     if not np.isfinite([low, high, counts.max()]).all():
         return None
     edges = np.repeat(np.linspace(low, high, len(counts) + 1), 2)
-    steps = np.concatenate([[0.0], np.repeat(counts, 2), [0.0]])
-    beyond = real(bars.get("below")) + real(bars.get("above"))
-    told = f"rows ({count(beyond)} more lie beyond)" if beyond > 0 else "rows"
+    heights = np.concatenate([[0.0], np.repeat(counts, 2), [0.0]])
+    beyond = as_float(bars.get("below")) + as_float(bars.get("above"))
     return draw(
-        f"Residuals{of}",
+        f"Residuals{of_target}",
         axis("truth less prediction", np.array([low, high]), snug=True),
-        axis(told, counts),
-        [Series("rows", "bars", edges, steps)],
+        axis(f"rows ({count(beyond)} more lie beyond)" if beyond > 0 else "rows", counts),
+        [Series("rows", "bars", edges, heights)],
         [Mark("no error", "level", x=0.0)],
     )
 
 
-def _calibration_chart(found: Table) -> list[Chart]:
-    bins = [table(one) for one in _items(found.get("calibration"))]
-    x, y = (np.array([real(one.get(name)) for one in bins]) for name in ("confidence", "accuracy"))
+def _calibration_chart(recorded: Record) -> list[Chart]:
+    bins = [as_record(item) for item in as_list(recorded.get("calibration"))]
+    x, y = (np.array([as_float(item.get(name)) for item in bins]) for name in ("confidence", "accuracy"))
     known = np.isfinite(x) & np.isfinite(y)
     if np.count_nonzero(known) < 2:
         return []
-    diagonal = Series("as often as said", "level", np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-    points = Series("of rows with this confidence", "main", x[known], y[known])
     unit = np.array([0.0, 1.0])
-    up, across = axis("share that is right", unit, snug=True), axis("confidence", unit, snug=True)
-    return [draw("Calibration", across, up, [diagonal, points])]
+    series = [
+        Series("as often as said", "level", unit, unit),
+        Series("of rows with this confidence", "main", x[known], y[known]),
+    ]
+    across, up = axis("confidence", unit, snug=True), axis("share that is right", unit, snug=True)
+    return [draw("Calibration", across, up, series)]
 
 
-def _confusion(found: Table) -> Confusion | None:
-    content = table(found.get("confusion"))
-    names, lines = texts(content.get("classes")), _items(content.get("counts"))
-    counts = [reals(line) for line in lines]
+def _confusion(recorded: Record) -> Confusion | None:
+    content = as_record(recorded.get("confusion"))
+    names = as_texts(content.get("classes"))
+    counts = [as_floats(line) for line in as_list(content.get("counts"))]
     n = len(names)
     if not 2 <= n <= _MOST_CLASSES or len(counts) != n or any(len(line) != n for line in counts):
         return None
     matrix = np.nan_to_num(np.stack(counts), nan=0.0, posinf=0.0, neginf=0.0).clip(0)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    short = tuple(_short(name) for name in names)
-    rows = tuple(
-        (
-            name,
-            tuple(
-                (
-                    count(matrix[i, j]) if matrix[i, j] else "",
-                    round(float(shares[i, j]), 1),
-                    f"{names[i]} taken for {names[j]}: {share(float(shares[i, j]) / 100)}",
-                )
-                for j in range(n)
-            ),
-        )
-        for i, name in enumerate(short)
-    )
-    return Confusion(short, rows)
+
+    def cell(i: int, j: int) -> Cell:
+        share = float(shares[i, j])
+        text = count(matrix[i, j]) if matrix[i, j] else ""
+        return text, round(share, 1), f"{names[i]} taken for {names[j]}: {percent(share / 100)}"
+
+    short = tuple(map(_short, names))
+    return Confusion(short, tuple((short[i], tuple(cell(i, j) for j in range(n))) for i in range(n)))
 
 
-def _mistakes(found: Table) -> tuple[tuple[str, str, str, str], ...]:
-    """(class, what it was taken for, rows, share of the class), most frequent first."""
-    told = [table(one) for one in _items(found.get("mistakes"))[:_MOST_MISTAKES]]
+def _mistakes(recorded: Record) -> tuple[tuple[str, str, str, str], ...]:
+    """(class, predicted class, rows, their share of the class), most frequent first."""
+    pairs = [as_record(item) for item in as_list(recorded.get("mistakes"))[:_MOST_MISTAKES]]
+
+    def share(pair: Record) -> str:
+        of_class = as_float(pair.get("of"))
+        return percent(as_float(pair.get("rows")) / of_class) if of_class > 0 else ""
+
     return tuple(
-        (_short(m.get("class")), _short(m.get("predicted")), count(m.get("rows")), _part(m))
-        for m in told
-        if m
+        (_short(pair.get("class")), _short(pair.get("predicted")), count(pair.get("rows")), share(pair))
+        for pair in pairs
+        if pair
     )
-
-
-def _part(mistake: Table) -> str:
-    of = real(mistake.get("of"))
-    return share(real(mistake.get("rows")) / of) if of > 0 else ""
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _short(name: object) -> str:

@@ -1,22 +1,28 @@
-"""What a run directory says about its fit, read leniently: a crash may have cut lines short."""
+"""The files of a run directory as the report reads them: leniently, for a crash may have cut any of them short.
+
+What is missing or of another type reads as NaN, as an empty text or as an empty object, and never raises.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ep3stream.disk import read_small_file
-from ep3stream.reporting.curves import Floats
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.event_log import MAX_LINES_BYTES
 
-Table = dict[str, Any]
+Floats = npt.NDArray[np.float64]
+
+Record = dict[str, Any]
+"""A JSON object."""
 
 SECONDS_FIELDS = (
     "elapsed_s", "compute_s", "wait_s", "stalled_s", "validate_s",
@@ -25,18 +31,24 @@ SECONDS_FIELDS = (
 
 STEP_FIELDS = ("step", "epoch", "rows", "loss", "batch_loss", "rows_per_s", "step_size", *SECONDS_FIELDS)
 
+# A longer fit loses every second record whenever it has so many: 40 MB at most.
 _MOST_STEPS = 1 << 16
 
 _MOST_UNDONE = 20
 
 
-def table(value: object) -> Table:
+def as_record(value: object) -> Record:
     """`value` if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def real(value: object) -> float:
-    """`value` as a float, NaN unless it is a JSON number."""
+def as_list(value: object) -> list[Any]:
+    """`value` if it is a JSON list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def as_float(value: object) -> float:
+    """`value` as a float; NaN unless it is a JSON number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return math.nan
     try:
@@ -45,21 +57,91 @@ def real(value: object) -> float:
         return math.inf
 
 
-def reals(value: object) -> Floats:
-    """A JSON list as a 1-d float array, NaN for whatever is not a number; empty unless it is a list."""
-    return np.array([real(v) for v in value] if isinstance(value, list) else [], dtype=np.float64)
+def as_floats(value: object) -> Floats:
+    """A JSON list as a 1-d float array, with NaN for each item that is not a number."""
+    return np.array([as_float(item) for item in as_list(value)], dtype=np.float64)
 
 
-def texts(value: object) -> list[str]:
-    """A JSON list of names as strings; empty unless it is a list."""
-    return [str(v) for v in value] if isinstance(value, list) else []
+def as_texts(value: object) -> list[str]:
+    """A JSON list of names as strings."""
+    return [str(item) for item in as_list(value)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStage:
+    """One stage of a fit: how many directions are flattened from row `first_row` on; NaN where not recorded."""
+
+    first_row: float
+    n_flattened: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRecord:
+    """The "plan" of run.json, the only place where its keys are spelled for readers.
+
+    Numbers are None where a run of an older version lacks them, texts are empty then.
+    memory: planned bytes by purpose. stages: in order; none for a fit without stages.
+    """
+
+    n_centers: float | None
+    kernel: str
+    bandwidth: float | None
+    projection: str
+    model_rank: float | None
+    data_rank: float | None
+    ridge: float | None
+    step_rule: str
+    batch_size: float | None
+    step_size: float | None
+    steps_per_epoch: float | None
+    n_steps: float | None
+    memory: Mapping[str, float]
+    stages: tuple[PlanStage, ...]
+
+    @classmethod
+    def of(cls, plan: object) -> PlanRecord:
+        """The fields of a plan as JSON; all of them missing if it is none."""
+        fields = as_record(plan)
+
+        def number(key: str) -> float | None:
+            value = fields.get(key)
+            return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+        def text(key: str) -> str:
+            value = fields.get(key)
+            return value if isinstance(value, str) else ""
+
+        stages = [as_record(stage) for stage in as_list(fields.get("stages"))]
+        return cls(
+            n_centers=number("n_centers"),
+            kernel=text("kernel"),
+            bandwidth=number("bandwidth"),
+            projection=text("projection"),
+            model_rank=number("model_rank"),
+            data_rank=number("data_rank"),
+            ridge=number("ridge"),
+            step_rule=text("step_rule"),
+            batch_size=number("batch_size"),
+            step_size=number("step_size"),
+            steps_per_epoch=number("steps_per_epoch"),
+            n_steps=number("n_steps"),
+            memory={
+                name: n_bytes
+                for name, value in as_record(fields.get("memory")).items()
+                if math.isfinite(n_bytes := as_float(value))
+            },
+            stages=tuple(
+                PlanStage(as_float(stage.get("first_row")), as_float(stage.get("n_flattened")))
+                for stage in stages
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
     """Step records by column, each (n,), NaN where a record lacks the field."""
 
-    columns: dict[str, Floats]
+    columns: Mapping[str, Floats]
 
     @classmethod
     def of(cls, rows: list[tuple[float, ...]]) -> Steps:
@@ -75,29 +157,34 @@ class Steps:
         finite = self[name][np.isfinite(self[name])]
         return float(finite[-1]) if len(finite) else math.nan
 
+    def rows_per_s(self) -> float:
+        """The mean over the whole fit; NaN if nothing was timed."""
+        elapsed = self.last("elapsed_s")
+        return self.last("rows") / elapsed if elapsed > 0 else math.nan
+
 
 @dataclass(slots=True)
 class _Replay:
-    """The metrics replayed: a record of step k takes back what was recorded beyond k, as the fit did."""
+    """Replays metrics.jsonl: a record of step k takes back the records of later steps, as the fit did."""
 
     steps: list[tuple[float, ...]] = field(default_factory=list)
-    validations: list[Table] = field(default_factory=list)
+    validations: list[Record] = field(default_factory=list)
     undone: list[list[tuple[float, ...]]] = field(default_factory=list)
-    events: list[Table] = field(default_factory=list)
+    events: list[Record] = field(default_factory=list)
 
-    def add(self, record: Table) -> None:
-        kind, step = record.get("kind"), real(record.get("step"))
+    def add(self, record: Record) -> None:
+        kind, step = record.get("kind"), as_float(record.get("step"))
         if kind == "event":
             self.events.append(record)
         if kind not in ("step", "validation") or not math.isfinite(step):
             return
         self._take_back(step, include_step=kind == "step")
         if kind == "step":
-            self.steps.append(tuple(real(record.get(name)) for name in STEP_FIELDS))
+            self.steps.append(tuple(as_float(record.get(name)) for name in STEP_FIELDS))
             if len(self.steps) > _MOST_STEPS:
                 del self.steps[1::2]
         else:
-            while self.validations and real(self.validations[-1]["step"]) == step:
+            while self.validations and as_float(self.validations[-1]["step"]) == step:
                 self.validations.pop()
             self.validations.append(record)
 
@@ -105,7 +192,7 @@ class _Replay:
         taken = []
         while self.steps and (self.steps[-1][0] > step or (include_step and self.steps[-1][0] == step)):
             taken.append(self.steps.pop())
-        while self.validations and real(self.validations[-1]["step"]) > step:
+        while self.validations and as_float(self.validations[-1]["step"]) > step:
             self.validations.pop()
         if taken:
             self.undone = [*self.undone, taken[::-1]][-_MOST_UNDONE:]
@@ -113,30 +200,37 @@ class _Replay:
 
 @dataclass(frozen=True, slots=True)
 class RunRecords:
-    """Everything the page is drawn from. undone: steps later taken back by a roll-back or a resume."""
+    """All that a page is drawn from.
+
+    summary: run.json, whose objects have properties of their own. undone: the steps that a roll-back or a resume
+    has taken back later, one item for each time.
+    """
 
     name: str
-    run: Table
+    summary: Record
+    plan: PlanRecord
     config: str
     steps: Steps
     undone: tuple[Steps, ...]
-    validations: tuple[Table, ...]
-    events: tuple[Table, ...]
-    evaluations: tuple[Table, ...]
+    validations: tuple[Record, ...]
+    events: tuple[Record, ...]
+    evaluations: tuple[Record, ...]
 
     @classmethod
     def read(cls, run: Path) -> RunRecords:
-        """Whatever of run.json, config.toml, metrics.jsonl and evaluations.jsonl is there and readable.
+        """What is readable of run.json, config.toml, metrics.jsonl and evaluations.jsonl.
 
-        Raises InputError only if nothing of a run is there.
+        Raises InputError only if `run` holds nothing of a run.
         """
         RunDirectory(run).require()
         replay = _Replay()
         for record in _json_lines(run / "metrics.jsonl"):
             replay.add(record)
+        summary = _json_object("".join(_lines(run / "run.json")))
         return cls(
             name=run.resolve().name,
-            run=_parse("".join(_lines(run / "run.json"))),
+            summary=summary,
+            plan=PlanRecord.of(summary.get("plan")),
             config="".join(_lines(run / "config.toml")),
             steps=Steps.of(replay.steps),
             undone=tuple(Steps.of(rows) for rows in replay.undone),
@@ -145,22 +239,57 @@ class RunRecords:
             evaluations=tuple(_json_lines(run / "evaluations.jsonl")),
         )
 
+    @property
+    def store(self) -> Record:
+        """The store that is fitted: path, fingerprint, split, task and sizes."""
+        return as_record(self.summary.get("store"))
+
+    @property
+    def setup(self) -> Record:
+        """What the set-up measured: seconds of its stages, eigenvalues, mu, lambda_max."""
+        return as_record(self.summary.get("setup"))
+
+    @property
+    def environment(self) -> Record:
+        """The device, the number of threads and the versions of the libraries."""
+        return as_record(self.summary.get("environment"))
+
+    @property
+    def statistics(self) -> Record:
+        """Means, deviations and limits of the columns, and the counts of the classes."""
+        return as_record(self.summary.get("statistics"))
+
+    @property
+    def target_names(self) -> list[str]:
+        """The names of the targets."""
+        return as_texts(self.summary.get("target_names"))
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes; empty for regression."""
+        return as_texts(self.summary.get("class_names"))
+
+    @property
+    def setup_s(self) -> float:
+        """The seconds of all stages of the set-up together."""
+        stages = as_record(self.setup.get("elapsed_s"))
+        return math.fsum(s for s in map(as_float, stages.values()) if math.isfinite(s))
+
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file; none if it cannot be read."""
+    """The lines of a text file; none if it cannot be read."""
     try:
         yield from read_small_file(path, MAX_LINES_BYTES).decode(errors="replace").splitlines(keepends=True)
     except OSError:
         return
 
 
-def _json_lines(path: Path) -> Iterator[Table]:
-    return (record for line in _lines(path) if (record := _parse(line)))
+def _json_lines(path: Path) -> Iterator[Record]:
+    return (record for line in _lines(path) if (record := _json_object(line)))
 
 
-def _parse(text: str) -> Table:
-    """A JSON object, empty if `text` is anything else or cut short."""
+def _json_object(text: str) -> Record:
     try:
-        return table(json.loads(text))
+        return as_record(json.loads(text))
     except (ValueError, RecursionError):
         return {}
