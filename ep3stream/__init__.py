@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from ep3stream.inspection.inspect import inspect, verify
     from ep3stream.online.kernel_model import KernelModel
     from ep3stream.planning.forecast import FitPlan, plan
-    from ep3stream.prediction.evaluate import evaluate, predict
+    from ep3stream.prediction.evaluate import evaluate
     from ep3stream.prediction.models import export, load
+    from ep3stream.prediction.predict import predict
     from ep3stream.reporting.compare import write_comparison
     from ep3stream.reporting.report import write_report
     from ep3stream.store.reader import open_store
+    from ep3stream.stream.torch_dataset import StoreDataset
     from ep3stream.training.fit import fit
     from ep3stream.tuning.tune import TuneResult, tune
 
@@ -53,6 +55,7 @@ __all__ = [
     "RunConfig",
     "SolverConfig",
     "SourceError",
+    "StoreDataset",
     "TuneResult",
     "convert",
     "evaluate",
@@ -76,6 +79,7 @@ _LAZY = {
     "KernelClassifier": "ep3stream.estimator",
     "KernelModel": "ep3stream.online.kernel_model",
     "KernelRegressor": "ep3stream.estimator",
+    "StoreDataset": "ep3stream.stream.torch_dataset",
     "TuneResult": "ep3stream.tuning.tune",
     "convert": "ep3stream.conversion.convert",
     "evaluate": "ep3stream.prediction.evaluate",
@@ -85,7 +89,7 @@ _LAZY = {
     "load": "ep3stream.prediction.models",
     "open_store": "ep3stream.store.reader",
     "plan": "ep3stream.planning.forecast",
-    "predict": "ep3stream.prediction.evaluate",
+    "predict": "ep3stream.prediction.predict",
     "tune": "ep3stream.tuning.tune",
     "verify": "ep3stream.inspection.inspect",
     "write_comparison": "ep3stream.reporting.compare",

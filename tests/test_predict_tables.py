@@ -17,7 +17,7 @@ import pytest
 
 import ep3stream
 from ep3stream import InputError, SourceError, cli
-from ep3stream.prediction.tables import predict_tables
+from ep3stream.prediction.predict import predict_tables
 from ep3stream.store.json_files import signed_bytes, signed_object
 
 CITIES = ["Oslo", "Bergen", "Hamar"]

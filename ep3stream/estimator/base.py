@@ -28,8 +28,8 @@ from ep3stream.estimator.row_sets import (
 )
 from ep3stream.estimator.saved import load_estimator, save_estimator
 from ep3stream.online.kernel_model import KernelModel
+from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
-from ep3stream.prediction.tables import is_dask_array, map_rows
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 from ep3stream.store.reader import RowStore, SplitReader, open_store

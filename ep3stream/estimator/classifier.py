@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ep3stream.config import KernelConfig
 from ep3stream.errors import ConfigError
 from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store, dense
+from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
-from ep3stream.prediction.tables import is_dask_array
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.store.reader import SplitReader

@@ -1,6 +1,6 @@
-"""Models on disk: written at the end of a fit, read back from a finished or an unfinished run.
+"""Models on disk: in a run, for this package; and exported, for other programs.
 
-A model for other programs: tensors and JSON whose layout docs/formats.md states, and a `torch.export` program.
+An exported model is a directory of tensors, JSON, and a program of `torch.export`; docs/formats.md has the layout.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from ep3stream.config import MAX_CONFIG_BYTES
 from ep3stream.conversion.recorded_columns import RecordedColumns, columns_of, unreadable_columns
 from ep3stream.disk import read_small_file, remove, replacing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
-from ep3stream.run.bundle import read_bundle, write_bundle
-from ep3stream.run.bundle_manifest import find_bundle, read_description
+from ep3stream.run.bundle import find_bundle, read_bundle, read_description, write_bundle
 from ep3stream.run.checkpoint import load_newest_checkpoint, require_shape
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.setup import SETUP_KIND, Setup
@@ -30,11 +29,15 @@ from ep3stream.solver.model import Predictor
 from ep3stream.store.json_files import created_by
 from ep3stream.store.reader import open_store
 
+EXPORT_VERSION = 1
+
+TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
+
 logger = logging.getLogger(__name__)
 
 
 def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> Predictor:
-    """The model of a whole set-up with these weights, (p, c), on the CPU."""
+    """The model of a set-up that holds all centers, with these weights, (p, c), on the CPU."""
     names = setup.description["names"]
     return Predictor(
         setup.kernel(function),
@@ -51,9 +54,10 @@ def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None =
 def save_model(
     directory: RunDirectory, model: Predictor, step: int | None = None, conversion: Any = None
 ) -> None:
-    """Writes RUN/model: that of a fit after `step` steps, if it was a fit. Raises DiskError.
+    """Writes RUN/model. Raises DiskError.
 
-    conversion: how the columns of files become its features, as `columns_of` the store says, if it is known.
+    step: after how many steps the weights are those of a fit; None if no fit made the model. conversion: how columns
+    of files become the features of the model, as `columns_of` says it of a store; None if unknown.
     """
     known = {} if step is None else {"step": step}
     if conversion is not None:
@@ -62,10 +66,10 @@ def save_model(
 
 
 def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
-    """The model of a run, checked against its digests; that of the newest checkpoint if the fit is unfinished.
+    """The model of a run, with its digests checked; for an unfinished fit the model of the newest checkpoint.
 
-    `kernel`: the callable the fit was given, if any. Raises InputError where there is no model yet,
-    DamagedDataError where there is one that is not as written.
+    kernel: the callable that the fit was given, if any. Raises InputError if there is no model yet, and
+    DamagedDataError if the files are not as they were written.
     """
     directory = RunDirectory(Path(run).absolute())
     if (finished := find_bundle(directory.model)) is not None:
@@ -77,60 +81,9 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     if progress is None:
         raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
     logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
-    require_shape(progress, setup.targets().n_outputs, setup.plan["n_centers"], directory.checkpoints)
+    require_shape(progress, setup.targets().n_outputs, setup.plan.n_centers, directory.checkpoints)
     weights = progress.state.average if progress.best is None else progress.best.weights
     return build_model(setup, weights.T.contiguous(), kernel)
-
-
-def converted_columns(run: Path | str) -> RecordedColumns:
-    """How files become the model's features: what the run has kept, or the store it names if that is still there.
-
-    Raises InputError where neither says.
-    """
-    directory = RunDirectory(Path(run).absolute())
-    record: Any = kept_columns(run)
-    try:
-        targets, classes = _target_names(directory)
-        reason = "keeps no record of its columns" if record is None else unreadable_columns(record["columns"])
-        if reason is None:
-            return RecordedColumns.read(directory.path, record, tuple(targets), classes and tuple(classes))
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"has columns that are not as recorded ({error!r})"
-    raise InputError(f"{directory.path} {reason}; convert the file with --like STORE and give that store")
-
-
-def kept_columns(run: Path | str) -> dict[str, Any] | None:
-    """What `columns_of` said of the store that the model was fitted to; None where that is not known."""
-    directory = RunDirectory(Path(run).absolute())
-    record: dict[str, Any] | None = _model_description(directory).get("conversion")
-    return record or _columns_of_store(directory)
-
-
-def _model_description(directory: RunDirectory) -> dict[str, Any]:
-    """Of the finished model, or of the set-up of an unfinished fit."""
-    if (model := find_bundle(directory.model)) is not None:
-        return read_description(model, MODEL_KIND)
-    if (setup := find_bundle(directory.setup)) is not None:
-        return read_description(setup, SETUP_KIND)
-    raise InputError(directory.no_run())
-
-
-def _target_names(directory: RunDirectory) -> tuple[Any, Any]:
-    description = _model_description(directory)
-    names = description.get("names")
-    if names is not None:
-        return names["targets"], names["classes"]
-    return description["target_names"], description["class_names"]
-
-
-def _columns_of_store(directory: RunDirectory) -> dict[str, Any] | None:
-    """Of runs made before models kept them."""
-    try:
-        named = json.loads(read_small_file(directory.summary, MAX_CONFIG_BYTES))["store"]
-        with open_store(named["path"]) as store:
-            return columns_of(store.manifest) if store.manifest.fingerprint == named["fingerprint"] else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, InputError, DamagedDataError):
-        return None
 
 
 def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:
@@ -141,32 +94,75 @@ def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:
         raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); fit again") from error
 
 
-EXPORT_VERSION = 1
+def recorded_columns(run: Path | str) -> RecordedColumns:
+    """How columns of files become the features of a run's model: as the run, or else its store, records it.
 
-TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
+    Raises InputError if neither does.
+    """
+    directory = RunDirectory(Path(run).absolute())
+    record: Any = _conversion_record(directory)
+    description = _description_of_run(directory)
+    try:
+        names = description.get("names")
+        if names is not None:
+            targets, classes = names["targets"], names["classes"]
+        else:
+            targets, classes = description["target_names"], description["class_names"]
+        reason = "keeps no record of its columns" if record is None else unreadable_columns(record["columns"])
+        if reason is None:
+            return RecordedColumns.read(directory.path, record, tuple(targets), classes and tuple(classes))
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"has columns that are not as recorded ({error!r})"
+    raise InputError(f"{directory.path} {reason}; convert the file with --like STORE and give that store")
+
+
+def _conversion_record(directory: RunDirectory) -> dict[str, Any] | None:
+    """The `columns_of` the store that the model was fitted to; None if it is not known any more."""
+    record: dict[str, Any] | None = _description_of_run(directory).get("conversion")
+    return record or _columns_of_store(directory)
+
+
+def _description_of_run(directory: RunDirectory) -> dict[str, Any]:
+    """The description of the finished model, or of the set-up of an unfinished fit."""
+    if (model := find_bundle(directory.model)) is not None:
+        return read_description(model, MODEL_KIND)
+    if (setup := find_bundle(directory.setup)) is not None:
+        return read_description(setup, SETUP_KIND)
+    raise InputError(directory.no_run())
+
+
+def _columns_of_store(directory: RunDirectory) -> dict[str, Any] | None:
+    """For runs made before models had the record: the store's, if the store is still there and unchanged."""
+    try:
+        named = json.loads(read_small_file(directory.summary, MAX_CONFIG_BYTES))["store"]
+        with open_store(named["path"]) as store:
+            return columns_of(store.manifest) if store.manifest.fingerprint == named["fingerprint"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, InputError, DamagedDataError):
+        return None
 
 
 def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = None) -> Path:
-    """Writes the model of a run, or of `save`, to a new directory `out`; returns it.
+    """Writes the model of a run, or of `save`, to a new directory `out`; returns that directory.
 
-    Nothing there needs ep3stream: `model.safetensors` and `model.json` say all that predictions depend on, and
-    `program.pt2` makes them: torch.export.load(file).module()(x), x of (n, d) float32. A callable kernel has to be
-    given again, and is only in the program.
-    Raises InputError where `out` exists or cannot be written, and for a callable that torch cannot export.
+    Other programs read it without ep3stream: `model.safetensors` and `model.json` hold all that predictions depend on,
+    and `program.pt2` predicts: torch.export.load(file).module()(x), x of (n, d) float32. A callable kernel has to be
+    given here, and is in the program only.
+    Raises InputError if `out` exists or cannot be written, and for a callable that torch cannot export.
     """
     place = Path(out).absolute()
     if place.exists():
         raise InputError(f"{place} exists; remove it or choose another name")
     model = load(run, kernel)
+    conversion = _conversion_record(RunDirectory(Path(run).absolute()))
     program = exported_program(model)
     try:
         with replacing(place) as partial:
             remove(partial)
             partial.mkdir(parents=True)
             save_file(model.tensors(), partial / TENSORS)
-            text = json.dumps(_description(model, kept_columns(run)), indent=1, allow_nan=False)
+            text = json.dumps(_export_description(model, conversion), indent=1, allow_nan=False)
             (partial / DESCRIPTION).write_text(text + "\n")
-            # safetensors makes a file that its owner alone may read.
+            # safetensors makes a file that only its owner may read.
             (partial / TENSORS).chmod((partial / DESCRIPTION).stat().st_mode)
             torch.export.save(program, partial / PROGRAM)
     except OSError as error:
@@ -176,7 +172,7 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
     return place
 
 
-def _description(model: Predictor, columns: dict[str, Any] | None) -> dict[str, Any]:
+def _export_description(model: Predictor, conversion: dict[str, Any] | None) -> dict[str, Any]:
     p, d = model.centers.shape
     return {
         "format": "ep3stream-model",
@@ -187,5 +183,5 @@ def _description(model: Predictor, columns: dict[str, Any] | None) -> dict[str, 
         "n_features": d,
         "n_outputs": model.targets.n_outputs,
         **model.description(),
-        "conversion": columns,
+        "conversion": conversion,
     }

@@ -1,7 +1,4 @@
-"""Outputs of a classifier as probabilities.
-
-Scores summed over batches of rows, in memory that does not grow with their number.
-"""
+"""Scores of a model, summed over batches of rows in memory that does not grow with their number; probabilities."""
 
 from __future__ import annotations
 
@@ -10,31 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Outputs = NDArray[np.float64]
 
-def nearest_in_simplex(outputs: NDArray[Any]) -> NDArray[Any]:
-    """The Euclidean projection of each row, (n, c), onto {p >= 0, sum p = 1}; O(n c log c) time.
-
-    Duchi, Shalev-Shwartz, Singer and Chandra, ICML 2008, figure 1: p_k = max(f_k - t, 0), t from the sorted row.
-    """
-    values = outputs.astype(np.float64)
-    descending = -np.sort(-values, axis=1)
-    excess = np.cumsum(descending, axis=1) - 1
-    counts = np.arange(1, values.shape[1] + 1)
-    n_kept = (descending * counts > excess).sum(1)
-    threshold = excess[np.arange(len(values)), n_kept - 1] / n_kept
-    nearest: NDArray[Any] = np.maximum(values - threshold[:, None], 0.0).astype(outputs.dtype)
-    return nearest
-
-
+# The AUC is that of scores rounded to so many leading bits of float32: two histograms of 8 MiB.
 _AUC_BITS = 20
 
 _TOP = 5
 
-Outputs = NDArray[np.float64]
-
 
 class RegressionScores:
-    """mse and rmse over all rows and targets; r2 = 1 - residual / total sum of squares, the mean over the targets."""
+    """mse and rmse over all rows and targets; r2 = 1 - residual / total sum of squares, averaged over the targets."""
 
     def __init__(self) -> None:
         self._n = 0
@@ -44,9 +26,10 @@ class RegressionScores:
         self._total: Any = 0.0
 
     def add(self, outputs: Outputs, y: NDArray[Any]) -> None:
-        """Outputs and targets, both (rows, c)."""
+        """Adds rows: their outputs and targets, both (rows, c)."""
         if self._shift is None:
-            self._shift = y.mean(0, dtype=np.float64)  # Squares about a value near the mean cancel little.
+            # Sums of squares about a value near the mean lose few digits by cancellation.
+            self._shift = y.mean(0, dtype=np.float64)
         centred = y - self._shift
         self._n += len(y)
         self._squares = self._squares + np.square(outputs - y).sum(0)
@@ -54,7 +37,7 @@ class RegressionScores:
         self._total = self._total + np.square(centred).sum(0)
 
     def result(self) -> dict[str, Any]:
-        """n, mse, rmse, r2; r2 is nan when a target is constant."""
+        """n, mse, rmse and r2; r2 is nan if a target is constant."""
         mse = self._squares / self._n
         variance = self._total / self._n - np.square(self._sum / self._n)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -64,7 +47,7 @@ class RegressionScores:
 
 
 class ClassScores:
-    """mse against one-hot rows, accuracy, top5 (1 for up to five classes), auc for two."""
+    """mse against one-hot rows, accuracy, top5 (always 1 for up to five classes), and auc for two classes."""
 
     def __init__(self, class_names: tuple[str, ...]) -> None:
         self._n_classes = len(class_names)
@@ -74,7 +57,7 @@ class ClassScores:
         self._histograms = np.zeros((2, size), np.int64)
 
     def add(self, outputs: Outputs, y: NDArray[Any]) -> None:
-        """Outputs, (rows, classes), and class ids, (rows,)."""
+        """Adds rows: their outputs, (rows, classes), and their class ids, (rows,)."""
         of_class = np.take_along_axis(outputs, y[:, None].astype(np.int64), 1)[:, 0]
         self._n += len(y)
         # The sum of (outputs - onehot)^2 without the one-hot rows.
@@ -87,7 +70,7 @@ class ClassScores:
                 self._histograms[label] += np.bincount(bins[y == label], minlength=self._histograms.shape[1])
 
     def result(self) -> dict[str, Any]:
-        """n, mse, accuracy, top5, and auc for two classes."""
+        """n, mse, accuracy, top5, and auc if there are two classes."""
         result = {
             "n": self._n,
             "mse": self._squares / (self._n * self._n_classes),
@@ -99,7 +82,10 @@ class ClassScores:
         return result
 
     def _auc(self) -> float:
-        """Chance that a row of class 1 scores above one of class 0, ties counting half; nan with one class."""
+        """The chance that a row of class 1 scores higher than a row of class 0, ties counted half.
+
+        nan if all rows are of one class.
+        """
         negative, positive = self._histograms
         below = np.cumsum(negative) - negative
         pairs = float(negative.sum()) * float(positive.sum())
@@ -107,8 +93,24 @@ class ClassScores:
 
 
 def _ordered_bins(scores: Outputs) -> NDArray[np.int64]:
-    """The leading bits of float32 scores as integers of the same order: 11 bits of precision at any magnitude."""
+    """The leading bits of float32 scores as integers in the same order: 11 bits of precision at any magnitude."""
     bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)
     negative = bits >> np.uint32(31) == 1
     ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31))
     return (ordered >> np.uint32(32 - _AUC_BITS)).astype(np.int64)
+
+
+def nearest_in_simplex(outputs: NDArray[Any]) -> NDArray[Any]:
+    """A classifier's outputs, (n, c), as probabilities: each row's nearest point of {p >= 0, sum p = 1}.
+
+    The Euclidean projection of Duchi, Shalev-Shwartz, Singer and Chandra, ICML 2008, figure 1: p_k = max(f_k - t, 0),
+    with t from the sorted row. O(n c log c) time.
+    """
+    values = outputs.astype(np.float64)
+    descending = -np.sort(-values, axis=1)
+    excess = np.cumsum(descending, axis=1) - 1
+    counts = np.arange(1, values.shape[1] + 1)
+    n_kept = (descending * counts > excess).sum(1)
+    threshold = excess[np.arange(len(values)), n_kept - 1] / n_kept
+    nearest: NDArray[Any] = np.maximum(values - threshold[:, None], 0.0).astype(outputs.dtype)
+    return nearest
