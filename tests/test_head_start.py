@@ -34,8 +34,8 @@ def numbers() -> tuple[TargetCode, Tensor]:
 
 
 def started(targets: TargetCode, y: Tensor, ridge: float = 0.0) -> HeadStart | None:
-    assert PROJECTION.sampled is not None
-    return head_start(PROJECTION.sampled, PROJECTION.half, y, targets, ridge)
+    assert PROJECTION.sample_features is not None
+    return head_start(PROJECTION.sample_features, PROJECTION.half, y, targets, ridge)
 
 
 def coded(targets: TargetCode, y: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def test_the_start_is_the_ridge_regression_of_the_sample_in_the_basis(weights):
 
 def test_no_other_penalty_leaves_rows_left_out_a_smaller_error():
     targets, y = numbers()
-    found, features = started(targets, y), PROJECTION.sampled
+    found, features = started(targets, y), PROJECTION.sample_features
     assert found is not None
     assert features is not None
     target, ones = coded(targets, y), torch.ones(S - 1).double()
@@ -90,7 +90,7 @@ def test_a_ridge_holds_for_the_start_too():
     assert free is not None
     assert held is not None
     assert free.rho < 0.01
-    features = PROJECTION.sampled
+    features = PROJECTION.sample_features
     b = regression(features, coded(targets, y), torch.ones(S).double(), max(held.rho, 0.01))
     torch.testing.assert_close(held.coefficients, PROJECTION.half @ b)
 
@@ -116,7 +116,7 @@ def test_a_fit_starts_there_counts_it_in_its_average_and_says_so(store, tmp_path
     )
     setup = Setup.load(fresh / "setup")
     assert setup.tensors["start"].shape == (40, 2)
-    assert setup.plan["start_rows"] == 100
+    assert setup.plan.start_rows == 100
     # A third of the rows would spoil the running loss.
     assert "start" not in Setup.load(none / "setup").tensors
     first = [json.loads((run / "metrics.jsonl").read_text().splitlines()[1]) for run in (fresh, none)]

@@ -128,7 +128,7 @@ def fitted(path: Path, reader: SplitReader, n_centers: int, options: argparse.Na
     solver = setup.solver(config, None, mesh)
     setup = setup.without_centers()  # As a fit does.
     state = solver.initial_state()
-    guard = Guard.start(state, setup.plan["step_size"])
+    guard = Guard.start(state, setup.plan.step_size)
     inputs = setup.inputs()
     for step in range(N_STEPS):
         x, y = reader.read_rows(np.arange(step * options.batch, (step + 1) * options.batch))

@@ -40,7 +40,7 @@ import ep3stream
 from ep3stream.config import ConvertConfig, FitConfig
 from ep3stream.errors import Ep3streamError
 from ep3stream.mesh import Mesh
-from ep3stream.run.bundle_manifest import file_digest
+from ep3stream.run.bundle import file_digest
 from ep3stream.run.checkpoint import load_checkpoint
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.setup import Setup
@@ -319,7 +319,7 @@ class Subjects:
         assert len(order.segments(0)) == order.n_segments
         solver = setup.solver(self.configs[projection], None, self.mesh)
         inputs, y = setup.inputs(), torch.zeros(16, 1)
-        rows = min(16, setup.plan["batch_size"])
+        rows = min(16, setup.plan.batch_size)
         solver.step(solver.initial_state(), inputs(torch.from_numpy(self.x[:rows])), y[:rows], 0.1)
 
     def use_checkpoint(self) -> None:

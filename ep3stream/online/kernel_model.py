@@ -1,4 +1,4 @@
-"""A kernel machine to be trained batch by batch, on the user's own loader."""
+"""`KernelModel`: a kernel machine trained on arrays, on a store, or on batches of the user's own loader."""
 
 from __future__ import annotations
 
@@ -13,28 +13,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ep3stream.config import MIB, KernelConfig, Projection, SolverConfig, StepRule, Task, parse_bytes
+from ep3stream.config import (
+    FitConfig,
+    KernelConfig,
+    Precision,
+    Projection,
+    RunConfig,
+    SolverConfig,
+    StepRule,
+    Task,
+    parse_bytes,
+)
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.online.batch_solver import BatchSolver, BatchSolverSpec, SetupRows
-from ep3stream.online.sources import Array, Data, RowForm, Source, StoreSource, source_of
+from ep3stream.online.online_trainer import OnlineSpec, OnlineTrainer, set_up_rows
+from ep3stream.online.sources import (
+    UNKNOWN_ROWS,
+    Array,
+    Data,
+    NumberedSource,
+    RowForm,
+    Source,
+    StoreSource,
+    source_of,
+)
 from ep3stream.prediction.models import save_model
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.run.directory import RunDirectory
 from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.solver.set_up import PROBE_ROWS
 from ep3stream.solver.targets import require_weights_of_task, weighted
+from ep3stream.stream.order import Rows
+from ep3stream.training.set_up import Problem, shape_of, target_code
 
 _LOGGER = logging.getLogger(__name__)
 
-# 3: with ridge and weights. 2 is read too.
-STATE_VERSION = 3
+# 4: the set-up is that of a fit, with a head start. 2 and 3 are read too.
+STATE_VERSION = 4
 
 _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "momentum", "averaging", "step",
-    "ridge", "class_weights", "output_weights",
+    "ridge", "class_weights", "output_weights", "precision",
 )  # fmt: skip
 
-_SINCE_VERSION_3: dict[str, Any] = {"ridge": 0.0, "class_weights": "none", "output_weights": {}}
+# Settings that states of older versions do not have, and what they were then.
+_LATER_SETTINGS: dict[str, Any] = {
+    "ridge": 0.0,
+    "class_weights": "none",
+    "output_weights": {},
+    "precision": "float32",
+}
 
 
 class KernelModel:
@@ -51,8 +79,12 @@ class KernelModel:
     nystrom_samples: how many rows the preconditioner is made from, or the rows themselves, (s, d).
     data_rank, model_rank: eigenpairs of the preconditioners, 0 for automatic. momentum, averaging, step,
     projection: as in SolverConfig. ridge, class_weights, output_weights: those of `fit`; classes are named by their
-    ids, as numbers or texts, or as in the store; targets are `y0`, `y1`, ... or as in the store. `balanced` counts the
-    rows of the set-up. memory: bytes on the device, or a text such as `8GiB`.
+    ids, as numbers or texts, or as in the store; targets are `y0`, `y1`, ... or as in the store. `balanced` counts all
+    rows of arrays and stores, and the rows of the set-up of loaders. precision: of kernel blocks, as in SolverConfig.
+    memory: bytes on the device, or a text such as `8GiB`; by default 2 GiB, on a GPU four fifths of what is free.
+
+    On a split of a store, the model is byte for byte that of `ep3stream.fit` with the same centers (as a file), seed
+    and settings and `scale="none"`.
 
     The set-up needs rows: `fit` draws them from arrays and stores; from batches the first nystrom_samples + 1024
     rows are held back (1024 if the sample is given), then trained on like all others. So shuffle the loader.
@@ -80,9 +112,10 @@ class KernelModel:
         ridge: float = 0.0,
         class_weights: Literal["none", "balanced"] | Mapping[str | int, float] = "none",
         output_weights: Mapping[str, float] | None = None,
+        precision: Precision = "float32",
         device: torch.device | str | None = None,
         seed: int = 0,
-        memory: int | str = 2048 * MIB,
+        memory: int | str = RunConfig().memory_bytes,
     ) -> None:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         _require_outputs(n_outputs, task)
@@ -95,31 +128,56 @@ class KernelModel:
             raise ConfigError(f"nystrom_samples is {n_samples}; use a positive number, or rows of (s, d)")
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed is {seed}; use a number in [0, 2^63)")
-        self._spec = BatchSolverSpec(
-            centers=self._form.inputs(centers, "centers").clone(),
-            kernel=_kernel_choice(kernel, bandwidth),
-            settings=SolverConfig(
-                projection=projection,
-                model_rank=model_rank,
-                data_rank=data_rank,
-                nystrom_samples=n_samples,
-                momentum=momentum,
-                averaging=averaging,
-                step=step,
-                ridge=ridge,
-                class_weights=_by_text(class_weights),
-                output_weights=dict(output_weights or {}),
-            ),
-            sample=sample,
-            memory_bytes=parse_bytes(memory),
-            seed=seed,
+        name, function = _kernel_choice(kernel, bandwidth)
+        solver = SolverConfig(
+            projection=projection,
+            model_rank=model_rank,
+            data_rank=data_rank,
+            nystrom_samples=n_samples,
+            momentum=momentum,
+            averaging=averaging,
+            step=step,
+            ridge=ridge,
+            class_weights=_by_text(class_weights),
+            output_weights=dict(output_weights or {}),
+            precision=precision,
         )
-        _require_weights(task, self._spec.settings)
-        self._solver: BatchSolver | None = None
+        d = self._form.n_features
+        self._spec = OnlineSpec(
+            config=FitConfig(
+                kernel=name, solver=solver, run=RunConfig(seed=seed, memory_bytes=parse_bytes(memory))
+            ),
+            function=function,
+            centers=self._form.inputs(centers, "centers").clone(),
+            sample=sample,
+            inputs=InputScaling(torch.zeros(d, device=where), torch.ones(d, device=where)),
+        )
+        _require_weights(task, solver)
+        self._trainer: OnlineTrainer | None = None
         self._held: list[tuple[Tensor, Tensor]] = []
-        self._shape = self._form.shape(None)
+        self._n_rows = 0
         self._names = self._form.names(None)
         self._epoch, self._is_warned = 0, False
+
+    @classmethod
+    def with_scaling(
+        cls,
+        centers: Tensor,
+        inputs: InputScaling,
+        drawn: Rows | None,
+        excluded: Rows,
+        *args: Any,
+        **settings: Any,
+    ) -> KernelModel:
+        """A model of inputs that are scaled by `inputs`, whose centers are in the units of the data.
+
+        drawn: the numbers of the rows of the first source that became centers; excluded: those of them that are not
+        trained on, sorted. The further arguments are those of the constructor.
+        """
+        made = cls(centers, *args, **settings)
+        inputs = inputs.to(made._form.device)
+        made._spec = replace(made._spec, inputs=inputs, drawn=drawn, excluded=excluded)
+        return made
 
     def fit(self, data: Data, epochs: int = 1, validation: Data | None = None) -> list[dict[str, Any]]:
         """Trains for so many epochs; returns `epoch`, `loss` and, of rows to validate on, `validation` of each.
@@ -131,30 +189,39 @@ class KernelModel:
         for _ in range(epochs):
             record: dict[str, Any] = {"loss": self.fit_epoch(data), "epoch": self._epoch}
             if validation is not None:
-                record["validation"] = self._score(source_of(validation))
+                record["validation"] = self._score(source_of(validation, self._form))
             history.append(record)
         return history
 
     def fit_epoch(self, data: Data) -> float:
         """Trains once on every row; returns the mean squared error of each batch before its step, over all rows."""
-        source = source_of(data)
-        if self._solver is None:
+        return self._fit_epoch(source_of(data, self._form), np.empty(0, np.int64))
+
+    def _fit_epoch(self, source: Source, excluded: Rows) -> float:
+        """excluded: sorted numbers of rows that are not trained on, of a source whose rows have numbers."""
+        if self._trainer is None:
             self._meet(source)
-        window = 1
-        if self._solver is not None:
-            window = self._solver.window_segments
-            self._solver.mean_loss()  # What was not asked for is of another epoch.
-        n_batches = 0
-        for x, y in source.epoch(self._spec.seed, self._epoch, window, self._form.device):
-            self._take(x, y)
-            n_batches += 1
+        else:
+            self._trainer.mean_loss()  # What was not asked for is of another epoch.
+        if isinstance(source, NumberedSource) and self._trainer is not None:
+            n_batches = self._trainer.train_epoch(source, self._epoch, excluded)
+        else:
+            assert not isinstance(source, NumberedSource)  # `_meet` has made its set-up.
+            n_batches = 0
+            for x, y in source.epoch(self._spec.config.run.seed, self._epoch):
+                self._take(x, y)
+                n_batches += 1
         if not n_batches:
             raise InputError(
                 "the data gave no rows; an iterator is used up by one epoch: give a DataLoader or a list"
             )
         self._epoch += 1
-        loss = self._settled().mean_loss()
-        self._warn()
+        trainer = self._settled()
+        loss, warning = trainer.mean_loss(), trainer.progress.running_score.warning
+        # Told once, until the model has become better.
+        if warning is not None and not self._is_warned:
+            _LOGGER.warning(warning)
+        self._is_warned = warning is not None
         return loss
 
     def fit_batch(self, x: Array, y: Array) -> float:
@@ -163,7 +230,7 @@ class KernelModel:
         Nan while the rows are held back for the set-up; the batch that ends the wait returns the loss of all.
         """
         self._take(x, y)
-        return math.nan if self._solver is None else self._solver.mean_loss()
+        return math.nan if self._trainer is None else self._trainer.mean_loss()
 
     def outputs(self, x: Array) -> Tensor:
         """f(x), (n, c), on the model's device, for x of (n, d): the values behind `predict`."""
@@ -178,17 +245,11 @@ class KernelModel:
 
     def score(self, x: Array, y: Array) -> dict[str, Any]:
         """n and mse; rmse and r2 for regression; accuracy, top5 and auc (two classes) for classification."""
-        return self._score(source_of((x, y)))
+        return self._score(source_of((x, y), self._form))
 
     def predictor(self) -> Predictor:
         """The model as it is now, to be kept: further training does not change it."""
-        solver = self._settled()
-        solver.watch()
-        d, device = self._form.n_features, self._form.device
-        scaling = InputScaling(torch.zeros(d, device=device), torch.ones(d, device=device))
-        weights = solver.state.average.T.contiguous().clone()
-        kernel, targets = solver.solver.kernel, solver.solver.targets
-        return Predictor(kernel, self._spec.centers, weights, scaling, targets, *self._names)
+        return self._settled().predictor(self._names)
 
     def save(self, path: Path | str) -> None:
         """Writes PATH/model, which `ep3stream.load(PATH)` reads; its class names are the ids as texts."""
@@ -196,77 +257,110 @@ class KernelModel:
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on with the same bits, in plain containers; weights and set-up rows are copies."""
-        solver = self._settled()
+        trainer = self._settled()
         names = dict(zip(("features", "targets", "classes"), self._names, strict=True))
         head = {"version": STATE_VERSION, "settings": self._settings(), "names": names, "epoch": self._epoch}
-        return {**head, **self._given_points(), **solver.state_dict()}
+        return {**head, **self._given_points(), **trainer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a `state_dict` of a model made with the same arguments; does the set-up again.
 
         Raises InputError naming the argument that differs.
         """
-        if state.get("version") not in (2, STATE_VERSION):
+        if state.get("version") not in (2, 3, STATE_VERSION):
             raise InputError(
                 f"the state has the version {state.get('version')!r}; this one reads {STATE_VERSION}"
             )
-        mine, theirs = self._settings(), _SINCE_VERSION_3 | state["settings"]
+        mine, theirs = self._settings(), _LATER_SETTINGS | state["settings"]
         for name in mine:
             if mine[name] != theirs.get(name):
                 raise InputError(f"{name} is {mine[name]!r} but was {theirs.get(name)!r} in the state")
         for name, points in self._given_points().items():
             if name not in state or not torch.equal(points, state[name].to(points.device)):
                 raise InputError(f"the {name} are not those of the state; give the same ones")
-        self._solver = BatchSolver.load(self._spec, self._form.task == "classification", state)
-        self._held, self._shape = [], self._solver.rows.shape
-        self._epoch, names = state["epoch"], state["names"]
+        names = state["names"]
         self._names = (names["features"], names["targets"], names["classes"])
-
-    def _warn(self) -> None:
-        """Tells of a model that is no better than the zero model, once until it has become better."""
-        warning = self._settled().running_score.warning
-        if warning is not None and not self._is_warned:
-            _LOGGER.warning(warning)
-        self._is_warned = warning is not None
+        self._trainer = OnlineTrainer.load(self._spec, self._form.task, self._names, state)
+        self._held, self._epoch = [], state["epoch"]
 
     def _meet(self, source: Source) -> None:
-        """Takes note of what is known of the rows, and does the set-up where they can be drawn."""
-        reader = source.reader if isinstance(source, StoreSource) else None
-        self._names = self._form.names(reader)
-        self._shape = replace(self._form.shape(reader), n_rows=source.n_rows)
-        drawn = source.drawn(self._spec.n_held, self._spec.seed)
-        if drawn is not None:
-            self._set_up(*self._form.pair(*drawn))
+        """Takes note of what is known of the rows, and makes the set-up where rows can be drawn."""
+        self._n_rows = source.n_rows
+        if not isinstance(source, NumberedSource):
+            self._names = self._form.names(None)
+            drawn = source.drawn(self._n_held, self._spec.config.run.seed)
+            if drawn is not None:
+                self._set_up(*self._form.pair(*drawn))
+            return
+        self._names = self._form.names(source.reader if isinstance(source, StoreSource) else None)
+        split = source.split()
+        counts = split.info.class_counts
+        problem = Problem(
+            shape=shape_of(split),
+            task=self._form.task,
+            names=self._names,
+            inputs=self._spec.inputs,
+            targets=weighted(
+                target_code(split),
+                self._weighted_names(),
+                None if counts is None else torch.tensor(counts),
+                self._spec.config.solver,
+            ).to(self._form.device),
+            feature_mean=torch.tensor(
+                split.info.features.mean, dtype=torch.float64, device=self._form.device
+            ),
+        )
+        self._trainer = OnlineTrainer.of_split(self._spec, problem, split)
+
+    @property
+    def _n_held(self) -> int:
+        """Rows that the set-up asks for: to probe the step size, and for the sample unless the user gave one."""
+        return PROBE_ROWS + (self._spec.config.solver.nystrom_samples if self._spec.sample is None else 0)
 
     def _take(self, x: Array, y: Array) -> None:
-        """Trains on the batch, or holds a copy of it while there are too few rows for the set-up."""
+        """Trains on the batch, or holds a copy of the batch while there are too few rows for the set-up."""
         inputs, targets = self._form.pair(x, y)
-        if self._solver is not None:
-            self._solver.train(inputs, targets)
+        if self._trainer is not None:
+            self._trainer.train_rows(inputs, targets)
             return
         self._held.append((inputs.clone(), targets.clone()))
-        if sum(len(rows) for rows, _ in self._held) >= self._spec.n_held:
+        if sum(len(rows) for rows, _ in self._held) >= self._n_held:
             self._settled()
 
-    def _settled(self) -> BatchSolver:
-        """The solver, set up now from what is held if it has to be."""
-        if self._solver is not None:
-            return self._solver
+    def _settled(self) -> OnlineTrainer:
+        """The trainer; its set-up is made now from the rows that are held, if it has to be."""
+        if self._trainer is not None:
+            return self._trainer
         if not self._held:
             raise InputError("the model has seen no rows yet; call fit, fit_epoch or fit_batch first")
         x, y = (torch.cat(parts) for parts in zip(*self._held, strict=True))
         return self._set_up(x, y)
 
-    def _set_up(self, x: Tensor, y: Tensor) -> BatchSolver:
-        n_held, (_, names, classes) = self._spec.n_held, self._names
-        counts = None if classes is None else torch.bincount(y, minlength=self._form.n_outputs)
-        code = weighted(self._form.code(y), classes or names, counts, self._spec.settings)
-        rows = SetupRows(x[:n_held], y[:n_held], code.to(x.device), self._shape)
-        self._solver = BatchSolver.of(self._spec, rows)
+    def _set_up(self, x: Tensor, y: Tensor) -> OnlineTrainer:
+        """The set-up from rows in random order, then the steps on the rows that were held back."""
+        spec, n_held = self._spec, self._n_held
+        counts = None
+        if self._form.task == "classification":
+            counts = torch.bincount(y, minlength=self._form.n_outputs)
+        code = weighted(self._form.code(y), self._weighted_names(), counts, spec.config.solver)
+        problem = Problem(
+            shape=self._form.shape(self._n_rows or UNKNOWN_ROWS),
+            task=self._form.task,
+            names=self._names,
+            inputs=spec.inputs,
+            targets=code.to(x.device),
+        )
+        rows = set_up_rows(spec, x[:n_held], y[:n_held], spec.config.solver.nystrom_samples)
+        self._trainer = OnlineTrainer(spec, problem, rows)
         held, self._held = self._held, []
         for inputs, targets in held:
-            self._solver.train(inputs, targets)
-        return self._solver
+            self._trainer.train_rows(inputs, targets)
+        return self._trainer
+
+    def _weighted_names(self) -> tuple[str, ...]:
+        """The names that class or output weights go by."""
+        _, targets, classes = self._names
+        return targets if classes is None else classes
 
     def _score(self, source: Source) -> dict[str, Any]:
         predictor = self.predictor()
@@ -283,11 +377,17 @@ class KernelModel:
 
     def _settings(self) -> dict[str, Any]:
         """The arguments that must be the same for a state to be taken over."""
-        spec = self._spec
-        named = asdict(spec.kernel) if isinstance(spec.kernel, KernelConfig) else {"name": CALLABLE}
-        solver = {name: getattr(spec.settings, name) for name in _SOLVER_SETTINGS}
+        config = self._spec.config
+        kernel = asdict(config.kernel) if self._spec.function is None else {"name": CALLABLE}
+        solver = {name: getattr(config.solver, name) for name in _SOLVER_SETTINGS}
         form = {"n_outputs": self._form.n_outputs, "task": self._form.task}
-        return {"kernel": named, **form, **solver, "seed": spec.seed, "memory": spec.memory_bytes}
+        return {
+            "kernel": kernel,
+            **form,
+            **solver,
+            "seed": config.run.seed,
+            "memory": config.run.memory_bytes,
+        }
 
     def _given_points(self) -> dict[str, Tensor]:
         given = {"centers": self._spec.centers}
@@ -296,12 +396,13 @@ class KernelModel:
 
 def _kernel_choice(
     kernel: str | KernelConfig | KernelFunction, bandwidth: float | Literal["median"]
-) -> KernelConfig | KernelFunction:
+) -> tuple[KernelConfig, KernelFunction | None]:
+    """The kernel's settings, and the callable that stands in their place if one was given."""
     if isinstance(kernel, str):
-        return KernelConfig(kernel, bandwidth)  # type: ignore[arg-type]
+        return KernelConfig(kernel, bandwidth), None  # type: ignore[arg-type]
     if bandwidth != "median":
         raise ConfigError(f"bandwidth is {bandwidth}, but the kernel is no name; say it in the kernel itself")
-    return kernel
+    return (kernel, None) if isinstance(kernel, KernelConfig) else (KernelConfig(), kernel)
 
 
 def _by_text(

@@ -1,8 +1,13 @@
-"""The batches that a `KernelModel` is given: arrays, a split of a store, or a loader of the user's own; checked."""
+"""Where the rows of `KernelModel` and of the estimators come from: arrays, a split of a store, or a loader of batches.
+
+Rows of arrays and stores have numbers: they are drawn and ordered by the seed as `fit` does it. Rows of a loader come
+as they come.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -11,14 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ep3stream.config import Task
+from ep3stream.config import MIB, Task
+from ep3stream.conversion.numbers import Moments
 from ep3stream.errors import InputError
 from ep3stream.solver.targets import TargetCode
+from ep3stream.store.json_files import created_by
+from ep3stream.store.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
+from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder
-from ep3stream.stream.prefetch import epoch_batches
-from ep3stream.stream.scan import sample_rows, scan
+from ep3stream.stream.prefetch import BatchStream
+from ep3stream.stream.scan import scan
 from ep3stream.training.plan import Shape
+from ep3stream.training.set_up import Split
 
 Array = Tensor | NDArray[Any]
 
@@ -26,16 +36,18 @@ Pair = tuple[Array, Array]
 
 Names = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...] | None]
 
-_SAMPLES, _EPOCHS = 2, 4  # Purposes of random numbers.
+# Rows of a loader that does not say how many it has.
+UNKNOWN_ROWS = 1 << 40
 
-_OWN_BATCH = 4096
+# Arrays are shuffled by segments of about so many bytes, as a store with the default settings is.
+_SEGMENT_BYTES = 16 * MIB
 
-_UNKNOWN_ROWS = 1 << 40
+_SCORED_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class RowForm:
-    """The form of rows: d features, c outputs, and what y says. Raises InputError naming what has another."""
+    """The form that rows must have: d features, c outputs, and what y says. Methods raise InputError for other rows."""
 
     n_features: int
     n_outputs: int
@@ -43,7 +55,7 @@ class RowForm:
     device: torch.device
 
     def pair(self, x: Array, y: Array) -> tuple[Tensor, Tensor]:
-        """x, (m, d), and y: (m,) class ids or (m, c) values, on the device."""
+        """x, (m, d), and y, (m,) class ids or (m, c) values, checked, on the device."""
         inputs, targets = self.inputs(x), _tensor(y, "y")
         if len(inputs) != len(targets) or targets.ndim not in (1, 2):
             raise InputError(f"x has {len(inputs)} rows but y has the shape {tuple(targets.shape)}")
@@ -67,7 +79,7 @@ class RowForm:
         return rows.to(self.device)
 
     def code(self, y: Tensor) -> TargetCode:
-        """From y as `pair` gives it: the frequencies of classes, or mean and spread of targets."""
+        """How targets are coded, from y as `pair` gives it: by the frequencies of classes, or mean and spread."""
         if self.task == "classification":
             frequency = torch.bincount(y, minlength=self.n_outputs).double() / len(y)
             return TargetCode(True, frequency.float(), torch.ones_like(frequency, dtype=torch.float32))
@@ -75,7 +87,7 @@ class RowForm:
         return TargetCode(False, mean.float(), torch.where(spread > 0, spread, 1.0).float())
 
     def names(self, reader: SplitReader | None) -> Names:
-        """Of features, targets and classes: those of the store, or x0, x1, ...; InputError unless it has as many."""
+        """Names of features, targets and classes: the store's, or x0, x1, ...; InputError unless it has as many."""
         classes = None
         if reader is None:
             targets = tuple(f"y{i}" for i in range(self.n_outputs))
@@ -95,14 +107,14 @@ class RowForm:
         classes = None if manifest.class_names is None else tuple(manifest.class_names)
         return tuple(manifest.feature_names), tuple(manifest.target_names), classes
 
-    def shape(self, reader: SplitReader | None) -> Shape:
-        """For the plan; of what is not a store, the rows are taken to be without end and well mixed."""
-        d, c = self.n_features, self.n_outputs
-        row_bytes = 4 * (d + (1 if self.task == "classification" else c))
-        if reader is None:
-            return Shape(_UNKNOWN_ROWS, d, c, _OWN_BATCH, row_bytes, True)
-        is_shuffled = reader.manifest.shuffle_seed is not None
-        return Shape(reader.info.n_rows, d, c, reader.info.segment_rows, row_bytes, is_shuffled)
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in float32, with its targets or its class."""
+        return 4 * (self.n_features + (1 if self.task == "classification" else self.n_outputs))
+
+    def shape(self, n_rows: int) -> Shape:
+        """Sizes for the plan, of batches from a loader; they are taken to be well mixed."""
+        return Shape(n_rows, self.n_features, self.n_outputs, _SCORED_ROWS, self.row_bytes, True)
 
     def _ids(self, y: Tensor) -> Tensor:
         c = self.n_outputs
@@ -152,26 +164,57 @@ def _tensor(values: Array, name: str) -> Tensor:
 
 
 @runtime_checkable
-class Source(Protocol):
-    """Rows to fit to or to score."""
+class NumberedSource(Protocol):
+    """Rows that have numbers, so that they can be drawn and put into an order."""
 
     @property
     def n_rows(self) -> int:
-        """Of an epoch; a number without end where nobody knows."""
+        """How many rows there are."""
+        ...
+
+    @property
+    def segment_rows(self) -> int:
+        """How many rows lie in a segment."""
+        ...
+
+    def split(self) -> Split:
+        """The rows with their statistics; O(n d) time where nobody has summed them yet."""
+        ...
+
+    def batches(
+        self, order: RowOrder, steps: range, device: torch.device
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """The batches of these steps, counted over all epochs; each is valid until the next one is asked for."""
+        ...
+
+    def all(self) -> Iterator[Pair]:
+        """Every row once, in the order in which the rows lie."""
+        ...
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Rows that come in batches of any size."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of an epoch; 2^40 where nobody knows."""
         ...
 
     def drawn(self, n_rows: int, seed: int) -> Pair | None:
-        """So many random rows of all, in random order; None where they only come in batches."""
+        """So many random rows of all, in random order; None where rows only come in batches."""
         ...
 
-    def epoch(self, seed: int, epoch: int, window_segments: int, device: torch.device) -> Iterator[Pair]:
-        """The batches of one epoch, in an order that depends on (seed, epoch) where it is not the user's own."""
+    def epoch(self, seed: int, epoch: int) -> Iterator[Pair]:
+        """The batches of one epoch, in an order that depends on (seed, epoch) unless it is the user's."""
         ...
 
     def all(self) -> Iterator[Pair]:
         """Every row once."""
         ...
 
+
+Source = NumberedSource | BatchSource
 
 Data = Pair | SplitReader | Iterable[Pair] | Source
 
@@ -182,58 +225,145 @@ class ArraySource:
 
     x: Array
     y: Array
+    form: RowForm
 
     @property
     def n_rows(self) -> int:
         """n."""
         return len(self.x)
 
-    def drawn(self, n_rows: int, seed: int) -> Pair:
-        """The first of a permutation."""
-        return self._take(np.random.default_rng((seed, _SAMPLES)).permutation(self.n_rows)[:n_rows])
+    @property
+    def segment_rows(self) -> int:
+        """As many as a store of the same rows would have by default."""
+        return max(1, _SEGMENT_BYTES // self.form.row_bytes)
 
-    def epoch(self, seed: int, epoch: int, window_segments: int, device: torch.device) -> Iterator[Pair]:
-        """A permutation of all rows."""
-        order = np.random.default_rng((seed, _EPOCHS, epoch)).permutation(self.n_rows)
-        for start in range(0, self.n_rows, _OWN_BATCH):
-            yield self._take(order[start : start + _OWN_BATCH])
+    def split(self) -> Split:
+        """The arrays as a split, after one pass that checks and sums them."""
+        return ArraySplit.of(self)
+
+    def batches(
+        self, order: RowOrder, steps: range, device: torch.device
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """Gathered from the arrays, window by window of the order."""
+        return nullcontext(self._batches(order, steps))
+
+    def _batches(self, order: RowOrder, steps: range) -> Iterator[Batch]:
+        pending, step = np.empty(0, np.int64), steps.start
+        for visit in order.visits(steps.start, steps.stop):
+            places = order.window_rows(visit.epoch, visit.index, visit.segments)[visit.used :]
+            first_rows = visit.segments[places // order.segment_rows] * order.segment_rows
+            pending = np.concatenate([pending, first_rows + places % order.segment_rows])
+            while step < steps.stop:
+                first, end = order.batch_bounds(step % order.steps_per_epoch)
+                if len(pending) < end - first:
+                    break
+                x, y = self.form.pair(*self.take(pending[: end - first]))
+                yield Batch(step, x, y, 0.0)
+                pending, step = pending[end - first :], step + 1
 
     def all(self) -> Iterator[Pair]:
-        """As they lie."""
-        for start in range(0, self.n_rows, _OWN_BATCH):
-            rows = slice(start, start + _OWN_BATCH)
+        """Slices of the arrays."""
+        for start in range(0, self.n_rows, _SCORED_ROWS):
+            rows = slice(start, start + _SCORED_ROWS)
             yield self.x[rows], self.y[rows]
 
-    def _take(self, rows: NDArray[np.int64]) -> Pair:
+    def take(self, rows: NDArray[np.int64]) -> Pair:
+        """A copy of these rows."""
         x, y = (a[torch.from_numpy(rows)] if isinstance(a, Tensor) else a[rows] for a in (self.x, self.y))
         return x, y
 
 
 @dataclass(frozen=True, slots=True)
+class ArraySplit:
+    """Arrays in memory with what a store's manifest says of a split: names, sizes and statistics."""
+
+    source: ArraySource
+    info: SplitInfo
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, source: ArraySource) -> ArraySplit:
+        """Checks and sums all rows, O(n d) time; raises InputError for rows of another form."""
+        form = source.form
+        is_classification = form.task == "classification"
+        features, targets = Moments.empty(form.n_features), Moments.empty(form.n_outputs)
+        counts = np.zeros(form.n_outputs, np.int64)
+        for pair in source.all():
+            x, y = (rows.cpu().numpy() for rows in form.pair(*pair))
+            features = features.merge(Moments.of(x))
+            if is_classification:
+                counts += np.bincount(y, minlength=form.n_outputs)
+            else:
+                targets = targets.merge(Moments.of(y))
+        info = SplitInfo(
+            name="train",
+            n_rows=source.n_rows,
+            segment_rows=source.segment_rows,
+            segments_per_file=1,
+            digests=(),
+            features=_statistics(features),
+            targets=None if is_classification else _statistics(targets),
+            class_counts=tuple(counts.tolist()) if is_classification else None,
+        )
+        feature_names, target_names, class_names = form.names(None)
+        manifest = Manifest(
+            format_version=STORE_FORMAT_VERSION,
+            created_by=created_by(),
+            task=form.task,
+            n_features=form.n_features,
+            n_outputs=form.n_outputs,
+            x_dtype="float32",
+            y_dtype="int32" if is_classification else "float32",
+            feature_names=feature_names,
+            target_names=target_names,
+            class_names=class_names,
+            columns={},
+            shuffle_seed=None,
+            source=(),
+            conversion={},
+            codec="none",
+            splits={"train": info},
+        )
+        return cls(source, info, manifest)
+
+    def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """x, (m, d), and y of these rows."""
+        x, y = self.source.form.pair(*self.source.take(rows))
+        return x.cpu().numpy(), y.cpu().numpy()
+
+
+def _statistics(moments: Moments) -> ColumnStatistics:
+    return moments.statistics(np.zeros(len(moments.mean), np.int64))
+
+
+@dataclass(frozen=True, slots=True)
 class StoreSource:
-    """A split of a store, streamed in the order of `RowOrder`."""
+    """A split of a store, streamed."""
 
     reader: SplitReader
 
     @property
     def n_rows(self) -> int:
-        """Of the split."""
+        """Rows of the split."""
         return self.reader.info.n_rows
 
-    def drawn(self, n_rows: int, seed: int) -> Pair:
-        """Read by segment."""
-        rows = sample_rows(self.reader.info, min(n_rows, self.n_rows), seed, _SAMPLES)
-        return self.reader.read_rows(rows)
+    @property
+    def segment_rows(self) -> int:
+        """Rows of a segment of the store."""
+        return self.reader.info.segment_rows
 
-    def epoch(self, seed: int, epoch: int, window_segments: int, device: torch.device) -> Iterator[Pair]:
-        """Every row once; a batch is overwritten by the next."""
-        batch_size, none = min(_OWN_BATCH, self.n_rows), np.empty(0, np.int64)
-        segment_rows = self.reader.info.segment_rows
-        order = RowOrder(seed, self.n_rows, segment_rows, window_segments, batch_size, none)
-        yield from epoch_batches(self.reader, order, epoch, device)
+    def split(self) -> Split:
+        """The reader itself: the manifest has the statistics."""
+        return self.reader
+
+    def batches(
+        self, order: RowOrder, steps: range, device: torch.device
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """Read ahead, as in a fit."""
+        return BatchStream(self.reader, order, steps.start, steps.stop, device)
 
     def all(self) -> Iterator[Pair]:
-        """As they lie."""
+        """Segment by segment."""
         yield from scan(self.reader)
 
 
@@ -245,25 +375,25 @@ class LoaderSource:
 
     @property
     def n_rows(self) -> int:
-        """Of its data set, where it has one with a length."""
+        """The length of the loader's data set, where it has one."""
         data = getattr(self.loader, "dataset", None)
-        return max(1, len(data)) if isinstance(data, Sized) else _UNKNOWN_ROWS
+        return max(1, len(data)) if isinstance(data, Sized) else UNKNOWN_ROWS
 
     def drawn(self, n_rows: int, seed: int) -> None:
-        """None."""
+        """None: rows of a loader cannot be drawn."""
 
-    def epoch(self, seed: int, epoch: int, window_segments: int, device: torch.device) -> Iterator[Pair]:
-        """As they come."""
+    def epoch(self, seed: int, epoch: int) -> Iterator[Pair]:
+        """The loader's own batches."""
         yield from self.loader
 
     def all(self) -> Iterator[Pair]:
-        """As they come."""
+        """The loader's own batches."""
         yield from self.loader
 
 
-def source_of(data: Data) -> Source:
-    """What `data` is; InputError for an (x, y) that do not match."""
-    if isinstance(data, Source):
+def source_of(data: Data, form: RowForm) -> Source:
+    """The source that `data` stands for; InputError for an (x, y) that do not match and for other kinds of data."""
+    if isinstance(data, NumberedSource | BatchSource):
         return data
     if isinstance(data, SplitReader):
         return StoreSource(data)
@@ -271,7 +401,7 @@ def source_of(data: Data) -> Source:
         x, y = cast(Pair, data)
         if len(x) != len(y) or not len(x):
             raise InputError(f"x has {len(x)} rows and y {len(y)}; give as many of both, at least one")
-        return ArraySource(x, y)
+        return ArraySource(x, y, form)
     if isinstance(data, Tensor | np.ndarray | str) or not isinstance(data, Iterable):
         raise InputError(
             f"the data are a {type(data).__name__}; give (x, y), a loader of such pairs, or a split of a store, "

@@ -1,14 +1,16 @@
-"""A small fit in memory, to measure what a large one will cost on this machine: rates, batch size, set-up."""
+"""A pilot run: a small fit in memory that measures what a large one will cost on this machine.
+
+The pilot goes through the set-up and the trainer of every fit, with the settings of the fit that is planned: its
+precision, its projection, fused products where they are fused.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +20,20 @@ from ep3stream.config import FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.planning.costs import Rates, Sizes, evaluations_of_step, projection_flops
 from ep3stream.solver.eigenpro import EigenProProjection
-from ep3stream.solver.kernels import Kernel, KernelFunction
-from ep3stream.solver.projection import NystromProjection, Projection
-from ep3stream.solver.set_up import PROBE_ROWS, PROBES, Settled, SolverBuilder, probes_of
-from ep3stream.solver.step import Solver
+from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.projection import NystromProjection
+from ep3stream.solver.set_up import PROBE_ROWS, PROBES
 from ep3stream.store.reader import SplitReader
 from ep3stream.training.plan import Plan, Shape
-from ep3stream.training.set_up import chosen_kernel, input_scaling, target_code, with_weights
+from ep3stream.training.set_up import (
+    SetUpRows,
+    StageTimes,
+    problem_of_split,
+    require_varied_features,
+    require_varied_targets,
+    set_up,
+)
+from ep3stream.training.trainer import WATCH_STEPS, Trainer
 
 Clock = Callable[[], float]
 
@@ -38,8 +47,6 @@ _MOST_READ_BYTES = 96 << 20
 _READ_FOR_S = 2.0
 
 _STEP_FOR_S = 1.0
-
-_ROUND_STEPS = 8  # Of a fit's steps one of so many scores the averaged model as well.
 
 _FEW_CENTERS = 16
 
@@ -68,44 +75,45 @@ def run_pilot(
     plan: Plan,
     clock: Clock = time.perf_counter,
 ) -> PilotRun:
-    """Reads a few segments, and fits up to 2048 of their rows as centers to the others for about a second.
+    """Reads a few segments, and fits up to 2048 of their rows as centers to the other rows for about a second.
 
     O(p m) memory as the fit itself, for at most 2048 centers, and some seconds. Raises what the set-up of the fit
     would: ConfigError for a kernel, scaling or targets that cannot be used.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    mesh = Mesh.of_this_process(device)
-    wanted = _MOST_CENTERS + plan.nystrom_samples + max(PROBES * plan.max_batch_size, PROBE_ROWS)
-    x, y, segment_s, read_bytes_per_s = _read(reader, shape, wanted, clock)
+    require_varied_features(reader)
+    require_varied_targets(reader)
+    mesh = Mesh.of_this_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    n_wanted = _MOST_CENTERS + plan.nystrom_samples + max(PROBES * plan.max_batch_size, PROBE_ROWS)
+    x, y, segment_s, read_bytes_per_s = _read(reader, shape, n_wanted, clock)
     n_centers = min(plan.n_centers, _MOST_CENTERS, max(1, len(x) // 2))
-    small = Plan.of(shape, config.solver, n_centers, config.run.memory_bytes)
-    inputs = input_scaling(reader, config).to(device)
-    targets = with_weights(target_code(reader), reader, config.solver).to(device)
-    rows = inputs(x.to(device))
-    centers, others = rows[:n_centers], rows[n_centers:]
-    sample = others[: small.nystrom_samples]
-    kernel = chosen_kernel(reader, config, function, sample, inputs)
-    generator = torch.Generator().manual_seed(config.run.seed % 2**64)
-    builder = SolverBuilder(kernel, centers, sample, small, config.solver, mesh, generator, targets)
-    with _seconds(clock) as preconditioner_s:
-        projection, spectra = builder.projection()
-    with _seconds(clock) as step_size_s:
-        probes, probe_y = (probes_of(each, len(sample)) for each in (others, y[n_centers:].to(device)))
-        settled = builder.settled(projection, spectra, probes, shape.n_rows - n_centers, probe_y)
-    passes = _passes(settled.projection)
-    sizes = sizes_of(shape, small, config, settled.batch_size, passes=passes)
+    memory_bytes = config.run.memory_bytes
+    small = Plan.of(shape, config.solver, n_centers, memory_bytes)
+    # The fit trains on as many rows as there are, less its centers; which ones makes no difference here.
+    excluded = np.arange(n_centers)
+    rows = SetUpRows.parted(
+        x[:n_centers], excluded, x[n_centers:], y[n_centers:], min(small.nystrom_samples, len(x) - n_centers)
+    )
+    times = StageTimes(clock, logs=False)
+    problem = problem_of_split(reader, config)
+    setup = set_up(problem, rows, small, config, function, mesh, memory_bytes, times).setup
+    trainer = Trainer(setup, config, function, mesh)
+    trainer.start()
+    projection = trainer.solver.projection
+    passes = projection.passes.limit if isinstance(projection, EigenProProjection) else 1
+    sizes = sizes_of(shape, small, config, setup.plan.batch_size, passes=passes)
     if isinstance(projection, NystromProjection):
         sizes = replace(sizes, model_rank=projection.basis.shape[1])  # Smooth kernels get more than planned.
-    stepping = _Stepping(config, kernel, centers, settled, targets, mesh, x, y, inputs, clock)
-    step_s = stepping.seconds(n_centers, settled.projection)
-    rates = _rates(stepping, sizes, step_s, read_bytes_per_s)
-    return PilotRun(sizes, rates, segment_s, preconditioner_s(), step_size_s(), step_s)
+    step_s = _step_seconds(trainer, x, y, setup.plan.batch_size, clock)
+    rates = _rates(trainer, sizes, step_s, read_bytes_per_s, x, y, clock)
+    return PilotRun(
+        sizes, rates, segment_s, times.elapsed_s["preconditioner"], times.elapsed_s["step size"], step_s
+    )
 
 
 def sizes_of(
     shape: Shape, plan: Plan, config: FitConfig, batch_size: int, devices: int = 1, passes: int = 1
 ) -> Sizes:
-    """In the letters of `costs`, with the rows that are left to train on."""
+    """The sizes in the letters of `costs`, with the rows that are left to train on."""
     is_drawn = config.solver.centers == "auto" or isinstance(config.solver.centers, int)
     left_out = plan.n_centers if is_drawn and not config.data.keep_center_rows else 0
     return Sizes(
@@ -125,11 +133,6 @@ def sizes_of(
     )
 
 
-def _passes(projection: Projection) -> int:
-    """Passes over K(Z, Z) of a direction, where it takes any."""
-    return projection.passes.limit if isinstance(projection, EigenProProjection) else 1
-
-
 def _read(
     reader: SplitReader, shape: Shape, n_rows: int, clock: Clock
 ) -> tuple[Tensor, Tensor, float, float]:
@@ -147,7 +150,7 @@ def _read(
     parts = [reader.read_segment(numbers[0])]
     segment_s = clock() - began
     n_alone, read_began = len(parts[0][0]), time.perf_counter()
-    with ThreadPoolExecutor(_READERS, "ep3stream-rehearsal") as pool:
+    with ThreadPoolExecutor(_READERS, "ep3stream-pilot") as pool:
         for start in range(1, len(numbers), _READERS):
             parts += pool.map(reader.read_segment, numbers[start : start + _READERS])
             if time.perf_counter() - read_began > _READ_FOR_S:
@@ -160,78 +163,59 @@ def _read(
     return torch.from_numpy(x[order]).float(), torch.from_numpy(y[order]), segment_s, rate
 
 
-@dataclass(frozen=True, slots=True)
-class _Stepping:
-    """Steps of a solver with all or a few of the centers, on the same rows again and again."""
+def _step_seconds(trainer: Trainer, x: Tensor, y: Tensor, batch_size: int, clock: Clock) -> float:
+    """Seconds of a step on so many of the rows, which are repeated where there are fewer: the median of rounds.
 
-    config: FitConfig
-    kernel: Kernel
-    centers: Tensor
-    settled: Settled
-    targets: Any
-    mesh: Mesh
-    x: Tensor
-    y: Tensor
-    inputs: Callable[[Tensor], Tensor]
-    clock: Clock
+    A round is as many steps as a fit takes between two readings of its losses; the last of them is scored.
+    """
+    device = trainer.mesh.device
+    n_copies = -(-batch_size // len(x))
+    batch_x = x.repeat(n_copies, 1)[:batch_size].to(device)
+    batch_y = y.repeat(n_copies, *[1] * (y.ndim - 1))[:batch_size].to(device)
 
-    def seconds(self, n_centers: int, projection: Projection) -> float:
-        """Of a step, the median of rounds."""
-        solver, batch = self.config.solver, self.settled.batch_size
-        device = self.mesh.device
-        made = Solver(
-            self.kernel,
-            self.kernel.left(self.centers[:n_centers]),
-            projection,
-            self.targets,
-            solver.used_momentum,
-            solver.used_averaging,
-            self.mesh,
-            torch.zeros(n_centers * batch, device=device),
-            solver.ridge,
-        )
-        state = made.initial_state()
-        x, y = self._batch(self.x, batch).to(device), self._batch(self.y, batch).to(device)
+    def one_round() -> None:
+        for _ in range(WATCH_STEPS):
+            # A step of length 0, lest the weights grow: it costs the same.
+            trainer.step(batch_x, batch_y, step_scale=0.0)
+        trainer.read_losses()
 
-        def one_round() -> None:
-            for step in range(_ROUND_STEPS):
-                # No step at all, lest the weights grow: it costs the same.
-                errors = made.step(state, self.inputs(x), y, 0.0, step == _ROUND_STEPS - 1)
-            float(errors.loss)
-
-        return _median_seconds(one_round, self.clock) / _ROUND_STEPS
-
-    def direction_seconds(self) -> float:
-        """Of the projection alone, on a gradient of ones."""
-        projection = self.settled.projection
-        gradient = torch.ones(self.targets.n_outputs, len(self.centers), device=self.mesh.device)
-
-        def one_round() -> None:
-            for _ in range(_ROUND_STEPS):
-                theta = projection.direction(gradient)
-            float(theta.sum())
-
-        return _median_seconds(one_round, self.clock) / _ROUND_STEPS
-
-    @staticmethod
-    def _batch(rows: Tensor, n_rows: int) -> Tensor:
-        """`n_rows` of them, repeated where there are fewer."""
-        return rows.repeat(-(-n_rows // len(rows)), *[1] * (rows.ndim - 1))[:n_rows]
+    return _median_seconds(one_round, clock) / WATCH_STEPS
 
 
-def _rates(stepping: _Stepping, sizes: Sizes, step_s: float, read_bytes_per_s: float) -> Rates:
-    """What a step took, shared out: what any step takes, the projection, and the rest to the kernel values."""
-    overhead_s = min(_overhead(stepping), 0.5 * step_s)
+def _direction_seconds(trainer: Trainer, clock: Clock) -> float:
+    """Seconds of the projection alone, on a gradient of ones."""
+    solver = trainer.solver
+    gradient = torch.ones_like(trainer.progress.state.weights)
+
+    def one_round() -> None:
+        for _ in range(WATCH_STEPS):
+            theta = solver.projection.direction(gradient)
+        float(theta.sum())
+
+    return _median_seconds(one_round, clock) / WATCH_STEPS
+
+
+def _rates(
+    trainer: Trainer,
+    sizes: Sizes,
+    step_s: float,
+    read_bytes_per_s: float,
+    x: Tensor,
+    y: Tensor,
+    clock: Clock,
+) -> Rates:
+    """The seconds of a step, shared out: the overhead of any step, the projection, and the rest to kernel values."""
+    overhead_s = min(_overhead_seconds(trainer, x, y, clock), 0.5 * step_s)
     flop_s, projected_s = 0.0, 0.0
     # EigenPro's projection is made of kernel values itself.
     if sizes.projection != "eigenpro":
-        projected_s = min(stepping.direction_seconds(), 0.9 * (step_s - overhead_s))
+        projected_s = min(_direction_seconds(trainer, clock), 0.9 * (step_s - overhead_s))
         flop_s = projected_s / projection_flops(sizes)
     evaluation_s = (step_s - overhead_s - projected_s) / evaluations_of_step(sizes)
     return Rates(evaluation_s, flop_s, overhead_s, read_bytes_per_s)
 
 
-class _Free:
+class _NoProjection:
     """A projection that costs nothing."""
 
     def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
@@ -253,15 +237,24 @@ class _Free:
         return {}
 
 
-def _overhead(stepping: _Stepping) -> float:
-    """Of a step with next to no centers, one row, and no projection."""
-    limits = replace(stepping.settled.limits, batch_size=1)
-    one = replace(stepping, settled=replace(stepping.settled, limits=limits))
-    return one.seconds(min(_FEW_CENTERS, len(stepping.centers)), _Free())
+def _overhead_seconds(trainer: Trainer, x: Tensor, y: Tensor, clock: Clock) -> float:
+    """Seconds of a step with next to no centers, one row, and no projection."""
+    solver, device = trainer.solver, trainer.mesh.device
+    few = solver.kernel.left(trainer.inputs(x[:_FEW_CENTERS].to(device)))
+    room = torch.zeros(len(few), device=device)
+    small = replace(solver, centers=few, projection=_NoProjection(), block_memory=room, later=())
+    state, one_x, one_y = small.initial_state(), x[:1].to(device), y[:1].to(device)
+
+    def one_round() -> None:
+        for step in range(WATCH_STEPS):
+            errors = small.step(state, trainer.inputs(one_x), one_y, 0.0, step == WATCH_STEPS - 1)
+        float(errors.loss)
+
+    return _median_seconds(one_round, clock) / WATCH_STEPS
 
 
 def _median_seconds(work: Callable[[], None], clock: Clock) -> float:
-    """Of a call, after a first one: the median of those of a second, at least three."""
+    """Seconds of a call, after a first one: the median of as many as take a second, at least three."""
     work()
     took: list[float] = []
     while len(took) < 3 or sum(took) < _STEP_FOR_S:
@@ -269,12 +262,3 @@ def _median_seconds(work: Callable[[], None], clock: Clock) -> float:
         work()
         took.append(clock() - began)
     return statistics.median(took)
-
-
-@contextmanager
-def _seconds(clock: Clock) -> Iterator[Callable[[], float]]:
-    """Gives a function that, once the block is left, says how long it took."""
-    began = clock()
-    ended: list[float] = []
-    yield lambda: ended[0] - began
-    ended.append(clock())

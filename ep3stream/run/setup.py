@@ -1,12 +1,14 @@
-"""Whether a set-up read from disk is one that a fit can use: every field it will read, before it reads any.
+"""A fit's set-up: what is computed once before the first step, and what the first and every resumed step reads.
 
-A run's set-up as it lies in RUN/setup, and what a fit makes of it.
+On disk the set-up is the bundle RUN/setup: tensors (centers, scalings, preconditioner) and a description. Keys on
+disk and names in memory differ where older formats had other words: `tempering` is the center damping, and `pace` of
+a stage its step scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,8 +18,7 @@ from torch import Tensor
 from ep3stream.config import KERNEL_DEFAULTS, FitConfig, Task
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
-from ep3stream.run.bundle import Bundle, read_bundle
-from ep3stream.run.bundle_manifest import file_digest
+from ep3stream.run.bundle import file_digest, read_bundle
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu import fuses
@@ -28,8 +29,16 @@ from ep3stream.solver.points import Points
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.step import Solver, SolverState, Stage
 from ep3stream.solver.targets import TargetCode
-from ep3stream.store.reader import SplitReader
+from ep3stream.store.manifest import SplitInfo
 from ep3stream.stream.order import RowOrder
+
+SETUP_KIND = "set-up"
+
+# Tensors with a row for each center: every rank keeps its own rows of them.
+_BY_CENTER = frozenset({"centers", "basis", "tempering"})
+
+# The tensor that each stage has its own of: stacked by stage. A set-up of bundle format 1 has one stage and no stack.
+STAGED = "shrink"
 
 Shape = tuple[int, ...]
 
@@ -38,6 +47,298 @@ _WHOLE = ("excluded_rows", "center_order")
 _DOUBLE = ("factor", "directions", "half", "shrink")
 
 _LARGEST = 1e38
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """A stage of the fit: from row `first_row` on its steps are `step_scale` times as long as the first stage's.
+
+    n_flattened: how many leading directions of the data its projection shrinks; None where that is not known.
+    """
+
+    first_row: int
+    step_scale: float
+    n_flattened: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupPlan:
+    """The sizes, the kernel and the steps of a fit, as the set-up has settled them; in JSON under `plan`.
+
+    kernel_parameters: by name, those of `KERNEL_DEFAULTS[kernel]`. stages: empty in bundle format 1.
+    memory: planned bytes on each device by item; memory_bytes: the budget for all of them.
+    center_batch_size, center_step_size: of EigenPro's passes over the centers. start_rows: how many rows the head
+    start was learnt from, 0 without one; start_ridge: its ridge.
+    """
+
+    n_centers: int
+    window_segments: int
+    batch_size: int
+    step_size: float
+    projection: str
+    kernel: str
+    kernel_parameters: Mapping[str, Any]
+    model_rank: int = 0
+    data_rank: int = 0
+    n_landmarks: int = 0
+    nystrom_samples: int = 0
+    memory: Mapping[str, int] = field(default_factory=dict)
+    step_rule: str = "measured"
+    stages: tuple[StagePlan, ...] = ()
+    momentum: float = 0.0
+    ridge: float = 0.0
+    mu: float | None = None
+    devices: int = 1
+    memory_bytes: int = 0
+    n_leading: int = 0
+    center_batch_size: int | None = None
+    center_step_size: float | None = None
+    start_rows: int = 0
+    start_ridge: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan with the keys of RUN/setup and run.json; absent values are left out."""
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        del content["kernel_parameters"]
+        if not self.start_rows:
+            del content["start_rows"]
+        stages = [
+            {"first_row": stage.first_row, "pace": stage.step_scale}
+            | ({} if stage.n_flattened is None else {"n_flattened": stage.n_flattened})
+            for stage in self.stages
+        ]
+        return {**content, "bandwidth": None, **self.kernel_parameters, "stages": stages}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> SetupPlan:
+        """The plan that `require_complete` has checked, of any bundle format."""
+        known = {name: content[name] for name in cls.__slots__ if name in content}
+        names = KERNEL_DEFAULTS.get(content["kernel"], {})
+        stages = tuple(
+            StagePlan(stage["first_row"], stage["pace"], stage.get("n_flattened"))
+            for stage in content.get("stages", [])
+        )
+        return cls(**known | {"kernel_parameters": {name: content[name] for name in names}, "stages": stages})
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The part of a fit that never changes. A resumed fit reads it from RUN/setup.
+
+    Loaded, the tensors are whole and memory maps. Scattered, those with a row for each center are this rank's shard.
+    description: JSON; its `plan` is typed as `plan`. digest: of the bundle, empty for a set-up that is in memory only.
+    """
+
+    tensors: dict[str, Tensor]
+    description: dict[str, Any]
+    plan: SetupPlan
+    digest: str = ""
+
+    @classmethod
+    def load(cls, path: Path) -> Setup:
+        """Read from `path` and checked against its digests; raises DamagedDataError."""
+        bundle = read_bundle(path, SETUP_KIND)
+        try:
+            require_complete(bundle.tensors, bundle.description)
+            plan = SetupPlan.from_json(bundle.description["plan"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise DamagedDataError(
+                f"{path} has a missing or impossible field ({error!r}); use a new RUN"
+            ) from error
+        return cls(bundle.tensors, bundle.description, plan, file_digest(path / "manifest.json"))
+
+    @classmethod
+    def scattered(cls, whole: Setup | None, mesh: Mesh) -> Setup:
+        """The set-up with each rank's own rows of it. Only the leader has `whole`, and has to see the files."""
+        if mesh.size == 1:
+            assert whole is not None
+            return whole
+        tensors = {} if whole is None else whole.tensors
+        told = mesh.broadcast_object(
+            lambda: None if whole is None else [list(tensors), whole.description, whole.digest]
+        )
+        shards = {
+            name: mesh.scatter_rows(tensors.get(name))
+            if name in _BY_CENTER
+            else mesh.replicate(tensors.get(name))
+            for name in told[0]
+        }
+        return cls(shards, told[1], SetupPlan.from_json(told[1]["plan"]), told[2])
+
+    def without_centers(self) -> Setup:
+        """The set-up without the tensors that have a row for each center: a solver holds those it needs."""
+        return replace(self, tensors={k: v for k, v in self.tensors.items() if k not in _BY_CENTER})
+
+    def inputs(self) -> InputScaling:
+        """The model's input transform."""
+        return InputScaling(self.tensors["input_shift"], self.tensors["input_scale"])
+
+    def targets(self) -> TargetCode:
+        """How targets enter the least-squares problem and how outputs leave it."""
+        tensors = self.tensors
+        return TargetCode(
+            self.description["task"] == "classification",
+            tensors["target_offset"],
+            tensors["target_scale"],
+            tensors.get("target_weights"),
+        )
+
+    def kernel(self, function: KernelFunction | None) -> Kernel:
+        """The kernel of the set-up, or `function`; InputError unless the set-up was made with the same."""
+        name = self.plan.kernel
+        is_named = name != CALLABLE
+        if is_named == (function is not None):
+            remedy = "leave kernel= out" if is_named else "pass that callable as kernel="
+            raise InputError(f"the fit was set up with the {name} kernel; {remedy} or use a new RUN")
+        if function is not None:
+            return CallableKernel(function)
+        return named_kernel(name, self.plan.kernel_parameters, self.tensors.get("kernel_centre"))
+
+    def order(self, split: SplitInfo, seed: int) -> RowOrder:
+        """The order of the split's rows; DamagedDataError where the set-up was not made for so many."""
+        plan = self.plan
+        if plan.batch_size > split.n_rows or plan.window_segments > split.n_segments:
+            raise DamagedDataError(
+                f"the set-up has batches of {plan.batch_size} rows and windows of {plan.window_segments} segments, "
+                f"but the split has {split.n_rows} rows in {split.n_segments}; use a new RUN"
+            )
+        excluded = self.tensors["excluded_rows"].numpy()
+        return RowOrder(
+            seed, split.n_rows, split.segment_rows, plan.window_segments, plan.batch_size, excluded
+        )
+
+    def solver(self, config: FitConfig, function: KernelFunction | None, mesh: Mesh) -> Solver:
+        """The solver of a scattered set-up, ready to step.
+
+        Raises DamagedDataError where a kernel block of the set-up exceeds the memory it was made for.
+        """
+        kernel = self.kernel(function)
+        if isinstance(kernel, RadialKernel):
+            kernel = replace(kernel, centre=kernel.centre.to(mesh.device))
+        kernel = with_precision(kernel, config.solver.precision)
+        centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
+        prepared = kernel.left(centers)
+        stages = self._stages(config, kernel, centers, prepared, mesh)
+        return Solver(
+            kernel,
+            prepared,
+            stages[0].projection,
+            self.targets().to(mesh.device),
+            config.solver.used_momentum,
+            config.solver.used_averaging,
+            mesh,
+            self._block_memory(kernel, centers, config.run.memory_bytes, mesh),
+            config.solver.ridge,
+            stages[1:],
+        )
+
+    def initial_state(self, solver: Solver) -> SolverState:
+        """The state before the first step: the head start of the set-up, or zero where there is none.
+
+        The tail average counts a head start as if its rows had been steps.
+        """
+        state = solver.initial_state()
+        if (coefficients := self.tensors.get("start")) is not None:
+            assert isinstance(solver.projection, NystromProjection)
+            basis = solver.projection.basis
+            state.weights.copy_((basis @ coefficients.to(basis)).T)
+            state.average.copy_(state.weights)
+            state.averaged = self.plan.start_rows // self.plan.batch_size
+        return state
+
+    def _block_memory(self, kernel: Kernel, centers: Tensor, asked_bytes: int, mesh: Mesh) -> Tensor | None:
+        """Memory for the kernel block of a shard, whose centers are (p_shard, d).
+
+        None where the products are fused, and where the set-up was planned for more devices than there are now: the
+        block is then formed anew, twice a step.
+        """
+        plan = self.plan
+        # On a GPU the set-up has found out what is free.
+        memory_bytes = max(asked_bytes, plan.memory_bytes if mesh.device.type == "cuda" else 0)
+        batch_size, n_outputs = plan.batch_size, len(self.tensors["target_offset"])
+        largest_shard = -(-plan.n_centers // plan.devices)
+        if 4 * largest_shard * batch_size > memory_bytes:
+            raise DamagedDataError(
+                f"the set-up has kernel blocks of {4 * largest_shard * batch_size} bytes, more than the memory of "
+                f"{memory_bytes} it was made for; use a new RUN"
+            )
+        # A step that is scored multiplies weights and their average at once.
+        is_fused = fuses(kernel.name, mesh.device, centers.shape[1], 2 * n_outputs)
+        if is_fused or 4 * len(centers) * batch_size > memory_bytes:
+            return None
+        return torch.zeros(len(centers) * batch_size, device=mesh.device)
+
+    def _stages(
+        self, config: FitConfig, kernel: Kernel, centers: Tensor, prepared: Points, mesh: Mesh
+    ) -> tuple[Stage, ...]:
+        """The stages of the fit. centers: (p_shard, d), scaled; prepared: the same, as left points of the kernel."""
+        tensors = {
+            name: tensor.to(mesh.device)
+            for name, tensor in self.tensors.items()
+            if name not in ("centers", "excluded_rows")
+        }
+        staged = ["eigenvalue_scale"]
+        if "core" in tensors:
+            tensors |= _factored(tensors["core"])
+            staged.append("half")
+        if STAGED in tensors:
+            # `nystrom` stores the scale itself, `exact` 1 minus it, of which `ExactProjection.tensors` says more.
+            stored = tensors.pop(STAGED)
+            tensors["eigenvalue_scale"] = 1 - stored if self.plan.projection == "exact" else stored
+        first = self._projection(config, kernel, centers, prepared, mesh, tensors)
+        if not self.plan.stages or isinstance(first, EigenProProjection):
+            return (Stage(0, first),)
+        own: list[dict[str, Any]] = [
+            {name: tensors[name][number] for name in staged} for number in range(len(self.plan.stages))
+        ]
+        return tuple(
+            Stage(stage.first_row, replace(first, **changed), stage.step_scale)
+            for stage, changed in zip(self.plan.stages, own, strict=True)
+        )
+
+    def _projection(
+        self,
+        config: FitConfig,
+        kernel: Kernel,
+        centers: Tensor,
+        prepared: Points,
+        mesh: Mesh,
+        tensors: dict[str, Tensor],
+    ) -> NystromProjection | ExactProjection | EigenProProjection:
+        """The projection of the set-up; its staged tensor may still be the stack of all stages."""
+        plan = self.plan
+        if plan.projection == "exact":
+            return ExactProjection(tensors["factor"], tensors["directions"], tensors["eigenvalue_scale"], mesh)
+        basis = tensors["basis"]
+        if plan.projection == "eigenpro":
+            assert plan.center_batch_size is not None  # `require_complete` has seen both.
+            assert plan.center_step_size is not None
+            own = EigenProTensors(**{name: tensors[name] for name in EigenProTensors.__slots__})
+            passes = Passes(
+                plan.center_batch_size,
+                float(plan.center_step_size),
+                config.solver.projection_passes,
+                config.solver.projection_tolerance,
+            )
+            return EigenProProjection.of(kernel, prepared, kernel.right(centers), own, passes, mesh)
+        eigenvalues = torch.tensor(self.description["model_eigenvalues"], device=mesh.device).to(basis)
+        assert plan.mu is not None  # `require_complete` has seen it.
+        return NystromProjection(
+            basis,
+            tensors["half"],
+            tensors["eigenvalue_scale"],
+            plan.mu,
+            plan.n_leading,
+            mesh,
+            eigenvalues,
+            tensors.get("tempering"),
+        )
+
+
+def _factored(core: Tensor) -> dict[str, Tensor]:
+    """The core of bundle formats 1 and 2, (..., r, r) in float32, as half @ diag(shrink) @ half', by name."""
+    values, vectors = torch.linalg.eigh(core.double())
+    return {"half": vectors, STAGED: values.clamp_min(0)}
 
 
 def require_complete(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -81,6 +382,8 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
             raise ValueError(f"center_batch_size is {size!r:.50}")
     elif plan["projection"] != "exact":
         raise ValueError(f"projection is {plan['projection']!r:.50}")
+    if "stages" in plan and not plan["stages"]:
+        raise ValueError("there are no stages")
     last = -1
     for stage in plan.get("stages", []):
         if type(stage["first_row"]) is not int or not last < stage["first_row"] < 1 << 60:
@@ -137,227 +440,3 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
     if "core" in tensors:
         return shapes | {"core": (*stages, r, r)}
     return shapes | {"half": (r, r), "shrink": (*stages, r)}
-
-
-SETUP_KIND = "set-up"
-
-# Tensors with a row for each center.
-_BY_CENTER = frozenset({"centers", "basis", "tempering"})
-
-# What each stage has its own of, stacked; bare in a set-up of bundle format 1, which has one stage.
-STAGED = "shrink"
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """A run's unchanging part, as read back from RUN/setup: what a resumed fit uses is what the first one wrote.
-
-    As loaded it is whole, and a memory map; as dealt, what has a row for each center is this rank's shard.
-    """
-
-    tensors: dict[str, Tensor]
-    description: dict[str, Any]
-    digest: str
-
-    @classmethod
-    def load(cls, path: Path) -> Setup:
-        """Checked against its digests; raises DamagedDataError."""
-        bundle: Bundle = read_bundle(path, SETUP_KIND)
-        try:
-            require_complete(bundle.tensors, bundle.description)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DamagedDataError(
-                f"{path} has a missing or impossible field ({error!r}); use a new RUN"
-            ) from error
-        return cls(bundle.tensors, bundle.description, file_digest(path / "manifest.json"))
-
-    @classmethod
-    def scattered(cls, whole: Setup | None, mesh: Mesh) -> Setup:
-        """Each rank's, of the one that the leader has loaded: the only rank that has to see the files."""
-        if mesh.size == 1:
-            assert whole is not None
-            return whole
-        tensors = {} if whole is None else whole.tensors
-        told = mesh.broadcast_object(
-            lambda: None if whole is None else [list(tensors), whole.description, whole.digest]
-        )
-        shards = {
-            name: mesh.scatter_rows(tensors.get(name)) if name in _BY_CENTER else mesh.copy(tensors.get(name))
-            for name in told[0]
-        }
-        return cls(shards, told[1], told[2])
-
-    def without_centers(self) -> Setup:
-        """The same without what has a row for each center: a solver holds what it needs of them, prepared."""
-        return replace(self, tensors={k: v for k, v in self.tensors.items() if k not in _BY_CENTER})
-
-    @property
-    def plan(self) -> dict[str, Any]:
-        """Sizes and step size."""
-        plan: dict[str, Any] = self.description["plan"]
-        return plan
-
-    def inputs(self) -> InputScaling:
-        """How inputs are scaled."""
-        return InputScaling(self.tensors["input_shift"], self.tensors["input_scale"])
-
-    def targets(self) -> TargetCode:
-        """How targets are coded."""
-        is_classification, tensors = self.description["task"] == "classification", self.tensors
-        return TargetCode(
-            is_classification,
-            tensors["target_offset"],
-            tensors["target_scale"],
-            tensors.get("target_weights"),
-        )
-
-    def kernel(self, function: KernelFunction | None) -> Kernel:
-        """The kernel as it was set up, or `function`; InputError unless the set-up was done with it."""
-        name = self.plan["kernel"]
-        named = name != CALLABLE
-        if named == (function is not None):
-            remedy = "leave kernel= out" if named else "pass that callable as kernel="
-            raise InputError(f"the fit was set up with the {name} kernel; {remedy} or use a new RUN")
-        if function is not None:
-            return CallableKernel(function)
-        parameters = {item: self.plan[item] for item in KERNEL_DEFAULTS[name]}
-        return named_kernel(name, parameters, self.tensors.get("kernel_centre"))
-
-    def order(self, reader: SplitReader, seed: int) -> RowOrder:
-        """The order of the rows; DamagedDataError where the set-up is not one for them."""
-        info = reader.info
-        if self.plan["batch_size"] > info.n_rows or self.plan["window_segments"] > info.n_segments:
-            raise DamagedDataError(
-                f"the set-up has batches of {self.plan['batch_size']} rows and windows of "
-                f"{self.plan['window_segments']} segments, but the split has {info.n_rows} rows in "
-                f"{info.n_segments}; use a new RUN"
-            )
-        excluded = self.tensors["excluded_rows"].numpy()
-        return RowOrder(
-            seed,
-            info.n_rows,
-            info.segment_rows,
-            self.plan["window_segments"],
-            self.plan["batch_size"],
-            excluded,
-        )
-
-    def solver(self, config: FitConfig, function: KernelFunction | None, mesh: Mesh) -> Solver:
-        """Of a set-up as dealt, ready to step; DamagedDataError where kernel values of a batch exceed the memory."""
-        kernel = with_precision(_on_device(self.kernel(function), mesh.device), config.solver.precision)
-        centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
-        rows = kernel.left(centers)
-        stages = self._stages(config, kernel, centers, rows, mesh)
-        return Solver(
-            kernel,
-            rows,
-            stages[0].projection,
-            self.targets().to(mesh.device),
-            config.solver.used_momentum,
-            config.solver.used_averaging,
-            mesh,
-            self._block_memory(kernel, centers, self._memory_bytes(config, mesh), mesh),
-            config.solver.ridge,
-            stages[1:],
-        )
-
-    def initial_state(self, solver: Solver) -> SolverState:
-        """Of a set-up as dealt: the head start, or zero where there is none.
-
-        The average counts it as if its rows had been steps.
-        """
-        state = solver.initial_state()
-        if (coefficients := self.tensors.get("start")) is not None:
-            assert isinstance(solver.projection, NystromProjection)
-            basis = solver.projection.basis
-            state.weights.copy_((basis @ coefficients.to(basis)).T)
-            state.average.copy_(state.weights)
-            state.averaged = self.plan["start_rows"] // self.plan["batch_size"]
-        return state
-
-    def _memory_bytes(self, config: FitConfig, mesh: Mesh) -> int:
-        """As asked for; on a GPU what the set-up has found free (`machine.memory_budget`)."""
-        found: int = self.plan.get("memory_bytes", 0) if mesh.device.type == "cuda" else 0
-        return max(found, config.run.memory_bytes)
-
-    def _block_memory(self, kernel: Kernel, centers: Tensor, memory_bytes: int, mesh: Mesh) -> Tensor | None:
-        """For the block of a shard, (p_shard, d); None where products are fused, or form it anew.
-
-        They form it anew, twice a step, where the set-up was planned for more devices.
-        """
-        batch_size, n_outputs = self.plan["batch_size"], len(self.tensors["target_offset"])
-        largest = -(-self.plan["n_centers"] // self.plan.get("devices", 1))
-        if 4 * largest * batch_size > memory_bytes:
-            raise DamagedDataError(
-                f"the set-up has kernel blocks of {4 * largest * batch_size} bytes, more than the memory of "
-                f"{memory_bytes} it was made for; use a new RUN"
-            )
-        # A step that is scored multiplies weights and their average at once.
-        is_fused = fuses(kernel.name, mesh.device, centers.shape[1], 2 * n_outputs)
-        if is_fused or 4 * len(centers) * batch_size > memory_bytes:
-            return None
-        return torch.zeros(len(centers) * batch_size, device=mesh.device)
-
-    def _stages(
-        self, config: FitConfig, kernel: Kernel, centers: Tensor, rows: Points, mesh: Mesh
-    ) -> tuple[Stage, ...]:
-        """`rows`: the shard's scaled `centers`, prepared."""
-        parts = {
-            name: tensor.to(mesh.device)
-            for name, tensor in self.tensors.items()
-            if name not in ("centers", "excluded_rows")
-        }
-        staged = [STAGED]
-        if "core" in parts:
-            parts |= _factored(parts["core"])
-            staged.append("half")
-        first = self._projection(config, kernel, centers, rows, mesh, parts)
-        if "stages" not in self.plan or isinstance(first, EigenProProjection):
-            return (Stage(0, first),)
-        own: list[dict[str, Any]] = [
-            {name: parts[name][number] for name in staged} for number in range(len(self.plan["stages"]))
-        ]
-        return tuple(
-            Stage(stage["first_row"], replace(first, **changed), stage["pace"])
-            for stage, changed in zip(self.plan["stages"], own, strict=True)
-        )
-
-    def _projection(
-        self,
-        config: FitConfig,
-        kernel: Kernel,
-        centers: Tensor,
-        rows: Points,
-        mesh: Mesh,
-        parts: dict[str, Tensor],
-    ) -> NystromProjection | ExactProjection | EigenProProjection:
-        """With what is staged as it is in `parts`."""
-        if self.plan["projection"] == "exact":
-            return ExactProjection(parts["factor"], parts["directions"], parts["shrink"], mesh)
-        basis = parts["basis"]
-        if self.plan["projection"] == "eigenpro":
-            tensors = EigenProTensors(**{name: parts[name] for name in EigenProTensors.__slots__})
-            passes = Passes(
-                self.plan["center_batch_size"],
-                float(self.plan["center_step_size"]),
-                config.solver.projection_passes,
-                config.solver.projection_tolerance,
-            )
-            return EigenProProjection.of(kernel, rows, kernel.right(centers), tensors, passes, mesh)
-        eigenvalues = torch.tensor(self.description["model_eigenvalues"], device=mesh.device).to(basis)
-        half, shrink, center_damping = parts["half"], parts[STAGED], parts.get("tempering")
-        return NystromProjection(
-            basis, half, shrink, self.plan["mu"], self.plan["n_leading"], mesh, eigenvalues, center_damping
-        )
-
-
-def _factored(core: Tensor) -> dict[str, Tensor]:
-    """The core of bundle formats 1 and 2, (..., r, r) in float32, as half @ diag(shrink) @ half'."""
-    values, vectors = torch.linalg.eigh(core.double())
-    return {"half": vectors, STAGED: values.clamp_min(0)}
-
-
-def _on_device(kernel: Kernel, device: torch.device) -> Kernel:
-    if isinstance(kernel, RadialKernel):
-        return replace(kernel, centre=kernel.centre.to(device))
-    return kernel

@@ -1,7 +1,7 @@
-"""The projection of the published EigenPro3: passes over K(Z, Z) theta = h, and its two preconditioners apart.
+"""The projection of the published EigenPro3: an iteration for K(Z, Z) theta = h, and two separate preconditioners.
 
-Abedsoltan, Belkin, Pandit, "Toward Large Kernel Models", 2023, algorithm 2. On a batch (X_b, g), with the top-q
-eigenpairs (lambda, E) of K(X_s, X_s) / s and D = (1 - lambda_{q+1} / lambda) / (lambda s):
+Abedsoltan, Belkin, Pandit, "Toward Large Kernel Models", 2023, algorithm 2. On a batch X_b with residual g, with the
+top-q eigenpairs (lambda, E) of K(X_s, X_s) / s and D = (1 - lambda_{q+1} / lambda) / (lambda s):
 
     h = K(Z, X_b) g - F E' K(X_s, X_b) g,            F = K(Z, X_s) E D
     theta ~ K(Z, Z)^(-1) h                           passes of EigenPro2 (Ma, Belkin, "Kernel machines that
@@ -13,8 +13,9 @@ K(S, S) / s' and D' = (1 - (lambda'_{r+1} / lambda')^a) / (lambda' s'), a = 0.95
     e = K(Z_B, Z) theta - h_B
     theta_B -= eta e;    theta_S += eta E' D' E'' K(S, Z_B) e
 
-Theta depends on h alone, so there is nothing to checkpoint. The authors stop after two passes or at a mean square of
-1e-6 on the first 1000 centers, which for a small h is at once; here at `tolerance` |h|, over all centers.
+theta depends on h only, so a checkpoint holds nothing of the iteration. The authors stop after two passes, or at a mean
+squared error of 1e-6 on the first 1000 centers, which a small h meets at once. Here the passes stop at an error of
+`tolerance` |h| over all centers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _MAX_CENTER_BATCH = 4096
 
 @dataclass(frozen=True, slots=True)
 class CenterBatch:
-    """Which centers of this rank's shard are in one batch of a pass: their `rows` there, `places` in the batch."""
+    """One batch of a pass: `size` centers, of which those at `places` in the batch are `rows` of this rank's shard."""
 
     size: int
     rows: Tensor
@@ -49,10 +50,10 @@ class CenterBatch:
 
 @dataclass(frozen=True, slots=True)
 class EigenProTensors:
-    """What of the projection a run keeps, whole but for `basis`.
+    """The tensors of the projection that a set-up holds, whole except for `basis`, which is this rank's shard.
 
     basis: F, (p_shard, q); sample: X_s, (s, d); data_vectors: E, (s, q); model_vectors: E', (s', r), of the first s'
-    centers; model_weights: D', (r,); center_order: the order of the passes, (p,).
+    centers; model_weights: D', (r,); center_order: (p,), the order in which a pass takes the centers.
     """
 
     basis: Tensor
@@ -63,13 +64,13 @@ class EigenProTensors:
     center_order: Tensor
 
     def by_name(self) -> dict[str, Tensor]:
-        """For a file."""
+        """The tensors by their names on disk."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """At most `limit` passes in batches of `batch_size` centers, until the error is `tolerance` |h|."""
+    """At most `limit` passes in batches of `batch_size` centers; they stop at an error of `tolerance` |h|."""
 
     batch_size: int
     step_size: float
@@ -81,9 +82,9 @@ class Passes:
 class EigenProProjection:
     """The inexact projection on this rank's shard of the centers; O(p^2 c) time a pass, O(pq + sq) memory.
 
-    rows, columns: the shard prepared for either side of a block; sample, data_vectors: this rank's share of X_s and
-    E; model_vectors: those of E' whose centers are its own, which are its first. K(Z, Z) is formed again in every
-    pass, a tile at a time.
+    Every pass forms K(Z, Z) again, a tile at a time. rows, columns: the shard, prepared for the left and the right
+    side of a block. sample, data_vectors: this rank's share of the rows of X_s and of E. model_vectors: the rows of E'
+    whose centers this rank has, which are the first of its shard. stored: the tensors of a set-up.
     """
 
     kernel: Kernel
@@ -96,7 +97,7 @@ class EigenProProjection:
     model_weights: Tensor
     batches: tuple[CenterBatch, ...]
     passes: Passes
-    kept: EigenProTensors
+    stored: EigenProTensors
     mesh: Mesh
 
     @classmethod
@@ -109,9 +110,9 @@ class EigenProProjection:
         passes: Passes,
         mesh: Mesh,
     ) -> EigenProProjection:
-        """From the shard's centers, prepared for either side, and what is kept."""
-        share = mesh.owned(len(tensors.sample))
-        owned = mesh.owned(len(tensors.center_order))
+        """The projection from the shard's centers, prepared for the left and the right side, and a set-up's tensors."""
+        share = mesh.shard_range(len(tensors.sample))
+        owned = mesh.shard_range(len(tensors.center_order))
         return cls(
             kernel,
             rows,
@@ -131,7 +132,7 @@ class EigenProProjection:
     def cost_bytes(
         cls, n_centers: int, n_features: int, n_landmarks: int, samples: int, ranks: tuple[int, int]
     ) -> int:
-        """Of the projection in float32; ranks: of the data and of the model."""
+        """Bytes of the projection on one device, in float32; ranks: q of the data and r of the model."""
         data_rank, model_rank = ranks
         block = (n_landmarks + 1024) * min(_MAX_CENTER_BATCH, n_centers)
         vectors = (n_centers + samples) * data_rank + n_landmarks * model_rank
@@ -139,16 +140,16 @@ class EigenProProjection:
         return 4 * (block + vectors + points) + 8 * 3 * n_centers
 
     def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """H = K(Z, X_b) g - F E' K(X_s, X_b) g; O(smc + (s + p) qc), K(X_s, X_b) shared out over the ranks."""
+        """h = K(Z, X_b) g - F E' K(X_s, X_b) g; O(smc + (s + p) qc). Each rank has some rows of K(X_s, X_b)."""
         k_sb_g = kernel_times(self.kernel, self.sample, self.kernel.right(x), residual.T)
         coefficients = self.mesh.all_reduce(k_sb_g.T @ self.data_vectors)
         return torch.addmm(gradient, coefficients, self.basis.T, alpha=-1)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """Theta, (c, p_shard), for h of that shape.
+        """theta, (c, p_shard), for h of that shape.
 
-        The error that ends the passes is that of each batch just before it was used: it costs nothing, and as
-        the passes converge it is an upper bound.
+        The error of a pass is the error of each batch just before its update. This costs nothing more, and is an
+        upper bound of the final error as long as the passes converge.
         """
         theta = torch.zeros_like(gradient)
         room = gradient.new_empty(len(self.model_vectors), self.passes.batch_size)
@@ -159,7 +160,7 @@ class EigenProProjection:
         return theta
 
     def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """|K(Z, Z) theta - h| / |h|, 0-d; half the work of a pass or more."""
+        """|K(Z, Z) theta - h| / |h|, 0-d; at least half the work of a pass."""
         squared = gradient.new_zeros((), dtype=torch.float64)
         for batch in self.batches:
             columns = self._columns(batch)
@@ -169,21 +170,21 @@ class EigenProProjection:
         return (squared / self._squared_norm(gradient).clamp_min(tiny)).sqrt().to(gradient)
 
     def gram_times(self, weights: Tensor) -> Tensor:
-        """Not of this projection: what preconditions the data would have to precondition lambda f too, O(psc)."""
+        """Raises ConfigError: the data preconditioner would have to be applied to lambda f as well, at O(psc)."""
         raise ConfigError("ridge is given, but the published EigenPro has none; use nystrom or exact")
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
-        """K(x, Z) theta(x), (m,), of each row of x by itself, with the residual 1; passes for m outputs."""
+        """K(x, Z) theta(x), (m,), for each row of x alone with the residual 1; costs passes for m outputs."""
         each = torch.eye(len(x), dtype=x.dtype, device=x.device)
         theta = self.direction(self.preconditioned(k_zb.T.contiguous(), x, each))
         return self.mesh.all_reduce((k_zb * theta.T).sum(0))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of `EigenProTensors`."""
-        return self.kept.by_name()
+        """The fields of `EigenProTensors` by name."""
+        return self.stored.by_name()
 
     def _pass(self, theta: Tensor, gradient: Tensor, room: Tensor) -> Tensor:
-        """One pass, in place; returns the sum of squares of the errors met. `room`: K(S, Z_B), (s'_shard, batch)."""
+        """Updates theta by one pass; returns the sum of squared errors. room: for K(S, Z_B), (s'_shard, batch size)."""
         n_landmarks = len(self.model_vectors)
         step_size = self.passes.step_size
         squared = gradient.new_zeros((), dtype=torch.float64)
@@ -203,14 +204,14 @@ class EigenProProjection:
         return squared
 
     def _columns(self, batch: CenterBatch) -> Points:
-        """The batch's centers, gathered from the ranks that own them: no rank holds them all."""
+        """The centers of the batch, prepared for the right side, collected from the ranks that own them."""
         shard = self.columns.prepared
         points = shard.new_zeros(batch.size, shard.shape[1])
         points[batch.places] = shard[batch.rows]
         return Points(self.mesh.all_reduce(points))
 
     def _error(self, predicted: Tensor, gradient: Tensor, batch: CenterBatch) -> Tensor:
-        """Summed over the ranks: `predicted`, (c, b), of this shard's centers, less h at those of the batch."""
+        """K(Z_B, Z) theta - h_B, (c, batch size); predicted: this shard's part of K(Z_B, Z) theta, overwritten."""
         predicted[:, batch.places] -= gradient[:, batch.rows]
         return self.mesh.all_reduce(predicted)
 
@@ -229,11 +230,11 @@ def build_eigenpro(
     mesh: Mesh,
     generator: torch.Generator,
 ) -> tuple[EigenProProjection, Spectra]:
-    """Both preconditioners, and batch and step size of the passes by the published rule.
+    """The projection with both preconditioners; batch and step size of its passes follow the published rule.
 
-    `centers`, (p_shard, d), is this rank's shard of the `n_centers`; `landmarks`, the first s' of all centers, and
-    `sample`, (s, d), are whole on every rank. ranks: of the data and of the model; passes: how many at most, and
-    the tolerance. O(s^2 q + s'^2 r + psd) time, O(s^2 + s'^2) memory. Raises ConfigError where the kernel is zero.
+    centers: (p_shard, d), this rank's shard of the `n_centers`. landmarks: (s', d), the first of all centers; sample:
+    (s, d); both whole on every rank. ranks: (q, r); passes: their largest number and the tolerance.
+    O(s^2 q + s'^2 r + psd) time, O(s^2 + s'^2) memory. Raises ConfigError where the kernel is zero.
     """
     data_rank, model_rank = ranks
     data_values, data_vectors = _eigensystem(kernel, sample, data_rank, mesh, generator)
@@ -255,7 +256,7 @@ def build_eigenpro(
     batch_size = min(inner.critical_batch_size, _MAX_CENTER_BATCH, n_centers)
     settled = Passes(batch_size, inner.step_size(batch_size), *passes)
     projection = EigenProProjection.of(kernel, rows, columns, tensors, settled, mesh)
-    # Both as the other projections report them: of K(Z, Z), and of the data operator K / s.
+    # In the units of the other projections: eigenvalues of K(Z, Z), and of the data operator K(X_s, X_s) / s.
     spectra = Spectra(
         tuple((model_values * n_centers).tolist()), tuple(data_values.tolist()), tail * n_centers
     )
@@ -265,7 +266,7 @@ def build_eigenpro(
 def _eigensystem(
     kernel: Kernel, points: Tensor, rank: int, mesh: Mesh, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The leading rank + 1 eigenvalues of K(X, X) / n and `rank` eigenvectors, float64; rank < n."""
+    """The leading rank + 1 eigenvalues of K(X, X) / n and `rank` eigenvectors, float64; rank is cut to n - 1."""
     rank = min(rank, len(points) - 1)
     left, right = kernel.left(points), kernel.right(points)
     matrix = torch.empty(len(points), len(points), dtype=torch.float64, device=points.device)
@@ -279,19 +280,19 @@ def _eigensystem(
             f"kernel {kernel.name!r} has no positive eigenvalue on {len(points)} points; "
             "it must be positive semidefinite, and not zero at the centers"
         )
-    # Pairs below the rounding of the kernel are noise: raised to one level they get the weight 0.
+    # Eigenvalues below the rounding of the kernel are noise: raised to one level, they get the weight 0.
     floor = 4 * torch.finfo(points.dtype).eps * float(values[0])
     return values.clamp_min(floor), vectors[:, :rank].contiguous()
 
 
 def _weights(values: Tensor, n_points: int, exponent: float) -> Tensor:
-    """(1 - (lambda_{q+1} / lambda)^a) / (lambda n), (q,)."""
+    """The diagonal of D, (1 - (lambda_{q+1} / lambda)^a) / (lambda n), (q,), from q + 1 eigenvalues."""
     leading = values[:-1]
     return (1 - (values[-1] / leading) ** exponent) / (leading * n_points)
 
 
 def _center_batches(order: Tensor, batch_size: int, owned: range) -> tuple[CenterBatch, ...]:
-    """The batches of a pass, the same on any number of ranks, seen from the rank that owns `owned`."""
+    """The batches of a pass for the rank with the centers `owned`; the batches are the same for any number of ranks."""
     batches = []
     for ids in order.split(batch_size):
         places = ((ids >= owned.start) & (ids < owned.stop)).nonzero()[:, 0]

@@ -1,6 +1,6 @@
 """The exact projection: Q = M^(1/2) (I - W D W') M^(1/2) with M = K(Z, Z)^(-1), by Cholesky.
 
-O(p^2) memory and O(p^3) set-up: for small models and as the yardstick of the other projections.
+O(p^2) memory, and a set-up of O(p^3) time: for small models, and as the yardstick of the other projections.
 """
 
 from __future__ import annotations
@@ -22,84 +22,90 @@ _JITTER = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ExactProjection:
-    """factor: L of K(Z, Z) = L L', (p, p); directions: W, (p, q); shrink: D, (q,). All float64, on every rank.
+    """Q = L^(-T) (I - W D W') L^(-1), with D = 1 - t / tau as in `projection.py`. All float64, whole on every rank.
 
-    flattening: for other thresholds, while there is a set-up to choose them.
+    factor: L of K(Z, Z) = L L', (p, p); directions: W, (p, q); eigenvalue_scale: t / tau, (q,), what is left of each
+    eigenvalue of the data, at most 1. flattening: gives the scale for other thresholds, only during a set-up.
     """
 
     factor: Tensor
     directions: Tensor
-    shrink: Tensor
+    eigenvalue_scale: Tensor
     mesh: Mesh
     flattening: Flattening | None = None
 
     def flattened(self, threshold: float) -> ExactProjection:
-        """The same with another threshold, for the directions above it."""
+        """The projection with another threshold t: eigenvalues of the data above t become t."""
         assert self.flattening is not None
-        return replace(self, shrink=1 - self.flattening.shrink(threshold))
+        return replace(self, eigenvalue_scale=self.flattening.eigenvalue_scale(threshold))
 
     @property
     def n_flattened(self) -> int:
-        """How many directions of the data are shrunk."""
-        return int((self.shrink > 0).sum())
+        """The number of directions of the data whose eigenvalue is made smaller."""
+        return int((self.eigenvalue_scale < 1).sum())
 
     def leverage_profile(self, k_zb: Tensor, x: Tensor) -> LeverageProfile:
-        """Of each row of x, (m, d), from k_zb of (p_shard, m); O(p^2 m)."""
+        """The leverage of each row of x, (m, d), for any threshold, from k_zb of (p_shard, m); O(p^2 m)."""
         inner = self._whitened(k_zb)
         along = (self.directions.T @ inner).square()
         return LeverageProfile(along, (inner.square().sum(0) - along.sum(0)).clamp_min(0))
 
     @classmethod
     def cost_bytes(cls, n_centers: int) -> int:
-        """K(Z, Z) and its factor in float64."""
+        """Bytes of K(Z, Z) and its factor, both in float64."""
         return 2 * 8 * n_centers**2
 
     def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """As it is."""
+        """The gradient itself: Q has both preconditioners."""
         return gradient
 
     def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """nan."""
+        """nan: theta has a closed form."""
         return gradient.new_full((), torch.nan)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """Theta = L^(-T) (I - W D W') L^(-1) h; O(p^2 c)."""
+        """theta = L^(-T) (I - W D W') L^(-1) h; O(p^2 c)."""
         inner = self._preconditioned(
             torch.linalg.solve_triangular(self.factor, self._whole(gradient), upper=False)
         )
         return self._mine(torch.linalg.solve_triangular(self.factor.T, inner, upper=True), gradient)
 
     def gram_times(self, weights: Tensor) -> Tensor:
-        """K(Z, Z) alpha = L L' alpha, so that a ridge penalises |f|^2 in the kernel's space; O(p^2 c)."""
+        """K(Z, Z) alpha = L L' alpha: a ridge then penalises |f|^2 in the kernel's space; O(p^2 c)."""
         return self._mine(self.factor @ (self.factor.T @ self._whole(weights)), weights)
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
-        """K(x, Z) Q K(Z, x), (m,); O(p^2 m)."""
+        """K(x, Z) Q K(Z, x), (m,), of each column of k_zb; O(p^2 m)."""
         inner = self._whitened(k_zb)
         leverage: Tensor = (inner * self._preconditioned(inner)).sum(0).to(k_zb)
         return leverage
 
     def tensors(self) -> dict[str, Tensor]:
-        """Factor, directions and shrink."""
-        return {"factor": self.factor, "directions": self.directions, "shrink": self.shrink}
+        """By their names on disk, where `shrink` is D = 1 - eigenvalue_scale.
+
+        Reading takes 1 - D again. This does not change D: for a double s in [0, 1] and D = fl(1 - s), fl(1 - D) is
+        exact, and so is 1 minus that (Sterbenz).
+        """
+        return {"factor": self.factor, "directions": self.directions, "shrink": 1 - self.eigenvalue_scale}
 
     def _whitened(self, k_zb: Tensor) -> Tensor:
-        """L^(-1) K(Z, X_b), (p, m), float64."""
-        whole = self.mesh.gather_rows(k_zb, len(self.factor)).double()
+        """L^(-1) K(Z, X_b), (p, m), float64, from this rank's shard of K(Z, X_b)."""
+        whole = self.mesh.all_gather_rows(k_zb, len(self.factor)).double()
         inner: Tensor = torch.linalg.solve_triangular(self.factor, whole, upper=False)
         return inner
 
     def _whole(self, shard: Tensor) -> Tensor:
-        """(c, p_shard) -> (p, c), float64."""
-        return self.mesh.gather_rows(shard.T.contiguous(), len(self.factor)).double()
+        """(c, p_shard) on each rank -> (p, c) on all, float64."""
+        return self.mesh.all_gather_rows(shard.T.contiguous(), len(self.factor)).double()
 
     def _mine(self, whole: Tensor, like: Tensor) -> Tensor:
-        """(p, c) -> (c, p_shard)."""
-        rows = self.mesh.owned(len(self.factor))
+        """(p, c) -> (c, p_shard), in the dtype of `like`."""
+        rows = self.mesh.shard_range(len(self.factor))
         return whole[rows.start : rows.stop].T.to(like)
 
     def _preconditioned(self, inner: Tensor) -> Tensor:
-        return inner - self.directions @ (self.shrink[:, None] * (self.directions.T @ inner))
+        """(I - W D W') applied to each column of `inner`."""
+        return inner - self.directions @ ((1 - self.eigenvalue_scale)[:, None] * (self.directions.T @ inner))
 
 
 def build_exact(
@@ -110,10 +116,10 @@ def build_exact(
     mesh: Mesh,
     generator: torch.Generator,
 ) -> tuple[ExactProjection, Spectra]:
-    """From all centers, (p, d), and the sample X_s, (s, d), whole on every rank; O(p^3 + p^2 s) time.
+    """The projection from all centers, (p, d), and the sample X_s, (s, d), whole on every rank; O(p^3 + p^2 s) time.
 
-    A jitter of 1e-6 of the mean diagonal, the rounding of a float32 kernel, keeps the factor finite when
-    centers coincide.
+    A jitter of 1e-6 of the mean diagonal, the rounding of a float32 kernel, keeps the factor finite where centers
+    coincide. Raises ConfigError where K(Z, Z) is not positive definite all the same.
     """
     left = kernel.left(centers)
     # Distances in float64: in float32 the rounding of nearly coincident centers makes K(Z, Z) indefinite.
@@ -122,7 +128,7 @@ def build_exact(
     right = kernel.right(centers.double())
     for rows in tiles(len(centers)):
         k_zz[rows] = kernel.block(exact_left[rows], right)
-    # Cholesky reads the lower triangle alone: no symmetric copy, which would cost p^2 more memory.
+    # Cholesky reads the lower triangle only. A symmetric copy would cost p^2 more memory.
     jitter = _JITTER * float(k_zz.diagonal().mean())
     k_zz.diagonal().add_(jitter)
     factor, failed_at = torch.linalg.cholesky_ex(k_zz)
@@ -143,6 +149,6 @@ def build_exact(
     rank = int((tau > threshold).sum())
     directions = whitened @ e[:, :rank] / (len(sample) * tau[:rank]).sqrt()
     flattening = Flattening(tau[:rank], threshold)
-    shrink = 1 - flattening.shrink(threshold)
-    projection = ExactProjection(factor, directions, shrink, mesh, flattening)
+    scale = flattening.eigenvalue_scale(threshold)
+    projection = ExactProjection(factor, directions, scale, mesh, flattening)
     return projection, Spectra((), tuple(tau.tolist()), jitter)

@@ -1,16 +1,15 @@
-"""From the gradient at the centers, h = K(Z, X_b) g, to the direction theta of the weights.
+"""The Nystrom projection: from the gradient at the centers, h = K(Z, X_b) g, to the direction theta of the weights.
 
 EigenPro3 (Abedsoltan, Belkin, Pandit, 2023, eq. 10) preconditions the functional gradient with the leading
-eigenfunctions of the data and projects the result onto span{K(., z_i)} by solving K(Z, Z) theta = h. Both
-are one symmetric positive semidefinite matrix Q on the weights here, theta = Q h,
+eigenfunctions of the data, and projects the result onto span{K(., z_i)} by solving K(Z, Z) theta = h. Here one
+symmetric positive semidefinite matrix Q on the weights does both, theta = Q h with
 
-    Q = M^(1/2) (I - W D W') M^(1/2),      M ~ K(Z, Z)^(-1),
+    Q = M^(1/2) (I - W D W') M^(1/2),      M ~ K(Z, Z)^(-1),      D = 1 - t / tau.
 
-W the top-q eigenvectors of M^(1/2) K(Z, X_s) K(X_s, Z) M^(1/2) / s with eigenvalues tau, and
-D = 1 - t / tau, t a threshold: tau_{q+1}, or one that falls in the course of a fit (`flattening.py`). Being
-symmetric, the step's operator Q K(Z, X_b) K(X_b, Z) has a real spectrum without negative values whatever the
-sample, which a preconditioner applied beside an approximate projection has not; and the step needs no kernel block
-of its own for X_s.
+W holds the top-q eigenvectors of M^(1/2) K(Z, X_s) K(X_s, Z) M^(1/2) / s, and tau their eigenvalues. The threshold t
+is tau_{q+1}, or falls in the course of a fit (`spectrum.Flattening`). As Q is symmetric, the step's operator
+Q K(Z, X_b) K(X_b, Z) has a real spectrum without negative values for every sample; a data preconditioner applied
+beside an approximate projection does not have this property. Moreover, a step needs no kernel block for X_s.
 """
 
 from __future__ import annotations
@@ -28,113 +27,120 @@ from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.spectrum import Flattening, LandmarkPairs, LeverageProfile
 
-# Of float32's eps times the leading eigenvalue: pairs below are noise. The largest part of a kernel matrix's rounding,
-# that of whole rows and columns, is a congruence and spares the small eigenvalues.
+# Eigenvalues below this share of eps times the leading one are noise. The largest part of a kernel matrix's rounding,
+# which scales whole rows and columns, is a congruence and spares the small eigenvalues.
 _ROUNDING = 0.25
 
-# Those that the complement's 1 / mu would amplify so many times are taken out of it first.
+# Directions with an eigenvalue above this many mu are taken out of h before the division by mu.
 _LEADING = 3
 
 _LEAST_COLUMNS = 64
 
 
 class Projection(Protocol):
-    """What the step needs of a projection."""
+    """The methods that a step, and the measurement of its size, need of a projection."""
 
     def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """h from K(Z, X_b) g, (c, p_shard), X_b, (m, d), and g, (c, m): itself where Q has both preconditioners."""
+        """h, (c, p_shard), from the gradient K(Z, X_b) g, X_b, (m, d), and the residual g, (c, m).
+
+        The gradient itself, unless the data preconditioner is applied apart from Q.
+        """
         ...
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """theta = Q h for h of (c, p_shard); returns (c, p_shard)."""
+        """theta = Q h, (c, p_shard), for h of that shape."""
         ...
 
     def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """|K(Z, Z) theta - h| / |h|, 0-d, where theta comes from an iteration; nan where it has a closed form."""
+        """|K(Z, Z) theta - h| / |h|, 0-d, where theta comes from an iteration; nan where theta has a closed form."""
         ...
 
     def gram_times(self, weights: Tensor) -> Tensor:
-        """K^ alpha for alpha of (c, p_shard), K^ the projection's own K(Z, Z); the ridge's gradient is lambda of it."""
+        """K^ alpha for alpha of (c, p_shard), K^ the projection's model of K(Z, Z), which a ridge needs."""
         ...
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
-        """K(x, Z) Q K(Z, x) of each row of x, (m, d), from k_zb of (p_shard, m); returns (m,)."""
+        """K(x, Z) Q K(Z, x), (m,), of each row of x, (m, d), from k_zb = K(Z_shard, X), (p_shard, m)."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold for `direction` to be the same."""
+        """The tensors that a set-up must hold for `direction` to be the same, by their names on disk."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NystromProjection:
-    """Q from a rank-r Nystrom approximation K(Z, Z) ~ U diag(l) U' + mu I, mu the `damping`.
+    """Q from a rank-r Nystrom approximation K(Z, Z) ~ U diag(l) U' + mu I. O(prc) a step, no kernel product.
 
-    With W restricted to span(U), Q = U H diag(s) H' U' + (I - U U') T (I - U U') / mu, H = diag(l + mu)^(-1/2) W
-    and s = 1 - D: O(prc) a step, O(pr) memory, no kernel product. basis U: (p_shard, r), orthonormal over the shards,
-    leading columns first; half H: (r, q), and shrink s: (q,), float64; eigenvalues l: (r,). T = diag(tempering),
-    (p_shard,), at most 1, and less for a few centers, `tempered_rows`; None for I. While there is a set-up: flattening,
-    for other thresholds; sampled, H'U'K(Z, X_s), (q, s), float64, the features of the sample.
+    With W restricted to span(U), s = 1 - D and H = diag(l + mu)^(-1/2) W,
+
+        Q = U H diag(s) H' U' + (I - U U') T (I - U U') / mu.
+
+    basis: U, (p_shard, r), orthonormal over all shards, descending by eigenvalue. half: H, (r, q), float64.
+    eigenvalue_scale: s = t / tau, (q,), float64, what is left of each eigenvalue of the data, at most 1. damping: mu.
+    n_leading: the number of columns of U with l well above mu. eigenvalues: l, (r,). center_damping: the diagonal of
+    T, (p_shard,), at most 1, and below 1 only at the centers `damped_rows`; None for T = I.
+    Only during a set-up: flattening, which gives the scale for other thresholds; sample_features, H'U'K(Z, X_s),
+    (q, s), float64.
     """
 
     basis: Tensor
     half: Tensor
-    shrink: Tensor
+    eigenvalue_scale: Tensor
     damping: float
     n_leading: int
     mesh: Mesh
     eigenvalues: Tensor
     center_damping: Tensor | None = None
     flattening: Flattening | None = None
-    sampled: Tensor | None = None
+    sample_features: Tensor | None = None
     damped_rows: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Once, since a GPU must be waited for to know how many they are.
-        tempered = () if self.center_damping is None else (self.center_damping < 1).nonzero()[:, 0]
-        object.__setattr__(self, "damped_rows", torch.as_tensor(tempered, dtype=torch.int64))
+        # Found once: to know how many centers are damped, the host must wait for the GPU.
+        damped = () if self.center_damping is None else (self.center_damping < 1).nonzero()[:, 0]
+        object.__setattr__(self, "damped_rows", torch.as_tensor(damped, dtype=torch.int64))
 
     def flattened(self, threshold: float) -> NystromProjection:
-        """The same with another threshold, for the directions above it."""
+        """The projection with another threshold t: eigenvalues of the data above t become t."""
         assert self.flattening is not None
-        return replace(self, shrink=self.flattening.shrink(threshold))
+        return replace(self, eigenvalue_scale=self.flattening.eigenvalue_scale(threshold))
 
     @property
     def n_flattened(self) -> int:
-        """How many directions of the data are shrunk."""
-        return int((self.shrink < 1).sum())
+        """The number of directions of the data whose eigenvalue is made smaller."""
+        return int((self.eigenvalue_scale < 1).sum())
 
     def leverage_profile(self, k_zb: Tensor, x: Tensor) -> LeverageProfile:
-        """Of each row of x, (m, d), from k_zb of (p_shard, m); O(prm)."""
+        """The leverage of each row of x, (m, d), for any threshold, from k_zb of (p_shard, m); O(prm)."""
         inside, outside = self._split(k_zb)
         return LeverageProfile((self.half.T @ inside.double()).square(), outside.double())
 
     def with_center_damping(self, unexplained: Tensor, leverage: float) -> NystromProjection:
-        """With T such that no row's push on itself through one center is above `leverage`.
+        """The projection with T such that the leverage of a row through one center is at most `leverage`.
 
-        unexplained: (p_shard,), the diagonal of K(Z, Z) - U diag(l) U'. A row at center j, with nothing else near,
-        pushes itself by unexplained_j^2 / mu: 1 / mu where U does not know the center at all, say one of the few of
-        a rare category. The probes of the step size hardly ever meet such a row; every epoch does. Centers as little
-        known as many others are left alone: the probes have met their rows.
+        unexplained: (p_shard,), the diagonal of K(Z, Z) - U diag(l) U'. A row at center j, far from all others, has
+        the leverage unexplained_j^2 / mu. This is 1 / mu where U does not explain the center at all, as with the few
+        centers of a rare category. The step probe hardly ever meets such a row, but every epoch does.
         """
         center_damping = (leverage * self.damping / unexplained.square()).clamp(max=1)
         is_needed = self.mesh.all_reduce((center_damping < 1).sum().to(unexplained)) > 0
         return replace(self, center_damping=center_damping) if is_needed else self
 
     def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
-        """As it is."""
+        """The gradient itself: Q has both preconditioners."""
         return gradient
 
     def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
-        """nan."""
+        """nan: theta has a closed form."""
         return gradient.new_full((), torch.nan)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """theta = U H diag(s) H' U'h + (I - U U') T (h - U U'h) / mu.
+        """theta = U H diag(s) H' U'h + (I - U U') T (I - U U') h / mu; O(prc).
 
-        The leading directions come out up to 10^10 times smaller than they went in. What rounding leaves of them in
-        h would come out at full size, so that they are taken out by themselves first; and out of theta, since Q must
-        be symmetric. H and s span that range too, hence float64.
+        Q makes the leading directions up to 10^10 times smaller. The rounding error that h - U U'h still has along
+        them would not be made smaller, but divided by mu. So the leading directions are taken out of h by themselves
+        first, and in the end out of theta as well, since Q must be symmetric. H and s cover the same range: float64.
         """
         leading = self.basis[:, : self.n_leading]
         first = self.mesh.all_reduce(gradient @ leading)
@@ -142,8 +148,8 @@ class NystromProjection:
         rest = self.mesh.all_reduce(deflated @ self.basis)
         inside = rest.clone()
         inside[:, : self.n_leading] += first
-        along = (((inside.double() @ self.half) * self.shrink) @ self.half.T).to(inside)
-        # The part outside U is never formed but at the few centers that are tempered: each pass over U costs.
+        along = (((inside.double() @ self.half) * self.eigenvalue_scale) @ self.half.T).to(inside)
+        # The part of h outside U is formed at the few damped centers only: each pass over U costs.
         coefficients = along - rest / self.damping
         if self.center_damping is not None:
             few = self.basis[self.damped_rows]
@@ -157,33 +163,33 @@ class NystromProjection:
         return theta.addmm_(excess, leading.T, alpha=-1)
 
     def gram_times(self, weights: Tensor) -> Tensor:
-        """K^ alpha = mu alpha + U (l - mu) U'alpha with K^ = U diag(l) U' + mu (I - U U'); O(prc).
+        """K^ alpha = mu alpha + U (l - mu) U'alpha, with K^ = U diag(l) U' + mu (I - U U'); O(prc).
 
-        alpha' K^ alpha, which a ridge then penalises, is |f|^2 in the kernel's space for r = p. For r < p the part
-        of alpha that U does not hold counts mu instead of its own smaller eigenvalues: a little more than |f|^2.
+        A ridge then penalises alpha' K^ alpha. For r = p this is |f|^2 in the kernel's space. For r < p it is a little
+        more: the part of alpha outside U counts with mu in place of its smaller eigenvalues.
         """
         inside = self.mesh.all_reduce(weights @ self.basis) * (self.eigenvalues - self.damping)
         return torch.addmm(weights, inside, self.basis.T, beta=self.damping)
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
-        """K(x, Z) Q K(Z, x), (m,); O(prm)."""
+        """K(x, Z) Q K(Z, x), (m,), of each column of k_zb; O(prm)."""
         inside, outside = self._split(k_zb)
-        along: Tensor = self.shrink @ (self.half.T @ inside.double()).square()
+        along: Tensor = self.eigenvalue_scale @ (self.half.T @ inside.double()).square()
         return outside + along.to(outside)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Basis shard, half and shrink, and the tempering shard where there is one."""
+        """By their names on disk; `basis` and `tempering`, the center damping, hold the rows of this shard."""
         center_damping = {} if self.center_damping is None else {"tempering": self.center_damping}
-        return {"basis": self.basis, "half": self.half, "shrink": self.shrink, **center_damping}
+        return {"basis": self.basis, "half": self.half, "shrink": self.eigenvalue_scale, **center_damping}
 
     def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
-        """U'k of each column k, (r, m), and what the part outside U adds to its leverage, (m,)."""
+        """Of each column k of k_zb: U'k, (r, m), and the leverage of its part outside U, (m,)."""
         squares = k_zb.new_zeros(k_zb.shape[1], dtype=torch.float64)
         inside, first = coordinates(self.basis, self.n_leading, k_zb, self.mesh, squares)
         rest = inside.clone()
         rest[: self.n_leading] -= first
         if self.center_damping is None:
-            # Without a pass over the basis: once the leading directions are out, the two are of one size.
+            # By Pythagoras, without a pass over U: the leading directions are out, so that little cancels.
             outside = self.mesh.all_reduce(squares) - rest.double().square().sum(0)
             return inside, outside.clamp_min_(0).to(k_zb) / self.damping
         outside = k_zb.new_zeros(k_zb.shape[1])
@@ -197,9 +203,10 @@ class NystromProjection:
 def coordinates(
     basis: Tensor, n_leading: int, k_zb: Tensor, mesh: Mesh, squares: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """U'k of each column k, (r, m), the leading ones taken out of it first, and what was taken, (n_leading, m).
+    """Of each column k of k_zb: U'k, (r, m), and its leading part U_1'k, (n_leading, m).
 
-    squares: (m,), float64, to which the squared norms of the shards of what is left of k then are added.
+    U_1, the leading columns of U, are taken out of k before the product with U. squares: (m,), float64; the squared
+    norms of this shard of k - U_1 U_1'k are added to it.
     """
     first = mesh.all_reduce(basis[:, :n_leading].T @ k_zb)
     inside = k_zb.new_zeros(basis.shape[1], k_zb.shape[1])
@@ -214,7 +221,10 @@ def coordinates(
 
 @dataclass(frozen=True, slots=True)
 class Spectra:
-    """What the set-up saw: eigenvalues of K(Z, Z) (estimated) and of the preconditioned data operator."""
+    """Eigenvalues that a set-up found, for the description of a run.
+
+    model: of K(Z, Z), estimated; data: of the data operator that the data preconditioner flattens; damping: mu.
+    """
 
     model: tuple[float, ...]
     data: tuple[float, ...]
@@ -233,13 +243,13 @@ def build_nystrom(
     generator: torch.Generator,
     widest_rank: int = 0,
 ) -> tuple[NystromProjection, Spectra]:
-    """Basis from `landmarks`, (r', d) with r' >= model_rank, eigenvalues of the data from `sample`, (s, d).
+    """The projection, with U from `landmarks` and the eigenvalues of the data from `sample`.
 
-    Streams K(Z, L) and K(Z, X_s) once each: O(p (r' + s)(d + r)) time, O(p r + r'^2 + r s) memory. The rank is
-    `widest_rank` where more pairs than `model_rank` help much (`landmarks.py`). `centers`,
-    (p_shard, d), is this rank's shard of the `n_centers`; `landmarks` (some of all centers) and `sample`
-    (rows of the data) are whole on every rank. The basis has fewer than `model_rank` columns where the kernel
-    matrix of the landmarks has a lower rank in the precision at hand. Raises ConfigError where it is zero.
+    centers: (p_shard, d), this rank's shard of the `n_centers`. landmarks: (r', d), r' >= model_rank, some of all
+    centers; sample: X_s, (s, d), rows of the data; both whole on every rank. Streams K(Z, L) and K(Z, X_s) once each:
+    O(p (r' + s)(d + r)) time, O(p r + r'^2 + r s) memory. The rank r is `widest_rank` where that helps much
+    (`spectrum.LandmarkPairs`), otherwise `model_rank`, and less where the kernel matrix of the landmarks has a lower
+    rank in its precision. Raises ConfigError where that rank is zero.
     """
     shard = kernel.left(centers)
     basis, eigenvalues, next_eigenvalue, completes_a_level = _nystrom_basis(
@@ -250,21 +260,21 @@ def build_nystrom(
     rounding = _ROUNDING * torch.finfo(basis.dtype).eps * float(eigenvalues[0])
     damping = max(next_eigenvalue, mean_unexplained, rounding)
     n_leading = int((eigenvalues > _LEADING * damping).sum())
-    half, flattening, sampled = _directions(
+    half, flattening, sample_features = _directions(
         kernel, shard, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh
     )
     if completes_a_level:
-        # The basis is wider to model K(Z, Z) better; beyond the level there is little to be learnt, and much noise.
+        # The wider basis serves the model of K(Z, Z) only. Beyond the level there is little to learn, and much noise.
         flattening = replace(flattening, least=flattening.fixed(data_rank))
-    shrink = flattening.shrink(flattening.fixed(data_rank))
+    scale = flattening.eigenvalue_scale(flattening.fixed(data_rank))
     projection = NystromProjection(
-        basis, half, shrink, damping, n_leading, mesh, eigenvalues.to(basis), None, flattening, sampled
+        basis, half, scale, damping, n_leading, mesh, eigenvalues.to(basis), None, flattening, sample_features
     )
     return projection, Spectra(tuple(eigenvalues.tolist()), tuple(flattening.eigenvalues.tolist()), damping)
 
 
 def unexplained_diagonal(kernel: Kernel, centers: Tensor, basis: Tensor, eigenvalues: Tensor) -> Tensor:
-    """Of K(Z, Z) - U diag(l) U', (p_shard,), not below zero; centers are this rank's shard, (p_shard, d)."""
+    """The diagonal of K(Z, Z) - U diag(l) U', (p_shard,), not below zero; centers: this rank's shard, (p_shard, d)."""
     unexplained = kernel.diagonal(centers)
     for rows in tiles(len(basis)):
         unexplained[rows] -= basis[rows].square() @ eigenvalues.to(basis)
@@ -281,11 +291,10 @@ def _nystrom_basis(
     mesh: Mesh,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, float, bool]:
-    """U, l (float64), an estimate of l_{r+1}, and whether they complete a level.
+    """U, l (float64), an estimate of l_{r+1}, and whether the basis is wide because it completes a level.
 
-    U and l are the eigenpairs of K(Z, L) K(L, L)^+ K(L, Z).
-
-    Every rank clips the same broadcast eigenvalues, or the ranks' shapes could differ.
+    U and l are the eigenpairs of K(Z, L) K(L, L)^+ K(L, Z). The eigenvalues are broadcast before they are cut to the
+    numerical rank, so that all ranks cut alike.
     """
     pairs = LandmarkPairs.of(kernel, landmarks, sample, ranks, mesh, generator)
     landmarks, values, vectors, rank = pairs.points, pairs.values, pairs.vectors, pairs.rank
@@ -308,7 +317,7 @@ def _nystrom_basis(
     eigenvalues, rotation = mesh.broadcast(ascending.flip(0)), mesh.broadcast(rotation.flip(1))
     kept = _numerical_rank(eigenvalues, feature.dtype)
     eigenvalues, rotation = eigenvalues[:kept], rotation[:, :kept] / eigenvalues[:kept].sqrt()
-    # In place, the narrower rows moved up: a second (p, r) beside the basis would be the peak of the set-up's memory.
+    # In place, with the narrower rows moved up: a second (p, r) tensor would be the peak of the set-up's memory.
     feature = feature.contiguous()
     basis = feature.view(-1)[: len(feature) * kept].view(len(feature), kept)
     for rows in tiles(len(feature)):
@@ -326,8 +335,11 @@ def _directions(
     damped: Tensor,
     mesh: Mesh,
 ) -> tuple[Tensor, Flattening, Tensor]:
-    """H, the eigenvalues of A A' / s for A = L^(-1/2) U'K(Z, X_s), damped the diagonal of L, and H'U'K(Z, X_s)."""
-    # So many columns of p values that they take about the memory of a tile of all columns.
+    """H, the flattening among the eigenvalues tau, and H'U'K(Z, X_s), (r, s).
+
+    tau and W are the eigenpairs of A A' / s for A = L^(-1/2) U'K(Z, X_s), L = diag(damped), and H = L^(-1/2) W.
+    """
+    # As many columns at a time as take about the memory of a tile of all columns.
     n_columns = max(_LEAST_COLUMNS, TILE_ROWS * len(sample) * mesh.size // n_centers)
     parts = []
     for start in range(0, len(sample), n_columns):
@@ -337,11 +349,11 @@ def _directions(
     whitened = torch.cat(parts, 1).double() / damped.sqrt()[:, None]
     tau, w = torch.linalg.eigh(whitened @ whitened.T / len(sample))
     tau, w = mesh.broadcast(tau.flip(0)), mesh.broadcast(w.flip(1).contiguous())
-    # What the rounding of h alone leaves of the leading direction in the part that 1 / mu amplifies.
+    # Below this threshold, the rounding of h along the leading direction, divided by mu, would outweigh that direction.
     least = (_ROUNDING * torch.finfo(basis.dtype).eps) ** 2 * float(damped[0] / damped[-1])
     return w / damped.sqrt()[:, None], Flattening(tau, least * float(tau[0])), w.T @ whitened
 
 
 def _numerical_rank(descending: Tensor, dtype: torch.dtype) -> int:
-    """How many eigenvalues of a matrix computed in `dtype` are above its rounding error."""
+    """The number of eigenvalues, given in descending order, above the rounding error of a matrix in `dtype`."""
     return int((descending > _ROUNDING * torch.finfo(dtype).eps * descending[0]).sum())

@@ -1,4 +1,12 @@
-"""From centers and sampled rows to a projection, and from that to batch and step size: the algebra of a set-up."""
+"""A solver's set-up: from centers and sampled rows to a projection, a step size, stages and center damping.
+
+`SolverBuilder.projection` builds the projection that the settings name. `SolverBuilder.settled` settles all the rest:
+
+1. the batch size and the step size, measured on probes or by the published rule (`step_size.py`);
+2. the stages, whose thresholds fall as rows are seen (`spectrum.Flattening`), each with a step size of its own;
+3. the weights to start from (`least_squares.HeadStart`);
+4. the damping of centers that the basis does not explain (`NystromProjection.with_center_damping`).
+"""
 
 from __future__ import annotations
 
@@ -29,46 +37,48 @@ from ep3stream.solver.step import Stage
 from ep3stream.solver.step_size import Penalty, PublishedStep, Stability, StepProbe, measure_stability
 from ep3stream.solver.targets import TargetCode
 
+# A step size is measured on PROBES batches. The worst of three small batches says little, so there are more of them,
+# until they have PROBE_ROWS rows in all, but at most _MAX_PROBES.
 PROBES = 3
-
 PROBE_ROWS = 1024
+_MAX_PROBES = 64
 
-_MAX_PROBES = 64  # batches
-
+# Fewer rows than this besides the sample are too few to measure on.
 _FEW_ROWS = 256
 
+# Stages are planned for so many epochs, whatever the settings ask for: more or fewer may be asked for on the way.
 _STAGED_EPOCHS = 4
 
 _MIN_AUTO_BATCH = 512
 
-# Of the leverage at which a row diverges: below it its error alternates, and dies away slowly near 1.
+# Of the leverage at which a row diverges. Just below that leverage the row's error alternates and dies away slowly.
 _STABLE_SHARE = 0.75
 
-# Centers that U explains less than this share of them are rare: a thousand probes have met rows near the others.
+# Centers that U explains less well than this share of all centers are rare; the probes have met rows near the others.
 _KNOWN_SHARE = 0.98
 
 
-class Sizes(Protocol):
-    """What is settled before: the ranks of the preconditioners, how many landmarks, and the largest batch."""
+class PreconditionerSizes(Protocol):
+    """Sizes that are decided before a set-up: ranks, landmarks and the largest batch."""
 
     @property
     def model_rank(self) -> int:
-        """r."""
+        """r, the rank of the model preconditioner."""
         ...
 
     @property
     def widest_rank(self) -> int:
-        """What r may be raised to where that helps much."""
+        """The rank to which r may be raised where that helps much."""
         ...
 
     @property
     def data_rank(self) -> int:
-        """q."""
+        """q, the number of eigenvalues of the data to flatten."""
         ...
 
     @property
     def n_landmarks(self) -> int:
-        """r', so many of the centers."""
+        """r', the number of centers that the basis is built from."""
         ...
 
     @property
@@ -79,7 +89,7 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """Batch and step size, with the largest eigenvalue and leverage they rest on, measured or assumed."""
+    """Batch size and step size, with the largest eigenvalue and leverage they rest on, measured or assumed."""
 
     batch_size: int
     step_size: float
@@ -89,9 +99,9 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a fit goes through, and the limits that its last stage's step size rests on.
+    """What a set-up has settled: the stages, the step size of the first stage, and the weights to start from.
 
-    step_size: of the first stage. start: the weights it starts from, None for zero.
+    limits: those of the last stage. start: None for a start at zero.
     """
 
     stages: tuple[Stage, ...]
@@ -101,29 +111,29 @@ class Settled:
 
     @property
     def batch_size(self) -> int:
-        """m."""
+        """m, the same in all stages."""
         return self.limits.batch_size
 
     @property
     def projection(self) -> Projection:
-        """That of the first stage."""
+        """The projection of the first stage."""
         return self.stages[0].projection
 
 
 @dataclass(frozen=True, slots=True)
 class SolverBuilder:
-    """What a set-up starts from; no method changes it, but each draws from `generator`.
+    """What a set-up starts from. Methods change nothing of it, except that they draw from `generator`.
 
-    centers: (p, d), whole for every rank, in host memory or on the device, where all but `exact` bring no more of
-    them than their shard; sample: X_s, (s, d), scaled and whole on every device. targets: for weights, if there are
-    any. inputs: what scales the centers, None where they are scaled: no scaled copy of them is ever kept. sample_y: the
-    y of the sample, for a head start.
+    centers: all, (p, d), in host memory or on the device; `exact` brings all of them to the device, the others a shard.
+    inputs: scales the centers where they are needed, so that no scaled copy of all is kept; None where they are scaled.
+    sample: X_s, (s, d), scaled, whole on every device; sample_y: its targets, for a head start, or None.
+    targets: for weights of rows and for a head start, or None.
     """
 
     kernel: Kernel
     centers: Tensor
     sample: Tensor
-    sizes: Sizes
+    sizes: PreconditionerSizes
     settings: SolverConfig
     mesh: Mesh
     generator: torch.Generator
@@ -132,7 +142,7 @@ class SolverBuilder:
     sample_y: Tensor | None = None
 
     def projection(self) -> tuple[Projection, Spectra]:
-        """The one that the settings name, on this rank's shard of the centers."""
+        """The projection that the settings name, for this rank's shard of the centers, and the spectra it rests on."""
         kernel, sizes, settings = self.kernel, self.sizes, self.settings
         if settings.projection == "exact":
             whole = self._scaled(self.centers)
@@ -150,7 +160,7 @@ class SolverBuilder:
                 self.mesh,
                 self.generator,
             )
-        # At random: given centers may be sorted, and the first of them then say little about the others.
+        # At random: centers that a user gives may be sorted, and the first ones say little about the others.
         drawn = torch.randperm(n_centers, generator=self.generator)[: sizes.n_landmarks]
         return build_nystrom(
             kernel,
@@ -173,22 +183,101 @@ class SolverBuilder:
         epoch_rows: int,
         probe_y: Tensor | None = None,
     ) -> Settled:
-        """Stages, batch and step size by the rule of the settings, for batches of the size asked for or the best.
+        """Stages, batch size and step size, by the rule that the settings name.
 
-        probes: (n, d), scaled rows to measure on, and their y, which only weights of classes ask for; epoch_rows:
-        how many there are to train on.
+        probes: (n, d), scaled rows to measure on; probe_y: their targets, needed only for weights of classes.
+        epoch_rows: the number of rows to train on. The batch size is the one of the settings, or the best one found.
         """
         if self.settings.used_step == "published":
-            limits = self._published(PublishedStep.of(self.kernel, self.sample, spectra.data[-1]), epoch_rows)
-            return self._with_center_damping([Stage(0, projection)], [limits])
+            rule = PublishedStep.of(self.kernel, self.sample, spectra.data[-1])
+            return self._with_center_damping([Stage(0, projection)], [self._published(rule, epoch_rows)])
         start = self._head_start(projection, epoch_rows)
         if self.settings.data_rank or not isinstance(projection, NystromProjection | ExactProjection):
-            found = self._measured(projection, probes, epoch_rows, probe_y)
-            settled = self._with_center_damping([Stage(0, projection)], [self._limits(found)])
+            stages = [Stage(0, projection)]
+            found = [self._measured(projection, probes, epoch_rows, probe_y)]
         else:
             rho = 0.0 if start is None else start.rho
-            settled = self._staged(projection, probes, epoch_rows, probe_y, rho)
-        return replace(settled, start=start)
+            stages, found = self._staged(projection, probes, epoch_rows, probe_y, rho)
+        momentum = self.settings.used_momentum
+        limits = [
+            StepLimits(each.batch_size, each.step_size(momentum), each.lambda_max, each.kappa_max)
+            for each in found
+        ]
+        return replace(self._with_center_damping(stages, limits), start=start)
+
+    def _published(self, rule: PublishedStep, epoch_rows: int) -> StepLimits:
+        """The published step size for the batch size asked for, or the critical one, as memory and rows allow."""
+        asked = self.settings.batch_size
+        batch_size = min(asked or rule.critical_batch_size, self.sizes.max_batch_size, epoch_rows)
+        # The rule knows no weights. A row of weight w pushes like w rows, so the step is safe for the heaviest.
+        heaviest = self._heaviest()
+        lambda_max, kappa_max = rule.lambda_max(batch_size) * heaviest, rule.beta * heaviest
+        return StepLimits(batch_size, rule.step_size(batch_size) / heaviest, lambda_max, kappa_max)
+
+    def _measured(
+        self, projection: Projection, probes: Tensor, epoch_rows: int, probe_y: Tensor | None
+    ) -> Stability:
+        """Measured at the batch size asked for, or at the best one by a first measurement."""
+        first = self.stability(projection, probes, self._first_batch(epoch_rows), probe_y)
+        batch_size = self._best_batch(first, epoch_rows)
+        if batch_size == first.batch_size:
+            return first
+        if batch_size < first.batch_size <= first.critical_batch_size(self.settings.used_momentum):
+            # The leverage limits the step already, and a part's leading eigenvalue is at most that of the whole batch.
+            return replace(first, batch_size=batch_size)
+        return self.stability(projection, probes, batch_size, probe_y)
+
+    def stability(
+        self, projection: Projection, probes: Tensor, batch_size: int, probe_y: Tensor | None = None
+    ) -> Stability:
+        """The largest eigenvalue and leverage of a projection, measured on batches of the probes.
+
+        Where there are fewer probes than a batch has rows, the eigenvalue is scaled up in proportion, which bounds it.
+        """
+        batches = _batches(probes, batch_size)
+        shard, n_rows = self._left_shard(), len(batches[0])
+        room = torch.zeros(len(shard) * n_rows, device=self.mesh.device)
+
+        def block_of(x: Tensor) -> BatchBlock:
+            return BatchBlock(self.kernel, shard, self.kernel.right(x), room)
+
+        penalty = self._penalty(probe_y, batches)
+        found = measure_stability(block_of, batches, projection, self.mesh, self.generator, penalty)
+        return replace(found, batch_size=batch_size, lambda_max=found.lambda_max * batch_size / n_rows)
+
+    def _first_batch(self, epoch_rows: int) -> int:
+        """The batch size to measure first: the one asked for, or 1024 rows as far as memory and rows go."""
+        if self.settings.batch_size:
+            return min(self.settings.batch_size, epoch_rows)
+        return min(PROBE_ROWS, _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows))
+
+    def _best_batch(self, first: Stability, epoch_rows: int) -> int:
+        """The batch size asked for, or else a power of two near a quarter of the critical one, at least 512.
+
+        At a quarter of it rows, not steps, limit the progress, with room for batches that are worse than the probes.
+        """
+        if self.settings.batch_size:
+            return first.batch_size
+        critical = first.critical_batch_size(self.settings.used_momentum)
+        largest = _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows)
+        return min(1 << int(math.log2(max(critical / 4, _MIN_AUTO_BATCH))), largest)
+
+    def _penalty(self, probe_y: Tensor | None, batches: tuple[Tensor, ...]) -> Penalty:
+        """The ridge and the weights of the rows in `batches`, the first of the probes."""
+        ridge, targets = self.settings.ridge, self.targets
+        if targets is None or targets.weights is None:
+            return Penalty(ridge)
+        n_rows = sum(map(len, batches))
+        if probe_y is None or (weights := targets.row_weights(probe_y[:n_rows])) is None:
+            return Penalty(float(targets.ridges(ridge).max()))
+        return Penalty(ridge, weights.split(len(batches[0])), self._heaviest())
+
+    def _heaviest(self) -> float:
+        """The largest weight that a row can have."""
+        targets = self.targets
+        if targets is None or targets.weights is None or not targets.is_classification:
+            return 1.0
+        return float(targets.weights.max())
 
     def _staged(
         self,
@@ -197,107 +286,105 @@ class SolverBuilder:
         epoch_rows: int,
         probe_y: Tensor | None,
         rho: float,
-    ) -> Settled:
-        """One stage for each threshold up to `rho`, `flattening.py`; the batch is that of the last."""
+    ) -> tuple[list[Stage], list[Stability]]:
+        """The stages with falling thresholds, and the stability of each; the batch size is the best of the last.
+
+        rho: the ridge of the head start, which knows all directions with an eigenvalue above rho, or 0. Stages with
+        a threshold above rho are left out, except the last one.
+        """
         flattening = projection.flattening
         assert flattening is not None
         batch_size = self._first_batch(epoch_rows)
-        probed = self._probed(probes, probe_y, batch_size)
-        profile = probed.leverage_profile(projection)
-        # Whatever the epochs: more or fewer of them may be asked for on the way.
-        falling = _passed_over(flattening.falling(profile, epoch_rows * _STAGED_EPOCHS), rho)
+        probe = self._step_probe(probes, probe_y, batch_size)
+        profile = probe.leverage_profile(projection)
+        falling = flattening.falling(profile, epoch_rows * _STAGED_EPOCHS)
+        if rho:
+            left = [each for each in falling if each[1] <= rho] or falling[-1:]
+            falling = [(0, left[0][1]), *left[1:]]
         stages = [Stage(first_row, projection.flattened(threshold)) for first_row, threshold in falling]
-        kappas = [profile.largest(flattening.shrink(t)) * self._heaviest() for _, t in falling]
-        last = self._leading(probed, stages[-1], kappas[-1], batch_size)
+        kappas = [profile.largest(flattening.eigenvalue_scale(t)) * self._heaviest() for _, t in falling]
+        last = self._stage_stability(probe, stages[-1], kappas[-1], batch_size)
         best = self._best_batch(last, epoch_rows)
         if best > last.critical_batch_size(self.settings.used_momentum):
-            probed = self._probed(probes, probe_y, best)
-            last = self._leading(probed, stages[-1], kappas[-1], best)
+            probe = self._step_probe(probes, probe_y, best)
+            last = self._stage_stability(probe, stages[-1], kappas[-1], best)
         elif best != batch_size:
-            # The leverage limits the step already, and the leading eigenvalue grows no faster than the rows.
+            # The leverage limits the step already, and the leading eigenvalue grows at most as the number of rows.
             growth = max(1, best / batch_size)
             last = replace(last, batch_size=best, lambda_max=last.lambda_max * growth)
-        found = self._earlier(probed, stages[:-1], kappas[:-1], last)
-        return self._with_center_damping(stages, [self._limits(each) for each in [*found, last]])
+        return stages, [*self._earlier_stabilities(probe, stages[:-1], kappas[:-1], last), last]
 
-    def _earlier(
-        self, probed: StepProbe, stages: list[Stage], kappas: list[float], last: Stability
-    ) -> list[Stability]:
-        """Those of all stages but the last, whose own hold for them too: its Q is no larger.
+    def _step_probe(self, probes: Tensor, probe_y: Tensor | None, batch_size: int) -> StepProbe:
+        batches = _batches(probes, batch_size)
+        n_kept = max(1, self.sizes.max_batch_size // len(batches[0]))
+        penalty = self._penalty(probe_y, batches)
+        return StepProbe(self.kernel, self._left_shard(), batches, penalty, self.mesh, self.generator, n_kept)
 
-        Nor is the Q of any larger than those before, whose leading eigenvalue does where the leverage limits the step.
-        """
-        found: list[Stability] = []
-        for stage, kappa in zip(stages, kappas, strict=True):
-            if not found or not self._is_limited_by_leverage(replace(found[-1], kappa_max=kappa)):
-                found.append(self._leading(probed, stage, kappa, last.batch_size))
-            else:
-                found.append(replace(found[-1], kappa_max=kappa))
-        return [replace(each, lambda_max=max(each.lambda_max, last.lambda_max)) for each in found]
-
-    def _is_limited_by_leverage(self, found: Stability) -> bool:
-        return found.lambda_max * (1 - self.settings.used_momentum) <= found.kappa_max
-
-    def _probed(self, probes: Tensor, probe_y: Tensor | None, batch_size: int) -> StepProbe:
-        """On a few batches, on more of them if they are small: the worst of three single rows says little."""
-        probed = min(batch_size, len(probes))
-        n_batches = _n_probed(len(probes), probed)
-        return StepProbe(
-            self.kernel,
-            self._rows(),
-            probes[: n_batches * probed].split(probed),
-            self._penalty(probe_y, n_batches, probed),
-            self.mesh,
-            self.generator,
-            max(1, self.sizes.max_batch_size // probed),
-        )
-
-    def _leading(self, probed: StepProbe, stage: Stage, kappa_max: float, batch_size: int) -> Stability:
-        """With the leading eigenvalue as exact as it has to be beside the leverage."""
-        # With fewer rows at hand than a batch has, its leading eigenvalue is bounded by theirs in proportion.
-        growth = max(1, batch_size / len(probed.batches[0]))
-        ridge = batch_size * probed.penalty.ridge
+    def _stage_stability(
+        self, probe: StepProbe, stage: Stage, kappa_max: float, batch_size: int
+    ) -> Stability:
+        """The stability of a stage with a known leverage; lambda_max is an upper bound where the leverage decides."""
+        projection = stage.projection
+        assert isinstance(projection, NystromProjection | ExactProjection)
+        # With fewer probes than a batch has rows, the eigenvalue is scaled up in proportion, which bounds it.
+        growth = max(1, batch_size / len(probe.batches[0]))
+        ridge = batch_size * probe.penalty.ridge
         tiny = torch.finfo(torch.float32).tiny
         kappa_max = max(kappa_max, tiny)
         limit = kappa_max / (1 - self.settings.used_momentum)
-        projection = stage.projection
-        assert isinstance(projection, NystromProjection | ExactProjection)
-        lambda_max = growth * probed.leading_eigenvalue(projection, (limit - ridge) / growth) + ridge
+        lambda_max = growth * probe.leading_eigenvalue(projection, (limit - ridge) / growth) + ridge
         return Stability(batch_size, max(lambda_max, tiny), kappa_max)
 
+    def _earlier_stabilities(
+        self, probe: StepProbe, stages: list[Stage], kappas: list[float], last: Stability
+    ) -> list[Stability]:
+        """The stability of every stage before the last one, whose stability is known.
+
+        As the thresholds fall, so does Q (in the order of semidefinite matrices). The leading eigenvalue of a stage
+        therefore bounds that of the next stage from above. Where this bound does not limit the step more than the
+        leverage does, it is taken and nothing is measured. The leading eigenvalue of the last stage bounds all others
+        from below; a measured value, which may be too small, is raised to it.
+        """
+        found: list[Stability] = []
+        for stage, kappa in zip(stages, kappas, strict=True):
+            bound = replace(found[-1], kappa_max=kappa) if found else None
+            if bound is not None and bound.lambda_max * (1 - self.settings.used_momentum) <= kappa:
+                found.append(bound)
+            else:
+                found.append(self._stage_stability(probe, stage, kappa, last.batch_size))
+        return [replace(each, lambda_max=max(each.lambda_max, last.lambda_max)) for each in found]
+
     def _head_start(self, projection: Projection, epoch_rows: int) -> HeadStart | None:
-        """The leader's, on every rank; None without a y, or rows enough."""
+        """The weights to start from; None where zero is as good, or the sample has no targets or too many rows."""
         if not isinstance(projection, NystromProjection) or not is_worth_it(len(self.sample), epoch_rows):
             return None
         if self.sample_y is None or self.targets is None:
             return None
-        assert projection.sampled is not None
+        assert projection.sample_features is not None
         found = head_start(
-            projection.sampled, projection.half, self.sample_y, self.targets, self.settings.ridge
+            projection.sample_features, projection.half, self.sample_y, self.targets, self.settings.ridge
         )
-        # Which stages there are hangs on it, and devices may differ in the last bit.
+        # The leader's rho on every rank: it decides the stages, and devices may differ in the last bit.
         rho = self.mesh.broadcast_object(lambda: None if found is None else found.rho)
         return None if found is None or rho is None else replace(found, rho=rho)
 
-    def _limits(self, found: Stability) -> StepLimits:
-        step_size = found.step_size(self.settings.used_momentum)
-        return StepLimits(found.batch_size, step_size, found.lambda_max, found.kappa_max)
-
     def _with_center_damping(self, stages: list[Stage], limits: list[StepLimits]) -> Settled:
-        """With projections tempered to the longest step: rows that the probes did not meet shall not diverge either.
+        """The stages with damped centers, so that rows that the probes did not meet do not diverge either.
 
-        A row of leverage kappa diverges beyond eta kappa = 2 (1 - beta), momentum repeating its own push.
+        A row of leverage kappa diverges where eta kappa > 2 (1 - beta), since momentum repeats its push on itself. The
+        leverage through one center is damped to _STABLE_SHARE of this, for the longest step of all stages, but not
+        below the leverage at the least explained of the centers that are not rare.
         """
         longest = max(each.step_size for each in limits)
         projections = [stage.projection for stage in stages]
         if isinstance(first := projections[0], NystromProjection):
             unexplained = unexplained_diagonal(self.kernel, self._shard(), first.basis, first.eigenvalues)
-            whole = self.mesh.gather_rows(unexplained, len(self.centers))
+            whole = self.mesh.all_gather_rows(unexplained, len(self.centers))
             known = float(torch.quantile(whole, _KNOWN_SHARE)) ** 2 / first.damping
             leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / longest
-            tempered = first.with_center_damping(unexplained, max(leverage, known))
+            damped = first.with_center_damping(unexplained, max(leverage, known))
             projections = [
-                replace(each, center_damping=tempered.center_damping, flattening=None, sampled=None)
+                replace(each, center_damping=damped.center_damping, flattening=None, sample_features=None)
                 for each in projections
                 if isinstance(each, NystromProjection)
             ]
@@ -308,48 +395,16 @@ class SolverBuilder:
         )
         return Settled(settled, first_step, limits[-1])
 
-    def stability(
-        self, projection: Projection, probes: Tensor, batch_size: int, probe_y: Tensor | None = None
-    ) -> Stability:
-        """On a few batches, on more of them if they are small: the worst of three single rows says little."""
-        probed = min(batch_size, len(probes))
-        n_batches = _n_probed(len(probes), probed)
-        batches = probes[: n_batches * probed].split(probed)
-        shard = self._rows()
-        room = torch.zeros(len(shard) * probed, device=self.mesh.device)
-
-        def block_of(x: Tensor) -> BatchBlock:
-            return BatchBlock(self.kernel, shard, self.kernel.right(x), room)
-
-        penalty = self._penalty(probe_y, n_batches, probed)
-        found = measure_stability(block_of, batches, projection, self.mesh, self.generator, penalty)
-        # With fewer rows at hand than a batch has, its leading eigenvalue is bounded by theirs in proportion.
-        return replace(found, batch_size=batch_size, lambda_max=found.lambda_max * batch_size / probed)
-
-    def _penalty(self, probe_y: Tensor | None, n_batches: int, probed: int) -> Penalty:
-        ridge, targets = self.settings.ridge, self.targets
-        if targets is None or targets.weights is None:
-            return Penalty(ridge)
-        if probe_y is None or (weights := targets.row_weights(probe_y[: n_batches * probed])) is None:
-            return Penalty(float(targets.ridges(ridge).max()))
-        return Penalty(ridge, weights.split(probed), self._heaviest())
-
-    def _heaviest(self) -> float:
-        """The largest weight of a row."""
-        targets = self.targets
-        if targets is None or targets.weights is None or not targets.is_classification:
-            return 1.0
-        return float(targets.weights.max())
-
     def _shard(self) -> Tensor:
-        owned = self.mesh.owned(len(self.centers))
+        """This rank's centers, scaled, (p_shard, d), on the device."""
+        owned = self.mesh.shard_range(len(self.centers))
         return self._scaled(self.centers[owned.start : owned.stop])
 
-    def _rows(self) -> LeftPoints:
-        """The shard for blocks of many columns. On CPUs not prepared as a whole: it would outlast the blocks."""
+    def _left_shard(self) -> LeftPoints:
+        """This rank's centers for the left side of blocks; on CPUs prepared by tiles, to save memory."""
         if self.mesh.device.type != "cpu":
             return self.kernel.left(self._shard())
-        owned = self.mesh.owned(len(self.centers))
+        owned = self.mesh.shard_range(len(self.centers))
         mine = self.centers[owned.start : owned.stop]
         return UnpreparedPoints(mine, lambda centers: self.kernel.left(self._scaled(centers)))
 
@@ -357,72 +412,29 @@ class SolverBuilder:
         here = centers.to(self.mesh.device)
         return here if self.inputs is None else self.inputs.to(self.mesh.device)(here)
 
-    def _published(self, rule: PublishedStep, epoch_rows: int) -> StepLimits:
-        """The critical batch size as far as memory and rows go, or the one asked for."""
-        asked = self.settings.batch_size
-        batch_size = min(asked or rule.critical_batch_size, self.sizes.max_batch_size, epoch_rows)
-        # A row of weight w pushes as w rows do: the rule, which knows no weights, is held to the heaviest.
-        heaviest = self._heaviest()
-        lambda_max, kappa_max = rule.lambda_max(batch_size) * heaviest, rule.beta * heaviest
-        return StepLimits(batch_size, rule.step_size(batch_size) / heaviest, lambda_max, kappa_max)
 
-    def _measured(
-        self, projection: Projection, probes: Tensor, epoch_rows: int, probe_y: Tensor | None
-    ) -> Stability:
-        """At the batch size asked for, or at the one that a first measurement finds critical."""
-        first = self.stability(projection, probes, self._first_batch(epoch_rows), probe_y)
-        batch_size = self._best_batch(first, epoch_rows)
-        if batch_size == first.batch_size:
-            return first
-        if batch_size < first.batch_size <= first.critical_batch_size(self.settings.used_momentum):
-            # The leverage limits the step already, and a part's leading eigenvalue is at most that of the whole.
-            return replace(first, batch_size=batch_size)
-        return self.stability(projection, probes, batch_size, probe_y)
-
-    def _first_batch(self, epoch_rows: int) -> int:
-        """Rows of the batches to measure on first: as asked for, or a thousand."""
-        asked = self.settings.batch_size
-        return min(asked, epoch_rows) if asked else min(PROBE_ROWS, self._largest_batch(epoch_rows))
-
-    def _largest_batch(self, epoch_rows: int) -> int:
-        return _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows)
-
-    def _best_batch(self, first: Stability, epoch_rows: int) -> int:
-        """The batch asked for, or the best by a first measurement."""
-        if self.settings.batch_size:
-            return first.batch_size
-        critical = first.critical_batch_size(self.settings.used_momentum)
-        # A quarter of it: rows are then what limits a step's progress, with room for batches worse than the probes.
-        return min(1 << int(math.log2(max(critical / 4, _MIN_AUTO_BATCH))), self._largest_batch(epoch_rows))
+def probes_of(rows: Tensor, n_samples: int) -> Tensor:
+    """The rows after the first `n_samples`, which the preconditioner has seen; all rows where too few are left."""
+    return rows[n_samples:] if len(rows) > n_samples + _FEW_ROWS else rows
 
 
 def n_probes(settings: SolverConfig, max_batch_size: int, epoch_rows: int) -> int:
-    """How many rows the step size is measured on at most."""
+    """The largest number of rows that the step size is measured on."""
     largest = settings.batch_size or _largest_batch(settings, max_batch_size, epoch_rows)
     if not settings.data_rank and not settings.batch_size and settings.projection != "eigenpro":
-        largest = min(largest, PROBE_ROWS)  # The stages' batch follows from one of so many rows.
+        largest = min(largest, PROBE_ROWS)  # The batch size of stages follows from batches of so many rows.
     return max(PROBES * largest, PROBE_ROWS)
 
 
+def _batches(probes: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """The batches to measure on, each (m, d), m at most the number of probes."""
+    n_rows = min(batch_size, len(probes))
+    n_batches = min(max(PROBES, min(PROBE_ROWS // n_rows, _MAX_PROBES)), len(probes) // n_rows)
+    return probes[: n_batches * n_rows].split(n_rows)
+
+
 def _largest_batch(settings: SolverConfig, max_batch_size: int, epoch_rows: int) -> int:
-    # A short epoch, or a part of one, of few steps learns little, whatever the hardware prefers.
+    """The largest batch size that memory allows and that leaves an epoch, or a part of one, 32 steps if it can."""
+    # A fit of few steps learns little, however much the hardware prefers large batches.
     short = int(epoch_rows * min(1, settings.epochs)) // 32
     return max(1, min(max_batch_size, max(short, 16), epoch_rows))
-
-
-def _passed_over(falling: list[tuple[int, float]], rho: float) -> list[tuple[int, float]]:
-    """Stages without those whose threshold is above rho, whose directions are known already; but the last stays."""
-    if not rho:
-        return falling
-    left = [stage for stage in falling if stage[1] <= rho] or falling[-1:]
-    return [(0, left[0][1]), *left[1:]]
-
-
-def _n_probed(n_rows: int, batch_size: int) -> int:
-    """How many batches of that many rows to measure on."""
-    return min(max(PROBES, min(PROBE_ROWS // batch_size, _MAX_PROBES)), n_rows // batch_size)
-
-
-def probes_of(rows: Tensor, n_samples: int) -> Tensor:
-    """Those behind the first `n_samples`, which the preconditioner has seen, unless they are few."""
-    return rows[n_samples:] if len(rows) > n_samples + _FEW_ROWS else rows

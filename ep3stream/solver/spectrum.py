@@ -1,23 +1,22 @@
-"""Leading eigenpairs of symmetric positive semidefinite matrices, in float64.
+"""Leading eigenpairs, the rank of the basis, and the threshold that flattens the spectrum of the data.
 
-Eigenpairs of the kernel matrix of the landmarks, and how many of them a basis should have.
+`leading_eigenpairs` finds eigenpairs of symmetric positive semidefinite matrices, in float64.
 
-More pairs cost set-up and a longer step, and are worth it in two cases: where the eigenvalues fall fast, and where the
-rank asked for would cut a level of the spectrum.
+`LandmarkPairs` holds those of the landmarks' kernel matrix, and decides how many. More pairs cost set-up time and make
+a step longer. They are worth it in two cases: where the eigenvalues fall fast (`falls_fast`), and where the rank asked
+for would cut a level of the spectrum (`cuts_a_level`).
 
-How far the leading directions of the data are shrunk: to one threshold, which falls as rows are seen.
+`Flattening` chooses the threshold t: the preconditioner lowers each eigenvalue tau_j of the data operator to
+tau_j' = min(tau_j, t). A step that is safe for every row, eta kappa = 1 - beta, takes the share m tau_j' / kappa off
+the error along direction j, so that n rows bring n tau_j' / kappa e-foldings of it. As kappa is about the sum of all
+tau_j', the e-foldings of all directions add up to about n: a high t gives them to a few leading directions, a low t to
+many. The threshold for n rows is the lowest that brings the flattened directions `FOLDINGS` e-foldings,
 
-A step that is safe for every row, eta kappa = 1 - beta, moves direction j, of eigenvalue tau_j, by
-rho_j = m tau_j' / kappa of what is left of it, tau_j' = min(tau_j, t). Within n rows it gets n tau_j' / kappa
-e-foldings: a fixed stock of n to be shared out, for kappa is about the sum of all tau'. A high threshold t gives it
-to a few leading directions, a low one to many. So the threshold of n rows is the lowest that gives the flattened
-directions `FOLDINGS` e-foldings in n rows,
+    n t / kappa(t) = FOLDINGS.
 
-    n t / kappa(t) = FOLDINGS,
-
-and since a fit has always seen some rows, the fit starts with the threshold of its first thousand and passes to
-that of twice as many whenever it has seen so many: what matters most is learnt first, with the fewest rows,
-and no number of rows has to be known beforehand.
+A fit starts with the threshold for its first 1024 rows and, each time the rows seen have doubled, moves to the
+threshold for that many. So the directions that matter most are learnt first, from the fewest rows, and the number of
+rows need not be known beforehand.
 """
 
 from __future__ import annotations
@@ -30,22 +29,45 @@ from torch import Tensor
 from ep3stream.mesh import Mesh
 from ep3stream.solver.kernels import Kernel
 
+# Iterations of `leading_eigenpairs`: for the eigenpairs themselves, and for vectors that only have to span.
 CONVERGED, SPANNING = 7, 4
+
+# Rows of the sample that decide whether the rank cuts a level.
+_LEVEL_ROWS = 128
+
+# A rank cuts a level where a unit of eigenvalue beyond the rank has at least this share of the data's energy on a unit
+# of the last fifth within. Measured: .69 and more within a level, .05 to .4 elsewhere, but up to .6 where the
+# eigenvalues fall fast.
+_LEVEL_SHARE, _LEVEL_SHARE_IF_FAST = 0.5, 0.75
+
+# Mean eigenvalue beyond the rank, as a share of the first one there. Measured: .6 to .8 where 1 / mu serves them all.
+_SPREAD_SHARE = 0.5
+
+FOLDINGS = 7
+
+_FIRST_ROWS = 1024
+
+_GROWTH = 2
+
+_BISECTIONS = 40
+
+# A stage begins where the threshold is at most this share of the one before.
+_LEAST_FALL = 0.8
 
 
 def leading_eigenpairs(
     matrix: Tensor, n_pairs: int, generator: torch.Generator, n_iterations: int = CONVERGED
 ) -> tuple[Tensor, Tensor]:
-    """The `n_pairs` largest eigenvalues, descending, and their eigenvectors as columns; all s if there are fewer.
+    """The `n_pairs` largest eigenvalues of the matrix, descending, and their eigenvectors as columns; at most s.
 
-    Subspace iteration with a Rayleigh-Ritz step (Halko, Martinsson, Tropp, "Finding structure with randomness",
-    2011, algorithm 4.4) costs O(s^2 n_pairs) for an s x s matrix; when most pairs are asked for, the
-    dense O(s^3) solver is as fast. The iterations only turn the subspace, for which float32 and a triangular basis do;
-    a single product in float64 then gives the pairs within it. matrix: (s, s) float64.
+    matrix: (s, s), symmetric, float64. Subspace iteration with a Rayleigh-Ritz step (Halko, Martinsson, Tropp,
+    "Finding structure with randomness", 2011, algorithm 4.4) costs O(s^2 n_pairs). The iterations only turn the
+    subspace, for which float32 and a triangular basis suffice; one product in float64 then gives the pairs within it.
+    Where most pairs are asked for, the dense O(s^3) solver is as fast and is used.
 
-    n_iterations: `SPANNING` where the vectors only serve as the V of a Nystrom approximation K V (V'KV)^+ V'K, which
-    any V makes one: for 500 of 2000 pairs of Laplacian kernels, what is left of the trace is 1.1 to 1.6% above the
-    optimum after four iterations and .3 to .4% after seven, `CONVERGED`.
+    n_iterations: `SPANNING` where the vectors only serve as the V of a Nystrom approximation K V (V'KV)^+ V'K, which is
+    one for any V. For 500 of 2000 pairs of Laplacian kernels, the trace that is left over is 1.1 to 1.6% above the
+    optimum with `SPANNING` and .3 to .4% with `CONVERGED`.
     """
     size = matrix.shape[0]
     width = n_pairs + max(32, n_pairs // 4)
@@ -62,7 +84,7 @@ def leading_eigenpairs(
 
 
 def _well_conditioned(columns: Tensor) -> Tensor:
-    """Another basis of their span, (s, k): P L of the LU factors, at a quarter of the cost of an orthonormal one."""
+    """Another basis of the columns' span, (s, k): P L of the LU factors, at a quarter of the cost of Cholesky or QR."""
     order, lower, _ = torch.linalg.lu(columns)
     basis: Tensor = lower[order.argmax(1)]
     return basis
@@ -79,21 +101,11 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return basis
 
 
-_LEVEL_ROWS = 128
-
-# What the data put on a unit of eigenvalue beyond the rank, as a share of what they put on one of the last fifth
-# within: .69 and more in the midst of a level, .05 to .4 elsewhere, but up to .6 where the eigenvalues fall fast.
-_LEVEL_SHARE, _LEVEL_SHARE_IF_FAST = 0.5, 0.75
-
-# The mean eigenvalue beyond the rank, of the first: from .6 to .8 where 1 / mu does for all of them.
-_SPREAD_SHARE = 0.5
-
-
 @dataclass(frozen=True, slots=True)
 class LandmarkPairs:
-    """The `rank` leading eigenpairs of K(L, L) and the next one; points: L, (r', d). The same on every rank.
+    """The `rank` leading eigenpairs of the landmarks' K(L, L), and the next one; the same on every rank.
 
-    completes_a_level: whether the rank is wider than asked for because that one would have cut a level.
+    points: L, (r', d). completes_a_level: whether the rank was raised because the one asked for cut a level.
     """
 
     points: Tensor
@@ -112,9 +124,9 @@ class LandmarkPairs:
         mesh: Mesh,
         generator: torch.Generator,
     ) -> LandmarkPairs:
-        """As many pairs as the first of `ranks` says, or the second where it is wider and helps much.
+        """The pairs of the first rank in `ranks`, or of the second where it is larger and helps much.
 
-        landmarks: (r', d), of which those that a wider rank takes are used; sample: of the data, (s, d).
+        landmarks: (r', d); a raised rank r uses the first 4 r / 3 of them. sample: (s, d), rows of the data.
         """
         rank, widest_rank = ranks
         k_ll = kernel.block(kernel.left(landmarks), kernel.right(landmarks)).double()
@@ -141,10 +153,10 @@ def _pairs(k_ll: Tensor, rank: int, mesh: Mesh, generator: torch.Generator) -> t
 
 
 def falls_fast(values: Tensor, left_over: float, n_landmarks: int) -> bool:
-    """Whether the eigenvalues that follow these r + 1 leading ones fall faster than 1/j^3, by what is left for them.
+    """Whether the eigenvalues beyond these r + 1 leading ones fall faster than 1/j^3, judged by their sum `left_over`.
 
-    Then a few times as many pairs leave many times less. Where they fall slower, as those of a Laplacian do in more
-    than one dimension, mu hardly falls with more of them.
+    Then a few times as many pairs leave a many times smaller rest. Where eigenvalues fall slower, as those of a
+    Laplacian in more than one dimension, mu hardly falls with more pairs.
     """
     rank, last = len(values) - 1, float(values[-1])
     return last > 0 and left_over < last * rank * (1 - (rank / n_landmarks) ** 2) / 2
@@ -153,16 +165,16 @@ def falls_fast(values: Tensor, left_over: float, n_landmarks: int) -> bool:
 def cuts_a_level(
     values: Tensor, vectors: Tensor, left_over: float, k_lx: Tensor, share: float = _LEVEL_SHARE
 ) -> bool:
-    """Whether the directions beyond these r + 1 matter to the data as the last ones do, and have lower eigenvalues.
+    """Whether the directions beyond these r + 1 matter to the data as much as the last ones within the rank.
 
-    Functions that a symmetry makes equal, such as all those of the third degree, are a level: the data see each of
-    them alike. Where the centers are hardly more than the functions, their eigenvalues of K(Z, Z) spread over a wide
-    range all the same (Marchenko and Pastur, 1967). The exact projection undoes that; with 1 / mu for all beyond r, one
-    of eigenvalue l is learnt mu / l times slower than the last ones within.
+    Functions that a symmetry makes equal, such as all of the third degree, form a level: the data put the same energy
+    on each. Where there are hardly more centers than functions, their eigenvalues of K(Z, Z) spread widely all the
+    same (Marchenko and Pastur, 1967). The exact projection undoes this spread. With 1 / mu for all directions beyond
+    r, one of eigenvalue l is learnt mu / l times slower than the last ones within.
 
-    tau_j = mean_x (v_j' k_x)^2 / l_j is the speed at which the exact one learns direction j, but for a factor.
-    Its mean beyond r, weighted with l_j, is to be above `share` of that over the last fifth within. k_lx: K(L, X),
-    (r', n).
+    tau_j = mean_x (v_j' k_x)^2 / l_j is, up to a factor, the speed at which the exact projection learns direction j.
+    The result is True where the mean of tau_j beyond r, weighted with l_j, is above `share` times that over the last
+    fifth within, and the eigenvalues beyond do spread. left_over: their sum; k_lx: K(L, X), (r', n).
     """
     rank, n_landmarks = len(values) - 1, len(vectors)
     beyond = float(values[-1]) * (n_landmarks - len(values))
@@ -174,41 +186,29 @@ def cuts_a_level(
     return float(k_lx.square().sum() - energy.sum()) / left_over > share * within
 
 
-FOLDINGS = 7
-
-_FIRST_ROWS = 1024
-
-_GROWTH = 2
-
-_BISECTIONS = 40
-
-# A threshold less than this much lower is not worth a stage.
-_LEAST_FALL = 0.8
-
-
 @dataclass(frozen=True, slots=True)
 class Flattening:
-    """The eigenpairs of the preconditioned data operator that a threshold is set among.
+    """The eigenvalues of the data operator, and the choice of a threshold among them.
 
-    eigenvalues: tau, (q,), descending, none if the sample is a single row; least: the lowest threshold, that of as many
-    directions as are to be flattened at most, or below which the rounding of the first ones would be amplified.
+    eigenvalues: tau, (q,), descending; empty where the sample is one row. least: no threshold may be lower, for the
+    sake of rounding, or to bound the number of flattened directions.
     """
 
     eigenvalues: Tensor
     least: float
 
-    def shrink(self, threshold: float) -> Tensor:
-        """What is left of each direction, (q,): t / tau_j above the threshold, 1 below."""
+    def eigenvalue_scale(self, threshold: float) -> Tensor:
+        """The factor on each eigenvalue, (q,): t / tau_j where tau_j is above the threshold t, otherwise 1."""
         return torch.where(self.eigenvalues > threshold, threshold / self.eigenvalues, 1.0)
 
     def fixed(self, data_rank: int) -> float:
-        """The threshold that shrinks `data_rank` directions to the next one's eigenvalue."""
+        """The threshold that lowers `data_rank` eigenvalues to the next one, but not below `least`."""
         if not len(self.eigenvalues):
             return self.least
         return max(float(self.eigenvalues[min(data_rank, len(self.eigenvalues) - 1)]), self.least)
 
     def falling(self, profile: LeverageProfile, n_rows: int) -> list[tuple[int, float]]:
-        """From how many rows on which threshold; the first from 0 on, none from `n_rows` on but the first."""
+        """Pairs (first row, threshold), one a stage: the first begins at row 0, none at row `n_rows` or later."""
         lowest = max([self.least, *self.eigenvalues[-1:].tolist()])
         stages: list[tuple[int, float]] = []
         rows = _FIRST_ROWS
@@ -224,10 +224,11 @@ class Flattening:
         return stages
 
     def _threshold(self, profile: LeverageProfile, n_rows: int, lowest: float) -> float:
+        """The threshold for n_rows, by bisection of n t >= FOLDINGS kappa(t) on a logarithmic scale."""
         low, high = lowest, float(max([lowest, *self.eigenvalues[:1].tolist()]))
 
         def enough(threshold: float) -> bool:
-            return n_rows * threshold >= FOLDINGS * profile.largest(self.shrink(threshold))
+            return n_rows * threshold >= FOLDINGS * profile.largest(self.eigenvalue_scale(threshold))
 
         if enough(low):
             return low
@@ -239,9 +240,9 @@ class Flattening:
 
 @dataclass(frozen=True, slots=True)
 class LeverageProfile:
-    """kappa(x) = K(x, Z) Q K(Z, x) of some rows x, for any shrink of the directions.
+    """The leverage kappa(x) = K(x, Z) Q K(Z, x) of n rows x, as a function of the eigenvalue scale.
 
-    along: (q, n), what each direction adds unshrunk; beyond: (n,), what none of them holds. float64.
+    along: (q, n), the part of each direction at the scale 1; beyond: (n,), the part outside all directions. float64.
     """
 
     along: Tensor
@@ -249,9 +250,9 @@ class LeverageProfile:
 
     @classmethod
     def cat(cls, parts: list[LeverageProfile]) -> LeverageProfile:
-        """Of all their rows."""
+        """The profile of the rows of all parts."""
         return cls(torch.cat([p.along for p in parts], 1), torch.cat([p.beyond for p in parts]))
 
-    def largest(self, shrink: Tensor) -> float:
-        """The largest kappa."""
-        return float((shrink @ self.along + self.beyond).max())
+    def largest(self, eigenvalue_scale: Tensor) -> float:
+        """The largest kappa of any row, for a scale of (q,)."""
+        return float((eigenvalue_scale @ self.along + self.beyond).max())

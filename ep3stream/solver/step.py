@@ -1,15 +1,15 @@
-"""The step: projected, doubly preconditioned SGD with heavy-ball momentum and a tail average.
+"""The step: projected, doubly preconditioned SGD with momentum and a tail average.
 
-On a batch (X_b, y_b), with weights alpha and velocity v (Abedsoltan, Belkin, Pandit, 2023, algorithm 1, with
-Nesterov's look-ahead and polynomial-decay averaging (Shamir and Zhang, 2013) added):
+One step on a batch (X_b, y_b), with weights alpha and velocity v, is algorithm 1 of Abedsoltan, Belkin, Pandit (2023),
+with Nesterov's look-ahead and polynomial-decay averaging (Shamir and Zhang, 2013) added:
 
-    g = K(X_b, Z)(alpha + beta v) - y_b             (c, m), summed over the shards
+    g = K(X_b, Z)(alpha + beta v) - y_b                 (c, m), summed over the shards
     h = K(Z, X_b) W g + m lambda K^ (alpha + beta v)    W = diag(w), the weights of the rows' classes; K^ ~ K(Z, Z)
-    theta = Q h                                     projection.py, or eigenpro.py with beta = a = lambda = 0
+    theta = Q h                                         projection.py, exact.py; eigenpro.py: beta = a = lambda = 0
     v = beta v - eta theta;  alpha += v
-    average += a / (t + a) (alpha - average)        the weights themselves for a = 0
+    average += a / (t + a) (alpha - average)            the weights themselves for a = 0
 
-which makes 1/(2n) sum_i w_i |f(x_i) - y_i|^2 + lambda/2 alpha' K^ alpha small; the projection says what K^ is.
+It minimises 1/(2n) sum_i w_i |f(x_i) - y_i|^2 + lambda/2 alpha' K^ alpha, with K^ as the projection defines it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ep3stream.solver.targets import TargetCode
 
 @dataclass(slots=True)
 class SolverState:
-    """What a step changes, each (c, p_shard). `averaged` counts the steps in the average."""
+    """The tensors that a step changes, each (c, p_shard); averaged: the number of steps in the average."""
 
     weights: Tensor
     velocity: Tensor
@@ -38,13 +38,13 @@ class SolverState:
     averaged: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, for checkpoints."""
+        """The tensors by their names in checkpoints."""
         return {"weights": self.weights, "velocity": self.velocity, "average": self.average}
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """From `first_row` of the fit on: another projection, and a step `pace` times as long as the first stage's."""
+    """The projection from row `first_row` of the fit on, and its step size as a multiple of the first stage's."""
 
     first_row: int
     projection: Projection
@@ -52,11 +52,11 @@ class Stage:
 
 
 class StepErrors(NamedTuple):
-    """Before the step, mean squared errors in the squared unit of y; then the projection's own. 0-d tensors.
+    """Errors of one step, 0-d tensors. The three losses are mean squared errors on the batch before the step.
 
-    loss: of the look-ahead point alpha + beta v. average_loss: of the average, which becomes the model; nan unless
-    asked for. zero_loss: of the zero model, which predicts the mean; nan unless asked for. inexactness:
-    |K(Z, Z) theta - h| / |h|; nan unless asked for and the projection is iterative.
+    loss: of the look-ahead point alpha + beta v. average_loss: of the average, which becomes the model. zero_loss: of
+    the zero model, which predicts the mean. All in the squared unit of y. inexactness: |K(Z, Z) theta - h| / |h|, nan
+    unless the projection is iterative. All but the first are nan unless asked for.
     """
 
     loss: Tensor
@@ -67,9 +67,11 @@ class StepErrors(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """Everything a step reads and never changes, but for `block_memory`, the room of one kernel block.
+    """All that a step reads. It changes nothing of this except `block_memory`, where the kernel block is formed.
 
-    later: the stages that follow the one of `projection`, in their order.
+    projection: of the first stage; later: the stages after it, in their order. centers: this rank's shard, prepared
+    for the left side of blocks. momentum: beta; averaging: a; ridge: lambda. block_memory: room for p_shard m numbers;
+    None to form the block anew for each product.
     """
 
     kernel: Kernel
@@ -84,17 +86,17 @@ class Solver:
     later: tuple[Stage, ...] = ()
 
     def initial_state(self) -> SolverState:
-        """The zero model."""
+        """The state of the zero model."""
         zero = self.centers.prepared.new_zeros(self.targets.n_outputs, len(self.centers))
         return SolverState(zero, zero.clone(), zero.clone())
 
     def stage(self, rows_seen: int) -> Stage:
-        """The one in force after so many rows."""
+        """The stage of the fit after `rows_seen` rows."""
         begun = [stage for stage in self.later if stage.first_row <= rows_seen]
         return begun[-1] if begun else Stage(0, self.projection)
 
     def block(self, x: Tensor) -> BatchBlock:
-        """K(Z_shard, X) for x of (m, d), in the solver's own block memory."""
+        """K(Z_shard, X) for x of (m, d), in the solver's block memory."""
         return BatchBlock(self.kernel, self.centers, self.kernel.right(x), self.block_memory)
 
     def step(
@@ -106,13 +108,13 @@ class Solver:
         score: bool = False,
         rows_seen: int = 0,
     ) -> StepErrors:
-        """One step on x, (m, d), and y; changes `state` and returns its errors, all of them with `score`.
+        """One step on x, (m, d), and y. Changes `state` and returns the errors, all of them with `score`.
 
-        step_size: that of the first stage; rows_seen: how many rows the fit has seen, which says what stage it is in.
+        step_size: of the first stage. rows_seen: the rows that the fit has seen so far, which decide the stage.
 
-        The losses are honest estimates on rows not yet used, without weights or ridge; that of the average costs one
-        skinny product more, an inexactness a product with K(Z, Z). Reading them is left to the caller, since it waits
-        for the device.
+        The losses leave out weights and ridge, and are honest estimates as long as the rows are new to the fit.
+        `score` costs one skinny product more, and for an iterative projection a product with K(Z, Z). The errors stay
+        on the device: to read them is to wait for it.
         """
         stage, block = self.stage(rows_seen), self.block(x)
         ahead = torch.add(state.weights, state.velocity, alpha=self.momentum)

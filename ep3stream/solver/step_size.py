@@ -1,16 +1,17 @@
-"""The step size and the batch size, measured on batches of the data at hand.
+"""The step size and the batch size, measured on batches of the data.
 
-Two limits hold for a batch of m rows, B = Q K(Z, X_b) W K(X_b, Z) with W the rows' weights, and momentum beta:
+For a batch of m rows let B = Q K(Z, X_b) W K(X_b, Z), W = diag(w) the rows' weights, and let beta be the momentum. The
+leverage kappa(x) = w K(x, Z) Q K(Z, x) is how far a step on row x alone moves f(x). Two limits hold for the step size:
 
-    eta <= safety / lambda_max(B)                the step along the batch's own leading direction;
-    eta <= safety (1 - beta) / kappa_max         kappa(x) = w K(x, Z) Q K(Z, x), the push of one row on itself:
-                                                 momentum repeats it 1 / (1 - beta) times before the row returns.
+    eta <= safety / lambda_max(B)                for the leading direction of the batch;
+    eta <= safety (1 - beta) / kappa_max         for each row: momentum repeats its push 1 / (1 - beta) times
+                                                 before the row comes again.
 
-The first grows with m, the second does not (Ma, Bassily, Belkin, "The power of interpolation", 2018, call
-the m at which the two meet critical): beyond it rows are wasted, below it steps are. `PublishedStep` is the rule
-of EigenPro2 and 3, which assumes both from two numbers instead.
+The first limit falls with m, the second does not depend on m. Ma, Bassily and Belkin ("The power of interpolation",
+2018) call the m at which the two meet critical: a larger batch wastes rows, a smaller one wastes steps.
 
-What is measured on a few batches of rows, from kernel blocks that are formed once where memory allows.
+`PublishedStep` is the rule of EigenPro2 and 3, which measures nothing. `measure_stability` measures both limits for
+one projection. `StepProbe` serves the stages of a fit: it keeps the kernel blocks of its batches for many projections.
 """
 
 from __future__ import annotations
@@ -32,14 +33,18 @@ from ep3stream.solver.spectrum import LeverageProfile
 
 _KRYLOV_VECTORS = 10
 
+# Rows whose leverage is computed at once, and the largest number of their kernel values.
 _LEVERAGE_ROWS = 256
 
 _LEVERAGE_VALUES = 1 << 23
 
+# The leading eigenvalue of another batch is taken to be at most this many times that of the batch measured.
+_ONE_BATCH_MARGIN = 1.25
+
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """Largest eigenvalue and largest leverage seen on batches of `batch_size` rows."""
+    """The largest eigenvalue and the largest leverage seen on batches of `batch_size` rows."""
 
     batch_size: int
     lambda_max: float
@@ -50,21 +55,21 @@ class Stability:
         return safety * min(1 / self.lambda_max, (1 - momentum) / self.kappa_max)
 
     def critical_batch_size(self, momentum: float) -> float:
-        """The m at which the two limits meet, lambda_max taken as proportional to m."""
+        """The m at which the two limits meet, with lambda_max taken as proportional to m."""
         return self.batch_size * self.kappa_max / ((1 - momentum) * self.lambda_max)
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedStep:
-    """The published rule, from beta, the largest K(x, x), and lambda_{q+1}, the first eigenvalue not shrunk.
+    """The published rule, from beta, the largest K(x, x), and lambda_{q+1}, the first eigenvalue not flattened.
 
         m* = beta / lambda_{q+1}                             rounded down, at least 1
         eta = 1 / (2 beta)                                   for m < beta / lambda_{q+1} + 1
         eta = 0.99 / (beta + (m - 1) lambda_{q+1})           beyond
 
-    for the sum of a batch's gradients (Ma, Belkin, 2019, section 4, halved as in EigenPro3's code). It takes both
-    numbers, which come from the preconditioner's own sample, for those of all data and of an exact projection: it
-    can diverge.
+    for the sum of a batch's gradients (Ma, Belkin, 2019, section 4, halved as in EigenPro3's code). The fit can
+    diverge: both numbers come from the preconditioner's own sample, and the rule takes them to hold for all data, and
+    the projection to be exact.
     """
 
     beta: float
@@ -72,12 +77,12 @@ class PublishedStep:
 
     @classmethod
     def of(cls, kernel: Kernel, sample: Tensor, next_eigenvalue: float) -> PublishedStep:
-        """With beta the largest on the sample, (s, d)."""
+        """The rule with beta the largest K(x, x) of a sample, (s, d)."""
         return cls(float(kernel.diagonal(sample).max()), next_eigenvalue)
 
     @property
     def critical_batch_size(self) -> int:
-        """m*."""
+        """m* of the rule."""
         return max(1, int(self.beta / self.next_eigenvalue))
 
     def lambda_max(self, batch_size: int) -> float:
@@ -85,7 +90,7 @@ class PublishedStep:
         return self.beta + (batch_size - 1) * self.next_eigenvalue
 
     def step_size(self, batch_size: int) -> float:
-        """Eta."""
+        """The eta of the rule for batches of m = batch_size rows."""
         if batch_size < self.beta / self.next_eigenvalue + 1:
             return 0.5 / self.beta
         return 0.99 / self.lambda_max(batch_size)
@@ -93,9 +98,10 @@ class PublishedStep:
 
 @dataclass(frozen=True, slots=True)
 class Penalty:
-    """What changes a step's operator beside the batch: the largest ridge of an output, and weights of rows.
+    """What changes the operator of a step besides the batch: a ridge, and weights of rows.
 
-    row_weights: those of each batch's rows, each (m,); heaviest: the largest of any row, met in a batch or not.
+    ridge: the largest of any output. row_weights: for each batch, those of its rows, (m,); None where all are 1.
+    heaviest: the largest weight that any row can have.
     """
 
     ridge: float = 0.0
@@ -111,11 +117,12 @@ def measure_stability(
     generator: torch.Generator,
     penalty: Penalty | None = None,
 ) -> Stability:
-    """Leading eigenvalues and leverages on a few batches, each (m, d) and the same on every rank; keeps the largest.
+    """The largest leading eigenvalue and leverage of a few batches, each (m, d) and the same on every rank.
 
-    lambda_max is a lower bound, within 10% of the batches' own; a few hundred rows or more in all are
-    needed for it to hold for the next batch. O(p) memory beyond what `block_of` keeps. A ridge adds m lambda Q K^
-    to B, whose eigenvalues are at most m lambda, K^ being at most what Q preconditions (Weyl's inequality).
+    lambda_max is a lower bound, within 10% of the largest of these batches; for it to hold for the next batch, the
+    batches need a few hundred rows in all. A ridge lambda adds m lambda Q K^ to B, whose eigenvalues are at most
+    m lambda since K^ is at most what Q inverts, so lambda_max grows by at most that (Weyl's inequality).
+    Memory: O(p), besides the blocks.
     """
     penalty = penalty or Penalty()
     lambdas: list[float] = []
@@ -124,7 +131,7 @@ def measure_stability(
         weights = None if penalty.row_weights is None else penalty.row_weights[number]
         block = block_of(x)
         lambdas.append(largest_eigenvalue(block, x, weights, projection, mesh, generator))
-        slices = leverage_slices(len(x), block.n_centers)
+        slices = _leverage_slices(len(x), block.n_centers)
         kappas += [float(projection.leverage(block.columns(rows), x[rows]).max()) for rows in slices]
     tiny = torch.finfo(torch.float32).tiny
     m = len(batches[0])
@@ -132,8 +139,8 @@ def measure_stability(
     return Stability(m, lambda_max, max(*kappas, tiny) * penalty.heaviest)
 
 
-def leverage_slices(n_rows: int, n_centers: int) -> Iterator[slice]:
-    """A few rows at a time: a projection may need several times their kernel values."""
+def _leverage_slices(n_rows: int, n_centers: int) -> Iterator[slice]:
+    """Slices of a few rows each: a projection may need several times the memory of their kernel values."""
     return tiles(n_rows, max(1, min(_LEVERAGE_ROWS, _LEVERAGE_VALUES // max(1, n_centers))))
 
 
@@ -145,11 +152,11 @@ def largest_eigenvalue(
     mesh: Mesh,
     generator: torch.Generator,
 ) -> float:
-    """Of W^(1/2) K(X_b, Z) Q K(Z, X_b) W^(1/2), (m, m), which has the eigenvalues of B.
+    """The largest eigenvalue of W^(1/2) K(X_b, Z) Q K(Z, X_b) W^(1/2), (m, m), which are those of B.
 
-    Arnoldi's method, which is Lanczos' where the operator is symmetric, all but EigenPro's being so (Saad, "Numerical
-    methods for large eigenvalue problems", 2011, chapter 6): ten products tell more than ten of a power iteration.
-    weights: the diagonal of W, (m,), None for the identity.
+    Arnoldi's method (Saad, "Numerical methods for large eigenvalue problems", 2011, chapter 6), which is Lanczos'
+    where the operator is symmetric, as it is for all projections but EigenPro's. Its ten products tell more than ten
+    steps of a power iteration. weights: the diagonal of W, (m,), None for the identity.
     """
     half = x.new_ones(len(x)) if weights is None else weights.sqrt()
 
@@ -163,21 +170,21 @@ def largest_eigenvalue(
 
 
 def _largest_ritz_value(times_operator: Callable[[Tensor], Tensor], start: Tensor, n_vectors: int) -> float:
-    """The largest absolute value among the eigenvalues of the operator's section on the Krylov space of `start`."""
+    """The largest absolute eigenvalue of the operator's section on the Krylov space of `start`; nan if not finite."""
     basis = [start]
     section = torch.zeros(n_vectors, n_vectors, dtype=torch.float64)
     for j in range(n_vectors):
         image = times_operator(basis[j])
         size = float(image.norm())
         known = torch.stack(basis)
-        # Twice: what rounding leaves of a leading direction would be found again as a second one.
+        # Orthogonalised twice: otherwise the rounding error along a leading direction would be found again as a second.
         along = known @ image
         image = image - along @ known
         again = known @ image
         image = image - again @ known
         section[: j + 1, j] = (along + again).double().cpu()
         left = float(image.norm())
-        # Written so that a nan ends it too.
+        # `not ... >`, so that a nan ends the loop too.
         if j + 1 == n_vectors or not left > torch.finfo(image.dtype).eps * len(image) ** 0.5 * size:
             break
         section[j + 1, j] = left
@@ -186,12 +193,8 @@ def _largest_ritz_value(times_operator: Callable[[Tensor], Tensor], start: Tenso
     return float(torch.linalg.eigvals(found).abs().max()) if bool(found.isfinite().all()) else float("nan")
 
 
-# What another batch's leading eigenvalue may be of the one measured.
-_ONE_BATCH_MARGIN = 1.25
-
-
 class _Slot(NamedTuple):
-    """Memory of a block, and whose it is."""
+    """Memory for one block, and the batch, by number, whose block is in it."""
 
     number: int
     memory: Tensor
@@ -200,9 +203,10 @@ class _Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepProbe:
-    """Batches of equal size, each (m, d), with K(Z_shard, X) of the first `n_kept`; others are formed when asked for.
+    """Batches of equal size to measure steps on, with the blocks K(Z_shard, X) of the first batches kept.
 
-    n_kept: at least one, as many as the memory of a fit's largest block holds.
+    batches: each (m, d). n_kept: how many blocks there is memory for, at least one; the block of any further batch is
+    formed again whenever it is asked for, in the memory of the last one.
     """
 
     kernel: Kernel
@@ -215,7 +219,7 @@ class StepProbe:
     _slots: dict[int, _Slot] = field(default_factory=dict, init=False, repr=False)
 
     def block(self, number: int) -> BatchBlock:
-        """That of a batch; those not kept share the last one's memory, and hold until the next of them."""
+        """The block of a batch. One that is not kept is valid until the next call for another such batch."""
         x, place = self.batches[number], min(number, self.n_kept - 1)
         slot = self._slots.get(place)
         if slot is None or slot.number != number:
@@ -225,21 +229,22 @@ class StepProbe:
         return slot.block
 
     def leverage_profile(self, projection: NystromProjection | ExactProjection) -> LeverageProfile:
-        """Of all rows; O(prm) a batch for `nystrom`."""
+        """The leverage profile of all rows; O(prm) a batch for `nystrom`."""
         parts = []
-        # Backwards: the first ones, which are asked for again, are those that stay.
+        # Backwards, so that the first blocks stay: they are asked for again.
         for number in reversed(range(len(self.batches))):
             x, whole = self.batches[number], self.block(number).whole()
             parts += [
                 projection.leverage_profile(whole[:, rows], x[rows])
-                for rows in leverage_slices(len(x), len(self.shard))
+                for rows in _leverage_slices(len(x), len(self.shard))
             ]
         return LeverageProfile.cat(parts)
 
     def leading_eigenvalue(self, projection: NystromProjection | ExactProjection, limit: float) -> float:
-        """Of the step's operator on a batch, but for the ridge; the largest of all batches unless the first decides.
+        """The leading eigenvalue of the step's operator, without the ridge: the largest of all batches.
 
-        It does where another batch's, a quarter larger, would stay below `limit`: it comes back so much larger.
+        If 1.25 times that of the first batch is at most `limit`, this product is returned, as an upper bound, and no
+        other batch is measured. limit: the value up to which lambda_max does not limit the step.
         """
         first = _ONE_BATCH_MARGIN * self._eigenvalue(0, projection)
         if first <= limit:
@@ -251,5 +256,5 @@ class StepProbe:
         x, row_weights = self.batches[number], self.penalty.row_weights
         weights = None if row_weights is None else row_weights[number]
         found = largest_eigenvalue(self.block(number), x, weights, projection, self.mesh, self.generator)
-        # Decisions hang on it, which all ranks must take alike, though their devices may differ in the last bit.
+        # Broadcast, since decisions depend on this number and devices may differ in the last bit.
         return float(self.mesh.broadcast_object(lambda: found))

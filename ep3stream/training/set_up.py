@@ -1,26 +1,34 @@
-"""The set-up of a fit: draws centers and samples, builds the preconditioner, measures the step. Done once a run."""
+"""The set-up of a fit, made once before its first step, for rows from any source.
+
+`fit`, `KernelModel`, the estimators and the pilot run of `plan` all go through `set_up`. They differ in where the
+rows come from: `Problem` says what is known of all rows, `SetUpRows` holds the points that are computed with. Rows of
+a split (`problem_of_split`, `rows_of_split`) are drawn by seed and purpose, so that the same split, settings and seed
+give the same set-up, bit for bit, whoever asks for it.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ep3stream.config import FitConfig, SolverConfig
+from ep3stream.config import FitConfig, KernelConfig, SolverConfig, Task
 from ep3stream.conversion.recorded_columns import columns_of
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
-from ep3stream.run.setup import SETUP_KIND, STAGED
+from ep3stream.run.setup import SETUP_KIND, STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
@@ -31,29 +39,283 @@ from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
 from ep3stream.solver.step import Stage
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
+from ep3stream.store.manifest import Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
 from ep3stream.stream.scan import sample_rows
 from ep3stream.training.centers import CenterSource
-from ep3stream.training.plan import Plan, Shape, automatic_centers, describe, memory_budget, require_machine
+from ep3stream.training.plan import Plan, Shape, automatic_centers, memory_budget, require_machine
 
 logger = logging.getLogger(__name__)
 
+# Purposes of random numbers.
 _CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
 
-_MORE = 1.1
+# Rows are drawn in excess by this factor, since some of them are centers.
+_EXCESS = 1.1
+
+
+class Split(Protocol):
+    """Rows with statistics and numbers: a split of a store, or arrays in memory (`online.sources`)."""
+
+    @property
+    def info(self) -> SplitInfo:
+        """Number of rows, segments, and statistics of features and targets."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """Task, names and types of the columns."""
+        ...
+
+    def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """x, (m, d), and y of these row numbers, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a set-up must know of all rows, whatever their source.
+
+    shape: sizes; names: of features, targets and classes (None for regression). inputs: the input transform of the
+    model; targets: how targets are coded and weighted. feature_mean: (d,), float64, the mean of the inputs in the
+    units of the data; radial kernels subtract it before distances are taken. None takes the mean of the centers.
+    fingerprint, conversion: of the store, where the rows come from one.
+    """
+
+    shape: Shape
+    task: Task
+    names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...] | None]
+    inputs: InputScaling
+    targets: TargetCode
+    feature_mean: Tensor | None = None
+    fingerprint: str = ""
+    conversion: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetUpRows:
+    """The points that a set-up computes with, in the units of the data, in host memory or on the device.
+
+    centers: (p, d). excluded: sorted numbers of the rows that became centers and are not trained on.
+    sample: X_s, (s, d), the Nystrom sample; sample_y: its y, None where it is not known (then there is no head start).
+    probes: (n, d), rows to measure the step size on; probe_y: their y, which only class weights ask for.
+    """
+
+    centers: Tensor
+    excluded: Rows
+    sample: Tensor
+    sample_y: Tensor | None
+    probes: Tensor
+    probe_y: Tensor | None
+
+    @classmethod
+    def parted(cls, centers: Tensor, excluded: Rows, x: Tensor, y: Tensor, n_samples: int) -> SetUpRows:
+        """Rows x and y in random order: the first `n_samples` are the sample, those behind them the probes."""
+        probes, probe_y = (probes_of(each, n_samples) for each in (x, y))
+        return cls(centers, excluded, x[:n_samples], y[:n_samples], probes, probe_y)
+
+
+@dataclass(frozen=True, slots=True)
+class SetUpResult:
+    """A set-up in memory, and what measures step sizes of other batches later.
+
+    On several ranks the tensors with a row for each center are whole on the leader and absent elsewhere.
+    """
+
+    setup: Setup
+    builder: SolverBuilder
+    settled: Settled
+    probes: Tensor
+    probe_y: Tensor | None
+
+
+class StageTimes:
+    """Seconds of each stage of a set-up, by its name. logs: whether the log tells of each as it ends."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, logs: bool = True) -> None:
+        self.elapsed_s: dict[str, float] = {}
+        self._clock, self._logs = clock, logs
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures the block."""
+        began = self._clock()
+        yield
+        self.elapsed_s[name] = self._clock() - began
+        if self._logs:
+            logger.info("set-up: %s, %.1f s", name, self.elapsed_s[name])
 
 
 def write_setup(
-    path: Path, reader: SplitReader, config: FitConfig, function: KernelFunction | None, mesh: Mesh
+    path: Path, split: SplitReader, config: FitConfig, function: KernelFunction | None, mesh: Mesh
 ) -> None:
-    """Does the set-up, all ranks together; the leader writes it to `path` as a bundle."""
-    tensors, description = _Preparation(reader, config, function, mesh).run()
-    mesh.on_leader(lambda: write_bundle(path, SETUP_KIND, tensors, description))
+    """Makes the set-up of a fit to the split, all ranks together; the leader writes it to `path` as a bundle.
+
+    Raises ConfigError for settings that do not fit the data or the memory, DiskError where `path` cannot be written.
+    """
+    setup = set_up_split(split, config, function, mesh).setup
+    mesh.on_leader(lambda: write_bundle(path, SETUP_KIND, setup.tensors, setup.description))
+
+
+def set_up_split(
+    split: SplitReader, config: FitConfig, function: KernelFunction | None, mesh: Mesh
+) -> SetUpResult:
+    """The set-up of a fit to a split: sizes by the memory budget, rows drawn by the seed, then `set_up`."""
+    shape = shape_of(split)
+    source = CenterSource.of(config, split, automatic_centers(shape))
+    require_enough_centers(source.n_centers, mesh.size)
+    memory_bytes = memory_budget(config.run.memory_bytes, mesh)
+    plan = Plan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
+    require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
+    require_varied_features(split)
+    require_varied_targets(split)
+    problem = problem_of_split(split, config)
+    times = StageTimes()
+    with times.stage("centers and samples"):
+        rows = rows_of_split(split, source, problem.inputs, plan, config, mesh)
+    logger.info(
+        "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
+        bytes_text(sum(plan.memory.values())),
+        plan.max_batch_size,
+    )
+    return set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
+
+
+def set_up(
+    problem: Problem,
+    rows: SetUpRows,
+    plan: Plan,
+    config: FitConfig,
+    function: KernelFunction | None,
+    mesh: Mesh,
+    memory_bytes: int,
+    times: StageTimes | None = None,
+) -> SetUpResult:
+    """Kernel, preconditioner, stages, batch and step size, from the rows that were drawn.
+
+    O(p (r' + s) d) kernel work, O(p r) memory. Raises ConfigError where inputs are out of range, the kernel cannot be
+    used, or no row is left to train on. All ranks call it together.
+    """
+    times = times or StageTimes()
+    settings, device, inputs = config.solver, mesh.device, problem.inputs
+    _require_in_range(inputs(rows.centers))
+    sample, probes = (_require_in_range(inputs(each)).to(device) for each in (rows.sample, rows.probes))
+    with times.stage("bandwidth"):
+        kernel = with_precision(
+            _kernel(problem, rows, config.kernel, function, sample, mesh), settings.precision
+        )
+    builder = SolverBuilder(
+        kernel=kernel,
+        centers=rows.centers,
+        sample=sample,
+        sizes=plan,
+        settings=settings,
+        mesh=mesh,
+        generator=torch.Generator().manual_seed((config.run.seed * 4 + _ALGEBRA) % 2**64),
+        targets=problem.targets.to(device),
+        inputs=inputs,
+        sample_y=None if rows.sample_y is None else rows.sample_y.to(device),
+    )
+    with times.stage("preconditioner"):
+        projection, spectra = builder.projection()
+    epoch_rows = problem.shape.n_rows - len(rows.excluded)
+    if epoch_rows < 1:
+        raise ConfigError(
+            f"centers is {len(rows.centers)}, which leaves no rows to train on; use fewer centers or more rows"
+        )
+    probe_y = None if rows.probe_y is None else rows.probe_y.to(device)
+    with times.stage("step size"):
+        settled = builder.settled(projection, spectra, probes, epoch_rows, probe_y)
+    tensors = {
+        "centers": rows.centers,
+        "excluded_rows": torch.from_numpy(rows.excluded),
+        "input_shift": inputs.shift,
+        "input_scale": inputs.scale,
+        "target_offset": problem.targets.offset,
+        "target_scale": problem.targets.scale,
+        **_gathered(settled, len(rows.centers), mesh),
+    }
+    if settled.start is not None:
+        tensors["start"] = settled.start.coefficients.float()
+    if isinstance(kernel, RadialKernel):
+        tensors["kernel_centre"] = kernel.centre
+    if problem.targets.weights is not None:
+        tensors["target_weights"] = problem.targets.weights
+    setup_plan = _setup_plan(plan, kernel, settings, spectra, settled, mesh, memory_bytes)
+    features, targets, classes = problem.names
+    description = {
+        "store_fingerprint": problem.fingerprint,
+        "task": problem.task,
+        "names": {
+            "features": list(features),
+            "targets": list(targets),
+            "classes": None if classes is None else list(classes),
+        },
+        "conversion": problem.conversion,
+        "plan": setup_plan.to_json(),
+        "elapsed_s": times.elapsed_s,
+        "data_eigenvalues": list(spectra.data),
+        "model_eigenvalues": list(spectra.model),
+        "lambda_max": settled.limits.lambda_max,
+        "kappa_max": settled.limits.kappa_max,
+    }
+    return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
+
+
+def problem_of_split(split: Split, config: FitConfig) -> Problem:
+    """What the manifest says of the split's rows, with the scaling and the weights of the settings."""
+    manifest = split.manifest
+    return Problem(
+        shape=shape_of(split),
+        task=manifest.task,
+        names=(manifest.feature_names, manifest.target_names, manifest.class_names),
+        inputs=input_scaling(split, config),
+        targets=with_weights(target_code(split), split, config.solver),
+        feature_mean=torch.tensor(split.info.features.mean, dtype=torch.float64),
+        fingerprint=manifest.fingerprint,
+        conversion=columns_of(manifest),
+    )
+
+
+def rows_of_split(
+    split: Split, source: CenterSource, inputs: InputScaling, plan: Plan, config: FitConfig, mesh: Mesh
+) -> SetUpRows:
+    """Centers, sample and probes of a split, read once by one rank of each machine; a function of the seed."""
+    drawn = None
+    if source.points is None:
+        drawn = sample_rows(split.info, source.n_centers, config.run.seed, _CENTERS)
+    others = other_rows(split.info, drawn, plan, config)
+
+    def read() -> list[Tensor]:
+        given = None if source.points is None else source.points(inputs)
+        centers, x, y = _read_rows(split, drawn, others)
+        return [centers if given is None else given, x, y]
+
+    centers, x, y = mesh.once_per_node(read)
+    excluded = np.empty(0, np.int64)
+    if drawn is not None and not config.data.keep_center_rows:
+        excluded = np.sort(drawn)
+    return SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
+
+
+def other_rows(info: SplitInfo, drawn: Rows | None, plan: Plan, config: FitConfig) -> Rows:
+    """Numbers of the rows for sample and probes, in random order; centers only where there are no other rows.
+
+    A center leans far more on its own weight than the rows that are trained on. drawn: the rows that became centers.
+    """
+    n_drawn = 0 if drawn is None else len(drawn)
+    n_wanted = plan.nystrom_samples + n_probes(config.solver, plan.max_batch_size, info.n_rows - n_drawn)
+    # So many that enough are left without the centers among them, but for bad luck.
+    share = 1 - n_drawn / info.n_rows
+    n_more = math.ceil(_EXCESS * n_wanted / share) if share > 0 else info.n_rows
+    others = sample_rows(info, min(info.n_rows, n_more), config.run.seed, _SAMPLES)
+    fresh = ~np.isin(others, () if drawn is None else drawn)
+    return (others[fresh] if fresh.any() else others)[:n_wanted]
 
 
 def require_enough_centers(n_centers: int, n_devices: int) -> None:
-    """ConfigError where a device would have none."""
+    """ConfigError where a device would have no center."""
     if n_devices > n_centers:
         raise ConfigError(
             f"devices is {n_devices}, but there are only {n_centers} centers to deal; use at most {n_centers} "
@@ -61,197 +323,9 @@ def require_enough_centers(n_centers: int, n_devices: int) -> None:
         )
 
 
-class _Preparation:
-    """One pass through the stages of the set-up, each timed under its name."""
-
-    def __init__(
-        self, reader: SplitReader, config: FitConfig, function: KernelFunction | None, mesh: Mesh
-    ) -> None:
-        self.reader, self.config, self.function, self.mesh = reader, config, function, mesh
-        self.elapsed_s: dict[str, float] = {}
-        self.generator = torch.Generator().manual_seed((config.run.seed * 4 + _ALGEBRA) % 2**64)
-
-    def run(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The set-up's tensors, those with a row for each center on the leader alone, and its description."""
-        solver_config, seed = self.config.solver, self.config.run.seed
-        shape = shape_of(self.reader)
-        source = CenterSource.of(self.config, self.reader, automatic_centers(shape))
-        n_centers = source.n_centers
-        require_enough_centers(n_centers, self.mesh.size)
-        self.memory_bytes = memory_budget(self.config.run.memory_bytes, self.mesh)
-        plan = Plan.of(shape, solver_config, n_centers, self.memory_bytes, self.mesh.size)
-        require_machine(shape, solver_config, plan, self.mesh.device, self.mesh.local_size)
-        inputs = input_scaling(self.reader, self.config)
-        targets = with_weights(target_code(self.reader), self.reader, solver_config)
-        with self._stage("centers and samples"):
-            drawn = None
-            if source.points is None:
-                drawn = sample_rows(self.reader.info, n_centers, seed, _CENTERS)
-            others = self._others(drawn, plan)
-            centers, rows, y = self.mesh.once_a_node(lambda: self._points(source, drawn, others, inputs))
-        logger.info(
-            "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
-            bytes_text(sum(plan.memory.values())),
-            plan.max_batch_size,
-        )
-        excluded = np.empty(0, np.int64)
-        if drawn is not None and not self.config.data.keep_center_rows:
-            excluded = np.sort(drawn)
-        scaled_rows = _in_range(inputs(rows)).to(self.mesh.device)
-        with self._stage("bandwidth"):
-            found = self._kernel(scaled_rows[: plan.nystrom_samples], inputs)
-            kernel = with_precision(found, solver_config.precision)
-        sample = scaled_rows[: plan.nystrom_samples]
-        device = self.mesh.device
-        builder = SolverBuilder(
-            kernel,
-            centers,
-            sample,
-            plan,
-            solver_config,
-            self.mesh,
-            self.generator,
-            targets.to(device),
-            inputs,
-            y[: plan.nystrom_samples].to(device),
-        )
-        with self._stage("preconditioner"):
-            projection, spectra = builder.projection()
-        with self._stage("step size"):
-            epoch_rows = shape.n_rows - len(excluded)
-            if epoch_rows < 1:
-                raise ConfigError(
-                    f"centers is {n_centers}, which leaves no rows to train on; use fewer centers or more rows"
-                )
-            probes, probe_y = (probes_of(each, plan.nystrom_samples) for each in (scaled_rows, y.to(device)))
-            settled = builder.settled(projection, spectra, probes, epoch_rows, probe_y)
-        tensors = {
-            "centers": centers,
-            "excluded_rows": torch.from_numpy(excluded),
-            "input_shift": inputs.shift,
-            "input_scale": inputs.scale,
-            "target_offset": targets.offset,
-            "target_scale": targets.scale,
-            **_gathered(settled, n_centers, self.mesh),
-        }
-        if settled.start is not None:
-            tensors["start"] = settled.start.coefficients.float()
-        if isinstance(kernel, RadialKernel):
-            tensors["kernel_centre"] = kernel.centre
-        if targets.weights is not None:
-            tensors["target_weights"] = targets.weights
-        return tensors, self._description(plan, kernel, spectra, settled)
-
-    def _others(self, drawn: Rows | None, plan: Plan) -> Rows:
-        """Rows of the sample and to measure the step size on, in random order; centers only where there are no others.
-
-        A center leans far more on its own weight than the rows that are trained on.
-        """
-        info, n_drawn = self.reader.info, 0 if drawn is None else len(drawn)
-        wanted = plan.nystrom_samples + n_probes(
-            self.config.solver, plan.max_batch_size, info.n_rows - n_drawn
-        )
-        # So many that, without the centers among them, there are enough but for bad luck.
-        share = 1 - n_drawn / info.n_rows
-        more = math.ceil(_MORE * wanted / share) if share > 0 else info.n_rows
-        others = sample_rows(info, min(info.n_rows, more), self.config.run.seed, _SAMPLES)
-        fresh = ~np.isin(others, () if drawn is None else drawn)
-        return (others[fresh] if fresh.any() else others)[:wanted]
-
-    def _points(
-        self, source: CenterSource, drawn: Rows | None, others: Rows, inputs: InputScaling
-    ) -> list[Tensor]:
-        """Centers, in the units of the data; x and y of the rows `others`."""
-        given = None if source.points is None else source.points(inputs)
-        centers, rows, y = _read_rows(self.reader, drawn, others)
-        centers = centers if given is None else given
-        _in_range(inputs(centers))
-        return [centers, rows, y]
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.elapsed_s[name] = time.perf_counter() - began
-        logger.info("set-up: %s, %.1f s", name, self.elapsed_s[name])
-
-    def _kernel(self, sample: Tensor, inputs: InputScaling) -> Kernel:
-        kernel = chosen_kernel(self.reader, self.config, self.function, sample, inputs)
-        if self.mesh.size == 1 or isinstance(kernel, CallableKernel):
-            return kernel
-        # What each rank has measured may differ in the last bit, where their devices do.
-        parameters = self.mesh.broadcast_object(lambda: kernel.parameters)
-        centre = kernel.centre if isinstance(kernel, RadialKernel) else None
-        return named_kernel(kernel.name, parameters, centre)
-
-    def _description(self, plan: Plan, kernel: Kernel, spectra: Spectra, settled: Settled) -> dict[str, Any]:
-        settings, manifest, projection = self.config.solver, self.reader.manifest, settled.projection
-        extra: dict[str, Any] = {
-            "kernel": kernel.name,
-            "bandwidth": None,
-            **kernel.parameters,
-            "projection": settings.projection,
-            "step_rule": settings.used_step,
-            "batch_size": settled.batch_size,
-            "step_size": settled.step_size,
-            "stages": [_described(stage) for stage in settled.stages],
-            "momentum": settings.used_momentum,
-            "ridge": settings.ridge,
-            "mu": spectra.damping,
-            "devices": self.mesh.size,
-            "memory_bytes": self.memory_bytes,
-            "n_leading": projection.n_leading if isinstance(projection, NystromProjection) else 0,
-        }
-        if isinstance(projection, EigenProProjection):
-            extra["center_batch_size"] = projection.passes.batch_size
-            extra["center_step_size"] = projection.passes.step_size
-        if settled.start is not None:
-            extra |= {"start_rows": settled.start.n_rows, "start_ridge": settled.start.rho}
-        if isinstance(projection, NystromProjection):
-            extra["model_rank"] = len(spectra.model)
-        return {
-            "store_fingerprint": manifest.fingerprint,
-            "task": manifest.task,
-            "names": {
-                "features": list(manifest.feature_names),
-                "targets": list(manifest.target_names),
-                "classes": None if manifest.class_names is None else list(manifest.class_names),
-            },
-            "conversion": columns_of(manifest),
-            "plan": describe(plan, extra),
-            "elapsed_s": self.elapsed_s,
-            "data_eigenvalues": list(spectra.data),
-            "model_eigenvalues": list(spectra.model),
-            "lambda_max": settled.limits.lambda_max,
-            "kappa_max": settled.limits.kappa_max,
-        }
-
-
-def _described(stage: Stage) -> dict[str, Any]:
-    projection = stage.projection
-    described = {"first_row": stage.first_row, "pace": stage.step_scale}
-    if isinstance(projection, NystromProjection | ExactProjection):
-        described["n_flattened"] = projection.n_flattened
-    return described
-
-
-def chosen_kernel(
-    reader: SplitReader,
-    config: FitConfig,
-    function: KernelFunction | None,
-    sample: Tensor,
-    inputs: InputScaling,
-) -> Kernel:
-    """The function as a kernel, or that of the settings, its bandwidth measured on sample, (s, d), scaled inputs."""
-    if function is not None:
-        return CallableKernel.checked(function, sample)
-    mean = torch.tensor(reader.info.features.mean, dtype=torch.float64, device=inputs.shift.device)
-    return measured_kernel(config.kernel, sample, inputs(mean).float().to(sample.device))
-
-
-def shape_of(reader: SplitReader) -> Shape:
-    """Of the problem that a split poses."""
-    manifest, info = reader.manifest, reader.info
+def shape_of(split: Split) -> Shape:
+    """The sizes of the problem that a split poses."""
+    manifest, info = split.manifest, split.info
     y_values = 1 if manifest.task == "classification" else manifest.n_outputs
     row_bytes = manifest.n_features * np.dtype(manifest.x_dtype).itemsize + 4 * y_values
     is_shuffled = manifest.shuffle_seed is not None
@@ -260,8 +334,90 @@ def shape_of(reader: SplitReader) -> Shape:
     )
 
 
-def _in_range(x: Tensor) -> Tensor:
-    """x, (m, d), if distances between its rows are finite in float32."""
+def _kernel(
+    problem: Problem,
+    rows: SetUpRows,
+    settings: KernelConfig,
+    function: KernelFunction | None,
+    sample: Tensor,
+    mesh: Mesh,
+) -> Kernel:
+    """The function as a kernel, or the kernel of the settings with its bandwidth measured on sample, (s, d), scaled."""
+    if function is not None:
+        return CallableKernel.checked(function, sample)
+    mean = rows.centers.double().mean(0) if problem.feature_mean is None else problem.feature_mean
+    centre = problem.inputs.to(mean.device)(mean).float().to(sample.device)
+    kernel = measured_kernel(settings, sample, centre)
+    if mesh.size == 1:
+        return kernel
+    # What each rank has measured may differ in the last bit, where their devices do.
+    parameters = mesh.broadcast_object(lambda: kernel.parameters)
+    return named_kernel(kernel.name, parameters, kernel.centre if isinstance(kernel, RadialKernel) else None)
+
+
+def _setup_plan(
+    plan: Plan,
+    kernel: Kernel,
+    settings: SolverConfig,
+    spectra: Spectra,
+    settled: Settled,
+    mesh: Mesh,
+    memory_bytes: int,
+) -> SetupPlan:
+    projection = settled.projection
+    found = SetupPlan(
+        n_centers=plan.n_centers,
+        model_rank=plan.model_rank,
+        data_rank=plan.data_rank,
+        n_landmarks=plan.n_landmarks,
+        nystrom_samples=plan.nystrom_samples,
+        window_segments=plan.window_segments,
+        memory=dict(plan.memory),
+        kernel=kernel.name,
+        kernel_parameters=kernel.parameters,
+        projection=settings.projection,
+        step_rule=settings.used_step,
+        batch_size=settled.batch_size,
+        step_size=settled.step_size,
+        stages=tuple(_stage_plan(stage) for stage in settled.stages),
+        momentum=settings.used_momentum,
+        ridge=settings.ridge,
+        mu=spectra.damping,
+        devices=mesh.size,
+        memory_bytes=memory_bytes,
+    )
+    if settled.start is not None:
+        found = replace(found, start_rows=settled.start.n_rows, start_ridge=settled.start.rho)
+    if isinstance(projection, EigenProProjection):
+        passes = projection.passes
+        found = replace(found, center_batch_size=passes.batch_size, center_step_size=passes.step_size)
+    if isinstance(projection, NystromProjection):
+        found = replace(found, n_leading=projection.n_leading, model_rank=len(spectra.model))
+    return found
+
+
+def _stage_plan(stage: Stage) -> StagePlan:
+    projection = stage.projection
+    n_flattened = None
+    if isinstance(projection, NystromProjection | ExactProjection):
+        n_flattened = projection.n_flattened
+    return StagePlan(stage.first_row, stage.step_scale, n_flattened)
+
+
+def _gathered(settled: Settled, n_centers: int, mesh: Mesh) -> dict[str, Tensor]:
+    """The projection's tensors by name: rows of all shards on the leader; what differs between stages, stacked."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in settled.projection.tensors().items():
+        whole = mesh.gather(tensor, n_centers) if name in ("basis", "tempering") else tensor
+        if whole is not None:
+            tensors[name] = whole
+    if STAGED in tensors:
+        tensors[STAGED] = torch.stack([stage.projection.tensors()[STAGED] for stage in settled.stages])
+    return tensors
+
+
+def _require_in_range(x: Tensor) -> Tensor:
+    """x, (m, d), scaled, if distances between its rows are finite in float32; else ConfigError."""
     if not bool(torch.isfinite(x.square().sum(1)).all()):
         raise ConfigError(
             f"inputs reach {float(x.abs().max()):.3g} after scaling, whose squares are not finite in float32; "
@@ -270,34 +426,33 @@ def _in_range(x: Tensor) -> Tensor:
     return x
 
 
-def _read_rows(reader: SplitReader, drawn: Any, others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """x of the rows `drawn`, x and y of the rows `others`, each segment read once."""
+def _read_rows(split: Split, drawn: Rows | None, others: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """x of the rows `drawn`, then x and y of the rows `others`; each segment is read once."""
     wanted = others if drawn is None else np.concatenate([drawn, others])
     unique, places = np.unique(wanted, return_inverse=True)
-    read_x, read_y = reader.read_rows(unique)
+    read_x, read_y = split.read_rows(unique)
     x, n_drawn = torch.from_numpy(read_x), len(wanted) - len(others)
     drawn_x, other_x = (x[torch.from_numpy(part)].float() for part in (places[:n_drawn], places[n_drawn:]))
     return drawn_x, other_x, torch.from_numpy(read_y[places[n_drawn:]])
 
 
-def input_scaling(reader: SplitReader, config: FitConfig) -> InputScaling:
+def input_scaling(split: Split, config: FitConfig) -> InputScaling:
     """The model's input transform: by the split's statistics, times the factors of `feature_scale`."""
-    _look_for_constants(reader)
-    features = reader.info.features
+    features = split.info.features
     columns = (features.mean, features.std, features.minimum, features.maximum)
     scaling = InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
     if config.data.feature_scale is None:
         return scaling
-    factors = _feature_factors(Path(config.data.feature_scale), reader.manifest.n_features)
+    factors = _feature_factors(Path(config.data.feature_scale), split.manifest.n_features)
     return InputScaling(scaling.shift, scaling.scale * factors)
 
 
-def _look_for_constants(reader: SplitReader) -> None:
-    """ConfigError where no feature varies over the split; some that do not are named in the log."""
-    info = reader.info
-    ranges = zip(reader.manifest.feature_names, info.features.minimum, info.features.maximum, strict=True)
+def require_varied_features(split: Split) -> None:
+    """ConfigError where no feature varies over the split; the log names some that do not."""
+    info = split.info
+    ranges = zip(split.manifest.feature_names, info.features.minimum, info.features.maximum, strict=True)
     constant = [name for name, low, high in ranges if low == high]
-    if len(constant) == reader.manifest.n_features:
+    if len(constant) == split.manifest.n_features:
         raise ConfigError(
             f"every feature of split {info.name} is constant, so there is nothing to learn from; "
             "choose other columns or another split"
@@ -307,6 +462,29 @@ def _look_for_constants(reader: SplitReader) -> None:
         logger.warning(
             "%d features are constant in split %s and have no say: %s", len(constant), info.name, some
         )
+
+
+def require_varied_targets(split: Split) -> None:
+    """ConfigError where all rows have the same target or class: a fit would take its time to find that constant."""
+    info = split.info
+    is_one_class = info.class_counts is not None and sum(count > 0 for count in info.class_counts) == 1
+    if is_one_class or (info.targets is not None and info.targets.minimum == info.targets.maximum):
+        raise ConfigError(
+            f"every row of split {info.name} has the same {' and '.join(split.manifest.target_names)}, so there "
+            "is nothing to learn; choose another target or split"
+        )
+
+
+def target_code(split: Split) -> TargetCode:
+    """How the split's targets enter the least-squares problem: classes by frequency, numbers by mean and spread."""
+    info = split.info
+    if info.class_counts is not None:
+        counts = torch.tensor(info.class_counts, dtype=torch.float64)
+        return TargetCode(True, (counts / counts.sum()).float(), torch.ones(len(counts)))
+    assert info.targets is not None  # The manifest was checked.
+    spread = torch.tensor(info.targets.std, dtype=torch.float64)
+    offset = torch.tensor(info.targets.mean, dtype=torch.float64)
+    return TargetCode(False, offset.float(), torch.where(spread > 0, spread, 1.0).float())
 
 
 def _feature_factors(file: Path, n_features: int) -> Tensor:
@@ -333,42 +511,9 @@ def _feature_factors(file: Path, n_features: int) -> Tensor:
     return torch.from_numpy(factors)
 
 
-def target_code(reader: SplitReader) -> TargetCode:
-    """How the split's targets enter the least-squares problem, and come out of it.
-
-    ConfigError where all rows have the same: a fit would take its time to find that constant.
-    """
-    info = reader.info
-    is_one_class = info.class_counts is not None and sum(count > 0 for count in info.class_counts) == 1
-    if is_one_class or (info.targets is not None and info.targets.minimum == info.targets.maximum):
-        raise ConfigError(
-            f"every row of split {info.name} has the same {' and '.join(reader.manifest.target_names)}, so there "
-            "is nothing to learn; choose another target or split"
-        )
-    if info.class_counts is not None:
-        counts = torch.tensor(info.class_counts, dtype=torch.float64)
-        return TargetCode(True, (counts / counts.sum()).float(), torch.ones(len(counts)))
-    assert info.targets is not None  # the manifest was checked
-    spread = torch.tensor(info.targets.std, dtype=torch.float64)
-    offset = torch.tensor(info.targets.mean, dtype=torch.float64)
-    return TargetCode(False, offset.float(), torch.where(spread > 0, spread, 1.0).float())
-
-
-def _gathered(settled: Settled, n_centers: int, mesh: Mesh) -> dict[str, Tensor]:
-    """The projection's tensors, on the leader with the rows of all shards; what differs between stages, stacked."""
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in settled.projection.tensors().items():
-        whole = mesh.gather(tensor, n_centers) if name in ("basis", "tempering") else tensor
-        if whole is not None:
-            tensors[name] = whole
-    if STAGED in tensors:
-        tensors[STAGED] = torch.stack([stage.projection.tensors()[STAGED] for stage in settled.stages])
-    return tensors
-
-
-def with_weights(code: TargetCode, reader: SplitReader, settings: SolverConfig) -> TargetCode:
-    """`code` with the weights of the settings, for the split's rows; as it is where there are none. ConfigError."""
-    manifest, counts = reader.manifest, reader.info.class_counts
+def with_weights(code: TargetCode, split: Split, settings: SolverConfig) -> TargetCode:
+    """`code` with the class or output weights of the settings; ConfigError where they do not fit the split's task."""
+    manifest, counts = split.manifest, split.info.class_counts
     require_weights_of_task(counts is not None, settings)
     if settings.output_weights and not settings.ridge and not settings.patience:
         raise ConfigError(

@@ -40,7 +40,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
         "statistics": _statistics(store, config.data.split),
         "target_names": list(manifest.target_names),
         "class_names": None if manifest.class_names is None else list(manifest.class_names),
-        "plan": setup.plan
+        "plan": setup.plan.to_json()
         | {
             "steps_per_epoch": order.steps_per_epoch,
             "n_steps": config.solver.n_steps(order.steps_per_epoch),
@@ -49,7 +49,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             name: description[name]
             for name in ("elapsed_s", "data_eigenvalues", "model_eigenvalues", "lambda_max", "kappa_max")
         }
-        | {"mu": setup.plan["mu"]},
+        | {"mu": setup.plan.mu},
         "environment": {
             "device": torch.cuda.get_device_name(mesh.device) if is_cuda else platform.machine(),
             "threads": torch.get_num_threads(),
