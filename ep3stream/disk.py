@@ -1,18 +1,17 @@
-"""Files that are read whole, none of which a stranger can make endless: regular ones, of a size that is bounded.
+"""What the package does to a disk, apart from the rows of stores: read small files, replace files, hold a lock.
 
-What is done to the disk when a bundle or a small file is written, one operation a function.
+Reading. A run or a store may come from somebody else. Small files are read only if they are regular files of
+bounded size: a pipe, a device or a huge file would keep the reader waiting or fill its memory. Files are written
+without following links: through a link, the content would end up in any other file of the user.
 
-`bundle.py` and `checkpoint.py` call them by these names, as `rename(...)`, and change nothing on the disk besides:
-whoever replaces `OPERATIONS` in this module, by some that kill the process or find the disk full, sees every moment at
-which that can happen.
+Replacing. `replacing` is the package's only way to replace a file all or nothing. It, the bundles and the checkpoints
+change the disk by the functions named in `OPERATIONS` and by nothing else, and call them as attributes of this
+module. Tests replace those functions by ones that kill the process or report a full disk, and so meet every moment
+at which that can happen.
 
-Small files that are replaced all or nothing.
-
-A run's lock: held by the kernel for as long as the process lives, so that none is ever left behind.
-
-The file's content, JSON, only tells people who holds it; what counts is flock(2). A process that died, whatever has
-become of its number, holds nothing. On file systems shared by several machines flock works between them too where the
-mount allows it; where it is refused, so is the run.
+Locking. The kernel holds a lock, flock(2), as long as the process lives, so that a killed process leaves none behind.
+The content of the lock file only tells people who holds the lock. The library `filelock` would neither write the
+holder into the file nor let `status` ask for the holder without taking the lock, and so does not replace `take_lock`.
 """
 
 from __future__ import annotations
@@ -20,27 +19,35 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import logging
 import os
 import shutil
 import socket
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from ep3stream.errors import DiskError, InputError
+from ep3stream.errors import DiskError
+
+OPERATIONS = ("require_space", "make_directory", "write", "sync", "rename", "remove")
+
+_SPARE_BYTES = 1 << 20  # For manifests, directories and what the file system itself needs.
+
+_MAX_LOCK_BYTES = 1000
+
+
+# Reading.
 
 
 def read_small_file(path: Path, max_bytes: int) -> bytes:
-    """The bytes of a file, `max_bytes` at most.
+    """Returns the bytes of a regular file.
 
-    Raises OSError where it has more, or is a pipe or a device, which could be waited for or read forever.
+    Raises OSError if the file has more than `max_bytes`, or is a pipe or a device, from which a read might never end.
     """
-    # Opening a pipe waits for its writer unless told not to; for a regular file the flag means nothing.
+    # Opening a pipe waits for its writer unless O_NONBLOCK is given; for a regular file the flag means nothing.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
@@ -51,58 +58,57 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
         return file.read(found.st_size)
 
 
-def no_link(name: str, flags: int) -> int:
-    """The `opener` of files to write in a directory that may be a stranger's: OSError where the name is a link.
-
-    Through one, what is meant for that directory would end up in any file of the user's.
-    """
-    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-
-
 def require_own_file(path: Path) -> int:
-    """The size of a regular file that is no link; raises OSError for anything else, which it does not open."""
+    """Returns the size of a regular file in bytes; raises OSError for a link or anything else. Opens nothing."""
     found = os.lstat(path)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(f"{path.name} is a link, or not a regular file; put the file itself there")
     return found.st_size
 
 
-OPERATIONS = ("require_space", "make_directory", "write", "sync", "rename", "remove")
+def no_link(name: str, flags: int) -> int:
+    """The `opener` for `open` of a file to write: raises OSError if the name is a link."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
-_SPARE_BYTES = 1 << 20  # Manifests, directories and the file system's own.
+
+# The operations of `OPERATIONS`.
 
 
 def require_space(directory: Path, n_bytes: int) -> None:
-    """Raises OSError unless the disk has `n_bytes` for this user, and a little more."""
+    """Raises OSError unless the disk has `n_bytes` for this user, and 1 MiB more."""
     free = shutil.disk_usage(directory).free
     if free < n_bytes + _SPARE_BYTES:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {free / 1e6:.1f} MB are free")
 
 
 def make_directory(path: Path) -> None:
-    """With those above it, unless it is there."""
+    """Makes a directory and those above it; does nothing if it is there."""
     path.mkdir(parents=True, exist_ok=True)
 
 
 def write(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Makes the file, or empties it, and fills it."""
+    """Makes the file, or empties it, and writes the pieces one after the other."""
     with open(path, "wb", opener=no_link) as file:
         for piece in pieces:
             file.write(piece)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file's bytes, or a directory's names, are on the disk."""
-    fsync(path)
+    """Waits until a file's bytes, or a directory's list of names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Over a file of that name, if any; raises OSError for a directory that is not empty."""
+    """Renames; replaces a file named `target`. Raises OSError if `target` is a directory that is not empty."""
     source.replace(target)
 
 
 def remove(path: Path) -> None:
-    """A file or a tree, as far as it can be removed; nothing depends on that."""
+    """Removes a file or a tree as far as possible; raises nothing. Use it where nothing depends on success."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -110,55 +116,141 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replaces a file's content all or nothing; DiskError if the disk refuses."""
-    partial = partial_path(path)
+def delete(path: Path) -> bool:
+    """Removes a file or a tree; returns whether there was one. Raises OSError, unlike `remove`."""
+    if not os.path.lexists(path):
+        return False
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return True
+
+
+# Replacing files.
+
+
+def partial_path(path: Path) -> Path:
+    """Returns where to write what is to become `path`: `.NAME.partial` beside it."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def replacing(path: Path, is_shared: bool = False) -> Iterator[Path]:
+    """Yields another path; the file or directory that the block writes there becomes `path` when the block ends.
+
+    All bytes are on the disk before the rename, and the rename before the return: after a kill or a power failure,
+    `path` is the old one or the new one and never a part of one. If the block or the disk raises, what the block
+    wrote is removed and `path` stays as it was.
+    is_shared: other processes may replace `path` at the same time; each of them then writes to a path of its own.
+    Raises OSError.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}") if is_shared else partial_path(path)
     try:
-        write(partial, [data])
-        sync(partial)
+        yield partial
+        for written in (*partial.rglob("*"), partial):
+            sync(written)
         rename(partial, path)
         sync(path.parent)
-    except OSError as error:
+    except BaseException:
         remove(partial)
+        raise
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replaces a file's content all or nothing; raises DiskError if the disk refuses."""
+    try:
+        with replacing(path) as partial:
+            write(partial, [data])
+    except OSError as error:
         raise DiskError(f"{path} cannot be written ({error}); free space or correct permissions") from error
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replaces a file by readable JSON."""
+    """Replaces a file by `value` as indented JSON; raises DiskError."""
     write_file(path, json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")
 
 
-def partial_path(path: Path) -> Path:
-    """Where what is to be `path` is written first."""
-    return path.with_name(f".{path.name}.partial")
+# Locking.
 
 
-logger = logging.getLogger(__name__)
+class LockHeldError(Exception):
+    """Another process, or another thread of this one, has the lock; `holder` says which, in words."""
 
-_MAX_BYTES = 1000
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+class Lock:
+    """A lock that this process holds until the `with` block ends.
+
+    left_by: in words, the process that held the lock before and ended without letting go of it; empty if none did.
+    """
+
+    def __init__(self, file: BinaryIO, left_by: str) -> None:
+        self._file = file
+        self.left_by = left_by
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._file:  # Closing the file gives the lock back.
+            self._file.truncate(0)
+
+
+def take_lock(path: Path) -> Lock:
+    """Locks the file `path` and writes into it, as JSON, which process holds it; makes file and directory if needed.
+
+    Returns at once. Raises LockHeldError if the lock is held, and OSError if the file cannot be made or locked (some
+    network file systems refuse flock). Across machines the lock works if the file system shares locks between them.
+    """
+    while True:
+        make_directory(path.parent)
+        with ExitStack() as closing:
+            file = closing.enter_context(open(path, "a+b", opener=no_link))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockHeldError(_holder(file) or "another process") from None
+            # The holder before may have removed the file since it was opened here. A lock on a removed file protects
+            # nothing: a third process can make and lock a new file of the same name.
+            if os.fstat(file.fileno()).st_nlink == 0:
+                continue
+            left_by = _holder(file)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode())
+            file.flush()
+            closing.pop_all()
+            return Lock(file, left_by)
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock, or held it when it died; is_alive is None where another machine may."""
+    """The process that holds a lock, or held it when it died, in words.
+
+    is_alive: whether the process lives; None if it ran on another machine and this one cannot tell.
+    """
 
     words: str
     is_alive: bool | None
 
 
 def holder_of(path: Path) -> Holder | None:
-    """Who wrote in the lock file `path` and has not let go of it; None where nobody does.
+    """Returns who is named in the lock file `path`; None if nobody is, or the file cannot be read.
 
-    The lock is only tried where a name stands in it: a fit that holds it is not disturbed by that, and one that is
-    about to begin finds none.
+    The lock is tried only if the file names a holder, and only as a shared lock, for a moment: a process that holds
+    the lock is not disturbed, and one about to take it finds the lock free.
     """
     try:
-        with open(path, "rb", opener=no_link) as lock:
-            words = _holder(lock)
+        with open(path, "rb", opener=no_link) as file:
+            words = _holder(file)
             if not words:
                 return None
             try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return Holder(words, True)
             is_here = f" on {socket.gethostname()} " in words
@@ -167,63 +259,14 @@ def holder_of(path: Path) -> Holder | None:
         return None
 
 
-@contextmanager
-def locked(path: Path, what: Path) -> Iterator[None]:
-    """Holds the lock file `path` against a second fit of `what`; empties it and lets go in the end.
-
-    Raises InputError, naming the holder, while another process (or another thread of this one) holds it. What a
-    dead process left in it is told in the log.
-    """
-    try:
-        lock = open(path, "a+b", opener=no_link)  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"{what} cannot be made or written ({error}); choose another RUN") from error
-    with lock:
-        _take(lock, what)
-        try:
-            yield
-        finally:
-            lock.truncate(0)
-
-
-def _take(lock: BinaryIO, what: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if holder := _holder(lock):
-            logger.warning(
-                "%s was held by %s, which ended without letting go; going on. (If that is another machine, still at "
-                "work on a file system that does not lock between machines: stop one of the two.)",
-                what,
-                holder,
-            )
-        lock.truncate(0)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode())
-        lock.flush()
-    except BlockingIOError:
-        raise InputError(
-            f"{what} is in use by {_holder(lock) or 'another process'}; wait for it or stop it, or use another RUN"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{what} cannot be locked ({error}); choose another RUN") from error
-
-
-def _holder(lock: BinaryIO) -> str:
-    """Who wrote the lock's content, in words; empty where it has none."""
-    lock.seek(0)
-    data = lock.read(_MAX_BYTES)
+def _holder(file: BinaryIO) -> str:
+    """Returns who wrote the content of a lock file, in words; empty if the file is empty."""
+    file.seek(0)
+    data = file.read(_MAX_LOCK_BYTES)
     try:
         content = json.loads(data)
         words = f"process {content['pid']} on {content['host']} since {content['since']}"
     except (ValueError, KeyError, TypeError, RecursionError):
         words = data.decode(errors="replace")
-    return "".join(filter(str.isprintable, words))  # It may be a stranger's, and this goes to a terminal.
-
-
-def fsync(path: Path) -> None:
-    """Bring a file, or a directory's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # The content may come from anywhere, and the words go to a terminal.
+    return "".join(filter(str.isprintable, words))

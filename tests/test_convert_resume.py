@@ -255,9 +255,9 @@ def test_a_conversion_killed_when_the_store_has_its_place_is_done(
     tmp_path: Path, table: Path, name: str, is_removing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "store"
-    cut_off = "shutil.rmtree" if is_removing else "ConversionWork.remove"
+    cut_off = "disk.shutil.rmtree" if is_removing else "conversion.work.ConversionWork.remove"
     with monkeypatch.context() as patch:
-        patch.setattr(f"ep3stream.conversion.work.{cut_off}", _interrupt)
+        patch.setattr(f"ep3stream.{cut_off}", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert([table], store, CONFIGS[name])
     made = contents(store)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.conversion import spill as spill_module
-from ep3stream.conversion.rows import RowLayout, Rows
+from ep3stream.conversion.rows import EncodedRows, RowLayout
 from ep3stream.conversion.shuffle import RowSorter
 from ep3stream.conversion.spill import SPLIT_SHIFT, Spill, read_spills, spill_path
 from ep3stream.errors import DamagedDataError, DiskError
@@ -20,7 +20,7 @@ LAYOUT = RowLayout.of(n_numeric=2, n_codes=0, y_shape=(), x_dtype="float32", y_d
 SMALL = 4096
 
 
-def _rows(keys: np.ndarray) -> Rows:
+def _rows(keys: np.ndarray) -> EncodedRows:
     rows = LAYOUT.empty(len(keys))
     rows.key[:] = keys
     rows.x[:] = np.column_stack([np.arange(len(keys)), -np.arange(len(keys))])
@@ -34,7 +34,7 @@ def _keys(n_rows: int, n_splits: int, seed: int = 0) -> np.ndarray:
     return low | rng.integers(0, n_splits, n_rows).astype(np.uint64) << np.uint64(SPLIT_SHIFT)
 
 
-def _add(sorter: RowSorter, rows: Rows, portion: int, begin: int = 0) -> None:
+def _add(sorter: RowSorter, rows: EncodedRows, portion: int, begin: int = 0) -> None:
     for start in range(begin, len(rows), portion):
         part = rows[start : start + portion]
         mark = {"behind": start + len(part)}
@@ -143,7 +143,7 @@ def test_spills_from_a_damaged_one_on_are_not_believed(
 ) -> None:
     damage(three_spills[1].path.with_suffix(suffix))
     left = read_spills(tmp_path, LAYOUT)
-    assert [spill.mark["behind"] for spill in left] == [100]
+    assert [spill.read_state["behind"] for spill in left] == [100]
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -136,9 +136,9 @@ def start(directory: Path, store: Path, words: list[str]) -> subprocess.Popen[by
 
 
 def wait_until_working(process: subprocess.Popen[bytes], store: Path) -> None:
-    """Until it has written its name into the lock of the work directory, or has ended."""
-    lock, mark = work_of(store) / "lock", f"process {process.pid} ".encode()
-    while process.poll() is None and not (lock.exists() and lock.read_bytes().startswith(mark)):
+    """Until it has written its number into the lock of the work directory, or has ended."""
+    lock, mark = work_of(store) / "lock", f'"pid": {process.pid},'.encode()
+    while process.poll() is None and not (lock.exists() and mark in lock.read_bytes()):
         time.sleep(0.002)
 
 

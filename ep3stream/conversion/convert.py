@@ -1,8 +1,9 @@
-"""Turns a source into a store: encode, split, order, write; in bounded memory, and all or nothing.
+"""Converts a source into a store: encode the rows, put them into splits and into order, write them.
 
-Rows go through a spill (`RowSorter`) where they are put in order, or where something about the store, its
-splits or categories, is only known behind the last row; else straight from the source into the store. Both
-ways leave marks, from which a conversion that was killed goes on to the same bytes.
+Memory is bounded, and the store appears whole or not at all. Rows go straight from the source into the store if they
+may stay in the source's order and everything about the store is known before the first row. Otherwise they go through
+a `RowSorter`, which keeps them on the disk. On both ways the conversion saves its state now and then. A conversion that
+was killed goes on from there, and ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -18,23 +19,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ep3stream.config import MIB, ConvertConfig, Format
+from ep3stream.config import MIB, ConvertConfig
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.open_source import open_source
 from ep3stream.conversion.recorded_columns import RecordedColumns, take_over
-from ep3stream.conversion.rows import Rows
+from ep3stream.conversion.rows import EncodedRows
 from ep3stream.conversion.shuffle import RowKeys, RowSorter
 from ep3stream.conversion.spec import StoreSpec
-from ep3stream.conversion.work import (
-    ConversionWork,
-    Json,
-    Upload,
-    conversion_work,
-    is_begun,
-    stand_in,
-    was_committed,
-)
+from ep3stream.conversion.upload import Upload, stand_in
+from ep3stream.conversion.work import ConversionWork, Json, conversion_work, is_begun, was_committed
 from ep3stream.conversion.writer import StoreWriter, refuse_existing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, SourceError
 from ep3stream.formats.digests import SourceDigests
@@ -50,15 +44,16 @@ _PLAN_VERSION = 1
 
 _MAX_READ_BYTES = 8 * MIB
 
-# What stays in the cache between its stations on the way into the store.
+# A block of rows this small stays in the processor's cache on its way into the store.
 _WRITE_BYTES = 1 * MIB
 
-# How much work a kill may cost, at most.
+# The most work that a kill may cost.
 _PROGRESS_EVERY_S = 1.0
 
-# What may differ when a conversion goes on: the store's content does not depend on it.
+# Settings that may change when a conversion goes on: the content of the store does not depend on them.
 _FREE_SETTINGS = ("memory_bytes",)
 
+# Parts of a source's fingerprint that may change: whether a file is the same one, its digest decides.
 _STAMPS = ("bytes", "mtime_ns")
 
 Stage = Literal["read", "write", "sync", "upload"]
@@ -66,10 +61,10 @@ Stage = Literal["read", "write", "sync", "upload"]
 
 @dataclass(frozen=True, slots=True)
 class ConvertProgress:
-    """How far a stage is: `rows` passed it, `share` of it is done, and `n_bytes` of it in this process.
+    """How far a stage is: `rows` have passed it, `share` of it is done, and `n_bytes` of it in this process.
 
-    Bytes are those of the source files while reading, of the store's rows while writing, of its files while
-    they go into a bucket.
+    The bytes are those of the source's files in stage `read`, those of the store's rows in stage `write`, and those
+    of the store's files in stage `upload`.
     """
 
     stage: Stage
@@ -95,42 +90,43 @@ def convert(
     work: Path | str | None = None,
     progress: Callable[[ConvertProgress], None] | None = None,
 ) -> Manifest:
-    """Read a source once and commit it as one store at `store`, a path or s3://bucket/key.
+    """Reads a source once and commits it as one store at `store`, a path or s3://bucket/key; returns its manifest.
 
-    source: what `open_source` takes. The same source, settings and seed give the same bytes, whatever the
-    memory and however often the conversion was killed: the same call goes on, or begins again by `restart`.
-    Raises SourceError for what cannot be read as rows, ConfigError for settings that contradict each other
-    or the source, and after these nothing is left; DiskError for the disk, after which the same call goes on;
-    InputError for the destination, and naming the setting that an unfinished conversion did not have.
+    source: what `open_source` takes. The same source, settings and seed give the same bytes, whatever the memory and
+    however often the conversion was killed. The same call goes on with a killed conversion; with `restart` it begins
+    again. A store for a bucket is first made whole in a work directory and then uploaded; the work directory lies in
+    `work`, or in the current directory.
 
-    A store for a bucket is made in a work directory first, whole, and then uploaded: in the directory `work`,
-    the current one unless said.
+    Raises SourceError if the source cannot be read as rows, and ConfigError if settings contradict each other or the
+    source; nothing is left then. Raises DiskError if the disk is full or fails; the same call then goes on. Raises
+    InputError if the destination cannot be used, or if a setting is not the one of the unfinished conversion.
     """
-    place, tell = location(store), progress or (lambda _: None)
-    upload = Upload(place) if isinstance(place, ObjectUrl) else None
+    destination, tell = location(store), progress or (lambda _: None)
+    upload = Upload(destination) if isinstance(destination, ObjectUrl) else None
     if upload is None and work is not None:
         raise ConfigError(
             f"work is {str(work)!r}, but {store} is no bucket's; leave it out: it lies beside the store"
         )
-    near = place if isinstance(place, Path) else stand_in(place, Path(work) if work is not None else None)
-    is_made = upload is None and not restart and was_committed(near)
+    # The path beside which the work directory lies.
+    local = (
+        destination
+        if isinstance(destination, Path)
+        else stand_in(destination, Path(work) if work is not None else None)
+    )
+    is_made = upload is None and not restart and was_committed(local)
     if upload is None and not is_made:
-        refuse_existing(near)
-    elif upload is not None and not is_begun(near):
+        refuse_existing(local)
+    elif upload is not None and not is_begun(local):
         upload.require_free()
     config, recorded = take_over(config or ConvertConfig())
     opened = open_source(source, config, x_file, y_file)
-    config = replace(config, format=config.format or _format_of(place))
-    if config.format == "hdf5" and config.codec in ("lz4", "zstd"):
-        raise ConfigError(f"codec is {config.codec} but hdf5 stores are never compressed; leave it out")
-    if config.format == "hdf5" and upload is not None:
-        raise ConfigError(f"{place} is in a bucket, where stores are Zarr; use --format zarr, or a path")
-    with conversion_work(near, _plan(opened, config), restart) as files:
+    config = _with_format(config, destination)
+    with conversion_work(local, _plan(opened, config), restart) as files:
         if is_made or (upload is not None and upload.is_over(files)):
             files.remove()
-            with open_store(place) as made:
+            with open_store(destination) as made:
                 return made.manifest
-        final = near if upload is None else files.finished
+        final = local if upload is None else files.finished
         try:
             if upload is None or not final.exists():
                 _require_space(opened, final, config, files)
@@ -141,37 +137,37 @@ def convert(
         with open_store(final) as made:
             manifest = made.manifest
         if upload is not None:
-            upload.run(files, _Uploading(manifest, tell))
+            upload.run(files, _upload_reporter(manifest, tell))
         files.remove()
     return manifest
 
 
-class _Uploading:
-    """Tells of an upload as of a stage."""
-
-    def __init__(self, manifest: Manifest, tell: Callable[[ConvertProgress], None]) -> None:
-        self._n_rows = sum(info.n_rows for info in manifest.splits.values())
-        self._tell, self._began = tell, time.monotonic()
-
-    def __call__(self, n_bytes: int, total: int) -> None:
-        share, elapsed_s = n_bytes / max(1, total), time.monotonic() - self._began
-        self._tell(ConvertProgress("upload", round(share * self._n_rows), share, n_bytes, elapsed_s))
+def _with_format(config: ConvertConfig, destination: Location) -> ConvertConfig:
+    """Returns the config with the format that the destination's name asks for, unless it states one."""
+    is_hdf5 = destination.suffix.lower() in (".h5", ".hdf5")
+    config = replace(config, format=config.format or ("hdf5" if is_hdf5 else "zarr"))
+    if config.format == "hdf5" and config.codec in ("lz4", "zstd"):
+        raise ConfigError(f"codec is {config.codec} but hdf5 stores are never compressed; leave it out")
+    if config.format == "hdf5" and isinstance(destination, ObjectUrl):
+        raise ConfigError(
+            f"{destination} is in a bucket, where stores are Zarr; use --format zarr, or a path"
+        )
+    return config
 
 
 def _plan(source: RowSource, config: ConvertConfig) -> dict[str, Any]:
-    """What an unfinished conversion must have in common with the one that goes on, as JSON."""
+    """Returns, as JSON, what must be the same for a process to go on with an unfinished conversion."""
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
     return {
         "version": _PLAN_VERSION,
         "ep3stream": created_by(),
-        # Whether files are as they were is for their digests to say.
         "source": [{k: v for k, v in part.items() if k not in _STAMPS} for part in source.fingerprint()],
         **{name: _plain(value) for name, value in settings.items() if name not in _FREE_SETTINGS},
     }
 
 
 def _plain(value: Any) -> Any:
-    """As JSON reads it back."""
+    """Returns the value as it would come back from JSON."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -179,35 +175,48 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """The state of the reading behind some row, from which it goes on: position, rows of each split so far."""
-
-    position: RestartPosition
-    counts: tuple[int, ...]
-    encoder: Json
-    digests: Sequence[Json]
-
-    @property
-    def n_rows(self) -> int:
-        """Rows that went on, those left out not counted."""
-        return sum(self.counts)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Json) -> _Mark:
-        return cls(
-            RestartPosition(**content["position"]),
-            tuple(content["counts"]),
-            content["encoder"],
-            content["digests"],
+def _require_space(source: RowSource, store: Path, config: ConvertConfig, work: ConversionWork) -> None:
+    """Raises InputError, and removes the work directory, if the disk is too small for a source of this size."""
+    store_bytes = source.expected_bytes * np.dtype(config.dtype).itemsize // 4
+    spill_bytes = store_bytes if config.shuffle and store_bytes > config.memory_bytes // 4 else 0
+    needed = store_bytes + spill_bytes - work.size()
+    free = shutil.disk_usage(work.path).free
+    if needed > free:
+        work.remove()
+        raise InputError(
+            f"{store} needs about {needed} bytes more ({spill_bytes} in all while rows are put in order) "
+            f"but {store.parent} has {free} free; free space or choose another disk"
         )
 
 
+_Report = Callable[[int, float, int], None]
+
+
+def _reporter(stage: Stage, tell: Callable[[ConvertProgress], None]) -> _Report:
+    """Returns a function that tells how far a stage is, given rows, share and bytes. The stage begins now."""
+    began = time.monotonic()
+
+    def report(rows: int, share: float, n_bytes: int) -> None:
+        tell(ConvertProgress(stage, rows, min(1.0, share), n_bytes, time.monotonic() - began))
+
+    return report
+
+
+def _upload_reporter(
+    manifest: Manifest, tell: Callable[[ConvertProgress], None]
+) -> Callable[[int, int], None]:
+    n_rows = sum(info.n_rows for info in manifest.splits.values())
+    report = _reporter("upload", tell)
+
+    def report_bytes(n_bytes: int, total: int) -> None:
+        share = n_bytes / max(1, total)
+        report(round(share * n_rows), share, n_bytes)
+
+    return report_bytes
+
+
 class _Conversion:
-    """One conversion, from wherever its work directory says it was left."""
+    """One conversion to a path, from where an earlier process left it to the committed store."""
 
     def __init__(
         self,
@@ -219,146 +228,108 @@ class _Conversion:
         tell: Callable[[ConvertProgress], None],
     ) -> None:
         self.work, self.store, self.source, self.config = work, store, source, config
-        self.encoder = RowEncoder.build(source, config, recorded)
-        self.digests = SourceDigests(source.files)
-        self.keys = RowKeys(self.encoder, config.splits, config.seed, bool(config.shuffle))
-        self.counts = np.zeros(len(config.splits), np.int64)
+        self.reader = _RowReader(source, config, recorded)
+        self.encoder = self.reader.encoder
         self._tell = tell
-        self._stage: Stage = "read"
-        self._stage_began = time.monotonic()
         self._saved_at = time.monotonic()
 
-    def run(self) -> Manifest:
-        """Do what is left to do."""
-        return self._straight() if self._is_straight() else self._through_spill()
-
-    def _is_straight(self) -> bool:
-        """Whether rows can go where they belong as they come, and the store can be gone on with."""
+    def run(self) -> None:
+        """Does what is left to do."""
         config = self.config
-        return (
+        # Whether each row can go to its place as it comes, and another process could go on with the unfinished store.
+        is_straight = (
             not config.shuffle
             and len(config.splits) == 1
             and config.format == "zarr"
             and config.missing != "mean"
             and self.encoder.is_complete
         )
-
-    # The two ways.
-
-    def _straight(self) -> Manifest:
-        (split,) = self.config.splits
-        saved = self.work.progress()
-        expansion = Expansion.build(self.source, self.encoder)
-        with self._writer(expansion, self.source.expected_rows, saved and saved["writer"]) as writer:
-            goes_on = saved is not None and writer.rows_written(split) > 0
-            marks = deque([_Mark.from_json(saved["read"]) if saved and goes_on else self._mark(START)])
-            self._restore(marks[0])
-            done = writer.rows_written(split) - marks[0].n_rows
-            for rows, mark in self._read(marks[0].position):
-                skipped = min(done, len(rows))
-                done -= skipped
-                writer.append_checked(split, *expansion.expand(rows[skipped:]))
-                marks.append(mark)
-                while len(marks) > 1 and marks[1].n_rows <= writer.rows_written(split):
-                    marks.popleft()
-                self._save(writer, marks[0])
-            return self._commit(writer)
-
-    def _through_spill(self) -> Manifest:
-        config = self.config
+        if is_straight:
+            self._write_straight()
+            return
         with RowSorter(
             self.work.rows, self.encoder.layout, config.memory_bytes, len(config.splits), bool(config.shuffle)
         ) as sorter:
-            last, saved = sorter.restore(), self.work.progress()
-            if saved is not None and last is not None and saved["spills"] == sorter.n_spills:
-                self._restore(_Mark.from_json(saved["read"]))
-            else:
-                self.work.start_writing_again()
-                saved = None
-                begin = _Mark.from_json(last) if last else self._mark(START)
-                self._restore(begin)
-                for rows, mark in self._read(begin.position):
-                    sorter.add(rows, mark.to_json)
-                sorter.finish()
-            return self._write_sorted(sorter, saved)
+            saved = self._read_into(sorter)
+            self._write_from(sorter, saved)
 
-    def _write_sorted(self, sorter: RowSorter, saved: Json | None) -> Manifest:
-        self._enter("write")
-        read = self._mark(START)
+    def _write_straight(self) -> None:
+        """Reads the rows and appends them to the store's only split."""
+        (split,) = self.config.splits
+        saved = self.work.progress()
+        report = _reporter("read", self._tell)
+        expansion = Expansion.build(self.source, self.encoder)
+        with self._open_writer(expansion, self.source.expected_rows, saved and saved["writer"]) as writer:
+            n_written = writer.rows_written(split)
+            first = _ReadState.from_json(saved["read"]) if saved and n_written else self.reader.state(START)
+            self._restore_reader(first)
+            to_skip = n_written - first.n_rows
+            # States of the reader, oldest first. The first is the newest one whose rows are all written: the writer
+            # holds back the rows of an unfinished file.
+            states = deque([first])
+            for rows, state in self.reader.rows(first.position, report):
+                n_skipped = min(to_skip, len(rows))
+                to_skip -= n_skipped
+                writer.append_checked(split, *expansion.expand(rows[n_skipped:]))
+                states.append(state)
+                while len(states) > 1 and states[1].n_rows <= writer.rows_written(split):
+                    states.popleft()
+                self._save(states[0], 0, writer)
+            self._commit(writer)
+
+    def _read_into(self, sorter: RowSorter) -> Json | None:
+        """Reads all rows into the sorter, except those it has from an earlier process.
+
+        Returns the progress of the writing, if an earlier process has read all rows and begun to write.
+        """
+        last_read, saved = sorter.restore(), self.work.progress()
+        if saved is not None and last_read is not None and saved["spills"] == sorter.n_spills:
+            self._restore_reader(_ReadState.from_json(saved["read"]))
+            return saved
+        self.work.start_writing_again()
+        state = _ReadState.from_json(last_read) if last_read else self.reader.state(START)
+        self._restore_reader(state)
+        for rows, behind in self.reader.rows(state.position, _reporter("read", self._tell)):
+            sorter.add(rows, behind.to_json)
+        sorter.finish()
+        return None
+
+    def _write_from(self, sorter: RowSorter, saved: Json | None) -> None:
+        """Writes the sorted rows, except those that the store has from an earlier process."""
+        report = _reporter("write", self._tell)
+        read = self.reader.state(START)
         splits = list(self.config.splits)
         expansion = Expansion.build(self.source, self.encoder)
-        total = int(self.counts.sum())
+        total = self.reader.n_rows
         row_bytes = expansion.n_features * np.dtype(self.encoder.layout.dtypes["x"]).itemsize
-        with self._writer(expansion, total, saved and saved["writer"]) as writer:
+        widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.books))
+        block_rows = max(1, min(_WRITE_BYTES, self.config.memory_bytes // 16) // widest)
+        with self._open_writer(expansion, total, saved and saved["writer"]) as writer:
             if sorter.n_spills and saved is None:
-                self._save(writer, read, sorter.n_spills, at_once=True)
+                self._save(read, sorter.n_spills)
             done = [writer.rows_written(split) for split in splits]
             first = n_rows = sum(done)
-            for split, rows in sorter.blocks(self._write_rows, done):
+            for split, rows in sorter.blocks(block_rows, done):
                 writer.append_checked(splits[split], *expansion.expand(rows))
                 n_rows += len(rows)
-                self._report(n_rows, n_rows / total, (n_rows - first) * row_bytes)
-                if sorter.n_spills:
-                    self._save(writer, read, sorter.n_spills)
-            return self._commit(writer)
+                report(n_rows, n_rows / total, (n_rows - first) * row_bytes)
+                # Nothing can go on with an HDF5 file half written: it is written anew from the spilled rows.
+                if sorter.n_spills and self.config.format == "zarr":
+                    self._save(read, sorter.n_spills, writer)
+            self._commit(writer)
 
-    # Reading.
-
-    def _mark(self, position: RestartPosition) -> _Mark:
-        return _Mark(position, tuple(self.counts.tolist()), self.encoder.state(), self.digests.state())
-
-    def _restore(self, mark: _Mark) -> None:
+    def _restore_reader(self, state: _ReadState) -> None:
         try:
-            self.digests.restore(mark.digests)
+            self.reader.restore(state)
         except SourceError as error:
             raise InputError(
                 f"{error}; restore it, or begin again by --restart (what was done is in {self.work.path})"
             ) from error
-        self.encoder.restore(mark.encoder)
-        self.counts[:] = mark.counts
-        self.keys.skip(mark.n_rows)
 
-    def _read(self, start: RestartPosition) -> Iterator[tuple[Rows, _Mark]]:
-        """Every row from `start` on once, in the source's order, with its key; and the mark behind them.
-
-        Raises SourceError, also for what is missing in the end.
-        """
-        total, first_byte = self.digests.bytes_total, None
-        for batch in self.source.batches(min(_MAX_READ_BYTES, self.config.memory_bytes // 16), start):
-            rows = self.encoder.encode(batch)
-            split_ids = self.keys.assign(rows)
-            self.encoder.observe(rows, split_ids)
-            self.counts += np.bincount(split_ids, minlength=len(self.counts))
-            byte = 0
-            if self.source.files:
-                self.digests.advance(batch.file_index, batch.end_byte, batch.raw)
-                byte = self.digests.bytes_before(batch.file_index) + batch.end_byte
-            first_byte = byte if first_byte is None else first_byte
-            n_rows, expected_rows = int(self.counts.sum()), self.source.expected_rows
-            share = n_rows / expected_rows if expected_rows else byte / max(1, total)
-            self._report(n_rows, share, byte - first_byte)
-            yield rows, self._mark(batch.next)
-        self._require_nothing_missing()
-
-    def _require_nothing_missing(self) -> None:
-        name = self.source.name
-        self.encoder.require_usable(name)
-        for (split, share), count in zip(self.config.splits.items(), self.counts, strict=True):
-            if count == 0:
-                raise SourceError(
-                    f"{name}: split {split} ({share:g} of the rows) got none of the {self.counts.sum()} rows; "
-                    "make it larger, leave it out or take another seed"
-                )
-
-    # Writing.
-
-    @property
-    def _write_rows(self) -> int:
-        widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.books))
-        return max(1, min(_WRITE_BYTES, self.config.memory_bytes // 16) // widest)
-
-    def _writer(self, expansion: Expansion, expected_rows: int | None, state: Json | None) -> StoreWriter:
-        """A writer that goes on where `state` was saved, or a new one where that has become damaged."""
+    def _open_writer(
+        self, expansion: Expansion, expected_rows: int | None, state: Json | None
+    ) -> StoreWriter:
+        """Returns a writer that goes on from `state`; a new writer if there is none or the store is damaged."""
         config, target = self.config, self.source.target
         assert config.dtype is not None
         assert config.format is not None
@@ -384,44 +355,101 @@ class _Conversion:
                 _logger.warning("writing the store anew: %s", error)
         return StoreWriter.start(self.store, self.work.store, spec, config.format, keeps_partial=True)
 
-    def _save(self, writer: StoreWriter, read: _Mark, n_spills: int = 0, at_once: bool = False) -> None:
-        """Remember what is done, now and then. An HDF5 file cannot be gone on with: it is written anew."""
-        if at_once or time.monotonic() - self._saved_at > _PROGRESS_EVERY_S:
-            state = writer.state() if self.config.format == "zarr" and not at_once else None
+    def _save(self, read: _ReadState, n_spills: int, writer: StoreWriter | None = None) -> None:
+        """Saves how far the conversion is: at once without a writer, and with one if the last time is long ago."""
+        if writer is None or time.monotonic() - self._saved_at > _PROGRESS_EVERY_S:
+            state = None if writer is None else writer.state()
             self.work.set_progress({"read": read.to_json(), "spills": n_spills, "writer": state})
             self._saved_at = time.monotonic()
 
-    def _commit(self, writer: StoreWriter) -> Manifest:
-        self._enter("sync")
-        n_rows = int(self.counts.sum())
-        self._report(n_rows, 0.0, 0)
-        source = self.digests.finish() if self.source.files else self.source.described()
+    def _commit(self, writer: StoreWriter) -> None:
+        _reporter("sync", self._tell)(self.reader.n_rows, 0.0, 0)
+        files = self.reader.digests.finish() if self.source.files else self.source.described()
         self.work.begin_commit()
-        return writer.commit(source, self.encoder.report())
-
-    # Telling.
-
-    def _enter(self, stage: Stage) -> None:
-        self._stage, self._stage_began = stage, time.monotonic()
-
-    def _report(self, rows: int, share: float, n_bytes: int) -> None:
-        elapsed_s = time.monotonic() - self._stage_began
-        self._tell(ConvertProgress(self._stage, rows, min(1.0, share), n_bytes, elapsed_s))
+        writer.commit(files, self.encoder.report())
 
 
-def _format_of(store: Location) -> Format:
-    return "hdf5" if store.suffix.lower() in (".h5", ".hdf5") else "zarr"
+@dataclass(frozen=True, slots=True)
+class _ReadState:
+    """The state of a `_RowReader` after some row, from which another process can go on.
 
+    counts: rows of each split so far; rows that were left out are not counted.
+    """
 
-def _require_space(source: RowSource, store: Path, config: ConvertConfig, work: ConversionWork) -> None:
-    """Refuse to start what the disk will not hold, as far as the source's size tells."""
-    store_bytes = source.expected_bytes * np.dtype(config.dtype).itemsize // 4
-    spill_bytes = store_bytes if config.shuffle and store_bytes > config.memory_bytes // 4 else 0
-    needed = store_bytes + spill_bytes - work.size()
-    free = shutil.disk_usage(work.path).free
-    if needed > free:
-        work.remove()
-        raise InputError(
-            f"{store} needs about {needed} bytes more ({spill_bytes} in all while rows are put in order) "
-            f"but {store.parent} has {free} free; free space or choose another disk"
+    position: RestartPosition
+    counts: tuple[int, ...]
+    encoder: Json
+    digests: Sequence[Json]
+
+    @property
+    def n_rows(self) -> int:
+        return sum(self.counts)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Json) -> _ReadState:
+        return cls(
+            RestartPosition(**content["position"]),
+            tuple(content["counts"]),
+            content["encoder"],
+            content["digests"],
         )
+
+
+class _RowReader:
+    """Reads a source from front to back as encoded rows that have their keys; digests its files meanwhile."""
+
+    def __init__(self, source: RowSource, config: ConvertConfig, recorded: RecordedColumns | None) -> None:
+        self.encoder = RowEncoder.build(source, config, recorded)
+        self.digests = SourceDigests(source.files)
+        self._source, self._config = source, config
+        self._keys = RowKeys(self.encoder, config.splits, config.seed, bool(config.shuffle))
+        self._counts = np.zeros(len(config.splits), np.int64)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows read so far; rows that were left out are not counted."""
+        return int(self._counts.sum())
+
+    def state(self, position: RestartPosition) -> _ReadState:
+        """Returns the state after the rows read so far, which end at `position`."""
+        return _ReadState(position, tuple(self._counts.tolist()), self.encoder.state(), self.digests.state())
+
+    def restore(self, state: _ReadState) -> None:
+        """Goes on from `state`; raises SourceError if the files are not those of the state."""
+        self.digests.restore(state.digests)
+        self.encoder.restore(state.encoder)
+        self._counts[:] = state.counts
+        self._keys.skip(state.n_rows)
+
+    def rows(self, start: RestartPosition, report: _Report) -> Iterator[tuple[EncodedRows, _ReadState]]:
+        """Yields every row from `start` on once, in the source's order, in batches; and the state after each batch.
+
+        Raises SourceError for rows that cannot be read, and after the last row if a split has no row, or the encoder
+        finds the rows unusable.
+        """
+        source, config = self._source, self._config
+        total_bytes, first_byte = self.digests.bytes_total, None
+        for batch in source.batches(min(_MAX_READ_BYTES, config.memory_bytes // 16), start):
+            rows = self.encoder.encode(batch)
+            split_ids = self._keys.assign(rows)
+            self.encoder.observe(rows, split_ids)
+            self._counts += np.bincount(split_ids, minlength=len(self._counts))
+            byte = 0
+            if source.files:
+                self.digests.advance(batch.file_index, batch.end_byte, batch.raw)
+                byte = self.digests.bytes_before(batch.file_index) + batch.end_byte
+            first_byte = byte if first_byte is None else first_byte
+            n_rows, expected_rows = self.n_rows, source.expected_rows
+            share = n_rows / expected_rows if expected_rows else byte / max(1, total_bytes)
+            report(n_rows, share, byte - first_byte)
+            yield rows, self.state(batch.next)
+        self.encoder.require_usable(source.name)
+        for (split, share), count in zip(config.splits.items(), self._counts, strict=True):
+            if count == 0:
+                raise SourceError(
+                    f"{source.name}: split {split} ({share:g} of the rows) got none of the {self.n_rows} rows; "
+                    "make it larger, leave it out or take another seed"
+                )

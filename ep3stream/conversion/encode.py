@@ -17,7 +17,7 @@ from ep3stream.conversion.categories import BatchOrigin, CategoryCodes, Distinct
 from ep3stream.conversion.columns import column_warning
 from ep3stream.conversion.numbers import ColumnMeans, Rounding, all_finite, fill, missing_cells
 from ep3stream.conversion.recorded_columns import RecordedColumns
-from ep3stream.conversion.rows import RowLayout, Rows
+from ep3stream.conversion.rows import EncodedRows, RowLayout
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import (
     MAX_CATEGORIES,
@@ -100,7 +100,7 @@ class RowEncoder:
             tally=_Tally(),
         )
 
-    def encode(self, batch: SourceBatch) -> Rows:
+    def encode(self, batch: SourceBatch) -> EncodedRows:
         """The batch as at most b rows; raises SourceError naming file, column and row of an impossible value.
 
         Under `drop` rows with a missing, or unknown, value are left out; under `mean` x holds NaN for it, and missing
@@ -108,10 +108,10 @@ class RowEncoder:
         """
         return self.encode_kept(batch)[0]
 
-    def encode_kept(self, batch: SourceBatch) -> tuple[Rows, NDArray[np.intp] | None]:
+    def encode_kept(self, batch: SourceBatch) -> tuple[EncodedRows, NDArray[np.intp] | None]:
         """The same, and the numbers within the batch of the rows that were kept; None for all."""
         ready = self._ready(batch)
-        rows = self.layout.around(ready, batch.n_rows)
+        rows = self.layout.with_parts(ready, batch.n_rows)
         where, target_where = (
             BatchOrigin(batch.file, batch.first_row),
             BatchOrigin(batch.target_file, batch.first_row),
@@ -175,7 +175,7 @@ class RowEncoder:
         (x,) = batch.numeric
         return {"x": x} if x.ndim == 2 and x.flags.c_contiguous and all_finite(x) else {}
 
-    def observe(self, rows: Rows, split_ids: NDArray[np.intp]) -> None:
+    def observe(self, rows: EncodedRows, split_ids: NDArray[np.intp]) -> None:
         """Take the means of the first split's rows into account; nothing to do unless they fill what is missing."""
         if self.means is not None:
             first = split_ids == 0
@@ -198,7 +198,7 @@ class RowEncoder:
         targets = (f"target {name}" for name in self.target_names)
         return (*self.names, *(book.column for book in self.books), *targets)
 
-    def words(self, rows: Rows) -> NDArray[np.uint32]:
+    def words(self, rows: EncodedRows) -> NDArray[np.uint32]:
         """Each row's content as 32-bit words, (b, width): equal rows have equal words wherever they are."""
         words = np.empty((len(rows), len(self.word_names)), np.uint32)
         n_numeric, n_texts = len(self.names), len(self.books)

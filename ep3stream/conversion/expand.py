@@ -17,7 +17,7 @@ from ep3stream.config import ConvertConfig, Unknown
 from ep3stream.conversion.categories import UNKNOWN, CategoryCodes
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
-from ep3stream.conversion.rows import Rows
+from ep3stream.conversion.rows import EncodedRows
 from ep3stream.conversion.table_source import TableSource
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import RowSource
@@ -87,7 +87,7 @@ class Expansion:
         """Columns of x."""
         return len(self.feature_names)
 
-    def expand(self, rows: Rows) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
+    def expand(self, rows: EncodedRows) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
         """The store's x (b, d), y as class ids (b,) or numbers (b, c), and which cells of x were filled, (b, d).
 
         The last is None when none was. Without categories and fills x is that of the rows, not a copy.

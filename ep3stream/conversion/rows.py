@@ -1,4 +1,4 @@
-"""Encoded rows on their way to the store, and where they may be kept: one array for each part of a row."""
+"""Encoded rows on their way from the source to the store: one array for each part of a row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """Shape and type of each part of one row, by name; `key` is always there."""
+    """The shape and dtype of each part of one encoded row, by the name of the part; see `EncodedRows`."""
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
@@ -21,7 +21,7 @@ class RowLayout:
     def of(
         cls, n_numeric: int, n_codes: int, y_shape: tuple[int, ...], x_dtype: str, y_dtype: str
     ) -> RowLayout:
-        """key: order and split; x: the numeric columns; codes: one for each text column; y: targets or label."""
+        """The layout of rows with so many numeric columns and text columns, and a y of this shape and dtype."""
         return cls(
             {"key": (), "x": (n_numeric,), "codes": (n_codes,), "y": y_shape},
             {"key": "uint64", "x": x_dtype, "codes": "int32", "y": y_dtype},
@@ -34,13 +34,13 @@ class RowLayout:
             int(np.prod(self.shapes[name])) * np.dtype(self.dtypes[name]).itemsize for name in self.shapes
         )
 
-    def empty(self, n_rows: int) -> Rows:
-        """Memory for n rows."""
-        return self.around({}, n_rows)
+    def empty(self, n_rows: int) -> EncodedRows:
+        """Returns uninitialized memory for n rows."""
+        return self.with_parts({}, n_rows)
 
-    def around(self, parts: Mapping[str, NDArray[Any]], n_rows: int) -> Rows:
-        """Rows of which some parts are there already, with memory for the others."""
-        return Rows(
+    def with_parts(self, parts: Mapping[str, NDArray[Any]], n_rows: int) -> EncodedRows:
+        """Returns n rows that consist of the given parts, and of uninitialized memory for the other parts."""
+        return EncodedRows(
             {
                 name: parts[name] if name in parts else np.empty((n_rows, *shape), self.dtypes[name])
                 for name, shape in self.shapes.items()
@@ -49,20 +49,23 @@ class RowLayout:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """m rows, part by part: key (m,), x (m, k) as the store's dtype, codes (m, t), y (m,) label codes or (m, c)."""
+class EncodedRows:
+    """m encoded rows.
+
+    parts: key (m,), x (m, k) in the store's dtype, codes (m, t), and y: (m,) label codes or (m, c) targets.
+    """
 
     parts: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
         return len(self.parts["key"])
 
-    def __getitem__(self, rows: slice) -> Rows:
-        return Rows({name: part[rows] for name, part in self.parts.items()})
+    def __getitem__(self, rows: slice) -> EncodedRows:
+        return EncodedRows({name: part[rows] for name, part in self.parts.items()})
 
     @property
     def key(self) -> NDArray[np.uint64]:
-        """Sorting by it puts the rows into splits and into order."""
+        """The sort keys: sorting by key puts the rows into splits and into order."""
         return self.parts["key"]
 
     @property
@@ -72,24 +75,24 @@ class Rows:
 
     @property
     def codes(self) -> NDArray[np.int32]:
-        """Of the text columns."""
+        """The category codes, one for each text column."""
         return self.parts["codes"]
 
     @property
     def y(self) -> NDArray[Any]:
-        """Targets, or the label's code."""
+        """The targets, or the codes of the labels."""
         return self.parts["y"]
 
-    def take(self, places: NDArray[np.intp], out: Rows | None = None) -> Rows:
-        """The rows at `places`, in that order; written into the first of `out` where given."""
+    def take(self, places: NDArray[np.intp], out: EncodedRows | None = None) -> EncodedRows:
+        """Returns the rows at `places`, in that order; writes them into the first rows of `out` if given."""
         taken = {}
         for name, part in self.parts.items():
-            # `clip` alone writes into `out` without a copy of its own; the places are all inside.
+            # Only with mode "clip" does numpy write into `out` without a temporary copy; no place is out of range.
             target = None if out is None else out.parts[name][: len(places)]
             taken[name] = np.take(part, places, axis=0, out=target, mode="clip")
-        return Rows(taken)
+        return EncodedRows(taken)
 
-    def copy_from(self, start: int, rows: Rows) -> None:
-        """Overwrite the rows from `start` on."""
+    def copy_from(self, start: int, rows: EncodedRows) -> None:
+        """Overwrites the rows from `start` on by `rows`."""
         for name, part in rows.parts.items():
             self.parts[name][start : start + len(part)] = part

@@ -1,7 +1,7 @@
-"""Puts rows into splits and into order, a random one or the source's, in bounded memory.
+"""Puts rows into splits and into a random order, or the source's order, in bounded memory.
 
-Every row has a 64-bit key whose top byte is its split; sorting by key brings a split's rows together. With
-random keys the sorted order is a uniformly random one, and it does not depend on how much memory there was.
+Every row has a 64-bit key whose top byte is its split. Sorting by key brings the rows of a split together. If the other
+bits are random, the sorted order is uniformly random. The order does not depend on the memory that sorting may use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ep3stream.conversion.encode import RowEncoder
-from ep3stream.conversion.rows import RowLayout, Rows
+from ep3stream.conversion.rows import EncodedRows, RowLayout
 from ep3stream.conversion.spill import (
     MAX_SPLITS,
     SPLIT_SHIFT,
@@ -30,35 +30,35 @@ from ep3stream.conversion.spill import (
 )
 from ep3stream.errors import InputError
 
-# Sorting needs, beside the rows, their keys once more, sorted keys and order.
+# What sorting needs for each row beside the row: a copy of the key, the sorted key and the place.
 _SORT_BYTES = 32
 
 _BUFFERS = 2
 
-_SHUFFLE_PURPOSE = 1
+_SHUFFLE_PURPOSE = 1  # Of the random numbers: the seed serves other purposes too.
 
 
 class RowKeys:
-    """Gives each row its key: the split from the row's content, the order from its number in the source."""
+    """Gives each row its key: the split depends on the row's content, the order on its number in the source."""
 
     def __init__(self, encoder: RowEncoder, splits: Mapping[str, float], seed: int, shuffle: bool) -> None:
         if len(splits) > MAX_SPLITS:
             raise InputError(f"there are {len(splits)} splits; use at most {MAX_SPLITS}")
         self._encoder = encoder
         self._bounds = np.cumsum(list(splits.values()))[:-1]
-        # By name, so that a row's split does not depend on the order of the columns either.
+        # A weight depends on the column's name, so that a row's split does not depend on the order of the columns.
         weights = [xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode()) for name in encoder.word_names]
         self._weights = np.array(weights, np.uint64)
         # One 64-bit draw per row in the source's order: row i has the same key however the rows are batched.
         self._generator = np.random.PCG64([seed, _SHUFFLE_PURPOSE]) if shuffle else None
 
     def skip(self, n_rows: int) -> None:
-        """Go on as if n rows had been given their keys."""
+        """Goes on as if n rows had been given their keys."""
         if self._generator is not None:
             self._generator.advance(n_rows)
 
-    def assign(self, rows: Rows) -> NDArray[np.intp]:
-        """Set the keys of the next rows: the split, then 56 random bits or zeros; returns the splits."""
+    def assign(self, rows: EncodedRows) -> NDArray[np.intp]:
+        """Sets the keys of the next b rows: the split, then 56 random bits or zeros. Returns the splits, (b,)."""
         split_ids = self._split_ids(rows) if len(self._bounds) else np.zeros(len(rows), np.intp)
         rows.key[:] = split_ids
         rows.key[:] <<= np.uint64(SPLIT_SHIFT)
@@ -66,11 +66,11 @@ class RowKeys:
             rows.key[:] |= self._generator.random_raw(len(rows)) >> np.uint64(64 - SPLIT_SHIFT)
         return split_ids
 
-    def _split_ids(self, rows: Rows) -> NDArray[np.intp]:
-        """The split of each row by a hash of its words w, mixed into a fraction of 1; (b,).
+    def _split_ids(self, rows: EncodedRows) -> NDArray[np.intp]:
+        """Returns the split of each row, (b,): a hash of its words w, scaled to [0, 1), falls into a split's share.
 
-        h = sum_j a_j w_j mod 2^64 (multilinear hashing, Lemire and Kaser 2014), then the end of splitmix64,
-        because h alone puts evenly spaced values into evenly spaced places.
+        h = sum_j a_j w_j mod 2^64 (multilinear hashing, Lemire and Kaser 2014), then the last steps of splitmix64,
+        because h alone maps evenly spaced values to evenly spaced hashes.
         """
         mixed = self._encoder.words(rows).astype(np.uint64) @ self._weights
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -80,23 +80,27 @@ class RowKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class _Load:
-    """Rows put in order together, behind `start` others of their split: cells `cell` to `behind` of the spills."""
+class _SortRange:
+    """Rows that are sorted together: those of one split in the cells from `cell` to `end` - 1 of the spills.
+
+    start: rows of the split in the ranges before this one.
+    """
 
     split: int
     start: int
     spills: Sequence[Spill]
     cell: int
-    behind: int
+    end: int
     n_rows: int
 
 
 class RowSorter:
-    """Sorts rows by key; rows of equal keys stay in the order they came.
+    """Sorts rows by key; rows of equal keys stay in the order in which they came.
 
-    What does not fit one buffer is spilled, parted by key, and later sorted a range of keys at a time. Holds
-    half of `memory_bytes`: two buffers, one being filled while the other is on its way to or from the disk,
-    and what sorting one needs. A row is written and read once. A context manager, for its thread.
+    Rows that do not fit in one buffer are spilled: written to the disk, grouped by cells of keys, and later read and
+    sorted one range of cells at a time. So each row is written once and read once. Holds half of `memory_bytes`: two
+    buffers, of which one is filled while the other goes to or comes from the disk, and the memory that sorting one
+    buffer takes. A context manager, because of its thread.
     """
 
     def __init__(
@@ -110,10 +114,10 @@ class RowSorter:
         # Pages that are never written take no memory.
         self._buffers = [layout.empty(capacity) for _ in range(_BUFFERS)]
         self._filled = 0
-        self._mark: Callable[[], Mapping[str, Any]] = dict
+        self._read_state: Callable[[], Mapping[str, Any]] = dict
         self._spills: list[Spill] = []
         self._spilling: Future[Spill] | None = None
-        # Torch's own threads would wait in circles beside those that write; the setting is this thread's alone.
+        # Torch's own threads would busy-wait beside those that write the store; this setting is the thread's alone.
         self._thread = ThreadPoolExecutor(1, "ep3stream-sorter", torch.set_num_threads, (1,))
 
     def __enter__(self) -> RowSorter:
@@ -124,91 +128,93 @@ class RowSorter:
 
     @property
     def n_spills(self) -> int:
-        """Files of rows on the disk; once `finish` was called, all rows are in them or none."""
+        """The number of spills on the disk. After `finish`, the spills hold either all rows or none."""
         return len(self._spills)
 
     def restore(self) -> Mapping[str, Any] | None:
-        """Take over the spills of an earlier process; the mark of the last, None where there is none."""
+        """Takes over the spills of an earlier process; returns the read state of the last, None if there is none."""
         self._spills = read_spills(self._directory, self._layout)
-        return self._spills[-1].mark if self._spills else None
+        return self._spills[-1].read_state if self._spills else None
 
-    def add(self, rows: Rows, mark: Callable[[], Mapping[str, Any]]) -> None:
-        """Take a copy of the rows; `mark` tells the source's state behind them as JSON, for `restore`."""
+    def add(self, rows: EncodedRows, read_state: Callable[[], Mapping[str, Any]]) -> None:
+        """Copies the rows. `read_state` returns, as JSON, what is needed to go on reading after them; see `restore`."""
         if self._filled and self._filled + len(rows) > len(self._buffers[0]):
             self._spill()
         if len(rows) > len(self._buffers[0]):
             self._buffers = [self._layout.empty(len(rows)), self._buffers[1]]
         self._buffers[0].copy_from(self._filled, rows)
         self._filled += len(rows)
-        self._mark = mark
+        self._read_state = read_state
 
     def finish(self) -> None:
-        """No rows follow. Rows that all fit the buffer stay there; otherwise all of them are on the disk."""
+        """Ends the adding. If any rows were spilled, spills the rest; otherwise all rows stay in the buffer."""
         if (self._spills or self._spilling) and self._filled:
             self._spill()
-        self._settle()
+        self._wait_for_spill()
 
     def _spill(self) -> None:
-        """Write the filled buffer in the thread, once the one before is written, and go on with the other."""
-        self._settle()
+        """Starts to write the filled buffer in the thread; the other buffer is filled next."""
+        self._wait_for_spill()
         path = spill_path(self._directory, len(self._spills))
         rows = self._buffers[0][: self._filled]
         self._spilling = self._thread.submit(
-            Spill.write, path, self._layout, rows, self._n_splits, self._mark()
+            Spill.write, path, self._layout, rows, self._n_splits, self._read_state()
         )
         self._buffers.reverse()
         self._filled = 0
 
-    def _settle(self) -> None:
+    def _wait_for_spill(self) -> None:
         if self._spilling is not None:
             self._spills.append(self._spilling.result())
             self._spilling = None
 
-    def blocks(self, block_rows: int, done: Sequence[int]) -> Iterator[tuple[int, Rows]]:
-        """All rows by ascending key but the first done[s] of split s: the split, and at most `block_rows` rows.
+    def blocks(self, block_rows: int, done: Sequence[int]) -> Iterator[tuple[int, EncodedRows]]:
+        """Yields all rows by ascending key, except the first done[s] rows of each split s.
 
-        A block's memory is used again for the next one.
+        Each item is a split and at most `block_rows` rows of it; the rows are valid until the next item is asked for.
         """
         block = self._layout.empty(block_rows)
-        for load, rows, order in self._spilled_loads(done) if self._spills else self._kept_loads():
-            for start in range(max(0, done[load.split] - load.start), load.n_rows, block_rows):
-                yield load.split, rows.take(order[start : start + block_rows], out=block)
+        for part, rows, order in self._from_disk(done) if self._spills else self._from_memory():
+            for start in range(max(0, done[part.split] - part.start), part.n_rows, block_rows):
+                yield part.split, rows.take(order[start : start + block_rows], out=block)
 
-    def _kept_loads(self) -> Iterator[tuple[_Load, Rows, NDArray[np.intp]]]:
+    def _from_memory(self) -> Iterator[tuple[_SortRange, EncodedRows, NDArray[np.intp]]]:
+        """Yields each split with its rows and their order."""
         rows = self._buffers[0][: self._filled]
         cells = cells_of(rows.key, self._n_splits)
         for split in range(self._n_splits):
-            first, behind = cells_of_split(split, self._n_splits)
-            inside = (
-                rows.take(np.flatnonzero((cells >= first) & (cells < behind))) if self._n_splits > 1 else rows
-            )
-            yield _Load(split, 0, (), first, behind, len(inside)), inside, self._order(inside)
+            first, end = cells_of_split(split, self._n_splits)
+            inside = rows
+            if self._n_splits > 1:
+                inside = rows.take(np.flatnonzero((cells >= first) & (cells < end)))
+            yield _SortRange(split, 0, (), first, end, len(inside)), inside, self._order(inside)
 
-    def _spilled_loads(self, done: Sequence[int]) -> Iterator[tuple[_Load, Rows, NDArray[np.intp]]]:
-        """Load by load; while one is in use, the next is read and put in order."""
-        loads = [load for load in self._loads() if load.start + load.n_rows > done[load.split]]
-        largest = max((load.n_rows for load in loads), default=0)
-        # A cell alone may have more rows than a buffer, and memory may have become less.
+    def _from_disk(self, done: Sequence[int]) -> Iterator[tuple[_SortRange, EncodedRows, NDArray[np.intp]]]:
+        """Yields each range with its rows and their order; meanwhile the thread reads and sorts the next range."""
+        ranges = [part for part in self._sort_ranges() if part.start + part.n_rows > done[part.split]]
+        largest = max((part.n_rows for part in ranges), default=0)
+        # A single cell may have more rows than a buffer, and this process may have less memory than the one before.
         if largest > min(map(len, self._buffers)):
             self._buffers = [self._layout.empty(largest) for _ in self._buffers]
-        following = [self._thread.submit(self._load, load) for load in loads[:1]]
-        for index, load in enumerate(loads):
+        following = [self._thread.submit(self._load, part) for part in ranges[:1]]
+        for index, part in enumerate(ranges):
             rows, order = following.pop().result()
             self._buffers.reverse()
-            following = [self._thread.submit(self._load, load) for load in loads[index + 1 : index + 2]]
-            yield load, rows, order
+            following = [self._thread.submit(self._load, later) for later in ranges[index + 1 : index + 2]]
+            yield part, rows, order
 
-    def _load(self, load: _Load) -> tuple[Rows, NDArray[np.intp]]:
-        rows, start = self._buffers[0][: load.n_rows], 0
-        for spill in load.spills:
-            count = spill.count(load.cell, load.behind)
+    def _load(self, part: _SortRange) -> tuple[EncodedRows, NDArray[np.intp]]:
+        """Runs in the thread: reads the rows of a range into the first buffer; returns them and their order."""
+        rows, start = self._buffers[0][: part.n_rows], 0
+        for spill in part.spills:
+            count = spill.count(part.cell, part.end)
             if count:
-                spill.load(load.cell, load.behind, rows[start : start + count])
+                spill.load(part.cell, part.end, rows[start : start + count])
             start += count
         return rows, self._order(rows)
 
-    def _order(self, rows: Rows) -> NDArray[np.intp]:
-        """Of the rows of one split: by key, and rows of equal keys as they are."""
+    def _order(self, rows: EncodedRows) -> NDArray[np.intp]:
+        """Returns the places of one split's rows by ascending key; rows of equal keys keep their order."""
         if not self._shuffled:
             return np.arange(len(rows))
         # torch sorts 64-bit integers several times as fast as numpy does.
@@ -216,32 +222,36 @@ class RowSorter:
         order: NDArray[np.intp] = torch.sort(torch.from_numpy(low_bits), stable=True).indices.numpy()
         return order
 
-    def _loads(self) -> Iterator[_Load]:
-        """The loads in order: neighbouring cells that fit one buffer, or spill by spill where order is kept."""
+    def _sort_ranges(self) -> Iterator[_SortRange]:
+        """Yields the ranges in the order of the store.
+
+        Shuffled rows: neighbouring cells that fit half a buffer together. Rows in the source's order: the split's rows
+        of one spill after the other, because all rows of a split have the same key and so the same cell.
+        """
         for split in range(self._n_splits):
-            first, behind = cells_of_split(split, self._n_splits)
+            first, end = cells_of_split(split, self._n_splits)
             if self._shuffled:
-                yield from self._shuffled_loads(split, first, behind)
+                yield from self._cell_ranges(split, first, end)
                 continue
             start = 0
             for spill in self._spills:
-                n_rows = spill.count(first, behind)
+                n_rows = spill.count(first, end)
                 if n_rows:
-                    yield _Load(split, start, (spill,), first, behind, n_rows)
+                    yield _SortRange(split, start, (spill,), first, end, n_rows)
                 start += n_rows
 
-    def _shuffled_loads(self, split: int, first: int, behind: int) -> Iterator[_Load]:
-        counts = np.zeros(behind - first, np.int64)
+    def _cell_ranges(self, split: int, first: int, end: int) -> Iterator[_SortRange]:
+        counts = np.zeros(end - first, np.int64)
         for spill in self._spills:
-            inside = (spill.cells >= first) & (spill.cells < behind)
+            inside = (spill.cells >= first) & (spill.cells < end)
             counts[spill.cells[inside] - first] += np.diff(spill.starts)[inside]
-        # Half a buffer, so that the first load is soon there and reading, sorting and writing overlap.
+        # Half a buffer: the first range is soon there, and reading, sorting and writing overlap.
         most = max(1, len(self._buffers[0]) // 2)
         start, cell, n_rows = 0, first, 0
         for last, count in enumerate(counts.tolist(), first):
             if n_rows and n_rows + count > most:
-                yield _Load(split, start, self._spills, cell, last, n_rows)
+                yield _SortRange(split, start, self._spills, cell, last, n_rows)
                 start, cell, n_rows = start + n_rows, last, 0
             n_rows += count
         if n_rows:
-            yield _Load(split, start, self._spills, cell, behind, n_rows)
+            yield _SortRange(split, start, self._spills, cell, end, n_rows)

@@ -1,11 +1,12 @@
-"""Encoded rows that do not fit in memory, in files: each holds the rows of one flush, parted by their key.
+"""Encoded rows that do not fit in memory, in files on the disk: one file for each time a buffer was full.
 
-A key's top byte is the row's split; with the next bits it makes the row's cell, and rows of one cell lie
-together in a file. So a range of keys is one piece of each file, and any number of neighbouring cells can
-be read at once: as many as fit in memory, which is known when all of them have been counted.
+The top byte of a row's key is its split. The split and the next bits of the key are the row's cell. In a file the rows
+of one cell lie together, and the cells are in ascending order. So a range of keys is one stretch of each file, and any
+number of neighbouring cells can be read at once: as many as fit in memory, which is known once all rows are counted.
 
-A file N.rows holds one section for each part of a row. N.json beside it names the rows and the
-digest of each cell, and the caller's mark: what it must know to go on behind these rows. It is written last.
+N.rows holds one section for each part of a row: all keys, then all x, and so on. N.json beside it is written after
+N.rows. It holds the number of rows and the digest of each cell, and the `read_state`: what the caller needs to go on
+reading after these rows. Neither file is brought to the disk (fsync): `read_spills` checks every byte instead.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ import xxhash
 from numpy.typing import NDArray
 
 from ep3stream.config import MIB
-from ep3stream.conversion.rows import RowLayout, Rows
+from ep3stream.conversion.rows import EncodedRows, RowLayout
 from ep3stream.errors import DamagedDataError, DiskError
 from ep3stream.store.json_files import signed_bytes, signed_object
 
-SPLIT_SHIFT = 56
+SPLIT_SHIFT = 56  # The split is the key's bits from this one up.
 
 MAX_SPLITS = 256
 
-_MANY_BITS, _FEW_BITS = 12, 8  # of a cell, beside those of its split: 16 in all, which sort fastest
+# Bits of a cell beside those of its split, for few and for many splits: 16 bits in all, which numpy sorts fastest.
+_MANY_BITS, _FEW_BITS = 12, 8
 
 _STAGING_BYTES = 4 * MIB
 
@@ -37,13 +39,12 @@ _VERIFIED_CELLS = 64
 
 
 def cells_of(keys: NDArray[np.uint64], n_splits: int) -> NDArray[np.uint16]:
-    """The cell of each key: its split, then the key's next bits."""
-    bits = _cell_bits(n_splits)
-    return (keys >> np.uint64(SPLIT_SHIFT - bits)).astype(np.uint16)
+    """Returns the cell of each key."""
+    return (keys >> np.uint64(SPLIT_SHIFT - _cell_bits(n_splits))).astype(np.uint16)
 
 
 def cells_of_split(split: int, n_splits: int) -> tuple[int, int]:
-    """First cell of a split and the one behind its last."""
+    """Returns the first cell of a split and the first cell after the split."""
     bits = _cell_bits(n_splits)
     return split << bits, (split + 1) << bits
 
@@ -54,14 +55,18 @@ def _cell_bits(n_splits: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """One flush: its file, the rows before each cell, (cells + 1,), the digests and the caller's mark."""
+    """The rows of one file.
+
+    cells: the numbers of the cells that have rows, ascending, (n_cells,). starts: rows before each cell, and the
+    number of all rows, (n_cells + 1,). digests: xxh3_128 of each cell's rows.
+    """
 
     path: Path
     layout: RowLayout
     cells: NDArray[np.int64]
     starts: NDArray[np.int64]
     digests: tuple[str, ...]
-    mark: Mapping[str, Any]
+    read_state: Mapping[str, Any]
 
     @property
     def n_rows(self) -> int:
@@ -70,65 +75,59 @@ class Spill:
 
     @classmethod
     def write(
-        cls, path: Path, layout: RowLayout, rows: Rows, n_splits: int, mark: Mapping[str, Any]
+        cls, path: Path, layout: RowLayout, rows: EncodedRows, n_splits: int, read_state: Mapping[str, Any]
     ) -> Spill:
-        """Write the rows, by cell and within a cell in their order; the .json beside makes them valid."""
+        """Writes the rows by cell; rows of one cell stay in their order. Raises DiskError."""
         cell = cells_of(rows.key, n_splits)
         order = np.argsort(cell, kind="stable")
         counts = np.bincount(cell)
         cells = np.flatnonzero(counts)
         starts = np.concatenate([[0], np.cumsum(counts[cells])])
         hashes = [xxhash.xxh3_128() for _ in cells]
-        with _disk(path), path.open("wb", buffering=0) as file:
-            for part in rows.parts.values():
-                _write_section(file, part, order, starts, hashes)
-        digests = tuple(state.hexdigest() for state in hashes)
-        spill = cls(path, layout, cells, starts, digests, mark)
-        spill._commit()
-        return spill
-
-    def _commit(self) -> None:
-        content: dict[str, Any] = {
-            "cells": self.cells.tolist(),
-            "starts": self.starts.tolist(),
-            "digests": list(self.digests),
-            "mark": self.mark,
-        }
-        partial = self.path.with_suffix(".partial")
-        with _disk(self.path):
-            partial.write_bytes(signed_bytes(content))
-            partial.rename(self.path.with_suffix(".json"))
+        with _disk_errors_named(path):
+            with path.open("wb", buffering=0) as file:
+                for part in rows.parts.values():
+                    _write_section(file, part, order, starts, hashes)
+            digests = tuple(state.hexdigest() for state in hashes)
+            # If a kill cuts this write short, the content is not what its digest says, and the spill is not believed.
+            content = {
+                "cells": cells.tolist(),
+                "starts": starts.tolist(),
+                "digests": list(digests),
+                "mark": read_state,
+            }
+            path.with_suffix(".json").write_bytes(signed_bytes(content))
+        return cls(path, layout, cells, starts, digests, read_state)
 
     @classmethod
     def read(cls, path: Path, layout: RowLayout) -> Spill:
-        """A flush of an earlier process; raises DamagedDataError where one of its files is not as written."""
+        """Returns the spill that an earlier process wrote to `path`; its rows are not read.
+
+        Raises FileNotFoundError if there is none, and DamagedDataError if a file is not as written.
+        """
         sidecar = path.with_suffix(".json")
         content = signed_object(sidecar.read_bytes(), str(sidecar))
-        starts = np.array(content["starts"], np.int64)
-        spill = cls(
-            path,
-            layout,
-            np.array(content["cells"], np.int64),
-            starts,
-            tuple(content["digests"]),
-            content["mark"],
-        )
+        cells, starts = (np.array(content[name], np.int64) for name in ("cells", "starts"))
+        spill = cls(path, layout, cells, starts, tuple(content["digests"]), content["mark"])
         if not path.is_file() or path.stat().st_size != layout.row_bytes * spill.n_rows:
             raise DamagedDataError(f"{path} does not hold its {spill.n_rows} rows")
         return spill
 
-    def count(self, cell: int, behind: int) -> int:
-        """Rows of the cells from `cell` to the one before `behind`."""
-        first, stop = self._range(cell, behind)
+    def count(self, cell: int, end: int) -> int:
+        """Returns the number of rows in the cells from `cell` to `end` - 1."""
+        first, stop = self._range(cell, end)
         return int(self.starts[stop] - self.starts[first])
 
-    def load(self, cell: int, behind: int, out: Rows) -> None:
-        """Read the rows of these cells into `out`, which has their number; raises DamagedDataError."""
-        first, stop = self._range(cell, behind)
+    def load(self, cell: int, end: int, out: EncodedRows) -> None:
+        """Reads the rows of the cells from `cell` to `end` - 1 into `out`, which has as many rows.
+
+        Raises DamagedDataError if they are not the rows written, and DiskError.
+        """
+        first, stop = self._range(cell, end)
         start, section = int(self.starts[first]), 0
-        with _disk(self.path), self.path.open("rb", buffering=0) as file:
+        with _disk_errors_named(self.path), self.path.open("rb", buffering=0) as file:
             for part in out.parts.values():
-                row_bytes = part.dtype.itemsize * int(np.prod(part.shape[1:]))
+                row_bytes = _row_bytes(part)
                 file.seek(section + start * row_bytes)
                 _read_into(file, part)
                 section += self.n_rows * row_bytes
@@ -144,21 +143,22 @@ class Spill:
                 )
 
     def verify(self) -> None:
-        """Read every row; raises DamagedDataError."""
+        """Reads every row; raises DamagedDataError."""
         for start in range(0, len(self.cells), _VERIFIED_CELLS):
             cells = self.cells[start : start + _VERIFIED_CELLS]
-            first, behind = int(cells[0]), int(cells[-1]) + 1
-            self.load(first, behind, self.layout.empty(self.count(first, behind)))
+            first, end = int(cells[0]), int(cells[-1]) + 1
+            self.load(first, end, self.layout.empty(self.count(first, end)))
 
-    def _range(self, cell: int, behind: int) -> tuple[int, int]:
-        first, stop = np.searchsorted(self.cells, [cell, behind])
+    def _range(self, cell: int, end: int) -> tuple[int, int]:
+        """Returns the indices into `self.cells` of the first cell from `cell` on, and of the first from `end` on."""
+        first, stop = np.searchsorted(self.cells, [cell, end])
         return int(first), int(stop)
 
 
 def read_spills(directory: Path, layout: RowLayout) -> list[Spill]:
-    """The flushes of an earlier process up to the first that is damaged; what lies behind is removed.
+    """Returns the spills of an earlier process up to the first damaged one; removes all other files.
 
-    Every row is read: after a crash of the machine a file may lack what the disk had not yet got.
+    Reads every row: after a power failure a file may lack what the system had not yet brought to the disk.
     """
     spills: list[Spill] = []
     with suppress(DamagedDataError, FileNotFoundError):
@@ -174,7 +174,7 @@ def read_spills(directory: Path, layout: RowLayout) -> list[Spill]:
 
 
 def spill_path(directory: Path, number: int) -> Path:
-    """ROWS of the flush with this number, counted from 0."""
+    """Returns the path of the rows of spill `number`, counted from 0."""
     return directory / f"{number:06d}.rows"
 
 
@@ -185,8 +185,8 @@ def _write_section(
     starts: NDArray[np.int64],
     hashes: Sequence[Any],
 ) -> None:
-    """The part's rows in `order`; `hashes` go on with the bytes of their cells."""
-    row_bytes = part.dtype.itemsize * int(np.prod(part.shape[1:]))
+    """Writes the part's rows in `order`, and adds the bytes of each cell to the cell's hash."""
+    row_bytes = _row_bytes(part)
     if row_bytes == 0:
         return
     staging = np.empty((max(1, _STAGING_BYTES // row_bytes), *part.shape[1:]), part.dtype)
@@ -211,12 +211,16 @@ def _read_into(file: Any, part: NDArray[Any]) -> None:
         data = data[n_bytes:]
 
 
+def _row_bytes(part: NDArray[Any]) -> int:
+    return part.dtype.itemsize * int(np.prod(part.shape[1:]))
+
+
 def _bytes(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def _disk_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

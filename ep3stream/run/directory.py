@@ -6,6 +6,7 @@ Which settings may change when a fit is resumed, which only by an override, and 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ep3stream.config import MAX_CONFIG_BYTES, FitConfig
-from ep3stream.disk import locked, read_small_file, write_file, write_json
+from ep3stream.disk import LockHeldError, read_small_file, take_lock, write_file, write_json
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.store.files import RUN_MARK, path_kind
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +132,23 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign_files()
+            lock = take_lock(self.path / "lock")
+        except LockHeldError as error:
+            raise InputError(
+                f"{self.path} is in use by {error.holder}; wait for it or stop it, or use another RUN"
+            ) from None
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be made or written ({error}); choose another RUN"
             ) from error
-        with locked(self.path / "lock", self.path):
+        with lock:
+            if lock.left_by:
+                logger.warning(
+                    "%s was held by %s, which ended without letting go; going on. (If that is another machine, still "
+                    "at work on a file system that does not lock between machines: stop one of the two.)",
+                    self.path,
+                    lock.left_by,
+                )
             yield
 
     def _refuse_foreign_files(self) -> None:

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.disk import fsync
+from ep3stream.disk import sync
 from ep3stream.store.backend import ARRAYS, SplitLayout
 from ep3stream.store.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, SplitInfo
 
@@ -119,7 +119,7 @@ class Hdf5Writer:
         self._file.create_dataset(MANIFEST_NAME, data=np.frombuffer(manifest, np.uint8), fletcher32=True)
         self.close()
         self._disk.check()
-        fsync(self._path)
+        sync(self._path)
 
     def close(self) -> None:
         """Close the file; this writes what HDF5 still holds."""

@@ -17,8 +17,8 @@ from zarr.buffer.cpu import Buffer
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from ep3stream.disk import fsync
-from ep3stream.store.backend import ARRAYS, SplitLayout, remove
+from ep3stream.disk import delete, sync
+from ep3stream.store.backend import ARRAYS, SplitLayout
 from ep3stream.store.files import StoreFiles
 from ep3stream.store.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Codec, Manifest, SplitInfo
 from ep3stream.store.zarr_layout import (
@@ -69,20 +69,20 @@ class ZarrWriter:
         """
         for item in path.iterdir():
             if item.name not in layouts:
-                remove(item)
+                delete(item)
         writer = cls.create(path)
         for split, (layout, n_rows) in layouts.items():
             n_files = -(-n_rows // (layout.chunk_rows * layout.chunks_per_file))
             for item in (path / split).iterdir():
                 if item.name not in ARRAYS:
-                    remove(item)
+                    delete(item)
             for name in ARRAYS:
                 for item in (path / split / name).iterdir():
                     if item.name != "c":  # metadata, and what zarr was about to replace them by
-                        remove(item)
+                        delete(item)
                 for item in (path / split / name / "c").iterdir():
                     if not (item.name.isdecimal() and int(item.name) < n_files):
-                        remove(item)
+                        delete(item)
             writer.create_split(layout)
             for array in writer._arrays[split].values():
                 array.resize((n_rows, *array.shape[1:]))
@@ -120,11 +120,11 @@ class ZarrWriter:
         """Bring every file and directory to the disk (zarr never does), then the manifest."""
         for folder, _, names in os.walk(self._path):
             for name in names:
-                fsync(Path(folder, name))
-            fsync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         (self._path / MANIFEST_NAME).write_bytes(manifest)
-        fsync(self._path / MANIFEST_NAME)
-        fsync(self._path)
+        sync(self._path / MANIFEST_NAME)
+        sync(self._path)
 
     def close(self) -> None:
         """Nothing is held open between writes."""
