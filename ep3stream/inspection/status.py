@@ -1,16 +1,14 @@
-"""How a fit is doing, read from its files by another process: it takes no lock and changes nothing.
-
-The words of `status` for people.
-"""
+"""How a fit is doing, read from its files by another process; takes no lock and changes nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ep3stream.disk import Holder, holder_of
+from ep3stream.reporting.run_json import PlanRecord
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.event_log import number_of, read_lines, starved_between
 from ep3stream.run.state import is_finished, list_checkpoints, read_summary
@@ -20,13 +18,14 @@ Record = Mapping[str, Any]
 
 
 def status(run: Path | str) -> dict[str, Any]:
-    """Of the RUN of a fit, as JSON:
+    """The state of the fit in `run`, as JSON:
 
-    state: `setting up`, `running`, `finished`, `stopped` (saved and let go of), `died` (did neither), or `unknown`
-    where it is held by another machine; holder: who; step, n_steps, epoch, loss, rows_per_s of the last line of
-    metrics, age_s old; starved: the share of the time spent waiting for data between the last two lines; eta_s: from
-    now, None unless running; validation, event: the last ones; checkpoint: the newest one's step and age_s.
-    Raises InputError for what is no run.
+    state: `setting up`, `running`, `finished`, `stopped` (saved, and its lock given back), `died` (neither of these),
+    or `unknown` if another machine holds the lock. holder: who holds it, in words.
+    step, n_steps, epoch, loss, rows_per_s: from the last line of metrics, which is age_s old. starved: the share of
+    the time spent waiting for data between the last two lines. eta_s: seconds from now; None unless running.
+    validation, event: the last ones. checkpoint: step and age_s of the newest one.
+    Raises InputError if `run` is no run.
     """
     directory = RunDirectory(Path(run).absolute())
     directory.read_config()
@@ -34,30 +33,28 @@ def status(run: Path | str) -> dict[str, Any]:
     records = read_lines(directory.metrics)
     steps = [record for record in records if record.get("kind") == "step"]
     last = steps[-1] if steps else {}
-    plan = read_summary(directory).get("plan") or {}
-    n_steps, of_epoch = plan.get("n_steps"), plan.get("steps_per_epoch")
+    plan = PlanRecord.of(read_summary(directory).get("plan"))
     step = max((int(number_of(record, "step")) for record in records), default=0)
     holder = holder_of(directory.path / "lock")
-    state = _state(directory, holder, n_steps is not None)
+    state = _state(directory, holder, plan.n_steps is not None)
     age_s = _age_s(directory.metrics, now)
-    checkpoints = sorted(list_checkpoints(directory.checkpoints), reverse=True)
+    checkpoint = max(list_checkpoints(directory.checkpoints), default=None)
     return {
         "run": str(directory.path),
         "state": state,
         "holder": None if holder is None else holder.words,
         "step": step,
-        "n_steps": n_steps,
-        "epoch": step / of_epoch if of_epoch else None,
+        "n_steps": plan.n_steps,
+        "epoch": step / plan.steps_per_epoch if plan.steps_per_epoch else None,
         "loss": last.get("loss"),
         "rows_per_s": last.get("rows_per_s"),
-        "starved": _starved(steps),
+        # From the beginning of the fit where there is only one line.
+        "starved": starved_between(steps[-2] if len(steps) > 1 else {}, last) if steps else None,
         "age_s": age_s if last else None,
-        "eta_s": _eta_s(last, n_steps, age_s) if state == "running" else None,
+        "eta_s": _eta_s(last, plan.n_steps, age_s) if state == "running" else None,
         "validation": _last(records, "validation"),
         "event": _last(records, "event"),
-        "checkpoint": None
-        if not checkpoints
-        else {"step": checkpoints[0][0], "age_s": _age_s(checkpoints[0][1], now)},
+        "checkpoint": checkpoint and {"step": checkpoint[0], "age_s": _age_s(checkpoint[1], now)},
     }
 
 
@@ -71,14 +68,7 @@ def _state(directory: RunDirectory, holder: Holder | None, is_set_up: bool) -> s
     return "running" if is_set_up else "setting up"
 
 
-def _starved(steps: Sequence[Record]) -> float | None:
-    """Between the last two lines; from the beginning where there is one line."""
-    if not steps:
-        return None
-    return starved_between(steps[-2] if len(steps) > 1 else {}, steps[-1])
-
-
-def _eta_s(last: Record, n_steps: int | None, age_s: float | None) -> float | None:
+def _eta_s(last: Record, n_steps: float | None, age_s: float | None) -> float | None:
     step, rows, rate = (number_of(last, name) for name in ("step", "rows", "rows_per_s"))
     if n_steps is None or not step or not rate:
         return None
@@ -97,7 +87,7 @@ def _age_s(path: Path, now: float) -> float | None:
 
 
 def describe_status(now: dict[str, Any]) -> str:
-    """What `status` found, in a few lines."""
+    """The result of `status` in a few lines for people."""
     age = "" if now["age_s"] is None else f", as of {clock_text(now['age_s'])} ago"
     held = f" ({now['holder']})" if now["holder"] else ""
     lines = [f"{now['run']}: {now['state']}{held}{age}"]

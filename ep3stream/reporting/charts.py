@@ -22,7 +22,8 @@ from ep3stream.reporting.curves import (
     thin,
 )
 from ep3stream.reporting.quantities import number
-from ep3stream.reporting.records import Floats, RunRecords, Steps, as_float, as_floats
+from ep3stream.reporting.records import Floats, RunRecords, Steps, as_floats
+from ep3stream.reporting.run_json import as_float
 
 # What the loss is drawn against: the field of a step record -> its name on the page and its units.
 X_AXES: Mapping[str, tuple[str, Units]] = {"rows": ("rows seen", COUNTS), "elapsed_s": ("time", SECONDS)}

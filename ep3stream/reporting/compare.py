@@ -16,8 +16,9 @@ from ep3stream.reporting import summary
 from ep3stream.reporting.charts import X_AXES, step_series, validation_series
 from ep3stream.reporting.curves import Chart, axis, draw
 from ep3stream.reporting.quantities import DASH, count, duration, number, percent, size
-from ep3stream.reporting.records import RunRecords, as_float
+from ep3stream.reporting.records import RunRecords
 from ep3stream.reporting.report import write_page
+from ep3stream.reporting.run_json import as_float
 
 MOST_RUNS = 8
 

@@ -9,16 +9,8 @@ import numpy as np
 from ep3stream.prediction.diagnosis import QUANTILES
 from ep3stream.reporting.curves import Axis, Chart, Mark, Series, axis, draw
 from ep3stream.reporting.quantities import count, percent
-from ep3stream.reporting.records import (
-    Floats,
-    Record,
-    RunRecords,
-    as_float,
-    as_floats,
-    as_list,
-    as_record,
-    as_texts,
-)
+from ep3stream.reporting.records import Floats, RunRecords, as_floats
+from ep3stream.reporting.run_json import Record, as_float, as_list, as_record, as_texts
 from ep3stream.reporting.summary import headline_scores
 
 _MOST_CLASSES = 25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ep3stream.reporting.records import as_float
+from ep3stream.reporting.run_json import as_float
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 

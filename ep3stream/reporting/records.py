@@ -1,6 +1,6 @@
 """The files of a run directory as the report reads them: leniently, for a crash may have cut any of them short.
 
-What is missing or of another type reads as NaN, as an empty text or as an empty object, and never raises.
+A missing file, a damaged line and a value of another type leave something out; they never raise.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ep3stream.disk import read_small_file
+from ep3stream.reporting.run_json import PlanRecord, Record, as_float, as_list, as_record, as_texts
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.event_log import MAX_LINES_BYTES
 
 Floats = npt.NDArray[np.float64]
-
-Record = dict[str, Any]
-"""A JSON object."""
 
 SECONDS_FIELDS = (
     "elapsed_s", "compute_s", "wait_s", "stalled_s", "validate_s",
@@ -37,104 +34,9 @@ _MOST_STEPS = 1 << 16
 _MOST_UNDONE = 20
 
 
-def as_record(value: object) -> Record:
-    """`value` if it is a JSON object, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: object) -> list[Any]:
-    """`value` if it is a JSON list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def as_float(value: object) -> float:
-    """`value` as a float; NaN unless it is a JSON number."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
 def as_floats(value: object) -> Floats:
     """A JSON list as a 1-d float array, with NaN for each item that is not a number."""
     return np.array([as_float(item) for item in as_list(value)], dtype=np.float64)
-
-
-def as_texts(value: object) -> list[str]:
-    """A JSON list of names as strings."""
-    return [str(item) for item in as_list(value)]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanStage:
-    """One stage of a fit: how many directions are flattened from row `first_row` on; NaN where not recorded."""
-
-    first_row: float
-    n_flattened: float
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRecord:
-    """The "plan" of run.json, the only place where its keys are spelled for readers.
-
-    Numbers are None where a run of an older version lacks them, texts are empty then.
-    memory: planned bytes by purpose. stages: in order; none for a fit without stages.
-    """
-
-    n_centers: float | None
-    kernel: str
-    bandwidth: float | None
-    projection: str
-    model_rank: float | None
-    data_rank: float | None
-    ridge: float | None
-    step_rule: str
-    batch_size: float | None
-    step_size: float | None
-    steps_per_epoch: float | None
-    n_steps: float | None
-    memory: Mapping[str, float]
-    stages: tuple[PlanStage, ...]
-
-    @classmethod
-    def of(cls, plan: object) -> PlanRecord:
-        """The fields of a plan as JSON; all of them missing if it is none."""
-        fields = as_record(plan)
-
-        def number(key: str) -> float | None:
-            value = fields.get(key)
-            return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-        def text(key: str) -> str:
-            value = fields.get(key)
-            return value if isinstance(value, str) else ""
-
-        stages = [as_record(stage) for stage in as_list(fields.get("stages"))]
-        return cls(
-            n_centers=number("n_centers"),
-            kernel=text("kernel"),
-            bandwidth=number("bandwidth"),
-            projection=text("projection"),
-            model_rank=number("model_rank"),
-            data_rank=number("data_rank"),
-            ridge=number("ridge"),
-            step_rule=text("step_rule"),
-            batch_size=number("batch_size"),
-            step_size=number("step_size"),
-            steps_per_epoch=number("steps_per_epoch"),
-            n_steps=number("n_steps"),
-            memory={
-                name: n_bytes
-                for name, value in as_record(fields.get("memory")).items()
-                if math.isfinite(n_bytes := as_float(value))
-            },
-            stages=tuple(
-                PlanStage(as_float(stage.get("first_row")), as_float(stage.get("n_flattened")))
-                for stage in stages
-            ),
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from ep3stream.disk import replacing, write
 from ep3stream.reporting import charts, summary
 from ep3stream.reporting.error_charts import diagnosis
 from ep3stream.reporting.quantities import DASH, count, duration, number, size
-from ep3stream.reporting.records import Record, RunRecords, as_float, as_floats, as_list, as_record
+from ep3stream.reporting.records import RunRecords, as_floats
+from ep3stream.reporting.run_json import Record, as_float, as_list, as_record
 
 Bar = tuple[str, str, float]
 """A name, its quantity as text and its length in percent of the longest bar."""

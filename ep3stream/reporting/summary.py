@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from ep3stream.reporting.quantities import DASH, count, duration, number, percent, plural, size
-from ep3stream.reporting.records import SECONDS_FIELDS, Record, RunRecords, as_float, as_record
-from ep3stream.run.clock import bottleneck
+from ep3stream.reporting.records import SECONDS_FIELDS, RunRecords
+from ep3stream.reporting.run_json import Record, as_float, as_record
+from ep3stream.run.bottleneck import bottleneck
 
 Tile = tuple[str, str, str]
 """A headline figure: its label, its value, a remark."""
