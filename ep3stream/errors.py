@@ -20,8 +20,8 @@ class Ep3streamError(Exception):
     """Root of the tree; catch it to catch everything raised here on purpose."""
 
     exit_code = 1
-    # The rank that tells of it, if it happened on another one than this.
-    told_by: int | None = None
+    # The rank that raised the error, where this is a copy of an error of another rank, which tells of it there.
+    from_rank: int | None = None
 
 
 class InputError(Ep3streamError, ValueError):

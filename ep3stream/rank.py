@@ -1,6 +1,6 @@
-"""`python -m ep3stream.rank FOLDER`: one rank of the work that `launch.py` has written into that folder.
+"""`python -m ep3stream.rank FOLDER`: one rank of the job that `run/launch.py` has written into that folder.
 
-Exit code 0 once the outcome is in the folder, whatever it is; any other asks the launcher to start all ranks again.
+Exit code 0 once an outcome is in the folder, whatever it is. Any other asks the launcher to start all ranks again.
 """
 
 from __future__ import annotations
@@ -13,45 +13,47 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ep3stream.config import FitConfig
 from ep3stream.errors import Ep3streamError, RankError
-from ep3stream.prediction.evaluate import evaluate, predict
+from ep3stream.prediction.evaluate import evaluate
+from ep3stream.prediction.predict import predict
 from ep3stream.run.clock import FitProgress
 from ep3stream.run.launch import JOB, LOST_RANK, OUTCOME, PIPE, write_outcome
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.training.fit import fit
-from ep3stream.training.signals import HANDLED
 
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
+# How long a rank that has lost another one waits for that one's outcome.
 _OUTCOME_S = 5.0
 
 
 def main(folder: Path) -> int:
-    """The exit code."""
-    # Until the fit has its handlers: a signal that comes before then waits.
-    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    """Does the job and returns the exit code."""
     job = json.loads((folder / JOB).read_text())
     if (folder / OUTCOME).exists():
         return 0
     sys.path[:] = job["path"]
     _stop_with(job["parent"])
     rank = int(os.environ["RANK"])
-    tell = _Teller(folder / PIPE) if rank == 0 else None
-    _set_up_logging(job["level"], tell)
+    teller = _Teller(folder / PIPE) if rank == 0 else None
+    package = logging.getLogger("ep3stream")
+    package.propagate = False
+    package.setLevel(job["level"])
+    # The other ranks log the same as rank 0: once is enough.
+    package.addHandler(teller or logging.NullHandler())
     try:
-        result = CALLS[job["call"]](job["arguments"], _kernel(job["kernel"]), tell)
+        result = _do(job["call"], job["arguments"], _kernel(job["kernel"]), teller)
     except (RankError, KeyboardInterrupt) as error:
         if rank == 0 and isinstance(error, KeyboardInterrupt):
             write_outcome(folder, {"error": ["KeyboardInterrupt", str(error)]})
         return _code_without_peers(folder)
     except Ep3streamError as error:
-        if error.told_by is None:
+        if error.from_rank is None:
             write_outcome(folder, {"error": [type(error).__name__, str(error)]})
     else:
         if rank == 0:
@@ -59,70 +61,23 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _code_without_peers(folder: Path) -> int:
-    """0 if the others are gone for a reason that one of them has written down, or is about to."""
-    deadline = time.monotonic() + _OUTCOME_S
-    while not (folder / OUTCOME).exists():
-        if time.monotonic() > deadline:
-            return LOST_RANK
-        time.sleep(_LOOK_S / 10)
-    return 0
-
-
-def _stop_with(parent: int) -> None:
-    """Once the launching process is gone, as by a kill, nobody is left to stop the ranks but themselves."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="ep3stream-parent", daemon=True).start()
-
-
-class _Teller:
-    """Tells the launching process of log records and progress; nothing once that is gone."""
-
-    def __init__(self, path: Path) -> None:
-        self._pipe: int | None = os.open(path, os.O_WRONLY)
-        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        self._say({"process": os.getpid(), "attempt": attempt})
-
-    def _say(self, message: dict[str, Any]) -> None:
-        data = b"\n" + json.dumps(message).encode() + b"\n"
-        try:
-            while self._pipe is not None and data:
-                data = data[os.write(self._pipe, data) :]
-        except OSError:
-            self._pipe = None
-
-    def progress(self, now: FitProgress) -> None:
-        """For `observe`."""
-        self._say({"progress": asdict(now)})
-
-    def record(self, record: logging.LogRecord) -> None:
-        """For the loggers there."""
-        self._say({"log": [record.name, record.levelno, record.getMessage()]})
-
-
-class _Handler(logging.Handler):
-    def __init__(self, tell: _Teller) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._tell.record(record)
-
-
-def _set_up_logging(level: int, tell: _Teller | None) -> None:
-    """All that rank 0 logs goes to the launching process; what the others log is the same, and goes nowhere."""
-    own = logging.getLogger("ep3stream")
-    own.propagate = False
-    own.setLevel(level)
-    own.addHandler(logging.NullHandler() if tell is None else _Handler(tell))
+def _do(call: str, arguments: dict[str, Any], kernel: KernelFunction | None, teller: _Teller | None) -> Any:
+    """The result of the call, which is none for a fit."""
+    if call == "fit":
+        config = FitConfig.from_toml(arguments["config"], "the settings")
+        observe = None if teller is None else teller.progress
+        store, run, override = (arguments[name] for name in ("store", "run", "override"))
+        fit(store, run, config, kernel=kernel, observe=observe, override=override)
+        return None
+    # Ranks start with all signals blocked that a fit handles. These end any other call by KeyboardInterrupt.
+    for number in (stops := (signal.SIGTERM, signal.SIGINT)):
+        signal.signal(number, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
+    return {"evaluate": evaluate, "predict": predict}[call](**arguments, kernel=kernel)
 
 
 def _kernel(name: str | None) -> KernelFunction | None:
+    """The function of a name such as `module:Class.function`."""
     if name is None:
         return None
     module, path = name.split(":")
@@ -133,32 +88,53 @@ def _kernel(name: str | None) -> KernelFunction | None:
     return function
 
 
-def _fit(arguments: dict[str, Any], kernel: KernelFunction | None, tell: _Teller | None) -> None:
-    config = FitConfig.from_toml(arguments["config"], "the settings")
-    observe = None if tell is None else tell.progress
-    fit(
-        arguments["store"],
-        arguments["run"],
-        config,
-        kernel=kernel,
-        observe=observe,
-        override=arguments["override"],
-    )
+def _code_without_peers(folder: Path) -> int:
+    """The exit code after another rank is gone: 0 if that has written an outcome, or does so soon."""
+    deadline = time.monotonic() + _OUTCOME_S
+    while not (folder / OUTCOME).exists():
+        if time.monotonic() > deadline:
+            return LOST_RANK
+        time.sleep(_POLL_S / 10)
+    return 0
 
 
-def _evaluate(arguments: dict[str, Any], kernel: KernelFunction | None, tell: _Teller | None) -> Any:
-    return evaluate(**arguments, kernel=kernel)
+def _stop_with(parent: int) -> None:
+    """Stops this rank, by SIGTERM, soon after the launching process has ended: a killed one cannot do it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="ep3stream-parent", daemon=True).start()
 
 
-def _predict(arguments: dict[str, Any], kernel: KernelFunction | None, tell: _Teller | None) -> Any:
-    return predict(**arguments, kernel=kernel)
+class _Teller(logging.Handler):
+    """Tells the launching process of log records and progress, a line of JSON each, for as long as it lives."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._pipe: int | None = os.open(path, os.O_WRONLY)
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self._tell({"process": os.getpid(), "attempt": attempt})
 
-CALLS: dict[str, Callable[[dict[str, Any], KernelFunction | None, _Teller | None], Any]] = {
-    "fit": _fit,
-    "evaluate": _evaluate,
-    "predict": _predict,
-}
+    def progress(self, now: FitProgress) -> None:
+        """Tells of progress."""
+        self._tell({"progress": asdict(now)})
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tells of a log record."""
+        self._tell({"log": [record.name, record.levelno, record.getMessage()]})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        # A line may follow what a rank that was killed has left unfinished.
+        data = b"\n" + json.dumps(message).encode() + b"\n"
+        try:
+            while self._pipe is not None and data:
+                data = data[os.write(self._pipe, data) :]
+        except OSError:
+            self._pipe = None
+
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1])))

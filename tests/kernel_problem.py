@@ -63,7 +63,7 @@ class Problem:
     widest_rank: int = 0
 
     def projection(self, mesh: Mesh = ONE_RANK) -> tuple[NystromProjection, Spectra]:
-        rows = mesh.owned(len(self.z))
+        rows = mesh.shard_range(len(self.z))
         return build_nystrom(
             self.kernel,
             self.z[rows.start : rows.stop],
@@ -80,7 +80,7 @@ class Problem:
     def solver(
         self, targets: TargetCode, mesh: Mesh = ONE_RANK, momentum: float = 0.9, averaging: float = 3.0
     ) -> Solver:
-        rows = mesh.owned(len(self.z))
+        rows = mesh.shard_range(len(self.z))
         centers = self.kernel.left(self.z[rows.start : rows.stop])
         return Solver(self.kernel, centers, self.projection(mesh)[0], targets, momentum, averaging, mesh)
 

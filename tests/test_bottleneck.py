@@ -15,7 +15,7 @@ import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import Interrupted
 from ep3stream.reporting.records import SECONDS_FIELDS
-from ep3stream.run.clock import bottleneck
+from ep3stream.run.bottleneck import bottleneck
 from ep3stream.run.event_log import read_lines
 
 PARTS = ("compute_s", "wait_s", "stalled_s", "validate_s")
@@ -75,7 +75,7 @@ def require_growing(lines: list[dict[str, Any]]) -> None:
 def test_every_second_of_a_fit_is_recorded_under_what_it_went_into(
     tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ep3stream.run.clock._SHORTEST_S", 0.0)
+    monkeypatch.setattr("ep3stream.run.bottleneck._SHORTEST_S", 0.0)
     store = make_store(tmp_path / "smooth.zarr")
     with caplog.at_level(logging.INFO, "ep3stream"):
         run = ep3stream.fit(store, tmp_path / "run", settings())

@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 
 from ep3stream.disk import write_file, write_json
 from ep3stream.errors import DamagedDataError, InputError
-from ep3stream.run import bundle, bundle_manifest
-from ep3stream.run.bundle import read_bundle, write_bundle
-from ep3stream.run.bundle_manifest import BUNDLE_VERSION, find_bundle
+from ep3stream.run import bundle
+from ep3stream.run.bundle import BUNDLE_VERSION, find_bundle, read_bundle, write_bundle
 from ep3stream.store.json_files import canonical_json, json_digest
 
 OLD = {"weights": torch.arange(6.0).reshape(2, 3), "rows": torch.arange(4)}
@@ -160,7 +159,7 @@ def test_tensors_that_lie_about_their_size_are_refused(written):
     ).encode()
     data = len(header).to_bytes(8, "little") + header + b"\0" * 16
     (written / "tensors.safetensors").write_bytes(data)
-    digest = bundle_manifest.file_digest(written / "tensors.safetensors")
+    digest = bundle.file_digest(written / "tensors.safetensors")
     sign(written, tensors={"bytes": len(data), "digest": digest})
     with pytest.raises(DamagedDataError, match=r"tensors\.safetensors cannot be read"):
         read_bundle(written, "model")

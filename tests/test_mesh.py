@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh, joined
-from ep3stream.mesh.shared_collectives import are_possible
+from ep3stream.mesh.shared_collectives import can_share_memory
 from ep3stream.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import build_exact
@@ -35,7 +35,7 @@ CASES = ((50, 0), (1, 0), (50, FAST), (120, LEVEL))
 
 @given(n_rows=st.integers(0, 10_000), size=st.integers(1, 64))
 def test_every_row_is_dealt_once_in_order_and_evenly(n_rows: int, size: int) -> None:
-    shares = [Mesh(rank, size, CPU).owned(n_rows) for rank in range(size)]
+    shares = [Mesh(rank, size, CPU).shard_range(n_rows) for rank in range(size)]
     assert [row for share in shares for row in share] == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -44,7 +44,7 @@ def test_a_process_without_a_group_is_a_mesh_of_one_that_leaves_tensors_alone() 
     mesh = Mesh.of_this_process(CPU)
     assert (mesh.rank, mesh.size) == (0, 1)
     tensor = torch.arange(6.0).view(3, 2)
-    for same in (mesh.all_reduce(tensor), mesh.broadcast(tensor), mesh.gather_rows(tensor, 3)):
+    for same in (mesh.all_reduce(tensor), mesh.broadcast(tensor), mesh.all_gather_rows(tensor, 3)):
         assert same is tensor
 
 
@@ -66,7 +66,7 @@ def weights_after_five_steps(mesh: Mesh, p: int, widest_rank: int = 0) -> Tensor
     for step in range(5):
         rows = slice(20 * step, 20 * step + 40)
         solver.step(state, case.x[rows], y[rows], eta)
-    return mesh.gather_rows(state.weights.T.contiguous(), p)
+    return mesh.all_gather_rows(state.weights.T.contiguous(), p)
 
 
 SIZES = Sizes(1, 3, 2, 50, 40, 4, 10, 50, 30, 1)
@@ -75,7 +75,7 @@ SIZES = Sizes(1, 3, 2, 50, 40, 4, 10, 50, 30, 1)
 def sent_by_steps(mesh: Mesh) -> dict[str, tuple[int, int]]:
     """By projection: bytes given to the all-reduces of a step, and what costs.py says of it; of one that is scored."""
     case = Problem(laplacian(3), points(50, 3, 0, torch.float32), points(120, 3, 1, torch.float32))
-    rows = mesh.owned(50)
+    rows = mesh.shard_range(50)
     shard = case.z[rows.start : rows.stop]
     nystrom, _ = case.projection(mesh)
     exact, _ = build_exact(case.kernel, case.z, case.x[:50], 4, mesh, generator(5))
@@ -112,7 +112,7 @@ def talk(mesh: Mesh) -> list[Any]:
     if back is not None and columns_back is not None:
         assert torch.equal(back, whole)
         assert torch.equal(columns_back, whole.T)
-    assert torch.equal(mesh.copy(whole if mesh.is_leader else None), whole)
+    assert torch.equal(mesh.replicate(whole if mesh.is_leader else None), whole)
     heard: list[Any] = [
         len(shard),
         mesh.all_reduce_max([mesh.rank, -mesh.rank]),
@@ -127,7 +127,7 @@ def talk(mesh: Mesh) -> list[Any]:
         try:
             mesh.all_or_raise(action)
         except Exception as error:
-            heard.append([type(error).__name__, getattr(error, "told_by", None)])
+            heard.append([type(error).__name__, getattr(error, "from_rank", None)])
     return heard
 
 
@@ -136,7 +136,7 @@ def run_rank(rank: int, size: int, folder: str) -> None:
     try:
         over_gloo = Mesh.of_this_process(CPU)
         with joined(60) as mesh:
-            assert (mesh.shared is not None) == are_possible()
+            assert (mesh.shared is not None) == can_share_memory()
             for p, widest_rank in CASES:
                 weights = weights_after_five_steps(mesh, p, widest_rank)
                 np.save(f"{folder}/{p}-{widest_rank}-{rank}.npy", weights.numpy())

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ep3stream.mesh.shared_collectives import SLOT_BYTES, SharedCollectives, are_possible, room_bytes
+from ep3stream.mesh.shared_collectives import SLOT_BYTES, SharedCollectives, can_share_memory, shared_bytes
 
 SIZE = 3
-pytestmark = pytest.mark.skipif(not are_possible(), reason="only on Linux, x86-64")
+pytestmark = pytest.mark.skipif(not can_share_memory(), reason="only on Linux, x86-64")
 
 
 def room(size: int) -> Tensor:
-    return torch.zeros(room_bytes(size), dtype=torch.uint8)
+    return torch.zeros(shared_bytes(size), dtype=torch.uint8)
 
 
 def on_every_rank(action: Callable[[SharedCollectives, int], Tensor], timeout_s: float = 60) -> list[Tensor]:
@@ -58,7 +58,7 @@ def test_many_calls_in_a_row_never_mix() -> None:
             (shared.sum_ if call % 2 else shared.max_)(tensor)
             found.append(tensor[-1].clone())
             said = torch.full((2, 3), float(rank + call))
-            shared.copy_(said, call % SIZE)
+            shared.broadcast_(said, call % SIZE)
             found.append(said[1, 2].clone())
         return torch.stack(found)
 

@@ -46,7 +46,7 @@ import json, shutil, sys
 from pathlib import Path
 from unittest.mock import patch
 import torture
-from ep3stream.run.bundle_manifest import read_description
+from ep3stream.run.bundle import read_description
 
 directory = Path(sys.argv[1])
 subject = torture.make_subject(directory, ".zarr")
@@ -60,7 +60,7 @@ print(json.dumps({
     "begins anew": verdicts(
         "kill, in a save", 1, "ep3stream.run.checkpoint.load_newest_checkpoint", lambda *_: None
     ),
-    "trusts damage": verdicts("damage", 8, "ep3stream.run.bundle_manifest.check_bundle", read_description),
+    "trusts damage": verdicts("damage", 8, "ep3stream.run.bundle.check_bundle", read_description),
     "says nothing": verdicts("damage", 3, "ep3stream.run.checkpoint.logger.warning", lambda *_: None),
     "drops what it saved": verdicts(
         "kill, in a save", 2, "ep3stream.run.checkpoint._remove_old", lambda path, *_: shutil.rmtree(path)

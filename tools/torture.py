@@ -59,7 +59,7 @@ import ep3stream.cli.progress
 import ep3stream.conversion.convert
 import ep3stream.training.fit
 from ep3stream.errors import DamagedDataError, Ep3streamError
-from ep3stream.run.bundle_manifest import check_bundle
+from ep3stream.run.bundle import check_bundle
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.state import list_checkpoints
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from ep3stream.config import KernelConfig
 from ep3stream.errors import DamagedDataError
 from ep3stream.prediction.models import load, save_model
-from ep3stream.run.bundle import read_bundle, write_bundle
-from ep3stream.run.bundle_manifest import find_bundle
+from ep3stream.run.bundle import find_bundle, read_bundle, write_bundle
 from ep3stream.run.directory import RunDirectory
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor

@@ -1,4 +1,4 @@
-"""Ranks, devices and who owns which centers: the only user of torch.distributed."""
+"""Ranks, devices and which rank holds which centers: the only room that uses torch.distributed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Mesh", "devices_here", "is_main_process", "is_rank", "joined", "requ
 
 
 def is_main_process() -> bool:
-    """Whether this process logs and prints: the leader of several ranks, or the only process."""
+    """Whether this process logs and prints: it is the leader of several ranks, or alone."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def __getattr__(name: str) -> object:
-    """Imports a name when it is first asked for: `is_main_process` must not wait two seconds for torch."""
+    """Imports a name when it is first asked for (PEP 562): `is_main_process` must not wait two seconds for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"ep3stream.mesh.{'mesh' if name == 'Mesh' else 'join'}")

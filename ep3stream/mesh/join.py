@@ -1,4 +1,4 @@
-"""How a process becomes a rank: alone, started by torchrun, or by `launch_ranks`."""
+"""How a process becomes a rank: alone, or started by torchrun or by `launch_ranks`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ import torch.distributed as dist
 
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.mesh.mesh import Groups, Mesh
-from ep3stream.mesh.shared_collectives import SharedCollectives, are_possible, room_bytes
+from ep3stream.mesh.shared_collectives import SharedCollectives, can_share_memory, shared_bytes
 
+# The environment variable by which `launch_ranks` tells its ranks where to meet.
 RENDEZVOUS = "EP3STREAM_RENDEZVOUS"
 
 
 def is_rank() -> bool:
-    """Whether torchrun, or `launch_ranks`, has started this process as a rank among others."""
+    """Whether this process is a rank among others: started by torchrun or `launch_ranks`, or with a process group."""
     return dist.is_initialized() or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def devices_here() -> int:
-    """How many devices `auto` stands for: the GPUs there are, or one CPU."""
+    """How many devices the setting `auto` stands for: all GPUs, or one CPU."""
     return max(1, torch.cuda.device_count())
 
 
 def require_devices(n_devices: int) -> None:
-    """ConfigError where there are GPUs, but not so many. On CPUs a device is a process, and any number will do."""
+    """Raises ConfigError for less than one device, or for more than the GPUs where there are any.
+
+    On CPUs a device is a process, and any number will do.
+    """
     if n_devices < 1:
         raise ConfigError(f"devices is {n_devices}; use at least 1, or auto")
     n_gpus = torch.cuda.device_count()
@@ -43,10 +47,10 @@ def require_devices(n_devices: int) -> None:
 
 @contextmanager
 def joined(timeout_s: float) -> Iterator[Mesh]:
-    """The mesh of all ranks that were started with this process, or of this process alone.
+    """The mesh of all ranks that were started with this process, or a mesh of this process alone.
 
-    timeout_s: how long a rank waits for the others before it gives up with a RankError. Raises InputError where the
-    ranks cannot meet. A process group that is there already is used, and left as it is.
+    timeout_s: how long a collective waits for the other ranks before it raises RankError. Raises InputError where the
+    ranks cannot meet. Uses a process group that the caller has initialised, and does not destroy it.
     """
     timeout = timedelta(seconds=timeout_s)
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -54,25 +58,25 @@ def joined(timeout_s: float) -> Iterator[Mesh]:
         yield Mesh(0, 1, device)
         return
     if dist.is_initialized():
-        with _sharing(_mesh_of_group(device, timeout), timeout_s) as mesh:
+        with _sharing_memory(_mesh_of_group(device, timeout), timeout_s) as mesh:
             yield mesh
         return
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, _n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    _meet(rank, size, device, timeout)
+    _init_process_group(device, timeout)
     try:
-        with _sharing(_mesh_of_group(device, timeout), timeout_s) as mesh:
+        with _sharing_memory(_mesh_of_group(device, timeout), timeout_s) as mesh:
             yield mesh
-            # The leader's process keeps the others' meeting place: none leaves before all are done.
+            # The leader's process serves the store over which the others meet: no rank leaves before all are done.
             mesh.all_reduce_max([0])
     finally:
-        # With NCCL what hangs on a rank that is gone would hang here too; the process ends soon.
+        # After an error with NCCL a rank that has gone would make this hang; the process ends soon without it.
         if device.type == "cpu" or sys.exc_info()[0] is None:
             dist.destroy_process_group()
 
 
 def _device(local_rank: int) -> torch.device:
+    """The GPU of this number, which becomes torch's current one, or the CPU where there are no GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     require_devices(local_rank + 1)
@@ -85,39 +89,40 @@ def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _meet(rank: int, size: int, device: torch.device, timeout: timedelta) -> None:
-    backend, where = "nccl" if device.type == "cuda" else "gloo", os.environ.get(RENDEZVOUS)
-    if where is None:
-        where, place = "env://", "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
+def _init_process_group(device: torch.device, timeout: timedelta) -> None:
+    """Meets the other ranks at the file that `launch_ranks` has named, or at the address that torchrun has."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    backend, file = "nccl" if device.type == "cuda" else "gloo", os.environ.get(RENDEZVOUS)
+    if file is None:
+        method, place = "env://", "{MASTER_ADDR}:{MASTER_PORT}".format_map(os.environ)
     else:
-        # Of several attempts each has a meeting place of its own.
-        where, place = f"{where}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", "on this machine"
-        _stay_here()
+        # Each attempt has a file of its own: what a killed one has left would mislead the next.
+        method, place = f"{file}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", "on this machine"
+        # Ranks of one machine talk over its loopback interface, so that nothing listens on a network.
+        loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, loopback)
     try:
-        dist.init_process_group(backend, init_method=where, rank=rank, world_size=size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:  # Those of torch's stores and of sockets are RuntimeErrors.
+        dist.init_process_group(backend, init_method=method, rank=rank, world_size=size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:  # Errors of torch's stores and of sockets are RuntimeErrors.
         raise InputError(
             f"the {size} ranks cannot meet at {place} ({str(error).splitlines()[0]:.200}); where the port is taken, "
             "give torchrun another one (--master-port, --rdzv-endpoint), else start all ranks within the time"
         ) from error
 
 
-def _stay_here() -> None:
-    """Ranks of one machine talk over its loopback interface: nothing listens on a network."""
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, loopback)
-
-
 def _mesh_of_group(device: torch.device, timeout: timedelta) -> Mesh:
-    """With the groups of each machine; all ranks make all of them, in the same order."""
+    """The mesh of torch's default group, with groups for each machine.
+
+    torch wants every rank to make every group, in the same order. Ranks are on one machine if their rank less their
+    local rank, which is that machine's first rank, is the same.
+    """
     rank, size, on_gpu = dist.get_rank(), dist.get_world_size(), device.type == "cuda"
     host = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None
-    alone = Mesh(rank, size, device, groups=Groups(host))
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
     firsts = [0] * size
     firsts[rank] = rank - local_rank
-    firsts = alone.all_reduce_max(firsts)
+    firsts = Mesh(rank, size, device, groups=Groups(host)).all_reduce_max(firsts)
     groups, local_size = Groups(host, host), firsts.count(rank - local_rank)
     if local_size < size:
         for first in sorted(set(firsts)):
@@ -130,17 +135,17 @@ def _mesh_of_group(device: torch.device, timeout: timedelta) -> Mesh:
 
 
 @contextmanager
-def _sharing(mesh: Mesh, timeout_s: float) -> Iterator[Mesh]:
-    """The mesh, talking through shared memory where all of its ranks are on this machine and can."""
+def _sharing_memory(mesh: Mesh, timeout_s: float) -> Iterator[Mesh]:
+    """The mesh, with collectives in shared memory where all of its ranks are on this machine and able to use them."""
     if mesh.size == 1 or mesh.local_size < mesh.size:
         yield mesh
         return
     pids, shared = [0] * mesh.size, None
-    pids[mesh.rank] = os.getpid() if are_possible() else -1
-    room = mesh.once_a_node(lambda: [torch.zeros(room_bytes(mesh.size), dtype=torch.uint8)])[0]
-    with suppress(OSError):  # As where a sandbox forbids to watch a process.
+    pids[mesh.rank] = os.getpid() if can_share_memory() else -1
+    memory = mesh.once_per_node(lambda: [torch.zeros(shared_bytes(mesh.size), dtype=torch.uint8)])[0]
+    with suppress(OSError):  # A sandbox may forbid to watch a process.
         if min(pids := mesh.all_reduce_max(pids)) > 0:
-            shared = SharedCollectives(room, mesh.rank, pids, timeout_s)
+            shared = SharedCollectives(memory, mesh.rank, pids, timeout_s)
     try:
         can_all = not any(mesh.all_reduce_max([shared is None]))
         yield replace(mesh, shared=shared if can_all else None)

@@ -1,4 +1,7 @@
-"""Starting ranks on this machine, by torch's elastic launcher."""
+"""Starts ranks on this machine by torch's elastic launcher, which restarts and stops them.
+
+Its agents meet in a way of our own, `_OneMachine`: each of torch's ways listens on a TCP port for other machines.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -28,7 +31,7 @@ _LOCAL = "ep3stream-local"
 
 @dataclass(frozen=True, slots=True)
 class FailedRank:
-    """A rank that ended in another way than it should: `how`, in words."""
+    """A rank that did not end with exit code 0. how: by which signal or exit code, in words."""
 
     rank: int
     exit_code: int
@@ -36,7 +39,7 @@ class FailedRank:
 
 
 class _OneMachine(RendezvousHandler):
-    """The meeting of the agents of a job, of which there is one: this process. It listens on nothing."""
+    """The rendezvous of a job's only agent, this process. It listens on nothing."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -68,15 +71,15 @@ def _one_machine(parameters: RendezvousParameters) -> RendezvousHandler:
 
 
 def launch_ranks(module: str, folder: Path, n_ranks: int, max_restarts: int) -> list[FailedRank]:
-    """Runs `python -m module folder` as so many ranks on this machine, by torch's elastic launcher.
+    """Runs `python -m module folder` as `n_ranks` ranks, which meet over a file in `folder`, until all have ended.
 
-    When one dies, or ends with an exit code that is not 0, all are stopped and started again, `max_restarts` times at
-    most; what fell in the last attempt, the first to fall first, or nothing. They meet over a file in `folder`.
+    When a rank ends by a signal or an exit code other than 0, all are stopped and started again, `max_restarts` times
+    at most. Returns the ranks that failed in the last attempt, the first to fail first; none after a success.
     """
-    with suppress(ValueError):  # It is known already.
+    with suppress(ValueError):  # An earlier call has registered it.
         rendezvous_handler_registry.register(_LOCAL, _one_machine)
-    for talkative in ("torch.distributed.elastic", "torchelastic-events-null"):
-        logging.getLogger(talkative).setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torchelastic-events-null"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[RENDEZVOUS] = f"file://{folder}/meeting"
     config = LaunchConfig(
         min_nodes=1,
@@ -91,13 +94,12 @@ def launch_ranks(module: str, folder: Path, n_ranks: int, max_restarts: int) -> 
     try:
         launch_agent(config, sys.executable, ["-m", module, str(folder)])
     except ChildFailedError as error:
-        fallen = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-        return [
-            FailedRank(
-                rank, each.exitcode, each.signal_name() if each.exitcode < 0 else f"exit code {each.exitcode}"
-            )
-            for rank, each in fallen
-        ]
+        failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+        return [FailedRank(rank, failure.exitcode, _how(failure)) for rank, failure in failures]
     finally:
         del os.environ[RENDEZVOUS]
     return []
+
+
+def _how(failure: ProcessFailure) -> str:
+    return failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"

@@ -1,12 +1,17 @@
-"""Ranks, devices and who owns which centers.
+"""The ranks of a fit, their devices, which centers each of them holds, and the collectives between them.
 
-A rank is a process with a device of its own; rank 0 is the leader, and the first rank of each machine reads the data
-for that machine. With one rank every method returns at once, so that no caller asks how many there are.
+A rank is a process with one device. Rank 0 is the leader: it writes the run. The first rank of each machine is its
+reader: it reads the data for all ranks of the machine. With one rank every collective returns at once, so that no
+caller asks how many ranks there are.
+
+Every collective raises RankError when another rank has ended or does not answer in time; any other error, such as
+torch.OutOfMemoryError, passes unchanged. Bytes below are those of the tensors given, which `Mesh.sent` counts.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,20 +24,31 @@ from torch import Tensor
 
 from ep3stream import errors
 from ep3stream.errors import Ep3streamError, RankError
-from ep3stream.mesh.shared_collectives import SharedCollectives, new_map
+from ep3stream.mesh.shared_collectives import LostPeer, SharedCollectives, new_shared_file
 
 Result = TypeVar("Result")
 
+# Whole tensors travel between the leader and the shards in pieces, so that no device needs room for another's shard.
 _PIECE_BYTES = 64 << 20
 
+_CACHE_LINE_BYTES = 64
+
 _GOES_ON = "the same command goes on from the last checkpoint"
+
+# Gloo raises a plain RuntimeError and NCCL a DistError for everything: only the words tell a lost rank from the rest.
+_LOST_PEER_WORDS = re.compile(
+    "timed out|timeout|closed by peer|socket closed|pair closure|connection reset|broken pipe|read error|write error"
+    "|ncclRemoteError|ncclSystemError|communicator was aborted",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Whom a collective reaches: everyone or this machine's ranks, with tensors of the host or of the device.
+    """The process groups of torch.distributed, by whom they reach and where their tensors lie.
 
-    None stands for torch's default group.
+    host: all ranks, tensors in host memory; node_host: the ranks of this machine, tensors in host memory; node_device:
+    those ranks, tensors on the device. None is torch's default group, of all ranks with tensors on the device.
     """
 
     host: dist.ProcessGroup | None = None
@@ -42,13 +58,13 @@ class Groups:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """This process's place among the ranks of a fit, one process per device.
+    """This process's place among the ranks of a fit.
 
-    Centers 0..p-1 are dealt in runs of consecutive rows: the first p mod size ranks hold one more. local_rank and
-    local_size: the place among the ranks of this machine. sent: bytes of the tensors given to each kind of
-    collective so far, `all_reduce`, `node`, `gather`, `deal`, `copy` and `word`; docs/scaling.md says what of these
-    crosses a link. shared: what the ranks say to each other goes through it, but for tensors on devices and for what
-    gloo carries once.
+    Of p centers each rank holds a shard of consecutive rows; the first p mod size shards have one row more.
+    local_rank and local_size: the place among the ranks of this machine. sent: bytes given so far to each kind of
+    collective, `all_reduce`, `broadcast`, `gather`, `scatter`, `node` (within a machine) and `control` (decisions and
+    errors); docs/scaling.md says what of these crosses a link. shared: collectives in shared memory, which replace
+    gloo's for tensors in host memory where all ranks are on this machine.
     """
 
     rank: int
@@ -62,71 +78,76 @@ class Mesh:
 
     @classmethod
     def of_this_process(cls, device: torch.device) -> Mesh:
-        """The initialised process group's mesh, or a mesh of one."""
+        """The mesh of the initialised process group, or a mesh of one rank where there is none."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     @property
     def is_leader(self) -> bool:
-        """Whether this rank writes the run and is_main_process to people."""
+        """Whether this rank writes the run, logs and prints."""
         return self.rank == 0
 
     @property
-    def reads(self) -> bool:
+    def is_reader(self) -> bool:
         """Whether this rank reads the data for its machine."""
         return self.local_rank == 0
 
-    def owned(self, n_rows: int) -> range:
-        """Row numbers of this rank's shard of `n_rows` rows."""
-        return self._owned_by(self.rank, n_rows)
+    def shard_range(self, n_rows: int) -> range:
+        """Which of `n_rows` rows are in this rank's shard."""
+        return self._shard_range_of(self.rank, n_rows)
 
-    def _owned_by(self, rank: int, n_rows: int) -> range:
+    def _shard_range_of(self, rank: int, n_rows: int) -> range:
         share, extra = divmod(n_rows, self.size)
         start = rank * share + min(rank, extra)
         return range(start, start + share + (rank < extra))
 
-    # Tensors of the device, within a step.
+    # Collectives on tensors of the device, within a step.
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over the ranks, in place; the same bits on every rank."""
+        """Sums `tensor` over the ranks in place and returns it, with the same bits on every rank.
+
+        In a ring each rank sends and receives 2 (size - 1) / size of the tensor's bytes; in shared memory each rank
+        writes its own tensor and reads all of them.
+        """
         if self.size > 1:
-            self._count("all_reduce", tensor)
-            with self._talking():
+            with self._collective("all_reduce", tensor) as packed:
                 if self.shared is not None and tensor.device.type == "cpu":
-                    self.shared.sum_(tensor)
+                    self.shared.sum_(packed)
                 else:
-                    dist.all_reduce(tensor)
+                    dist.all_reduce(packed)
         return tensor
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """The leader's `tensor` on every rank, in place."""
+        """Fills `tensor` with the leader's values in place and returns it; each other rank receives its bytes."""
         if self.size > 1:
-            self._count("copy", tensor)
-            with self._talking():
-                dist.broadcast(tensor, src=0)
+            with self._collective("broadcast", tensor) as packed:
+                dist.broadcast(packed, src=0)
         return tensor
 
-    def gather_rows(self, shard: Tensor, n_rows: int) -> Tensor:
-        """All `n_rows` rows of a tensor held by shards, on every rank: O(n_rows) memory."""
+    def all_gather_rows(self, shard: Tensor, n_rows: int) -> Tensor:
+        """All `n_rows` rows, (n_rows, ...), on every rank, of a tensor held in shards of rows.
+
+        O(n_rows) memory. An all-reduce of the whole, whose other rows are zeros: twice the bytes of an all-gather.
+        """
         if self.size == 1:
             return shard
-        rows = self.owned(n_rows)
+        rows = self.shard_range(n_rows)
         whole = shard.new_zeros((n_rows, *shard.shape[1:]))
         whole[rows.start : rows.stop] = shard
         return self.all_reduce(whole)
 
-    # Between the shards and the leader's memory, for files.
+    # Collectives between shards and host memory, for files.
 
     def gather(self, shard: Tensor, n_rows: int, dim: int = 0) -> Tensor | None:
-        """The whole of a tensor whose `dim` is held by shards, in the leader's host memory; None on the others.
+        """The whole tensor, of size `n_rows` along `dim`, in the leader's host memory; None on the other ranks.
 
-        In pieces, so that no device needs room for another's shard.
+        The shards lie along `dim`. Each other rank sends the bytes of its shard, in pieces of 64 MiB.
         """
         if self.size == 1:
             return shard
         self._count("gather", shard)
-        with self._talking():
+        with self._lost_peers_named():
             if not self.is_leader:
                 for piece in _pieces(shard.contiguous().view(-1)):
                     dist.send(piece, dst=0)
@@ -135,7 +156,7 @@ class Mesh:
             shape[dim] = n_rows
             whole = torch.empty(shape, dtype=shard.dtype)
             for rank in range(self.size):
-                rows = self._owned_by(rank, n_rows)
+                rows = self._shard_range_of(rank, n_rows)
                 target = whole.narrow(dim, rows.start, len(rows))
                 if rank == 0:
                     target.copy_(shard)
@@ -149,21 +170,22 @@ class Mesh:
         return whole
 
     def scatter_rows(self, whole: Tensor | None, dim: int = 0) -> Tensor:
-        """This rank's shard, on its device, of the leader's `whole` tensor; the others give None.
+        """This rank's shard along `dim`, on its device, of the leader's tensor `whole`; the other ranks give None.
 
-        What the leader holds as a memory map is read piece by piece, and nothing of it is on its device but its shard.
+        The leader sends each other rank the bytes of its shard, in pieces of 64 MiB: a memory map is read shard by
+        shard, and the leader's device holds a shard and a piece at most.
         """
         if self.size == 1:
             assert whole is not None
             return whole.to(self.device)
-        shape, dtype = self._form(whole)
-        mine = self.owned(shape[dim])
-        with self._talking():
+        shape, dtype = self._form_of(whole)
+        mine = self.shard_range(shape[dim])
+        with self._lost_peers_named():
             if whole is not None:
                 for rank in range(1, self.size):
-                    rows = self._owned_by(rank, shape[dim])
+                    rows = self._shard_range_of(rank, shape[dim])
                     for part in _pieces(whole.narrow(dim, rows.start, len(rows)).contiguous().view(-1)):
-                        self._count("deal", part)
+                        self._count("scatter", part)
                         dist.send(part.to(self.device), dst=rank)
                 return whole.narrow(dim, mine.start, len(mine)).to(self.device, copy=True)
             shape[dim] = len(mine)
@@ -172,56 +194,60 @@ class Mesh:
                 dist.recv(piece, src=0)
         return shard
 
-    def copy(self, whole: Tensor | None) -> Tensor:
-        """The leader's tensor in the host memory of every rank; the others give None."""
+    def replicate(self, whole: Tensor | None) -> Tensor:
+        """The leader's tensor in the host memory of every rank; the other ranks give None and receive its bytes."""
         if self.size == 1:
             assert whole is not None
             return whole
-        shape, dtype = self._form(whole)
+        shape, dtype = self._form_of(whole)
         tensor = torch.empty(shape, dtype=dtype) if whole is None else whole.contiguous()
-        self._count("copy", tensor)
-        with self._talking():
+        self._count("broadcast", tensor)
+        with self._lost_peers_named():
             for piece in _pieces(tensor.view(-1)):
                 dist.broadcast(piece, src=0, group=self.groups.host)
         return tensor
 
-    def _form(self, whole: Tensor | None) -> tuple[list[int], torch.dtype]:
+    def _form_of(self, whole: Tensor | None) -> tuple[list[int], torch.dtype]:
+        """Shape and dtype of the leader's tensor, on every rank."""
         form = self.broadcast_object(lambda: None if whole is None else [list(whole.shape), str(whole.dtype)])
         return form[0], _dtype(form[1])
 
-    # Words: what is decided, and what went wrong.
+    # Decisions and errors, some bytes each.
 
-    def all_reduce_max(self, wishes: Sequence[int]) -> list[int]:
-        """Place by place the largest of what the ranks give, the same on all of them."""
+    def all_reduce_max(self, values: Sequence[int]) -> list[int]:
+        """The largest over the ranks of each of `values`, of which every rank gives as many; 8 bytes each."""
         if self.size == 1:
-            return list(wishes)
-        words = torch.tensor(wishes, dtype=torch.int64)
-        self._count("word", words)
-        with self._talking():
+            return list(values)
+        words = torch.tensor(values, dtype=torch.int64)
+        with self._collective("control", words):
             if self.shared is not None:
                 self.shared.max_(words)
             else:
                 dist.all_reduce(words, dist.ReduceOp.MAX, group=self.groups.host)
-        found: list[int] = words.tolist()
-        return found
+        largest: list[int] = words.tolist()
+        return largest
 
     def broadcast_object(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns on the leader, the only rank that does it, on every rank: anything JSON can hold.
+        """Runs `action` on the leader alone and returns its result, which must fit into JSON, on every rank.
 
-        Its error is raised on every rank.
+        An error of `action` is raised on every rank.
         """
         value = self.on_leader(action)
-        return value if self.size == 1 else json.loads(self._said(json.dumps(value).encode(), 0))
+        return value if self.size == 1 else json.loads(self._broadcast_bytes(json.dumps(value).encode(), 0))
 
     def on_leader(self, action: Callable[[], Result]) -> Result | None:
-        """What `action` returns on the leader, the only rank that does it; its error is raised on every rank."""
+        """Runs `action` on the leader alone and returns its result there, None on the other ranks.
+
+        An error of `action` is raised on every rank.
+        """
         return self.all_or_raise(lambda: action() if self.is_leader else None)
 
     def all_or_raise(self, action: Callable[[], Result]) -> Result:
-        """What `action` returns here, once it has succeeded on every rank.
+        """Runs `action` on every rank and returns this rank's result, once it has succeeded on all of them.
 
-        Else every rank raises the error of the first one it failed on: that error itself there, a copy elsewhere.
-        `action` must not talk to other ranks, or a failing one would leave them waiting.
+        Else every rank raises the error of the first rank where `action` failed: the error itself there, and elsewhere
+        a copy with `from_rank`, or a RankError if the error is not one of ep3stream's. `action` must not call a
+        collective: where it fails on one rank, the other ranks would wait in that collective.
         """
         if self.size == 1:
             return action()
@@ -230,104 +256,134 @@ class Mesh:
             result = action()
         except Exception as error:
             failure = error
-        first = self.size - self.all_reduce_max([0 if failure is None else self.size - self.rank])[0]
-        if first == self.size:
+        first_failed = self.size - self.all_reduce_max([0 if failure is None else self.size - self.rank])[0]
+        if first_failed == self.size:
             return result
-        told = self._said(b"" if failure is None else _told(failure), first)
-        if failure is not None and first == self.rank:
+        description = b"" if failure is None else json.dumps([type(failure).__name__, str(failure)]).encode()
+        description = self._broadcast_bytes(description, first_failed)
+        if failure is not None and first_failed == self.rank:
             raise failure
-        raise _heard(told, first)
+        raise _error_of_rank(first_failed, *json.loads(description))
 
-    def _said(self, data: bytes, speaker: int) -> bytes:
-        """The speaker's bytes on every rank."""
-        words = torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8)
-        length = torch.tensor([len(words)])
-        self._host_broadcast(length, speaker)
-        if self.rank != speaker:
-            words = torch.empty(int(length), dtype=torch.uint8)
-        self._host_broadcast(words, speaker)
-        return bytes(words.numpy())
+    def _broadcast_bytes(self, data: bytes, source: int, group: dist.ProcessGroup | None = None) -> bytes:
+        """The bytes of the rank `source`, which must not be empty, on every rank of the group; default: all ranks."""
+        length = torch.tensor([len(data)])
+        self._broadcast_on_host(length, source, group)
+        if self.rank == source:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        else:
+            content = torch.empty(int(length), dtype=torch.uint8)
+        self._broadcast_on_host(content, source, group)
+        return bytes(content.numpy())
 
-    def _host_broadcast(self, words: Tensor, speaker: int) -> None:
-        self._count("word", words)
-        with self._talking():
-            if self.shared is not None:
-                self.shared.copy_(words, speaker)
+    def _broadcast_on_host(self, tensor: Tensor, source: int, group: dist.ProcessGroup | None) -> None:
+        with self._collective("control", tensor):
+            if (
+                self.shared is not None
+            ):  # All ranks are on this machine, so that its group is that of all ranks.
+                self.shared.broadcast_(tensor, source)
             else:
-                dist.broadcast(words, src=speaker, group=self.groups.host)
+                dist.broadcast(tensor, src=source, group=group or self.groups.host)
 
-    # Within a machine: what its reader has read.
+    # Within a machine: the data that its reader has read.
 
-    def once_a_node(self, make: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
-        """The host tensors that `make` gives on the rank that reads, in memory that the machine's ranks share.
+    def once_per_node(self, make: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """The host tensors that `make` returns on each machine's reader, in memory that the machine's ranks share.
 
-        An error on any machine is raised on every rank. Who writes to them writes to what all of these ranks see.
+        A rank that writes to them changes what the other ranks of its machine see. An error of `make` on any machine
+        is raised on every rank. Nothing is sent but the tensors' shapes.
         """
-        made = self.all_or_raise(lambda: list(make()) if self.reads else None)
-        return self._shared(made)
+        return self._share_in_node(self.all_or_raise(lambda: list(make()) if self.is_reader else None))
 
-    def node_room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor on the device that `tell_node` fills: on CPUs memory shared by the ranks of the machine."""
+    def node_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor on the device for `broadcast_in_node`; on CPUs one that the machine's ranks share."""
         if self.device.type != "cpu" or self.local_size == 1:
             return torch.empty(tuple(shape), dtype=dtype, device=self.device)
-        return self._shared([torch.zeros(tuple(shape), dtype=dtype)] if self.reads else None)[0]
+        return self._share_in_node([torch.zeros(tuple(shape), dtype=dtype)] if self.is_reader else None)[0]
 
-    def tell_node(self, room: Tensor) -> None:
-        """The reader's `room` becomes that of the machine's other ranks: on CPUs once all have next agreed."""
+    def broadcast_in_node(self, buffer: Tensor) -> None:
+        """Fills a `node_buffer` with the values of the machine's reader, on each of the machine's ranks.
+
+        On GPUs each other rank receives the buffer's bytes. On CPUs nothing is sent, since the ranks share the buffer:
+        the values are there once a collective that the reader called after it wrote them has returned.
+        """
         if self.local_size == 1:
             return
-        self._count("node", room)
-        if self.device.type != "cpu":
-            with self._talking():
-                dist.broadcast(room, src=self.rank - self.local_rank, group=self.groups.node_device)
+        with self._collective("node", buffer) as packed:
+            if self.device.type != "cpu":
+                dist.broadcast(packed, src=self._reader, group=self.groups.node_device)
 
-    def _shared(self, tensors: list[Tensor] | None) -> list[Tensor]:
-        """The reader's host tensors, which the others give None for, mapped by every rank of the machine."""
+    @property
+    def _reader(self) -> int:
+        """The rank that reads for this machine."""
+        return self.rank - self.local_rank
+
+    def _share_in_node(self, tensors: list[Tensor] | None) -> list[Tensor]:
+        """The reader's host tensors, copied to a file in memory that every rank of the machine maps.
+
+        The other ranks give None. The file's name is gone when this returns or raises; the maps stay.
+        """
         if self.local_size == 1:
             assert tensors is not None
             return tensors
-        forms = [(list(each.shape), str(each.dtype)) for each in tensors or []]
-        n_bytes = sum(_aligned(each) for each in tensors or [])
-        path = new_map(n_bytes) if tensors is not None else None
-        told = json.loads(self._node_said(json.dumps([str(path), n_bytes, forms]).encode()))
-        mapped, views = torch.from_file(told[0], shared=True, size=told[1], dtype=torch.uint8), []
-        for shape, dtype in told[2]:
-            kind = _dtype(dtype)
-            length = torch.Size(shape).numel() * kind.itemsize
-            views.append(mapped[:length].view(kind).view(shape))
-            mapped = mapped[_aligned(views[-1]) :]
-        for mine, view in zip(tensors or [], views, strict=False):
-            view.copy_(mine)
-        self._node_said(b"")  # All have mapped it, and the content is there.
-        if path is not None:
-            path.unlink()
+        path, description = None, b""
+        if tensors is not None:
+            n_bytes = sum(_aligned(tensor.numel() * tensor.element_size()) for tensor in tensors)
+            path = new_shared_file(n_bytes)
+            forms = [(list(tensor.shape), str(tensor.dtype)) for tensor in tensors]
+            description = json.dumps([str(path), n_bytes, forms]).encode()
+        try:
+            description = self._broadcast_bytes(description, self._reader, self.groups.node_host)
+            views = _mapped_views(*json.loads(description))
+            if tensors is not None:
+                for tensor, view in zip(tensors, views, strict=True):
+                    view.copy_(tensor)
+            with self._lost_peers_named():
+                # Every rank has mapped the file, and its content is there.
+                dist.barrier(group=self.groups.node_host)
+        finally:
+            if path is not None:
+                path.unlink()
         return views
 
-    def _node_said(self, data: bytes) -> bytes:
-        words = torch.zeros(4096, dtype=torch.uint8)
-        words[: len(data)] = torch.frombuffer(bytearray(data or b" "), dtype=torch.uint8)[: len(data)]
-        with self._talking():
-            dist.barrier(group=self.groups.node_host)
-            dist.broadcast(words, src=self.rank - self.local_rank, group=self.groups.node_host)
-        return bytes(words.numpy()).rstrip(b"\0")
+    @contextmanager
+    def _collective(self, kind: str, tensor: Tensor) -> Iterator[Tensor]:
+        """Counts the bytes of `tensor` and gives it, contiguous, to a collective that works in place."""
+        self._count(kind, tensor)
+        packed = tensor.contiguous()  # NCCL and the shared memory take no other.
+        with self._lost_peers_named():
+            yield packed
+        if packed is not tensor:
+            tensor.copy_(packed)
 
     def _count(self, kind: str, tensor: Tensor) -> None:
         self.sent[kind] += tensor.numel() * tensor.element_size()
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
-        """RankError in place of what torch raises when a rank has gone or keeps silent."""
+    def _lost_peers_named(self) -> Iterator[None]:
+        """RankError in place of what torch raises when a rank has ended or does not answer in time."""
         try:
             yield
         except RuntimeError as error:
+            if not _is_lost_peer(error):
+                raise
             reason = str(error).splitlines()[0]
             raise RankError(
                 f"rank {self.rank} of {self.size} waits for another one in vain ({reason:.200}); {_GOES_ON}"
             ) from error
 
 
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed since a rank has ended or does not answer, and not for want of memory or the like."""
+    if isinstance(error, LostPeer):
+        return True
+    # torch.OutOfMemoryError and torch.AcceleratorError are RuntimeErrors too.
+    is_of_backend = type(error) is RuntimeError or isinstance(error, dist.DistError)
+    return is_of_backend and _LOST_PEER_WORDS.search(str(error)) is not None
+
+
 def _pieces(flat: Tensor) -> Sequence[Tensor]:
-    """Of at most 64 MiB each; none of an empty tensor, which nobody sends."""
+    """Consecutive parts of at most 64 MiB; none of an empty tensor, which is not sent."""
     return flat.split(max(1, _PIECE_BYTES // flat.element_size())) if len(flat) else ()
 
 
@@ -336,22 +392,29 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _aligned(tensor: Tensor) -> int:
-    """Its bytes, up to the next multiple of a cache line."""
-    return -(-max(1, tensor.numel() * tensor.element_size()) // 64) * 64
+def _mapped_views(file: str, n_bytes: int, forms: Sequence[tuple[list[int], str]]) -> list[Tensor]:
+    """Tensors of these shapes and dtypes, one after another in a map of the file, each from a new cache line on."""
+    mapped = torch.from_file(file, shared=True, size=n_bytes, dtype=torch.uint8)
+    views, start = [], 0
+    for shape, dtype_name in forms:
+        dtype = _dtype(dtype_name)
+        length = torch.Size(shape).numel() * dtype.itemsize
+        views.append(mapped[start : start + length].view(dtype).view(shape))
+        start += _aligned(length)
+    return views
 
 
-def _told(error: Exception) -> bytes:
-    return json.dumps([type(error).__name__, str(error)]).encode()
+def _aligned(n_bytes: int) -> int:
+    """The next multiple of a cache line, at least one."""
+    return -(-max(1, n_bytes) // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES
 
 
-def _heard(told: bytes, rank: int) -> Ep3streamError:
-    """The error of another rank, which tells of it itself."""
-    name, message = json.loads(told)
+def _error_of_rank(rank: int, name: str, message: str) -> Ep3streamError:
+    """The error that another rank has raised: of its type if that is one of ep3stream's, else a RankError."""
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, Ep3streamError):
         error: Ep3streamError = kind(message)
     else:
         error = RankError(f"rank {rank} failed ({name}: {message}); {_GOES_ON}")
-    error.told_by = rank
+    error.from_rank = rank
     return error

@@ -1,1 +1,1 @@
-"""The fit as it runs: loop, checkpoints, metrics, launch and report; where data and solver meet."""
+"""A run on the disk and on its devices: settings, set-up, checkpoints, records, and the processes that work on it."""

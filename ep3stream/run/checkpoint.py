@@ -14,8 +14,7 @@ from torch import Tensor
 from ep3stream import disk
 from ep3stream.errors import DamagedDataError
 from ep3stream.mesh import Mesh
-from ep3stream.run.bundle import read_bundle, remove_bundle, write_bundle
-from ep3stream.run.bundle_manifest import check_bundle
+from ep3stream.run.bundle import check_bundle, read_bundle, remove_bundle, write_bundle
 from ep3stream.run.state import checkpoint_path, list_checkpoints
 from ep3stream.solver.guard import Guard, RunningLoss, RunningScore
 from ep3stream.solver.step import SolverState

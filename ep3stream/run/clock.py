@@ -1,19 +1,16 @@
-"""How far a fit is, how fast, and where the time goes: what its observers and metrics.jsonl are told.
-
-What holds a fit back, in a sentence, from the seconds that metrics.jsonl records.
-"""
+"""How far a fit is, how fast it goes, and where its time goes: for observers and metrics.jsonl."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
-from ep3stream.run.checkpoint import Progress
-from ep3stream.stream.batch_slots import Batch
-from ep3stream.stream.order import RowOrder
-from ep3stream.stream.prefetch import StreamTimes
+if TYPE_CHECKING:  # The command line knows FitProgress without waiting two seconds for torch.
+    from ep3stream.run.checkpoint import Progress
+    from ep3stream.stream.batch_slots import Batch
+    from ep3stream.stream.order import RowOrder
+    from ep3stream.stream.prefetch import StreamTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,49 +32,51 @@ class FitProgress:
 
 
 class Clock:
-    """Times of this sitting, added to those of the sittings before."""
+    """Adds the seconds of this process to those that a progress has from earlier processes of the same fit."""
 
     def __init__(self, progress: Progress) -> None:
-        self.began, self.before_s = time.perf_counter(), progress.elapsed_s
-        self.waited_before_s, self.streamed_before = progress.waited_s, replace(progress.streamed)
-        self.rows = self.lap_rows = 0
-        self.lap_began = self.began
+        self._began_s, self._before_s = time.perf_counter(), progress.elapsed_s
+        self._waited_before_s, self._streamed_before = progress.waited_s, replace(progress.streamed)
+        self._rows = self._lap_rows = 0
+        self._lap_began_s = self._began_s
 
     def tick(self, progress: Progress, batch: Batch, streamed: StreamTimes) -> None:
-        """After each step; `streamed` is of this sitting."""
-        progress.elapsed_s = self.before_s + time.perf_counter() - self.began
+        """Brings the times in `progress` up to date after a step; `streamed` is that of this process."""
+        progress.elapsed_s = self._before_s + time.perf_counter() - self._began_s
         progress.waited_s += batch.waited_s
-        for item in fields(StreamTimes):
-            seconds = getattr(self.streamed_before, item.name) + getattr(streamed, item.name)
+        for item in fields(streamed):
+            seconds = getattr(self._streamed_before, item.name) + getattr(streamed, item.name)
             setattr(progress.streamed, item.name, seconds)
-        self.rows += len(batch.x)
-        self.lap_rows += len(batch.x)
+        self._rows += len(batch.x)
+        self._lap_rows += len(batch.x)
 
-    def lap_rows_per_s(self, progress: Progress) -> float:
-        """Since it was last asked."""
-        now = time.perf_counter()
-        rate = self.lap_rows / max(now - self.lap_began, 1e-9)
-        self.lap_rows, self.lap_began = 0, now
+    def lap_rows_per_s(self) -> float:
+        """Rows a second since the last call."""
+        now_s = time.perf_counter()
+        rate = self._lap_rows / max(now_s - self._lap_began_s, 1e-9)
+        self._lap_rows, self._lap_began_s = 0, now_s
         return rate
 
     def report(self, progress: Progress, n_steps: int, order: RowOrder) -> FitProgress:
-        """How far the fit is."""
-        here_s = max(progress.elapsed_s - self.before_s, 1e-9)
-        rate = self.rows / here_s
+        """How far a fit of `n_steps` in this order is. Rates are those of this process."""
+        here_s = max(progress.elapsed_s - self._before_s, 1e-9)
+        rate = self._rows / here_s
         epoch = progress.step / order.steps_per_epoch
         rows = round(epoch * order.epoch_rows)
-        to_go = order.epoch_rows * n_steps / order.steps_per_epoch - rows
-        starved = (progress.waited_s - self.waited_before_s) / here_s
+        rows_left = order.epoch_rows * n_steps / order.steps_per_epoch - rows
+        starved = (progress.waited_s - self._waited_before_s) / here_s
         loss = progress.running_score.loss
-        return FitProgress(progress.step, n_steps, epoch, rows, rate, loss, starved, to_go / max(rate, 1e-9))
+        return FitProgress(
+            progress.step, n_steps, epoch, rows, rate, loss, starved, rows_left / max(rate, 1e-9)
+        )
 
 
 def seconds_spent(progress: Progress) -> dict[str, float]:
-    """The fields of metrics.jsonl that say where the time of a fit went, in seconds over all sittings.
+    """The fields of metrics.jsonl that say where the time of a fit went, in seconds over all its processes.
 
-    Of elapsed_s: wait_s for data, stalled_s for checkpoints, validate_s for validations, and the rest, compute_s, for
-    steps. Beside the steps, at the same time, went what `StreamTimes` has: read_s, decode_s, segments_s, gather_s,
-    copy_s.
+    elapsed_s is the sum of wait_s (for data), stalled_s (for checkpoints), validate_s (validations) and compute_s (the
+    rest: steps). The fields of StreamTimes, read_s, decode_s, segments_s, gather_s and copy_s, went beside the steps,
+    in threads.
     """
     parts = {
         "wait_s": progress.waited_s,
@@ -85,72 +84,5 @@ def seconds_spent(progress: Progress) -> dict[str, float]:
         "validate_s": progress.validated_s,
     }
     compute_s = max(progress.elapsed_s - sum(parts.values()), 0.0)
-    streamed = {item.name: getattr(progress.streamed, item.name) for item in fields(StreamTimes)}
+    streamed = {item.name: getattr(progress.streamed, item.name) for item in fields(progress.streamed)}
     return {"elapsed_s": progress.elapsed_s, "compute_s": compute_s, **parts, **streamed}
-
-
-# Below the first share of waiting, storage does not matter; beyond the second, it matters most.
-_LITTLE, _MUCH = 0.05, 0.25
-
-# The thread that makes the batches works all the time where it is the limit. Where it does not for half of it, and the
-# waiting was not for segments, as at the start of a fit, it had no core to run on.
-_BUSY = 0.5
-
-# A fit that is over sooner is mostly its first reads, for which nothing was there to compute yet.
-_SHORTEST_S = 5.0
-
-_REMEDIES = {
-    "storage": "faster storage would help, or rows that take fewer bytes (convert with --codec lz4 or --dtype float16)",
-    "decoding": "more processors would help, a store that is not packed (convert with --codec none), or workers that "
-    "decode elsewhere (--dask)",
-    "putting rows into batches": "smaller segments would help (convert with --segment-bytes), which stay in the "
-    "processor's cache",
-    "other work on the processor": "the threads that read had little to do and still came late; fewer threads "
-    "(OMP_NUM_THREADS) or less other work on this machine would help",
-    "copying to the device": "rows that take fewer bytes would help (convert with --dtype float16)",
-}
-
-
-def slowest_part(seconds: Mapping[str, float]) -> str | None:
-    """The part of the reading that the rest of it waits for, a key of the remedies; None where nothing tells."""
-    segments, gather, copy = (seconds.get(name, math.nan) for name in ("segments_s", "gather_s", "copy_s"))
-    if not segments + gather + copy > 0:
-        return None
-    is_busy = segments + gather + copy >= _BUSY * seconds["elapsed_s"]
-    if not is_busy and segments < _BUSY * seconds["wait_s"]:
-        return "other work on the processor"
-    if segments >= max(gather, copy):
-        return "storage" if seconds["read_s"] >= seconds["decode_s"] else "decoding"
-    return "putting rows into batches" if gather >= copy else "copying to the device"
-
-
-def bottleneck(seconds: Mapping[str, float]) -> str:
-    """A sentence or two from the last `seconds_spent`; empty where they do not tell, as of a fit of a few seconds."""
-    waited = seconds.get("wait_s", math.nan) / max(seconds.get("elapsed_s", math.nan), 1e-9)
-    if not math.isfinite(waited) or not seconds["elapsed_s"] >= _SHORTEST_S:
-        return ""
-    waited = min(max(waited, 0.0), 1.0)
-    told = f"The solver waited for data during {100 * waited:.1f}% of the fit, so "
-    if waited < _LITTLE:
-        told += (
-            "arithmetic is the limit: a faster device or more of them would help, faster storage would not."
-        )
-    else:
-        told += _of_reading(waited < _MUCH, slowest_part(seconds))
-    return told + _of_checkpoints(seconds)
-
-
-def _of_reading(is_little: bool, part: str | None) -> str:
-    main = "arithmetic is the main limit, and reading adds to it" if is_little else "reading is the limit"
-    if part is None:
-        return f"{main}: faster storage, a larger memory budget or more readers would help."
-    return f"{main}, most of all {part}: {_REMEDIES[part]}."
-
-
-def _of_checkpoints(seconds: Mapping[str, float]) -> str:
-    stalled = seconds.get("stalled_s", math.nan) / max(seconds["elapsed_s"], 1e-9)
-    if not stalled > _LITTLE:
-        return ""
-    return (
-        f" Checkpoints held it up for {100 * stalled:.1f}%: fewer of them would help (--checkpoint-minutes)."
-    )

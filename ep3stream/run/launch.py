@@ -1,12 +1,14 @@
-"""Work on several devices of this machine: a process each, which this one starts, listens to, and stops.
+"""Work on several devices of this machine: one process for each, which this process starts, listens to and stops.
 
-    here                                                   the ranks
+    this process                                           the ranks
     torch's elastic agent, in a thread    starts ->        all; again, when one dies
     signals                               passed on ->     rank 0, which lets the others know
     logging, `observe`                    <- a pipe        rank 0
-    the result, or the error              <- a file        rank 0, or whoever failed first
+    the result, or the error              <- a file        rank 0, or the rank that failed first
 
-Nothing listens on a network: the ranks meet over a file and talk over the loopback interface.
+torch's launcher starts, watches, restarts and kills the ranks. The last three lines are ours: on SIGTERM torch's
+launcher kills ranks that need more than 30 s for a checkpoint, it knows nothing of SIGUSR1, and it brings back neither
+progress nor log records, and results only by unpickling. Nothing listens on a network.
 """
 
 from __future__ import annotations
@@ -19,13 +21,11 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 from ep3stream import errors
@@ -33,25 +33,25 @@ from ep3stream.errors import ConfigError, RankError
 from ep3stream.mesh import devices_here, is_rank, require_devices
 from ep3stream.mesh.launch import FailedRank, launch_ranks
 from ep3stream.run.clock import FitProgress
+from ep3stream.run.signals import HANDLED, handling, hold_signals
 from ep3stream.solver.kernels import KernelFunction
 
-logger = logging.getLogger(__name__)
-
+# The files of a job's folder: what to do, what rank 0 tells meanwhile, and how it ended.
 JOB, PIPE, OUTCOME = "job.json", "pipe", "outcome.json"
 
+# The exit code of a rank that merely lost another one.
 LOST_RANK = RankError.exit_code
 
 _POLL_S = 0.1
 
-_PATIENCE_S = 30
-
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# The agent kills ranks that have not ended 30 s after it told them to.
+_STOP_S = 60
 
 
 def n_ranks_to_launch(devices: int | Literal["auto"]) -> int:
-    """How many processes the setting asks this one to start; 1 for none, as where it is a rank itself.
+    """How many processes this one is to start for the setting `devices`; 1 for none, also where it is a rank itself.
 
-    Raises ConfigError where there are GPUs, but not so many.
+    Raises ConfigError for less than one device, or for more than the GPUs where there are any.
     """
     if is_rank():
         return 1
@@ -68,16 +68,16 @@ class Job:
     arguments: dict[str, Any]
     kernel: str | None = None
 
+    @classmethod
+    def of(cls, call: str, kernel: KernelFunction | None, **arguments: Any) -> Job:
+        """The job of a call; raises ConfigError for a kernel that other processes cannot find."""
+        return cls(call, arguments, None if kernel is None else _name_of(kernel))
+
     def write(self, folder: Path) -> None:
-        """With what a rank needs of this process: where modules are, and which log records are wanted."""
+        """Writes the job, with what a rank needs of this process: its module path, log level and process number."""
         level = logging.getLogger("ep3stream").getEffectiveLevel()
         content = asdict(self) | {"path": sys.path, "level": level, "parent": os.getpid()}
         (folder / JOB).write_text(json.dumps(content))
-
-    @classmethod
-    def of(cls, call: str, kernel: KernelFunction | None, **arguments: Any) -> Job:
-        """ConfigError for a kernel that other processes cannot find."""
-        return cls(call, arguments, None if kernel is None else _name_of(kernel))
 
 
 def _name_of(kernel: KernelFunction) -> str:
@@ -96,35 +96,41 @@ def _name_of(kernel: KernelFunction) -> str:
 def run_on_ranks(
     job: Job, n_ranks: int, max_restarts: int, observe: Callable[[FitProgress], None] | None = None
 ) -> Any:
-    """What the job gives on rank 0. Raises its errors; RankError when a rank died once more than it may.
+    """Does the job on `n_ranks` new ranks and returns the result of rank 0.
 
-    Signals to this process, of its main thread, are the ranks'. What `observe` raises ends them at once.
+    Raises the error of the job, and RankError when a rank has died more than `max_restarts` times. Called in the main
+    thread, it passes the signals of this process on to rank 0. An error of `observe` stops the ranks and is raised.
     """
-    with tempfile.TemporaryDirectory(prefix="ep3stream-") as name, _Signals() as signals:
+    signals = _PassedSignals()
+    with tempfile.TemporaryDirectory(prefix="ep3stream-") as name, handling(signals.note):
         folder = Path(name)
         job.write(folder)
         os.mkfifo(folder / PIPE)
         agent = _in_thread(lambda: launch_ranks("ep3stream.rank", folder, n_ranks, max_restarts))
         listener = _Listener(signals, observe, max_restarts)
         try:
-            with _pipe(folder / PIPE) as pipe:
-                listener.attend(pipe, agent)
+            with _opened(folder / PIPE) as pipe:
+                listener.listen(pipe, agent)
         except BaseException:
-            write_outcome(folder, {"stopped": True})  # Ranks started anew find their work done.
+            write_outcome(folder, {"stopped": True})  # Ranks that are started again find their work done.
             signals.stop_now()
-            _await(agent)
+            wait([agent], _STOP_S)
             raise
         return _result(folder, agent.result(), n_ranks, max_restarts)
 
 
 def _in_thread(work: Callable[[], list[FailedRank]]) -> Future[list[FailedRank]]:
-    """A thread, not the main one, in which torch's agent would set signal handlers of its own."""
+    """Runs torch's agent in a thread: in the main thread it would set signal handlers.
+
+    A daemon, unlike the threads of an executor: an agent that hangs must not keep this process from ending.
+    """
     future: Future[list[FailedRank]] = Future()
 
     def run() -> None:
+        hold_signals(*HANDLED)  # The ranks start with these blocked, until they can handle them.
         try:
             future.set_result(work())
-        except BaseException as error:  # Whoever reads the future raises it.
+        except BaseException as error:  # `future.result()` raises it.
             future.set_exception(error)
 
     threading.Thread(target=run, name="ep3stream-agent", daemon=True).start()
@@ -132,8 +138,8 @@ def _in_thread(work: Callable[[], list[FailedRank]]) -> Future[list[FailedRank]]
 
 
 @contextmanager
-def _pipe(path: Path) -> Iterator[int]:
-    """For reading; an end for writing is held too, so that a rank that dies does not end it."""
+def _opened(path: Path) -> Iterator[int]:
+    """A named pipe for reading. It is held open for writing too, so that it does not end with a rank that dies."""
     reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writing = os.open(path, os.O_WRONLY)
     try:
@@ -143,75 +149,62 @@ def _pipe(path: Path) -> Iterator[int]:
         os.close(reading)
 
 
-class _Signals:
-    """While entered, in the main thread, signals to this process are passed on to rank 0, once there is one."""
+class _PassedSignals:
+    """The signals of this process, which wait until there is a rank 0 to pass them on to."""
 
     def __init__(self) -> None:
         self._rank_0: int | None = None
-        self._waiting: list[int] = []
-        self._stop: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._waiting: list[signal.Signals] = []
+        self._stop: signal.Signals | None = None
 
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _PASSED_ON}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: signal.Signals) -> None:
+        """Keeps a signal for `pass_on`."""
         if number != signal.SIGUSR1 and self._stop is None:
             self._stop = number
         self._waiting.append(number)
 
     def rank_0_is(self, process: int) -> None:
-        """A new one, which knows nothing of what was asked of the one before."""
+        """There is a new rank 0, which does not know yet that the one before was asked to stop."""
         self._rank_0 = process
         if self._stop is not None and self._stop not in self._waiting:
             self._waiting.insert(0, self._stop)
 
     def pass_on(self) -> None:
-        """What has come since."""
+        """Sends the signals that wait."""
         while self._rank_0 is not None and self._waiting:
             with suppress(ProcessLookupError):
                 os.kill(self._rank_0, self._waiting.pop(0))
 
     def stop_now(self) -> None:
-        """A SIGINT after a SIGTERM: rank 0 saves nothing more."""
+        """Stops rank 0 without another checkpoint, as SIGINT after SIGTERM does."""
         self._waiting += [signal.SIGTERM, signal.SIGINT]
         self.pass_on()
 
 
 class _Listener:
-    """Hears rank 0: log records become this process's own, progress goes to `observe`."""
+    """Reads what rank 0 tells: log records are logged here, progress goes to `observe`."""
 
     def __init__(
-        self, signals: _Signals, observe: Callable[[FitProgress], None] | None, max_restarts: int
+        self, signals: _PassedSignals, observe: Callable[[FitProgress], None] | None, max_restarts: int
     ) -> None:
         self._signals, self._observe, self._max_restarts = signals, observe, max_restarts
-        self._heard = b""
+        self._unfinished = b""
 
-    def attend(self, pipe: int, agent: Future[list[FailedRank]]) -> None:
-        """Until the agent is done and the pipe is empty."""
-        while True:
+    def listen(self, pipe: int, agent: Future[list[FailedRank]]) -> None:
+        """Reads the pipe until the agent is done and the pipe is empty."""
+        is_last = False
+        while not is_last:
             is_last = agent.done()
             while select.select([pipe], [], [], 0 if is_last else _POLL_S)[0]:
-                self._hear(os.read(pipe, 1 << 16))
+                *lines, self._unfinished = (self._unfinished + os.read(pipe, 1 << 16)).split(b"\n")
+                for line in lines:
+                    try:
+                        message = json.loads(line)
+                    except ValueError:  # Empty, or cut short by the death of the rank that wrote it.
+                        continue
+                    self._take(message)
                 self._signals.pass_on()
             self._signals.pass_on()
-            if is_last:
-                return
-
-    def _hear(self, data: bytes) -> None:
-        *lines, self._heard = (self._heard + data).split(b"\n")
-        for line in lines:
-            try:
-                message = json.loads(line)
-            except ValueError:  # Cut short, with the rank that wrote it.
-                continue
-            self._take(message)
 
     def _take(self, message: dict[str, Any]) -> None:
         if "log" in message:
@@ -222,39 +215,33 @@ class _Listener:
         elif "process" in message:
             self._signals.rank_0_is(message["process"])
             if attempt := message["attempt"]:
-                logger.warning(
+                logging.getLogger(__name__).warning(
                     "a rank died; all have started again from the last checkpoint (%d of %d restarts)",
                     attempt,
                     self._max_restarts,
                 )
 
 
-def _await(agent: Future[list[FailedRank]]) -> None:
-    """Until the ranks are gone: one that does not listen any more, the agent kills after half a minute."""
-    deadline = time.monotonic() + 2 * _PATIENCE_S
-    while not agent.done() and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-
-
 def write_outcome(folder: Path, outcome: dict[str, Any]) -> None:
-    """The first one counts."""
+    """Writes how the job ended, unless another process has done so: the first one counts."""
     partial = folder / f"{OUTCOME}.{os.getpid()}"
     partial.write_text(json.dumps(outcome))
     with suppress(FileExistsError):
         os.link(partial, folder / OUTCOME)
 
 
-def _result(folder: Path, fallen: list[FailedRank], n_ranks: int, max_restarts: int) -> Any:
+def _result(folder: Path, failed: list[FailedRank], n_ranks: int, max_restarts: int) -> Any:
+    """The result in the outcome; raises the error in it, or RankError where there is no outcome."""
     if (folder / OUTCOME).exists():
         outcome = json.loads((folder / OUTCOME).read_text())
         if "result" in outcome:
             return outcome["result"]
         name, message = outcome["error"]
         raise KeyboardInterrupt(message) if name == "KeyboardInterrupt" else getattr(errors, name)(message)
-    if not fallen:
+    if not failed:
         raise RankError("the ranks ended without a result; the same command goes on from the last checkpoint")
-    # Those that merely lost another one say nothing of the cause.
-    first = next((each for each in fallen if each.exit_code != LOST_RANK), fallen[0])
+    # A rank that lost another one says nothing of the cause.
+    first = next((rank for rank in failed if rank.exit_code != LOST_RANK), failed[0])
     hint = ", by the system if its memory ran out" if first.how == "SIGKILL" else ""
     raise RankError(
         f"rank {first.rank} of {n_ranks} ended by {first.how}{hint}, after {max_restarts} restarts; the same command "

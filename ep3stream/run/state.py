@@ -1,4 +1,4 @@
-"""How far a run is, by its files: its summary, checkpoints and model, none of whose tensors are read."""
+"""The state of a run as its files tell it: summary, checkpoints and model. Tensors are not read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ep3stream.disk import read_small_file
 from ep3stream.errors import DamagedDataError
-from ep3stream.run.bundle_manifest import find_bundle, read_description
+from ep3stream.run.bundle import find_bundle, read_description
 from ep3stream.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -23,12 +23,12 @@ _MAX_SUMMARY_BYTES = 1 << 26
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """The path of the checkpoint after `step` steps, in the directory of checkpoints."""
     return directory / f"step-{step:012d}"
 
 
 def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints there are, newest first; unchecked."""
+    """(step, path) of all checkpoints in the directory, newest first, sound or not."""
     if not directory.is_dir():
         return []
     named = [(match, path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -36,7 +36,7 @@ def list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
 
 
 def model_step(directory: RunDirectory) -> int | None:
-    """After how many steps the model in RUN/model was written; None where there is none that says so."""
+    """The step whose weights the model in RUN/model has; None where there is no model, or its manifest is damaged."""
     path = find_bundle(directory.model)
     try:
         step = None if path is None else read_description(path, MODEL_KIND).get("step")
@@ -47,14 +47,15 @@ def model_step(directory: RunDirectory) -> int | None:
 
 
 def is_finished(directory: RunDirectory) -> bool:
-    """Whether there is a model, and the fit has not gone on since."""
-    newest = max((step for step, _ in list_checkpoints(directory.checkpoints)), default=0)
-    step = model_step(directory)
-    return find_bundle(directory.model) is not None and (step is None or step >= newest)
+    """Whether the run has a model and no checkpoint of a later step, as a fit with more epochs leaves."""
+    if find_bundle(directory.model) is None:
+        return False
+    step, checkpoints = model_step(directory), list_checkpoints(directory.checkpoints)
+    return step is None or not checkpoints or step >= checkpoints[0][0]
 
 
 def read_summary(directory: RunDirectory) -> dict[str, Any]:
-    """run.json; empty before the set-up is done, or where somebody changed it to something else."""
+    """The content of run.json; empty before the set-up is done, or where the file holds no JSON object."""
     try:
         content = json.loads(read_small_file(directory.summary, _MAX_SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):
