@@ -42,7 +42,7 @@ def build(
 ) -> tuple[EigenProProjection, Spectra]:
     z = points(P, D, 0) if z is None else z
     x = points(S, D, 1) if x is None else x
-    rows, ranks = mesh.owned(len(z)), (Q, model_rank)
+    rows, ranks = mesh.shard_range(len(z)), (Q, model_rank)
     shard = z[rows.start : rows.stop]
     return build_eigenpro(
         KERNEL, shard, z[:n_landmarks], x, len(z), ranks, (passes, tolerance), mesh, generator(5)
@@ -87,7 +87,7 @@ def test_two_passes_are_the_formula_batch_by_batch() -> None:
     projection, _ = build(passes=2)
     e, d = eigensystem(z[:n_landmarks], R, 0.95)
     k_zz, theta, eta = k(KERNEL, z, z), torch.zeros(P, 2).double(), projection.passes.step_size
-    for batch in 2 * projection.kept.center_order.split(projection.passes.batch_size):
+    for batch in 2 * projection.stored.center_order.split(projection.passes.batch_size):
         error = k_zz[batch] @ theta - h.T[batch]
         theta[batch] -= eta * error
         theta[:n_landmarks] += eta * e @ (d[:, None] * (e.T @ k_zz[:n_landmarks, batch] @ error))
@@ -182,7 +182,7 @@ def weights_after_five_steps(mesh: Mesh, p: int) -> Tensor:
     for step in range(5):
         rows = slice(20 * step, 20 * step + 40)
         solver.step(state, x[rows], y[rows], rule.step_size(40), score=True)
-    return mesh.gather_rows(state.weights.T.contiguous(), p)
+    return mesh.all_gather_rows(state.weights.T.contiguous(), p)
 
 
 def run_rank(rank: int, size: int, folder: str) -> None:

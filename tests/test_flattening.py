@@ -36,7 +36,7 @@ def test_a_threshold_is_the_lowest_that_leaves_its_rows_enough_foldings():
     assert [first_row for first_row, _ in stages] == [0, 2048, 4096, 8192, 16384]
     for first_row, threshold in stages[:-1]:
         n_rows = max(first_row, 1024)
-        foldings = n_rows * threshold / rows.largest(flattening.shrink(threshold))
+        foldings = n_rows * threshold / rows.largest(flattening.eigenvalue_scale(threshold))
         assert foldings == pytest.approx(FOLDINGS, rel=1e-6)
     assert stages[-1][1] == pytest.approx(
         1e-5
@@ -66,8 +66,8 @@ def test_a_sample_of_one_row_leaves_no_direction_and_one_stage():
 def test_a_fixed_rank_shrinks_so_many_directions_to_the_next():
     flattening = Flattening(TAU, 1e-9)
     assert flattening.fixed(7) == float(TAU[7])
-    assert int((flattening.shrink(flattening.fixed(7)) < 1).sum()) == 7
-    assert torch.equal(flattening.shrink(float(TAU[7]))[7:], torch.ones(1493, dtype=torch.float64))
+    assert int((flattening.eigenvalue_scale(flattening.fixed(7)) < 1).sum()) == 7
+    assert torch.equal(flattening.eigenvalue_scale(float(TAU[7]))[7:], torch.ones(1493, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["nystrom", "exact"])
@@ -84,7 +84,7 @@ def test_a_profile_gives_the_leverage_at_any_threshold(kind: str):
     for threshold in (float(flattening.eigenvalues[0]) * share for share in (1.0, 0.3, 0.02)):
         flat = projection.flattened(threshold)
         expected = flat.leverage(k_zb, case.x[:20]).double()
-        shrunk = flattening.shrink(threshold) @ found.along + found.beyond
+        shrunk = flattening.eigenvalue_scale(threshold) @ found.along + found.beyond
         torch.testing.assert_close(shrunk, expected, rtol=1e-4, atol=1e-9)
 
 
@@ -99,9 +99,9 @@ def settled(**settings: Any) -> tuple[Settled, SolverBuilder]:
 def test_every_stage_has_a_step_that_is_safe_for_it_and_none_is_shorter_than_the_one_before():
     found, builder = settled()
     assert len(found.stages) > 1
-    paces = [stage.step_scale for stage in found.stages]
-    assert paces[0] == 1
-    assert paces == sorted(paces)
+    scales = [stage.step_scale for stage in found.stages]
+    assert scales[0] == 1
+    assert scales == sorted(scales)
     for stage in found.stages:
         measured = builder.stability(stage.projection, PROBED[300:], found.batch_size)
         step = stage.step_scale * found.step_size

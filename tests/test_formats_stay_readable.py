@@ -14,13 +14,14 @@ from ep3stream import cli
 from ep3stream.config import CONFIG_VERSION, FitConfig
 from ep3stream.inspection.inspect import verify
 from ep3stream.mesh import Mesh
-from ep3stream.run.bundle_manifest import BUNDLE_VERSION
+from ep3stream.run.bundle import BUNDLE_VERSION
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.setup import Setup
 from ep3stream.run.state import list_checkpoints
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.store.manifest import STORE_FORMAT_VERSION
 from ep3stream.store.reader import open_store
+from ep3stream.store.verify import verify_store
 
 FIXTURES = sorted(path for path in (Path(__file__).parent / "fixtures").iterdir() if path.is_dir())
 STORES = sorted(path for folder in FIXTURES for path in folder.iterdir() if path.suffix in (".zarr", ".h5"))
@@ -37,8 +38,8 @@ def test_the_formats_of_today_have_their_fixtures() -> None:
 def test_every_row_of_a_stored_store_is_read(path: Path) -> None:
     expected = np.load(path.parent / "expected.npz", allow_pickle=False)["x"]
     with open_store(path) as store:
-        assert store.verify() == []
-        assert store.verify(quick=True) == []
+        assert verify_store(store) == []
+        assert verify_store(store, quick=True) == []
         readers = [store.split(name) for name in store.manifest.splits]
         read = np.concatenate([reader.read_rows(np.arange(reader.info.n_rows))[0] for reader in readers])
     assert read.shape == expected.shape
@@ -114,7 +115,7 @@ def test_a_stored_set_up_has_the_projection_it_was_written_with(made: Path) -> N
     tensors = setup.tensors
     for number, projection in enumerate(projections):
         assert isinstance(projection, NystromProjection)
-        found = (projection.half * projection.shrink) @ projection.half.T
+        found = (projection.half * projection.eigenvalue_scale) @ projection.half.T
         core = tensors["core"].reshape(-1, *found.shape)[number].double() if "core" in tensors else found
         torch.testing.assert_close(found, core, rtol=1e-4, atol=1e-6 * float(core.abs().max()))
         assert torch.equal(projection.basis, tensors["basis"])

@@ -74,20 +74,20 @@ def test_leverage_is_the_diagonal_of_the_operator(model_rank: int) -> None:
     torch.testing.assert_close(leverage, (k_zb.T @ q_matrix(case) @ k_zb).diagonal(), rtol=1e-8, atol=0)
 
 
-def tempered(case: Problem, leverage: float) -> tuple[NystromProjection, torch.Tensor]:
+def damped(case: Problem, leverage: float) -> tuple[NystromProjection, torch.Tensor]:
     projection, _ = case.projection()
     unexplained = unexplained_diagonal(case.kernel, case.z, projection.basis, projection.eigenvalues)
     return projection.with_center_damping(unexplained, leverage), unexplained
 
 
-def test_a_tempered_q_is_that_of_its_formula_and_knows_its_own_leverage() -> None:
+def test_a_damped_q_is_that_of_its_formula_and_knows_its_own_leverage() -> None:
     case = problem(model_rank=12)
-    projection, unexplained = tempered(case, 0.02)
+    projection, unexplained = damped(case, 0.02)
     u, mu = projection.basis, projection.damping
     weights = (0.02 * mu / unexplained.square()).clamp(max=1)
     assert int((weights < 1).sum()) > 0
     outside = torch.eye(len(u), dtype=u.dtype) - u @ u.T
-    core = (projection.half * projection.shrink) @ projection.half.T
+    core = (projection.half * projection.eigenvalue_scale) @ projection.half.T
     dense = u @ core @ u.T + outside @ torch.diag(weights) @ outside / mu
     q = projection.direction(torch.eye(len(u), dtype=u.dtype))
     torch.testing.assert_close(q, dense, rtol=1e-8, atol=1e-10)
@@ -96,14 +96,14 @@ def test_a_tempered_q_is_that_of_its_formula_and_knows_its_own_leverage() -> Non
     torch.testing.assert_close(leverage, (k_zb.T @ dense @ k_zb).diagonal(), rtol=1e-8, atol=0)
 
 
-def test_no_center_pushes_itself_further_than_it_is_tempered_to() -> None:
+def test_no_center_pushes_itself_further_than_it_is_damped_to() -> None:
     case = problem(model_rank=12)
-    projection, unexplained = tempered(case, 0.02)
+    projection, unexplained = damped(case, 0.02)
     assert projection.center_damping is not None
     assert float((unexplained.square() * projection.center_damping / projection.damping).max()) <= 0.02 * (
         1 + 1e-9
     )
-    assert tempered(case, 1e6)[0].center_damping is None
+    assert damped(case, 1e6)[0].center_damping is None
 
 
 @pytest.mark.parametrize("kernel_width", [1.0, 3.0, 100.0])
@@ -195,7 +195,7 @@ def test_the_operator_stays_symmetric_in_float32_where_the_leading_directions_sh
     projection = case.projection()[0]
     assert projection.flattening is not None
     flat = projection.flattened(float(projection.flattening.eigenvalues[-1]))
-    assert float(flat.shrink[0]) < 1e-6
+    assert float(flat.eigenvalue_scale[0]) < 1e-6
     k_zb = k(kernel, case.z, case.x[:1000])
     operator = k_zb.T.double() @ flat.direction(k_zb.T.contiguous()).T.double()
     assert (operator - operator.T).norm() < 0.05 * operator.norm()
@@ -212,7 +212,7 @@ def test_the_rank_is_raised_where_the_eigenvalues_fall_fast(kernel: RadialKernel
     case = Problem(kernel, z, x, model_rank=20, n_landmarks=240, widest_rank=60)
     projection, spectra = case.projection()
     assert projection.basis.shape == (300, rank)
-    assert len(spectra.model) == len(projection.half) == len(projection.shrink) == rank
+    assert len(spectra.model) == len(projection.half) == len(projection.eigenvalue_scale) == rank
     assert replace(case, widest_rank=0).projection()[0].basis.shape == (300, 20)
 
 

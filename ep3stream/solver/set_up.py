@@ -430,7 +430,7 @@ def _batches(probes: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """The batches to measure on, each (m, d), m at most the number of probes."""
     n_rows = min(batch_size, len(probes))
     n_batches = min(max(PROBES, min(PROBE_ROWS // n_rows, _MAX_PROBES)), len(probes) // n_rows)
-    return probes[: n_batches * n_rows].split(n_rows)
+    return tuple(probes[: n_batches * n_rows].split(n_rows))
 
 
 def _largest_batch(settings: SolverConfig, max_batch_size: int, epoch_rows: int) -> int:

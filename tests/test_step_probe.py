@@ -1,4 +1,4 @@
-"""Blocks of probed batches: formed once where they fit, the same where they do not."""
+"""Blocks of the step probe: formed once where they fit, and the same where they do not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ D, M, N_BATCHES = 3, 20, 3
 CASE = Problem(laplacian(D), points(70, D, 0), points(N_BATCHES * M, D, 1), n_samples=40)
 
 
-def probed(n_kept: int, penalty: Penalty | None = None) -> StepProbe:
+def step_probe(n_kept: int, penalty: Penalty | None = None) -> StepProbe:
     shard = CASE.kernel.left(CASE.z)
     batches = CASE.x.split(M)
     return StepProbe(CASE.kernel, shard, batches, penalty or Penalty(), ONE_RANK, generator(2), n_kept)
@@ -20,14 +20,14 @@ def probed(n_kept: int, penalty: Penalty | None = None) -> StepProbe:
 
 @pytest.mark.parametrize("n_kept", [1, 2, 3, 9])
 def test_every_block_is_that_of_its_batch_however_few_are_kept(n_kept: int):
-    found = probed(n_kept)
+    found = step_probe(n_kept)
     for number in (2, 0, 1, 0, 2, 1):
         expected = k(CASE.kernel, CASE.z, found.batches[number])
         torch.testing.assert_close(found.block(number).whole(), expected)
 
 
 def test_a_block_that_is_kept_is_not_formed_again_and_the_others_share_memory():
-    found = probed(2)
+    found = step_probe(2)
     first, second = found.block(0), found.block(1)
     assert found.block(0) is first
     assert found.block(2).whole().data_ptr() == second.whole().data_ptr()
@@ -38,9 +38,9 @@ def test_a_block_that_is_kept_is_not_formed_again_and_the_others_share_memory():
 @pytest.mark.parametrize("n_kept", [1, 3])
 def test_the_profile_is_that_of_every_row(n_kept: int):
     projection = CASE.projection()[0]
-    found = probed(n_kept).leverage_profile(projection)
+    found = step_probe(n_kept).leverage_profile(projection)
     expected = projection.leverage(k(CASE.kernel, CASE.z, CASE.x), CASE.x)
-    assert found.largest(projection.shrink) == pytest.approx(float(expected.max()), rel=1e-6)
+    assert found.largest(projection.eigenvalue_scale) == pytest.approx(float(expected.max()), rel=1e-6)
     assert found.along.shape[1] == len(CASE.x)
 
 
@@ -53,7 +53,7 @@ def test_the_leverage_outside_the_basis_is_that_of_what_is_left_of_each_column()
 
 
 def test_one_batch_decides_where_the_leverage_limits_the_step_by_far():
-    found, projection = probed(3), CASE.projection()[0]
+    found, projection = step_probe(3), CASE.projection()[0]
     each = [
         largest_eigenvalue(found.block(number), x, None, projection, ONE_RANK, generator(3))
         for number, x in enumerate(found.batches)
@@ -64,7 +64,7 @@ def test_one_batch_decides_where_the_leverage_limits_the_step_by_far():
 
 def test_rows_of_a_batch_have_its_own_weights():
     weights = torch.linspace(0.5, 2, N_BATCHES * M, dtype=torch.float64)
-    weighted, projection = probed(3, Penalty(0.0, weights.split(M), 2.0)), CASE.projection()[0]
+    weighted, projection = step_probe(3, Penalty(0.0, weights.split(M), 2.0)), CASE.projection()[0]
     each = [
         largest_eigenvalue(
             weighted.block(number), x, weights.split(M)[number], projection, ONE_RANK, generator(3)
