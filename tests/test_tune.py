@@ -110,9 +110,9 @@ def test_a_smoother_kernel_has_to_be_better_to_be_chosen():
         candidate = Candidate(name, doublings)
         return Trial(candidate, KernelConfig(name), RUNGS[0], 0.0, loss, loss, None, None, 0.0)
 
-    assert trial("laplacian", 0, 1.0).rank < trial("gaussian", 0, 0.99).rank
-    assert trial("laplacian", 0, 1.0).rank > trial("gaussian", 0, 0.9).rank
-    assert trial("laplacian", 0, 1.0).rank < trial("laplacian", 1, 0.999).rank
+    assert trial("laplacian", 0, 1.0).penalised_loss < trial("gaussian", 0, 0.99).penalised_loss
+    assert trial("laplacian", 0, 1.0).penalised_loss > trial("gaussian", 0, 0.9).penalised_loss
+    assert trial("laplacian", 0, 1.0).penalised_loss < trial("laplacian", 1, 0.999).penalised_loss
 
 
 def test_a_search_ends_with_its_time_and_chooses_from_what_it_has():

@@ -1,7 +1,4 @@
-"""Chooses kernel, bandwidth, ridge and feature scales on a sample of a store: `ep3stream tune`.
-
-What `tune` found, as a table of 80 columns for people.
-"""
+"""`ep3stream tune`: chooses kernel, bandwidth, ridge and feature scales on a sample of a store."""
 
 from __future__ import annotations
 
@@ -9,19 +6,18 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, FitConfig, KernelConfig, KernelName
 from ep3stream.disk import write_file
 from ep3stream.errors import ConfigError
+from ep3stream.run.text import table_text
 from ep3stream.store.files import Location, ObjectUrl
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.scan import sample_rows
@@ -32,26 +28,39 @@ DEFAULT_KERNELS: tuple[KernelName, ...] = ("laplacian", "matern32", "matern52", 
 
 Criterion = Literal["mse", "accuracy"]
 
-_TUNING, _HELD_OUT = 5, 6
+# The random streams of `sample_rows` from which the rows to fit and the held-out rows are drawn.
+_FIT_STREAM, _HELD_OUT_STREAM = 5, 6
+
+_LEAST_ROWS = 50
 
 _LEAST_CENTERS = 60
 
-_MOST_WORK = 18000 * 2250**2  # of one fit, n p^2: some 5 s on 4 cores
+# Without --centers the largest trial takes n p^2 of this: some 5 s on 4 cores.
+_MOST_WORK = 18000 * 2250**2
 
+# The limits of n/p in a trial, and n/p where the number of centers of the fit is not known.
 _ROWS_PER_CENTER = (4, 32)
+
+_USUAL_ROWS_PER_CENTER = 8
 
 _AUTO_CENTERS = 5000
 
-_HELD_PER_CENTER = 2
+_HELD_OUT_PER_CENTER = 2
 
-_LEAST_ROWS = 50
+# The table of trials.
+_MAX_LINES = 20
+
+_COLUMNS = ("", "kernel", "bandwidth", "ridge", "scaled", "rows", "mse")
+
+_NAME_WIDTH = 20
 
 
 @dataclass(frozen=True, slots=True)
 class TuneResult:
-    """What `tune` chose: settings for `fit`, and the trials, those on most rows first and of these the best.
+    """The result of `tune`: settings for `fit`, and the trials on which they were chosen.
 
-    notes: sentences about what limits the choice. n_rows: those of the split that the ridge is meant for.
+    table: all trials, those on most rows first, among these the best first. notes: sentences about what limits the
+    choice. n_rows: the rows of the split, for which the ridge is meant.
     """
 
     config: FitConfig
@@ -62,7 +71,7 @@ class TuneResult:
     elapsed_s: float
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for `--json`."""
+        """The chosen trial, the file of the feature factors, the notes and all trials, for `--json`."""
         return {
             "best": _record(self.best, self.n_rows),
             "feature_scale": self.config.data.feature_scale,
@@ -85,22 +94,22 @@ def tune(
     force: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> TuneResult:
-    """Kernel, bandwidth and ridge for a fit to `store`, and feature factors if asked for.
+    """Chooses kernel, bandwidth and ridge for a fit to `store`, and feature factors if `feature_scale`.
 
-    Regularised least squares on random centers, solved directly for each candidate: 20 of them on a ninth of the
-    largest sample, the best third on a third of it, and so on. The largest has as many rows per center as the fit,
-    from 4 to 32 (at 8, 2250 centers and 18000 rows), as far as rows and config.run.memory_bytes go: 6 p^2 + 3000 p
-    numbers of float64, and the rows three times. n_centers: p of the largest, whose time grows with p^3; None for what
-    takes seconds. Held-out rows, 2 p, are of config.data.validate, or of the split itself. The ridge is carried over
-    to all n rows with n lambda unchanged.
-    The other settings of `config` stay. A function of config.run.seed, unless time runs out.
+    Each candidate is a regularised least squares problem on random centers, solved directly: 20 candidates on a ninth
+    of the largest sample, the best third of them on a third of it, and so on. The largest sample has as many rows per
+    center as the fit, from 4 to 32 (at 8: 2250 centers and 18000 rows), as far as the rows of the store and
+    config.run.memory_bytes allow: 6 p^2 + 3000 p numbers of float64, and the rows three times. The 2 p held-out rows
+    are of the split config.data.validate, or else of the fitted split. The ridge for all n rows has the same n lambda.
+    The other settings of `config` stay. For a given config.run.seed the result is the same, unless time runs out.
 
-    out: the TOML file to write, with the feature factors in an NPY file beside it; never over another one
-    unless `force`. Raises ConfigError for settings that contradict each other or the store.
+    n_centers: p of the largest sample, whose time grows with p^3; None for what takes seconds.
+    out: the TOML file to write, with the feature factors in an NPY file beside it; an existing file is only replaced
+    with `force`. Raises ConfigError for settings that contradict each other or the store.
     """
     began = clock()
     config = FitConfig() if config is None else config
-    files = _Files.at(out, force)
+    files = None if out is None else _OutputFiles.of(out, force)
     _check(config, kernels, by, feature_scale, minutes, files)
     with open_store(store) as rows:
         reader = rows.split(config.data.split)
@@ -108,11 +117,12 @@ def tune(
             raise ConfigError("by is 'accuracy', but the store's task is regression; use --by mse")
         held = None if config.data.validate is None else rows.split(config.data.validate)
         rungs = _rungs(reader, held, config, n_centers)
-        sample = _sample(reader, held, rungs[-1], config)
+        sample = _read_sample(reader, held, rungs[-1], config)
         n_rows = reader.info.n_rows
     search = Search(sample, rungs, by == "accuracy", Deadline(began + 60 * minutes, clock))
     best = search.run(kernels, feature_scale)
-    tuned = _tuned(config, best, n_rows)
+    ridge = 0.0 if config.solver.projection == "eigenpro" else _ridge(best, n_rows)
+    tuned = replace(config, kernel=best.kernel, solver=replace(config.solver, ridge=ridge))
     if best.candidate.is_scaled:
         assert files is not None
         assert search.feature_scale is not None
@@ -121,22 +131,20 @@ def tune(
     if files is not None:
         write_file(files.toml, tuned.to_toml().encode())
     notes = _notes(search, best, tuned)
-    table = sorted(search.trials, key=lambda trial: (-trial.rung.n_rows, trial.rank))
+    table = sorted(search.trials, key=lambda trial: (-trial.rung.n_rows, trial.penalised_loss))
     return TuneResult(tuned, best, tuple(table), notes, n_rows, clock() - began)
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
-    """Where the settings go, and the feature factors beside them."""
+class _OutputFiles:
+    """Where the settings are written, and the feature factors beside them."""
 
     toml: Path
     factors: Path
 
     @classmethod
-    def at(cls, out: str | Path | None, force: bool) -> _Files | None:
-        """None for no files; raises ConfigError where one exists and is not to be replaced."""
-        if out is None:
-            return None
+    def of(cls, out: str | Path, force: bool) -> _OutputFiles:
+        """Raises ConfigError if a file exists and `force` is not given, or if there is no such directory."""
         toml = Path(out).absolute()
         files = cls(toml, toml.with_suffix(".scale.npy"))
         for file in (files.toml, files.factors):
@@ -153,7 +161,10 @@ class _Files:
 
 
 def default_out(store: Location) -> Path:
-    """Beside the store: data/flights.zarr -> data/flights.tuned.toml; for one in a bucket, here."""
+    """The TOML file beside the store: data/flights.zarr -> data/flights.tuned.toml.
+
+    For a store in a bucket, a file in the working directory.
+    """
     beside = store if isinstance(store, Path) else Path(store.name)
     return beside.absolute().with_suffix(".tuned.toml")
 
@@ -164,12 +175,12 @@ def _check(
     by: Criterion,
     feature_scale: bool,
     minutes: float,
-    files: _Files | None,
+    files: _OutputFiles | None,
 ) -> None:
     if not kernels:
         raise ConfigError("kernels is empty; name at least one, or leave it out")
     for name in kernels:
-        KernelConfig(name)  # raises ConfigError for a name that is none
+        KernelConfig(name)  # Raises ConfigError for an unknown name.
     if by not in get_args(Criterion):
         raise ConfigError(f"by is {by!r}; use mse or accuracy")
     if not 0 < minutes < float("inf"):
@@ -184,12 +195,16 @@ def _check(
 
 
 def _rungs(reader: SplitReader, held: SplitReader | None, config: FitConfig, asked: int | None) -> list[Rung]:
-    """Each a third of the next one; the last of `asked` centers, or as large as rows, memory and work allow."""
+    """The rungs, each a third of the next one.
+
+    The last one has `asked` centers, or as many as the rows, the memory and _MOST_WORK allow. Raises ConfigError if
+    there are too few rows, or too little memory even for the smallest one.
+    """
     n_rows, d, memory_bytes = reader.info.n_rows, reader.manifest.n_features, config.run.memory_bytes
     if n_rows < _LEAST_ROWS:
         raise ConfigError(f"split {reader.info.name} has {n_rows} rows; tune needs {_LEAST_ROWS} or more")
     rows_each = _rows_per_center(config, n_rows)
-    parts = 1 + rows_each + _HELD_PER_CENTER * (held is None)
+    parts = 1 + rows_each + _HELD_OUT_PER_CENTER * (held is None)
     most = n_rows // parts
     if asked is not None and not _LEAST_CENTERS <= asked <= most:
         raise ConfigError(
@@ -199,8 +214,8 @@ def _rungs(reader: SplitReader, held: SplitReader | None, config: FitConfig, ask
     n_centers = asked or min(int((_MOST_WORK / rows_each) ** (1 / 3)), most)
 
     def needed(p: int) -> int:
-        # Rows as read, scaled, and scaled by factors; then what RidgePath.of says.
-        rows = 3 * 4 * d * p * (1 + rows_each + _HELD_PER_CENTER)
+        # The rows as read, scaled, and multiplied by factors; then the memory that RidgePath.of states.
+        rows = 3 * 4 * d * p * (1 + rows_each + _HELD_OUT_PER_CENTER)
         return rows + 8 * (6 * p * p + 3 * 1024 * p)
 
     while asked is None and needed(n_centers) > memory_bytes and n_centers > _LEAST_CENTERS:
@@ -215,19 +230,19 @@ def _rungs(reader: SplitReader, held: SplitReader | None, config: FitConfig, ask
 
 
 def _rows_per_center(config: FitConfig, n_rows: int) -> int:
-    """Those of the fit within limits: what ridge and bandwidth are worth depends on them. 8 for a file of centers."""
+    """n/p of the fit, on which the best ridge and bandwidth depend, within limits."""
     centers = config.solver.centers
-    least, most = _ROWS_PER_CENTER
     if centers == "auto":
         centers = min(_AUTO_CENTERS, n_rows // 5)
-    each = 8 if isinstance(centers, str) else n_rows // centers
+    each = _USUAL_ROWS_PER_CENTER if isinstance(centers, str) else n_rows // centers
+    least, most = _ROWS_PER_CENTER
     return min(max(each, least), most)
 
 
-def _sample(reader: SplitReader, held: SplitReader | None, rung: Rung, config: FitConfig) -> Sample:
-    """Centers, rows and held-out rows, no row twice, on the device that a fit would use."""
+def _read_sample(reader: SplitReader, held: SplitReader | None, rung: Rung, config: FitConfig) -> Sample:
+    """Centers, rows and held-out rows, all different, on the device that a fit would use."""
     seed, p, n = config.run.seed, rung.n_centers, rung.n_rows
-    n_held = _HELD_PER_CENTER * p
+    n_held = _HELD_OUT_PER_CENTER * p
     inputs, targets = input_scaling(reader, config), target_code(reader)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -235,18 +250,12 @@ def _sample(reader: SplitReader, held: SplitReader | None, rung: Rung, config: F
         x, y = source.read_rows(sample_rows(source.info, n_rows, seed, stream))
         return inputs(torch.from_numpy(x).float()).to(device), torch.from_numpy(y).to(device)
 
-    x, y = read(reader, p + n + n_held * (held is None), _TUNING)
+    x, y = read(reader, p + n + n_held * (held is None), _FIT_STREAM)
     if held is None:
         held_x, held_y = x[p + n :], y[p + n :]
     else:
-        held_x, held_y = read(held, min(n_held, held.info.n_rows), _HELD_OUT)
+        held_x, held_y = read(held, min(n_held, held.info.n_rows), _HELD_OUT_STREAM)
     return Sample(x[:p], x[p : p + n], y[p : p + n], held_x, held_y, targets.to(device))
-
-
-def _tuned(config: FitConfig, best: Trial, n_rows: int) -> FitConfig:
-    ridge = 0.0 if config.solver.projection == "eigenpro" else _ridge(best, n_rows)
-    solver = replace(config.solver, ridge=ridge)
-    return replace(config, kernel=best.kernel, solver=solver)
 
 
 def _ridge(trial: Trial, n_rows: int) -> float:
@@ -279,33 +288,19 @@ def _record(trial: Trial, n_rows: int) -> dict[str, Any]:
     }
 
 
-_WIDTH = 80
-
-_MAX_LINES = 20
-
-_COLUMNS = ("", "kernel", "bandwidth", "ridge", "scaled", "rows", "mse")
-
-_LONGEST_NAME = 20
-
-
-def describe_tuning(found: Mapping[str, Any], *, is_terminal: bool = False) -> str:
-    """The trials of `TuneResult.as_json`, those on most rows first, and notes; on a terminal with its styles."""
-    console = Console(
-        file=StringIO(), width=_WIDTH, force_terminal=is_terminal, markup=False, emoji=False, highlight=False
-    )
-    score = "r2" if found["best"]["accuracy"] is None else "accuracy"
+def describe_tuning(result: Mapping[str, Any], *, is_terminal: bool = False) -> str:
+    """The trials of `TuneResult.as_json` in 80 columns, those on most rows first, and the notes."""
+    score = "r2" if result["best"]["accuracy"] is None else "accuracy"
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate((*_COLUMNS, score)):
         table.add_column(name, justify="right" if place > 1 else "left", no_wrap=True)
-    for trial in found["trials"][:_MAX_LINES]:
-        chosen = trial == found["best"]
-        table.add_row(*_cells(trial, score, chosen), style="bold" if chosen else None)
-    with console.capture() as capture:
-        console.print(table)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    if (n_more := len(found["trials"]) - _MAX_LINES) > 0:
+    for trial in result["trials"][:_MAX_LINES]:
+        is_chosen = trial == result["best"]
+        table.add_row(*_cells(trial, score, is_chosen), style="bold" if is_chosen else None)
+    lines = [table_text(table, is_terminal=is_terminal)]
+    if (n_more := len(result["trials"]) - _MAX_LINES) > 0:
         lines.append(f"and {n_more} more on fewer rows; --json has all")
-    return "\n".join([*lines, "* chosen", *(f"note: {note}" for note in found["notes"])])
+    return "\n".join([*lines, "* chosen", *(f"note: {note}" for note in result["notes"])])
 
 
 def _cells(trial: Mapping[str, Any], score: str, is_chosen: bool) -> tuple[str, ...]:
@@ -313,7 +308,7 @@ def _cells(trial: Mapping[str, Any], score: str, is_chosen: bool) -> tuple[str, 
     kernel = " ".join([trial["kernel"], *(f"{trial[name]:g}" for name in others)])
     return (
         "*" if is_chosen else "",
-        kernel[:_LONGEST_NAME],
+        kernel[:_NAME_WIDTH],
         f"{trial['bandwidth']:.4g}" if "bandwidth" in trial else "-",
         f"{trial['ridge']:.2g}",
         "yes" if trial["feature_scale"] else "no",
