@@ -136,22 +136,25 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path, is_shared: bool = False) -> Iterator[Path]:
+def replacing(path: Path, is_shared: bool = False, is_synced: bool = True) -> Iterator[Path]:
     """Yields another path; the file or directory that the block writes there becomes `path` when the block ends.
 
-    All bytes are on the disk before the rename, and the rename before the return: after a kill or a power failure,
+    All bytes are on the disk before the rename, and the rename is before the return: after a kill or a power failure,
     `path` is the old one or the new one and never a part of one. If the block or the disk raises, what the block
     wrote is removed and `path` stays as it was.
     is_shared: other processes may replace `path` at the same time; each of them then writes to a path of its own.
+    is_synced: whether to wait for the disk. Otherwise the promise holds for a kill but not for a power failure.
     Raises OSError.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}") if is_shared else partial_path(path)
     try:
         yield partial
-        for written in (*partial.rglob("*"), partial):
-            sync(written)
+        if is_synced:
+            for written in (*partial.rglob("*"), partial):
+                sync(written)
         rename(partial, path)
-        sync(path.parent)
+        if is_synced:
+            sync(path.parent)
     except BaseException:
         remove(partial)
         raise

@@ -46,10 +46,27 @@ def test_what_a_conversion_remembers_is_on_the_disk_before_it_gets_the_name(
 ) -> None:
     with conversion_work(tmp_path / "store", {}, restart=False) as work:
         operations.clear()
+        work.set_uploaded({"tags": 1})
+        assert work.uploaded() == {"tags": 1}
+        work.begin_commit()
+    for name in ("uploaded.json", "committing"):
+        partial = f".{name}.partial"
+        expected = [("sync", partial), ("rename", partial), ("sync", ".store.convert")]
+        assert [operations.pop(0) for _ in expected] == expected
+
+
+def test_progress_that_a_power_failure_damages_is_no_progress(
+    tmp_path: Path, operations: list[tuple[str, str]]
+) -> None:
+    with conversion_work(tmp_path / "store", {}, restart=False) as work:
+        operations.clear()
         work.set_progress({"read": 1})
         assert work.progress() == {"read": 1}
-    partial = ".progress.json.partial"
-    assert operations == [("sync", partial), ("rename", partial), ("sync", ".store.convert")]
+        assert operations == [("rename", ".progress.json.partial")]  # Each second, and so without waiting.
+        file = work.path / "progress.json"
+        for damaged in (b"", file.read_bytes()[:-1], b"\0" * file.stat().st_size):
+            file.write_bytes(damaged)
+            assert work.progress() is None
 
 
 def test_a_directory_takes_its_name_when_all_in_it_is_on_the_disk(

@@ -1,4 +1,4 @@
-"""What a new store will hold, and the check that rows are just that."""
+"""What a new store will hold, and the check that rows fit."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from ep3stream.store.backend import y_row
 from ep3stream.store.json_files import canonical_json
 from ep3stream.store.manifest import MAX_SEGMENT_BYTES, YDtype, naming_problems
 
-# A directory of many more files is slow to copy and list; a file of many more bytes costs the writer memory.
+# More files in a directory would be slow to copy and list; larger files would cost the writer memory.
 _MAX_FILES = 4096
 
-_MAX_Y_BYTES = 1 << 26
-
 _MAX_FILE_BYTES = 256 * MIB
+
+_MAX_Y_BYTES = 64 * MIB  # Of the y of a segment, unless the segment's x is larger.
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSpec:
-    """What a new store will hold. `segment_bytes` is the size aimed at for a segment of x.
+    """What a new store will hold; raises InputError for a combination that no store can have.
 
-    Classification has n_outputs classes, one target name (the label's) and may name its classes; regression
-    has a name for each of its n_outputs targets. `expected_rows`, over all splits, lets a Zarr store put
-    several segments into one file (of up to 256 MiB), so that an array has about 4096 files at most. The
-    writer holds one file's rows for each split, and for each of 3 on their way to the disk.
+    n_outputs: the number of classes or of targets. target_names: the name of the label in classification, and of each
+    target in regression. segment_bytes: about how large the x of a segment becomes. expected_rows: the rows of all
+    splits; if given, a Zarr store puts several segments into one file of up to 256 MiB, so that an array has about
+    4096 files at most. The writer then holds the rows of one file for each split, and of 3 files on their way to the
+    disk.
     """
 
     task: Task
@@ -70,19 +71,19 @@ class StoreSpec:
 
     @property
     def y_dtype(self) -> YDtype:
-        """Class ids are int32, targets float32."""
+        """The dtype of y: int32 for class ids, float32 for targets."""
         return "int32" if self.task == "classification" else "float32"
 
     @property
     def segment_rows(self) -> int:
-        """Rows of a segment, the same for every split; fewer where the targets are far wider than the features."""
+        """Rows of a segment, in every split; fewer than `segment_bytes` says if the targets are far wider than x."""
         y_values = 1 if self.task == "classification" else self.n_outputs
         widest_y = max(self.segment_bytes, _MAX_Y_BYTES) // (4 * y_values)
         return max(1, min(self.segment_bytes // self._row_bytes, widest_y))
 
     @property
     def segments_per_file(self) -> int:
-        """How many segments one file of a Zarr array holds, unless the split is shorter."""
+        """Segments in one file of a Zarr array; fewer if the split is shorter."""
         segment_bytes = self.segment_rows * self._row_bytes
         wanted = -(-(self.expected_rows or 0) // (self.segment_rows * _MAX_FILES))
         return max(1, min(wanted, _MAX_FILE_BYTES // segment_bytes))
@@ -95,9 +96,9 @@ class StoreSpec:
 def checked_rows(
     spec: StoreSpec, split: str, first_row: int, x: NDArray[Any], y: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rows (m, d) and (m, ...) in the store's dtypes, with every value finite and every class id known.
+    """Returns x (m, d) and y (m, ...) in the store's dtypes, with every value finite and every class id known.
 
-    first_row: the split's row that x[0] becomes, for messages. Raises InputError.
+    first_row: which row of the split x[0] becomes, for messages. Raises InputError naming the split, row and column.
     """
     where = f"split {split}"
     x, y = np.asarray(x), np.asarray(y)

@@ -62,8 +62,13 @@ class ConversionWork:
         return _read(self.path / "progress.json")
 
     def set_progress(self, content: Json) -> None:
-        """Remembers how far the conversion is; raises DiskError."""
-        _write(self.path / "progress.json", content)
+        """Remembers how far the conversion is; raises DiskError.
+
+        Does not wait for the disk: the store that the progress describes has not reached the disk either. After a
+        power failure, `progress` finds damage by the digest, and the writer by those of the segments. A wait took 20
+        to 100 ms while 768 MB of NPY were converted on ext4, and there would be one each second.
+        """
+        _write(self.path / "progress.json", content, is_synced=False)
 
     def begin_commit(self) -> None:
         """Notes that from now on the store may be in its place; raises DiskError."""
@@ -161,9 +166,9 @@ def _read(path: Path) -> Json | None:
         return None
 
 
-def _write(path: Path, content: Json) -> None:
+def _write(path: Path, content: Json, is_synced: bool = True) -> None:
     try:
-        with replacing(path) as partial:
+        with replacing(path, is_synced=is_synced) as partial:
             write(partial, [signed_bytes(content)])
     except OSError as error:
         raise DiskError(
