@@ -16,6 +16,7 @@ import ep3stream
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 WITH_CODE = [page for page in PAGES if any(snippet.is_code for snippet in snippets(page))]
 
@@ -24,11 +25,11 @@ NOT_RUN = {"index.md": 1, "dask-cluster.md": 1}
 
 # What a reader is told -> what is run here.
 SMALLER: dict[str, dict[str, str]] = {
-    "README.md": {
+    "README.md": {"--centers 10000": "--centers 100", "20_000": "2_000"},
+    "commands.md": {
         "tune flights.zarr": "tune flights.zarr --minutes 0.02",
         "--centers 10000": "--centers 100",
         "runs/first runs/second": "runs/first",
-        "20_000": "2_000",
     },
     "tutorial.md": {
         "n_rows=20_000": "n_rows=1_500",
@@ -56,7 +57,7 @@ SMALLER: dict[str, dict[str, str]] = {
 
 
 def flights() -> None:
-    """Tables with the columns that the README is_main_process of."""
+    """Tables with the columns that the commands name."""
     for name, first in (("flights.csv", 0), ("next_month.csv", 5000)):
         rows = [
             f"{(7 * i) % 24},{['EWR', 'JFK', 'LGA'][i % 3]},{i % 17 - 5}" for i in range(first, first + 1000)
@@ -74,7 +75,11 @@ def exported_model() -> None:
 
 
 # What a page takes for granted.
-FIXTURES: dict[str, Callable[[], None]] = {"README.md": flights, "formats.md": exported_model}
+FIXTURES: dict[str, Callable[[], None]] = {
+    "README.md": flights,
+    "commands.md": flights,
+    "formats.md": exported_model,
+}
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
@@ -129,3 +134,57 @@ def test_tests_and_tools_that_the_pages_name_exist_with_these_options() -> None:
             source = (ROOT / tool).read_text()
             for option in re.findall(r"--[a-z0-9-]+", options):
                 assert f'"{option}"' in source, f"{page.name}: {tool} has no {option}"
+
+
+def files_in_tree(tree: str) -> list[str]:
+    """The paths of an annotated tree of files: rooms end with a slash, files of a room are indented below it."""
+    paths, room = [], ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if line.startswith("    "):
+            paths.append(room + name)
+        elif name.endswith("/"):
+            room = name
+        else:
+            paths.append(name)
+    return paths
+
+
+def test_the_architecture_page_lists_every_file_of_the_package_once_and_no_other() -> None:
+    (tree,) = re.findall(r"^```text\nep3stream/\n(.*?)^```$", ARCHITECTURE, re.DOTALL | re.MULTILINE)
+    package = ROOT / "ep3stream"
+    files = [path for path in package.rglob("*") if path.suffix in (".py", ".jinja")]
+    # An `__init__.py` that only says what its room is for is the room.
+    files = [path for path in files if path.name != "__init__.py" or path.read_text().count("\n") > 1]
+    assert sorted(files_in_tree(tree)) == sorted(str(path.relative_to(package)) for path in files)
+
+
+def test_every_file_that_the_architecture_page_names_exists() -> None:
+    named = re.findall(r"(?<![\w/])((?:[\w.]+/)+\w+\.(?:py|md|toml|html\.jinja))\b", ARCHITECTURE)
+    assert len(named) > 60
+    roots = (ROOT, ROOT / "ep3stream")
+    assert [name for name in named if not any((root / name).exists() for root in roots)] == []
+
+
+def test_a_flow_chart_becomes_rows_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from docs_diagrams import drawn, on_page_markdown, parsed, placed
+
+    text = 'flowchart TD\na["x < y<br/>z"]\nb["next"]\nc["last"]\na --> b\na -->|far| c\nb --> c\n'
+    nodes, edges = parsed(text)
+    assert placed(nodes, edges) == {"a": 0, "b": 1, "c": 2}
+    assert "x &lt; y<br>z" in drawn(text)
+    assert "far" in on_page_markdown(f"before\n\n```mermaid\n{text}```\n")
+    for wrong in ("flowchart TD\na ==> b", 'flowchart TD\na["x"]\na --> b'):
+        with pytest.raises(ValueError, match="a flow chart has"):
+            drawn(wrong)
+    with pytest.raises(ValueError, match="circle"):
+        drawn(text + "c --> a\n")
+
+
+def test_every_flow_chart_of_the_pages_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from docs_diagrams import on_page_markdown
+
+    assert on_page_markdown(ARCHITECTURE).count('class="diagram"') == 2
+    assert all("```mermaid" not in on_page_markdown(page.read_text()) for page in PAGES)
