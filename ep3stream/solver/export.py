@@ -1,7 +1,7 @@
-"""The model as one module of plain PyTorch operations, which `torch.export` turns into a program of its own.
+"""A model as one module of plain PyTorch operations, which `torch.export` turns into a program.
 
-The solver's kernels write into given memory and choose their way by what they meet, which no program can keep.
-These are their formulas; the tests hold the two together.
+The kernels of the solver write into given memory and branch on devices and values, which torch.export cannot follow.
+So their formulas stand here once more; the tests compare the two.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _EXAMPLE_ROWS = 8
 
 
 class ServedModel(torch.nn.Module):
-    """x, (n, d), to outputs, (n, c), in the units of the data; float32 in and out.
+    """Maps x, (n, d), to outputs, (n, c), both float32 and in the units of the data; not finite inputs give nan.
 
-    O(npd) time, and memory for n times 4096 kernel values: choose n accordingly. What is not finite gives NaN.
+    O(npd) time, and memory for n times 4096 kernel values: choose n accordingly.
     """
 
     input_shift: Tensor
@@ -51,7 +51,7 @@ class ServedModel(torch.nn.Module):
             self.register_buffer(name, tensor.detach().cpu().float().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        """f(x)."""
+        """Outputs, (n, c), for x of (n, d)."""
         inputs = (x - self.input_shift) * self.input_scale - self.centre
         outputs = self.offset.expand(x.shape[0], -1)
         of_kernel = _formula(self.kernel)
@@ -62,13 +62,13 @@ class ServedModel(torch.nn.Module):
 
 
 def exported_program(model: Predictor) -> ExportedProgram:
-    """The program, for any number of rows. Raises InputError for a callable that torch.export cannot follow."""
+    """The model as a program for any number of rows; InputError for a callable that torch.export cannot follow."""
     example = model.centers[:1].cpu().expand(_EXAMPLE_ROWS, -1).contiguous()
     served = ServedModel(model).eval()
     try:
         with torch.no_grad():
             return torch.export.export(served, (example,), dynamic_shapes={"x": {0: Dim("rows")}})
-    except Exception as error:  # torch.export meets what it cannot follow with errors of many types.
+    except Exception as error:  # torch.export raises errors of many types.
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"the {model.kernel.name} kernel cannot be exported as a program ({reason}); write it with plain torch "
@@ -77,18 +77,19 @@ def exported_program(model: Predictor) -> ExportedProgram:
 
 
 def _formula(kernel: object) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function of x, (n, d), and z, (p, d), that returns K(X, Z), (n, p)."""
     if isinstance(kernel, RadialKernel):
         return lambda x, z: _radial(kernel, x, z)
     if isinstance(kernel, PolynomialKernel):
         return lambda x, z: ((x @ z.T) / kernel.bandwidth**2 + kernel.offset) ** kernel.degree
     if isinstance(kernel, NtkKernel):
         return lambda x, z: _tangent(kernel, x, z)
-    assert isinstance(kernel, CallableKernel)  # there is no other kind
+    assert isinstance(kernel, CallableKernel)
     return lambda x, z: kernel.function(z, x).T
 
 
 def _radial(kernel: RadialKernel, x: Tensor, z: Tensor) -> Tensor:
-    """phi(t); see RadialKernel for the formulas, and `_norms` there for what is taken off."""
+    """phi of the distances; the formulas are those of `kernels.RadialKernel`, the smaller norms of `kernels._norms`."""
     x, z = x / kernel.bandwidth, z / kernel.bandwidth
     kept = 1 - (4 + math.sqrt(x.shape[1]) / 4) * torch.finfo(x.dtype).eps
     norms = x.square().sum(1)[:, None] + z.square().sum(1)

@@ -1,10 +1,10 @@
-"""Watches the running loss, and takes a fit back to its last good state when it blows up.
+"""Running losses of a fit, and the guard that takes the fit back to its last good state when the loss blows up.
 
-Each time the step size is cut: by half, or to an eighth if the fit has found no good state since the cut before. Three
-cuts so save a step size that is up to 2 * 8 * 8 = 128 times too large, and one that is a little too large, which shows
-late, costs no more than half of it.
+Each time it does so the guard cuts the step size: by half, or to an eighth where the fit has had no good state since
+the cut before. So three cuts rescue a step size that is up to 2 * 8 * 8 = 128 times too large, and one that is only a
+little too large, which shows late, is no more than halved.
 
-The running loss of the averaged model, and how often it is any better than the zero model.
+`RunningLoss` follows the loss of the weights, for the guard; `RunningScore` that of the average, for reports.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from torch import Tensor
 from ep3stream.errors import DivergedError
 from ep3stream.solver.step import SolverState
 
+# Steps that the running loss is a mean of, and those at the start that its best does not count.
 _MEMORY_STEPS = 50
-
 _SETTLING_STEPS = 8
 
 _GOOD_STATE_EVERY_STEPS = 64
 
 _MAX_CUTS = 3
-
 _CUT, _CUT_AT_ONCE = 2, 8
+
+# Scored batches that the running score is a mean of.
+_MEMORY_SCORES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RunningLoss:
-    """Mean of the batch losses over about the last 50 steps; `best` is the least it has been, `first` its start.
+    """Mean of the batch losses over about the last 50 steps, an immutable value.
 
-    A single batch counts for at most 10 times the mean: targets with heavy tails are no divergence.
+    first: the loss of the first batch; best: the least mean since the eighth step. The loss of one batch counts for at
+    most 10 times the mean, so that a few extreme targets are not taken for a divergence.
     """
 
     n_steps: int = 0
@@ -41,7 +44,7 @@ class RunningLoss:
     best: float = math.inf
 
     def after(self, loss: float) -> RunningLoss:
-        """With one more batch's loss."""
+        """The running loss with one more batch."""
         n_steps = self.n_steps + 1
         settled = n_steps > _SETTLING_STEPS
         if settled and math.isfinite(loss):
@@ -52,25 +55,24 @@ class RunningLoss:
 
     @property
     def has_blown_up(self) -> bool:
-        """Not finite, or far above both its best and half of what the zero model loses."""
+        """Whether the mean is not finite, or above both three times its best and half of the first loss."""
         if not math.isfinite(self.mean):
             return True
         return self.mean > 3 * self.best and self.mean > 0.5 * self.first
 
     @property
     def is_calm(self) -> bool:
-        """Near its best."""
+        """Whether the mean is at most 1.5 times its best."""
         return self.mean <= 1.5 * self.best
 
 
 @dataclass(slots=True)
 class Guard:
-    """The last good state and the step size in force; both are part of a checkpoint.
+    """The step size in force and the last good state; both are part of a checkpoint.
 
-    The good weights are replaced, never written to: a checkpoint may still be reading them.
-
-    due_step: from here on a calm state is kept as the good one, 64 steps after the last or after a roll-back: a
-    step size that is still too large looks calm for a few.
+    good_weights, good_average: replaced, never written to, since a checkpoint may still be reading them. due_step: the
+    first step at which a calm state is kept as good again, 64 steps after the last one or after a roll-back: a step
+    size that is still too large looks calm for a few steps.
     """
 
     step_size: float
@@ -85,14 +87,14 @@ class Guard:
 
     @classmethod
     def start(cls, state: SolverState, step_size: float) -> Guard:
-        """With the initial state as the good one."""
+        """A guard with the initial state as its good one."""
         return cls(step_size, RunningLoss(), state.weights.clone(), state.average.clone())
 
     def watch(self, step: int, losses: list[float], state: SolverState) -> bool:
-        """Takes in the losses of the steps up to `step`; True if `state` was rolled back.
+        """Takes in the losses of the latest steps, up to number `step`; returns whether it rolled `state` back.
 
-        Rolling back restores the last good weights, forgets the velocity and cuts the step size; raises
-        DivergedError the fourth time.
+        A roll-back restores the last good weights and their average, sets the velocity to zero and cuts the step size.
+        Raises DivergedError the fourth time, with the last good weights in place.
         """
         for loss in losses:
             self.loss = self.loss.after(loss)
@@ -111,7 +113,8 @@ class Guard:
         state.velocity.zero_()
         state.averaged = self.good_averaged
         self.loss = self.good_loss
-        has_been_good = self.due_step == self.good_step + _GOOD_STATE_EVERY_STEPS  # Since the last cut.
+        # Only a good state kept since the last cut sets the two apart by this many steps.
+        has_been_good = self.due_step == self.good_step + _GOOD_STATE_EVERY_STEPS
         self.due_step = step + _GOOD_STATE_EVERY_STEPS
         if self.n_cuts == _MAX_CUTS:
             raise DivergedError(
@@ -122,18 +125,16 @@ class Guard:
         self.step_size /= _CUT if has_been_good else _CUT_AT_ONCE
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, for checkpoints."""
+        """The tensors by their names in checkpoints."""
         return {"good_weights": self.good_weights, "good_average": self.good_average}
-
-
-# Over the last this many batches scored.
-_MEMORY = 16
 
 
 @dataclass(frozen=True, slots=True)
 class RunningScore:
-    """loss: running mean squared error of the average over the last of n batches scored, none of which it had seen;
-    no_better: on what share of the last of them it was not below the zero model's.
+    """How well the averaged weights predict batches that they have not seen, over the last 16 batches scored.
+
+    loss: running mean squared error; n: all batches scored so far; no_better: running share of batches on which the
+    zero model, which predicts the mean, is at least as good.
     """
 
     loss: float = 0.0
@@ -141,20 +142,20 @@ class RunningScore:
     no_better: float = 0.0
 
     def after(self, loss: float, zero_loss: float) -> RunningScore:
-        """With one more batch's losses, of the average and of the zero model; nan for one that was not scored."""
+        """The running score with the losses of the average and of the zero model on one batch; nan: not scored."""
         if not math.isfinite(loss):
             return self
-        share = 1 / min(self.n + 1, _MEMORY)
+        share = 1 / min(self.n + 1, _MEMORY_SCORES)
         return RunningScore(
             self.loss + share * (loss - self.loss),
             self.n + 1,
-            # Of batches, not of the loss: a few rows far out decide that where targets have heavy tails.
+            # A share of batches, not of losses: where targets have heavy tails, a few rows decide a loss.
             self.no_better + share * ((loss >= zero_loss) - self.no_better),
         )
 
     @property
     def warning(self) -> str | None:
-        """What to tell of a model that is no better than the zero model on most of the last batches."""
+        """The warning where the zero model is at least as good on most of the last batches; else None."""
         if self.no_better <= 0.5:
             return None
         return (

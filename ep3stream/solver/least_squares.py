@@ -1,25 +1,27 @@
-"""Regularised least squares on the span of given centers, solved directly: a small problem's whole ridge path.
+"""Ridge regression solved directly: of a small problem for all ridges at once, and of the sample, where a fit starts.
 
-The objective is that of a fit,
+`RidgePath`. The objective is that of a fit,
 
     1/(2n) sum_j |f(x_j) - y_j|^2 + lambda/2 |f|_H^2,     f(x) = sum_{i<=p} alpha_i K(x, z_i),
 
-whose weights solve (K_zx K_xz + n lambda K_zz) alpha = K_zx Y. With K_zz = L L' and the eigenvectors V and
-eigenvalues b of L^-1 K_zx K_xz L^-T / n, they are L^-T V (b + lambda)^-1 V' L^-1 K_zx Y / n: every ridge comes
-from one Cholesky factor and one eigendecomposition (Rudi, Camoriano and Rosasco 2015, eq. 8). In float64: float32
-leaves a smooth kernel's K_zz without its smaller eigenvalues.
+and its weights solve (K_zx K_xz + n lambda K_zz) alpha = K_zx Y. With K_zz = L L', and V and b the eigenvectors and
+eigenvalues of L^-1 K_zx K_xz L^-T / n,
 
-Where a fit starts: at the ridge regression of the sampled rows on the basis, not at zero.
+    alpha = L^-T V (b + lambda)^-1 V' L^-1 K_zx Y / n,
 
-The set-up has the features of its sample X_s already, phi_i = W' L^(-1/2) U'K(Z, x_i), L = diag(l + mu), whose second
-moments are the eigenvalues tau (`projection.py`). The least-squares problem of these s rows within the basis,
+so that one Cholesky factor and one eigendecomposition serve every ridge (Rudi, Camoriano and Rosasco 2015, eq. 8).
+In float64: float32 would lose the smaller eigenvalues of a smooth kernel's K_zz.
+
+`HeadStart`. The set-up of the Nystrom projection has the features of its sample X_s, phi_i = W' L^(-1/2) U'K(Z, x_i)
+with L = diag(l + mu), whose second moments are the eigenvalues tau (`projection.py`). So the ridge regression of these
+s rows within the basis,
 
     b = argmin 1/(2s) sum_i w_i |b' phi_i - y_i|^2 + rho/2 |b|^2,        alpha = U H b,
 
-costs next to nothing then, and solves for the leading directions what steps would take several times as many rows for.
-rho is what leave-one-out residuals are smallest for, r_i / (1 - h_i) with h the diagonal of the hat matrix (Allen,
-"The relationship between variable selection and data augmentation", 1974). Directions with tau above it are as well
-known as s rows let them be: a fit passes over the stages whose threshold is higher (`flattening.py`).
+costs next to nothing, and steps would need several times as many rows to learn its leading directions as well. rho has
+the smallest leave-one-out residuals r_i / (1 - h_i), h the diagonal of the hat matrix (Allen, "The relationship between
+variable selection and data augmentation", 1974). Directions with tau above rho are known as well as s rows allow, so
+the fit leaves out the stages with a threshold above rho (`set_up.py`).
 """
 
 from __future__ import annotations
@@ -31,23 +33,32 @@ import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
-from ep3stream.solver.blocks import TILE_ROWS, tiles
+from ep3stream.solver.blocks import tiles
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
 
-# Of the mean of diag(K_zz), added to it; 100 times as much for the next try. Rounding is some 1e-14 of it.
+# Shares of the mean of diag(K_zz) added to the diagonal, one try after the other. Rounding is some 1e-14 of this mean.
 _JITTERS = (1e-12, 1e-10, 1e-8)
 
-# Directions with less of the largest eigenvalue are rounding, and only a ridge of 0 would ask for them.
+# Directions below this share of the largest eigenvalue are rounding; only a ridge of 0 would use them.
 _NEGLIGIBLE = 1e-12
+
+# A head start takes at most one of this many rows: the running loss is honest on rows that the fit has not seen.
+_MOST_OF_ROWS = 8
+
+# The values of rho tried: from the largest tau down by so many decades.
+_DECADES, _PER_DECADE = 8, 4
+
+# The largest number of outputs that choose rho for all.
+_JUDGES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RidgePath:
-    """The solutions for all ridges.
+    """The solutions of one problem for all ridges.
 
-    centers: p of them, prepared; basis: L^-T V, (p, p); eigenvalues: b, (p,); moments: V' L^-1 K_zx Y / n, (p, c).
+    centers: p points, prepared; basis: L^-T V, (p, p); eigenvalues: b, (p,); moments: V' L^-1 K_zx Y / n, (p, c).
     """
 
     kernel: Kernel
@@ -59,10 +70,10 @@ class RidgePath:
 
     @classmethod
     def of(cls, kernel: Kernel, centers: Tensor, x: Tensor, y: Tensor, targets: TargetCode) -> RidgePath:
-        """From centers (p, d) and rows x (n, d), y as `targets` takes it; O(n p (p + d) + p^3) time.
+        """The path for centers, (p, d), rows x, (n, d), and their y as `targets` takes it; O(n p (p + d) + p^3) time.
 
-        Memory: 5 p^2 + 1024 p numbers of float64, and copies of the centers; never n x p.
-        Raises ConfigError where K_zz is not positive definite within rounding.
+        Memory: 5 p^2 + 1024 p float64 numbers and two copies of the centers; never n x p. Raises ConfigError where
+        K_zz is not positive definite within rounding.
         """
         centers = centers.double()
         z = kernel.left(centers)
@@ -80,20 +91,21 @@ class RidgePath:
         return cls(kernel, z, targets, basis, eigenvalues, basis.T @ moments)
 
     def weights(self, ridge: float) -> Tensor:
-        """alpha, (p, c), for lambda = ridge >= 0; the least-norm solution for 0."""
+        """alpha, (p, c), for lambda = ridge >= 0; the least-norm solution for a ridge of 0."""
         return self.basis @ self._coordinates(ridge)
 
     def held_out(self, x: Tensor, y: Tensor, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Scores of every ridge on rows x (h, d) and y: O(h p (p + d)) time, 1024 x p memory.
+        """Scores of every ridge on rows x, (h, d), and y: O(h p (p + d)) time, memory for 1024 p numbers.
 
-        The mean squared coded error of each output, (len(ridges), c), and the share of rows whose largest
+        Returns the mean squared coded error of each output, (len(ridges), c), and the share of rows whose largest
         output is that of their class, (len(ridges),), nan for regression.
         """
         squares = self.moments.new_zeros(len(ridges), self.targets.n_outputs)
         hits = self.moments.new_zeros(len(ridges))
         solutions = [self._coordinates(ridge) for ridge in ridges]
         for rows in tiles(len(x)):
-            features = kernel_rows(self.kernel, self.centers, x[rows]) @ self.basis
+            block = self.kernel.block(self.centers, self.kernel.right(x[rows].double()))
+            features = block.T @ self.basis
             coded = _coded(self.targets, y[rows])
             for place, solution in enumerate(solutions):
                 outputs = (features @ solution).T
@@ -104,19 +116,14 @@ class RidgePath:
         return squares / len(x), hits / len(x) if self.targets.is_classification else hits * torch.nan
 
     def _coordinates(self, ridge: float) -> Tensor:
+        """(b + lambda)^-1 times the moments, (p, c)."""
         damped = self.eigenvalues + ridge
         kept = damped > _NEGLIGIBLE * self.eigenvalues[-1]
         return torch.where(kept, 1 / damped, 0.0)[:, None] * self.moments
 
 
-def kernel_rows(kernel: Kernel, centers: Points, x: Tensor) -> Tensor:
-    """K(X, Z), (n, p), in float64, for x (n, d) of at most TILE_ROWS rows and prepared centers."""
-    assert len(x) <= TILE_ROWS
-    return kernel.block(centers, kernel.right(x.double())).T
-
-
 def _factor(kernel: Kernel, k_zz: Tensor) -> Tensor:
-    """L of K_zz = L L'; coinciding centers take a little more on the diagonal."""
+    """L of K_zz = L L', with a larger jitter on the diagonal where centers coincide."""
     level = float(k_zz.diagonal().mean())
     for jitter in _JITTERS:
         damped = k_zz.clone()
@@ -132,24 +139,18 @@ def _factor(kernel: Kernel, k_zz: Tensor) -> Tensor:
 
 
 def _coded(targets: TargetCode, y: Tensor) -> Tensor:
-    """Coded targets, (c, m), in float64."""
+    """The coded targets, (c, m), in float64."""
     coded = torch.zeros(targets.n_outputs, len(y), dtype=torch.float64, device=y.device)
     targets.subtract_(coded, y)
     return coded.neg_()
 
 
-# Of all rows: the running loss is that of rows not trained on, but for these.
-_MOST_OF_ROWS = 8
-
-_DECADES, _PER_DECADE = 8, 4
-
-# Outputs that choose rho for all.
-_JUDGES = 64
-
-
 @dataclass(frozen=True, slots=True)
 class HeadStart:
-    """coefficients: H b, (r, c), float64, alpha = U H b; rho, and the n_rows it was learnt from."""
+    """Weights to start from, alpha = U coefficients, learnt from `n_rows` rows with the ridge rho.
+
+    coefficients: H b, (r, c), float64.
+    """
 
     coefficients: Tensor
     rho: float
@@ -157,19 +158,22 @@ class HeadStart:
 
 
 def is_worth_it(n_samples: int, epoch_rows: int) -> bool:
-    """Whether the sample is few of the rows: it would spoil the honest running loss of the first epoch."""
+    """Whether the sample is at most an eighth of the rows; more would spoil the running loss of the first epoch."""
     return 0 < n_samples * _MOST_OF_ROWS <= epoch_rows
 
 
 def head_start(
     features: Tensor, half: Tensor, y: Tensor, targets: TargetCode, ridge: float
 ) -> HeadStart | None:
-    """From features phi, (r, s), float64, H, (r, r), and y of the sample, (s,) or (s, c); None if zero is as good.
+    """The head start from a sample; None where zero weights have residuals as small.
 
-    O(s r^2) time for rows with weights of their own, O(s r c) without; O(s r) memory.
+    features: phi, (r, s), float64; half: H, (r, r); y: of the sample, (s,) or (s, c). O(s r c) time, or O(s r^2) where
+    rows have weights; O(s r) memory.
     """
     n_rows = features.shape[1]
-    coded = -_coded_zero(features, y, targets)
+    residual = features.new_zeros(targets.n_outputs, n_rows, dtype=targets.offset.dtype)
+    targets.subtract_(residual, y)
+    coded = -residual.to(features)
     weights = targets.row_weights(y)
     if weights is None:
         tau, turned = features.square().mean(1), features
@@ -189,15 +193,8 @@ def head_start(
     return HeadStart(half @ (b if rotation is None else rotation @ b), rho, n_rows)
 
 
-def _coded_zero(features: Tensor, y: Tensor, targets: TargetCode) -> Tensor:
-    """The residual of the zero model, (c, s)."""
-    residual = features.new_zeros(targets.n_outputs, features.shape[1], dtype=targets.offset.dtype)
-    targets.subtract_(residual, y)
-    return residual.to(features)
-
-
 def _best_rho(features: Tensor, tau: Tensor, moments: Tensor, coded: Tensor, least: float) -> float | None:
-    """The rho, at least `least`, of the smallest sum of squared leave-one-out residuals; None if those of zero are."""
+    """The rho > `least` with the smallest sum of squared leave-one-out residuals; None if zero weights have less."""
     n_rows, squares = features.shape[1], features.square()
     best, smallest = None, float(coded.square().sum())
     for step in range(1, _DECADES * _PER_DECADE):

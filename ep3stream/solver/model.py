@@ -1,10 +1,7 @@
-"""The trained model f(x) = offset + scale * sum_i alpha_i K(x, z_i), in the units of the data.
+"""The trained model f(x) = offset + scale * sum_i alpha_i K(x, z_i), in the units of the data, and its mean gradient.
 
-How much a kernel machine's outputs change along each input: the diagonal of its average gradient outer product.
-
-Radhakrishnan, Beaglehole, Pandit and Belkin (Science 2024, "Mechanism for feature learning in neural networks and
-backpropagation-free machine learning models") take the kernel's distances in the metric of that matrix and fit again;
-its diagonal weighs each feature by what the last model made of it.
+`Predictor` is a whole model, `ModelShard` one rank's share of it, `InputScaling` the scaling of inputs that belongs to
+the model. `mean_squared_gradient` tells how much the outputs change along each feature.
 """
 
 from __future__ import annotations
@@ -33,38 +30,36 @@ _PREDICT_ROWS = 2048
 
 @dataclass(frozen=True, slots=True)
 class InputScaling:
-    """(x - shift) * scale, per feature; shift and scale: (d,). A constant feature has the scale 0."""
+    """Scales inputs to (x - shift) * scale; shift and scale: (d,). A constant feature has the scale 0."""
 
     shift: Tensor
     scale: Tensor
 
     @classmethod
     def of(cls, kind: Scale, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
-        """`standard` to mean 0 and variance 1, `minmax` to [0, 1], `none` leaves inputs as they are."""
-        if kind == "standard":
-            return cls(mean.float(), _inverse(std).float())
-        if kind == "minmax":
-            return cls(minimum.float(), _inverse(maximum - minimum).float())
-        return cls(torch.zeros_like(mean, dtype=torch.float32), torch.ones_like(mean, dtype=torch.float32))
+        """The scaling from statistics, each (d,): `standard` to mean 0 and variance 1, `minmax` to [0, 1], `none`."""
+        if kind == "none":
+            return cls(
+                torch.zeros_like(mean, dtype=torch.float32), torch.ones_like(mean, dtype=torch.float32)
+            )
+        shift, spread = (mean, std) if kind == "standard" else (minimum, maximum - minimum)
+        inverse = 1 / spread.clamp_min(torch.finfo(torch.float64).tiny)
+        return cls(shift.float(), torch.where(spread > 0, inverse, 0.0).float())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Scaled copy of x, (n, d)."""
-        return (x - self.shift).mul_(self.scale)  # Fresh memory costs more than arithmetic.
+        """A scaled copy of x, (n, d)."""
+        return (x - self.shift).mul_(self.scale)  # In place: new memory costs more than the arithmetic.
 
     def to(self, device: torch.device) -> InputScaling:
-        """On another device."""
+        """The same scaling on another device."""
         return InputScaling(self.shift.to(device), self.scale.to(device))
-
-
-def _inverse(spread: Tensor) -> Tensor:
-    return torch.where(spread > 0, 1 / spread.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShard:
-    """This rank's share of a model, ready to predict with the others.
+    """This rank's share of a model, ready to predict together with the other ranks.
 
-    centers: p_shard of them, scaled and prepared; weights: (c, p_shard); both on the mesh's device.
+    centers: p_shard points, scaled and prepared; weights: (c, p_shard); both on the mesh's device.
     """
 
     kernel: Kernel
@@ -75,7 +70,7 @@ class ModelShard:
     mesh: Mesh
 
     def outputs(self, x: Tensor) -> Tensor:
-        """f(x), (n, c), for the same x, (n, d), on every rank, in the units of the targets; O(n p_shard d) time.
+        """f(x), (n, c), in the units of the targets, for x, (n, d), the same on every rank; O(n p_shard d) time.
 
         Raises InputError where x is not finite.
         """
@@ -94,7 +89,7 @@ class ModelShard:
 class Predictor:
     """A kernel machine ready to predict.
 
-    centers: (p, d) in the units of the data; weights: (p, c). class_names is None for regression.
+    centers: (p, d), in the units of the data; weights: (p, c); class_names: None for regression.
     """
 
     kernel: Kernel
@@ -108,7 +103,7 @@ class Predictor:
 
     @property
     def n_features(self) -> int:
-        """d."""
+        """d, the number of features of a row."""
         return self.centers.shape[1]
 
     def to(self, device: torch.device) -> Predictor:
@@ -118,9 +113,9 @@ class Predictor:
         return Predictor.of(tensors, self.description(), function)
 
     def prepared(self, mesh: Mesh | None = None) -> ModelShard:
-        """Centers ready for blocks and weights outputs-first, to be reused over many calls of `outputs`.
+        """The model with centers prepared for blocks, to be used for many calls of `outputs`.
 
-        mesh: of the ranks that have the other centers, where this is a shard.
+        mesh: where this model has one rank's share of the centers, the mesh of all ranks.
         """
         return ModelShard(
             self.kernel,
@@ -132,10 +127,10 @@ class Predictor:
         )
 
     def outputs(self, x: Tensor, prepared: ModelShard | None = None) -> Tensor:
-        """f(x) for x of (n, d), on the model's device: (n, c), in the units of the targets; O(npd) time.
+        """f(x), (n, c), in the units of the targets, for x, (n, d), on the model's device; O(npd) time.
 
-        For classes, column k is the fitted probability-like score of class k. Raises InputError when x has
-        another number of features or values that are not finite.
+        For classes, column k is the score of class k, fitted to be 1 for its rows and 0 for the others. Raises
+        InputError where x has another number of features, or values that are not finite.
         """
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise InputError(
@@ -144,7 +139,7 @@ class Predictor:
         return (prepared or self.prepared()).outputs(x)
 
     def predict(self, x: NDArray[Any] | Tensor) -> NDArray[Any]:
-        """Targets, (n,) or (n, c), for regression; class names, (n,), for classification. x: (n, d)."""
+        """The targets, (n,) or (n, c), for regression; the class names, (n,), for classification. x: (n, d)."""
         outputs = self.decision_function(x)
         if self.class_names is not None:
             labels: NDArray[np.str_] = np.asarray(self.class_names)[outputs.argmax(1)]
@@ -152,12 +147,12 @@ class Predictor:
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
     def decision_function(self, x: NDArray[Any] | Tensor) -> NDArray[np.float32]:
-        """The scores behind `predict`, (n, c)."""
+        """The outputs behind `predict`, (n, c), for x of (n, d)."""
         scores: NDArray[np.float32] = self.outputs(_as_tensor(x)).cpu().numpy()
         return scores
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything numeric, by name, for a model file."""
+        """All tensors of the model by name, on the CPU, for a model file."""
         tensors = {
             "centers": self.centers,
             "weights": self.weights,
@@ -171,7 +166,7 @@ class Predictor:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def description(self) -> dict[str, Any]:
-        """Everything else, as JSON."""
+        """All that `tensors` leaves out, as JSON: the kernel's name and parameters, and names."""
         return {
             "kernel": {"name": self.kernel.name, **self.kernel.parameters},
             "feature_names": list(self.feature_names),
@@ -186,9 +181,9 @@ class Predictor:
         description: Mapping[str, Any],
         function: KernelFunction | None = None,
     ) -> Predictor:
-        """The model that `tensors` and `description` came from; a callable kernel must be given again.
+        """The model from its `tensors` and `description`; a callable kernel must be given again as `function`.
 
-        Raises InputError when `function` is missing or not wanted, DamagedDataError for shapes that do not fit.
+        Raises InputError where `function` is missing or not wanted, DamagedDataError for shapes that do not fit.
         """
         spec = description["kernel"]
         name, parameters = spec["name"], {item: spec[item] for item in spec if item != "name"}
@@ -216,7 +211,7 @@ class Predictor:
 
 
 def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
-    """x as it is, or as a float32 tensor over memory that torch may call its own; raises InputError."""
+    """x itself if it is a tensor, or else as a float32 tensor; InputError where x is no array of numbers."""
     if isinstance(x, Tensor):
         return x
     try:
@@ -225,12 +220,12 @@ def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
         raise InputError(f"x is no array ({error}); give an array of numbers, (n, d)") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"x holds {array.dtype}, not numbers; give an array of numbers, (n, d)")
-    with np.errstate(over="ignore"):  # Such values become infinite, which `outputs` names.
+    with np.errstate(over="ignore"):  # Too large values become infinite, and `outputs` refuses them.
         return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
 
 
 def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """DamagedDataError unless d, p and c agree among the tensors and with the names."""
+    """Raises DamagedDataError unless the tensors agree on d, p and c with one another and with the names."""
     for key in ("feature_names", "target_names", "class_names"):
         names = description[key]
         is_named = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
@@ -248,33 +243,30 @@ def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any
             )
 
 
-def _matern32(t: Tensor, _: float) -> Tensor:
-    return 3 * torch.exp(-math.sqrt(3) * t)
-
-
-def _matern52(t: Tensor, _: float) -> Tensor:
-    return 5 / 3 * (1 + math.sqrt(5) * t) * torch.exp(-math.sqrt(5) * t)
-
-
-# -phi'(t) / t of each profile phi of `RadialKernel`.
+# -phi'(t) / t of each profile phi of `RadialKernel`, as a function of t and shape.
 _SLOPES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "laplacian": lambda t, _: torch.exp(-t) / t,
     "gaussian": lambda t, _: torch.exp(-t.square() / 2),
-    "matern32": _matern32,
-    "matern52": _matern52,
+    "matern32": lambda t, _: 3 * torch.exp(-math.sqrt(3) * t),
+    "matern52": lambda t, _: 5 / 3 * (1 + math.sqrt(5) * t) * torch.exp(-math.sqrt(5) * t),
     "dispersal": lambda t, shape: shape * t ** (shape - 2) * torch.exp(-(t**shape)),
     "rational_quadratic": lambda t, shape: (1 + t.square() / (2 * shape)) ** (-shape - 1),
 }
 
-_NEAR = 1e-4  # bandwidths
+# Distance, in bandwidths, below which a center adds nothing to a gradient.
+_NEAR = 1e-4
 
 
 def mean_squared_gradient(kernel: RadialKernel, centers: Tensor, weights: Tensor, x: Tensor) -> Tensor:
-    """mean_j |d f(x_j) / d x_k|^2 for each feature k, (d,), of f(x) = sum_i alpha_i K(x, z_i).
+    """mean_j |d f(x_j) / d x_k|^2 for each feature k, (d,), where f(x) = sum_i alpha_i K(x, z_i).
 
-    With w = -phi'(t) / t, the gradient is sum_i alpha_i w(t_ij) (z_i - x_j) / bandwidth^2. centers: (p, d),
-    weights: (p, c), x: (n, d), the units of the kernel. O(n p d c) time, 1024 (p + d) numbers of float64.
-    A center closer than 1e-4 bandwidths adds nothing: the Laplacian has a kink there.
+    This is the diagonal of the average gradient outer product. Radhakrishnan, Beaglehole, Pandit and Belkin ("Mechanism
+    for feature learning in neural networks and backpropagation-free machine learning models", Science 2024) take
+    distances in the metric of that matrix and fit again; its diagonal weighs each feature by its use in the last model.
+
+    With w = -phi'(t) / t, the gradient is sum_i alpha_i w(t_ij) (z_i - x_j) / bandwidth^2. A center nearer than 1e-4
+    bandwidths adds nothing, since the Laplacian has a kink there. centers: (p, d), weights: (p, c), x: (n, d), in the
+    units of the kernel. O(n p d c) time, memory for 1024 (p + d) float64 numbers.
     """
     z, weights = (centers - kernel.centre).double(), weights.double()
     total = z.new_zeros(z.shape[1])

@@ -1,7 +1,4 @@
-"""How targets enter the least-squares problem and how outputs leave it.
-
-What rows of each class, or each target, count in the sum of squares that a fit makes small.
-"""
+"""How targets enter the least-squares problem and outputs leave it, and the weights of classes and targets in it."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ from ep3stream.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class TargetCode:
-    """Outputs are offset + scale * f(x). Classes are one-hot rows that are never formed.
+    """The code of the targets: f(x) is fitted to (y - offset) / scale, and outputs are offset + scale * f(x).
 
-    offset, scale: (c,), the unit of y. Regression standardises each target; classes have the offset of
-    their frequency and the scale 1. weights: (c,), what a row of each class, or each target, counts in the sum of
-    squares that a fit makes small; None for 1 each. The losses leave them out.
+    offset, scale: (c,), in the unit of y. Regression standardises each target. Classes are one-hot rows, which are
+    never formed, with their frequency as offset and the scale 1. weights: (c,), the weight of a row of each class, or
+    of each target, in the sum of squares that a fit minimises; None for 1 each. The losses leave them out.
     """
 
     is_classification: bool
@@ -31,11 +28,11 @@ class TargetCode:
 
     @property
     def n_outputs(self) -> int:
-        """c."""
+        """c, the number of targets or classes."""
         return len(self.offset)
 
     def subtract_(self, prediction: Tensor, y: Tensor) -> None:
-        """prediction, (c, m), minus the coded targets, in place. y: (m,) class ids or (m, c) values."""
+        """Subtracts the coded targets from prediction, (c, m), in place. y: (m,) class ids, or (m, c) values."""
         if self.is_classification:
             prediction.add_(self.offset[:, None])
             rows = torch.arange(prediction.shape[1], device=prediction.device)
@@ -44,30 +41,31 @@ class TargetCode:
             prediction.sub_(((y - self.offset) / self.scale).T)
 
     def to(self, device: torch.device) -> TargetCode:
-        """On another device."""
+        """The same code on another device."""
         weights = None if self.weights is None else self.weights.to(device)
         return replace(self, offset=self.offset.to(device), scale=self.scale.to(device), weights=weights)
 
     def weigh_(self, residual: Tensor, y: Tensor) -> None:
-        """The gradient of the weighted squares at a coded residual, (c, m), in place: w_y g.
+        """Multiplies a coded residual g, (c, m), by the weights of the rows' classes, in place.
 
-        Targets are left alone. Each has weights alpha of its own, so that v |g|^2 / 2n + lambda |f|^2 / 2 has the
-        minimum of |g|^2 / 2n + (lambda / v) |f|^2 / 2, which the step size does not have to bow to: `ridges`.
+        Weights v of targets are not applied here. Each target has a column of alpha of its own, so that the minimum of
+        v |g|^2 / 2n + lambda |f|^2 / 2 is that of |g|^2 / 2n + (lambda / v) |f|^2 / 2: see `ridges`. A smaller ridge,
+        unlike a larger weight, asks for no smaller step.
         """
         if (weights := self.row_weights(y)) is not None:
             residual.mul_(weights)
 
     def row_weights(self, y: Tensor) -> Tensor | None:
-        """w_y, (m,); None where all are 1."""
+        """The weight of each row's class, (m,); None where all are 1."""
         return None if self.weights is None or not self.is_classification else self.weights[y.long()]
 
     def ridges(self, ridge: float) -> Tensor:
-        """Lambda of each output, (c,)."""
+        """lambda of each output, (c,): the ridge, divided by the weight of the target where it has one."""
         each = torch.full_like(self.offset, ridge)
         return each if self.weights is None or self.is_classification else each / self.weights
 
     def weighted_squares(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The sum over rows and outputs of the weighted squares of outputs, (m, c) in the unit of y; float64, 0-d."""
+        """The weighted sum of squared coded errors of outputs, (m, c), in the unit of y; float64, 0-d."""
         residual = ((outputs - self.offset) / self.scale).T.double()
         self.subtract_(residual, y)
         squares = residual.square()
@@ -76,17 +74,17 @@ class TargetCode:
         return squares.sum()
 
     def mean_squared_error(self, residual: Tensor) -> Tensor:
-        """Mean over rows and outputs of a coded residual, (c, m), in the squared unit of y; float64, 0-d."""
-        # Squares of a unit above 1e19 overflow float32, which the guard would take for a fit that blows up.
+        """The mean square of a coded residual, (c, m), in the squared unit of y; float64, 0-d."""
+        # In float64: with a unit above 1e19 float32 would overflow, and the guard would see a fit that blows up.
         return (residual.square().mean(1).double() * self.scale.double().square()).mean()
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """(c, m) -> (m, c) in the unit of y."""
+        """Outputs in the unit of y, (m, c), from coded predictions, (c, m)."""
         return torch.addcmul(self.offset, prediction.T, self.scale)
 
 
 def require_weights_of_task(is_classification: bool, settings: SolverConfig) -> None:
-    """ConfigError for weights of classes where there are none, or of outputs where there are classes."""
+    """Raises ConfigError for class_weights in a regression, or output_weights in a classification."""
     if is_classification and settings.output_weights:
         raise ConfigError("output_weights are given, but the targets are classes; use class_weights")
     if not is_classification and settings.class_weights != "none":
@@ -98,34 +96,30 @@ def require_weights_of_task(is_classification: bool, settings: SolverConfig) -> 
 def weighted(
     code: TargetCode, names: Sequence[str], class_counts: Tensor | None, settings: SolverConfig
 ) -> TargetCode:
-    """`code` with the weights of the settings; ConfigError for a name that is none of `names`, of classes or targets.
+    """The code with the weights of the settings; the offset of a class becomes its share of the weighted rows.
 
-    class_counts: rows of each class, (c,); None for targets. The offset of a class becomes its share of the weighted
-    rows, the constant that fits them best.
+    names: of the classes or the targets. class_counts: rows of each class, (c,); None for a regression. Raises
+    ConfigError for a weight whose name is not in `names`.
     """
     if class_counts is None:
         given = settings.output_weights
-        each = _by_name("output_weights", "target", given, names).float() if given else None
-        return replace(code, weights=each)
+        weights = _by_name("output_weights", "target", given, names).float() if given else None
+        return replace(code, weights=weights)
     if settings.class_weights == "none":
         return code
     rows = class_counts.double().cpu()
     if isinstance(settings.class_weights, str):
-        weights = _balanced(rows)
+        # balanced: n / (k n_c) for the k classes with rows. All then weigh the same, and a row 1 on average.
+        present = rows > 0
+        weights = torch.where(present, rows.sum() / (present.sum() * rows.clamp_min(1)), 1.0)
     else:
         weights = _by_name("class_weights", "class", settings.class_weights, names)
     total = weights * rows
     return replace(code, offset=(total / total.sum()).float(), weights=weights.float())
 
 
-def _balanced(rows: Tensor) -> Tensor:
-    """n / (k n_c) for the k classes that have rows, (c,): the same for each class in all, 1 for a row on average."""
-    present = rows > 0
-    return torch.where(present, rows.sum() / (present.sum() * rows.clamp_min(1)), 1.0)
-
-
 def _by_name(field: str, what: str, weights: Mapping[str, float], names: Sequence[str]) -> Tensor:
-    """(c,), float64: 1 for the names left out; ConfigError for one that is none of `names`."""
+    """The weight of each of `names`, (c,), float64, 1 where not given; ConfigError for a weight of another name."""
     places = {name: place for place, name in enumerate(names)}
     each = torch.ones(len(names), dtype=torch.float64)
     for name, weight in weights.items():
