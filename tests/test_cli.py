@@ -236,9 +236,9 @@ def test_bad_usage_and_input_is_one_line_and_exit_code_2_and_leaves_nothing(
     assert [item.name for item in tmp_path.iterdir()] == ["sinc.toml"]
 
 
-def test_no_command_at_all_prints_the_help_and_is_bad_usage(run_cli):
+def test_no_command_at_all_prints_the_help(run_cli):
     code, out, err = run_cli()
-    assert (code, err) == (2, "")
+    assert (code, err) == (0, "")
     assert out == cli._parser().format_help()
 
 

@@ -1,77 +1,33 @@
-"""What is said on stderr as JSON, one object a line, for machines that collect logs.
-
-What the commands share: how options are read, and how a command joins the command line.
-"""
+"""What the commands share: how a command and its options are added to the command line, and how texts are read."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
+from ep3stream.config import Setting, settings_of
 from ep3stream.errors import ConfigError
-from ep3stream.run.text import json_text
 from ep3stream.store.files import Location, ObjectUrl, location
-
-
-class JsonLines(logging.Formatter):
-    """time (UTC), level, logger, message; a progress line has its numbers under `progress` besides."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        content = _line(record.levelname.lower(), record.getMessage(), record.created) | {
-            "logger": record.name
-        }
-        progress = getattr(record, "progress", None)
-        return json_text(content if progress is None else content | {"progress": progress})
-
-
-class JsonConsole(Console):
-    """A console whose lines are log records, and so JSON like those."""
-
-    def print(self, *objects: Any, **_: Any) -> None:
-        """At the level `info`."""
-        logging.getLogger("ep3stream.cli").info("%s", " ".join(map(str, objects)))
-
-
-def error_line(message: str, exit_code: int) -> str:
-    """The last line of a command that failed."""
-    return json_text(_line("error", message, time.time()) | {"exit_code": exit_code})
-
-
-def _line(level: str, message: str, created: float) -> dict[str, Any]:
-    return {"time": datetime.fromtimestamp(created, UTC).isoformat(), "level": level, "message": message}
-
-
-QUIET = "only warnings and errors on stderr"
-
-UNKNOWN = "categories that the store does not have: an error (default); ignore: set no feature; drop the row"
-
-RENAME_LIKE = "what this file calls a column = what the store does"
 
 JSON_LOGS = "--json-logs"
 
-JSON_LOGS_HELP = "stderr as JSON, one object a line, progress among it"
-
 
 class Parser(argparse.ArgumentParser):
-    """One whose errors are raised, to be told in one line like any other."""
+    """A parser that raises its errors, which `main` then prints in one line like any other."""
 
     def error(self, message: str) -> NoReturn:
-        """Names the command's --help as the remedy."""
+        """Raises ConfigError, with --help as the remedy."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def command(
+def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace, Console], Any], summary: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """The parser of a new command, which `run` carries out; it returns an exit code, or None for 0."""
+    """The parser of a new command, which `run` carries out; `run` returns an exit code, or None for 0."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -79,25 +35,95 @@ def command(
         epilog="\n         ".join(["Example: " + examples[0], *examples[1:]]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # Without a default of its own, which would undo a --quiet before the command.
-    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=QUIET)
-    parser.add_argument(JSON_LOGS, action="store_true", default=argparse.SUPPRESS, help=JSON_LOGS_HELP)
+    # Without a default, which would undo a --quiet before the command.
+    add_talk(parser, default=argparse.SUPPRESS)
     parser.set_defaults(command=run)
     return parser
 
 
-def given(options: argparse.Namespace, names: dict[str, str]) -> dict[str, Any]:
-    """The options that were given, under the names of their settings."""
-    return {name: value for option, name in names.items() if (value := getattr(options, option)) is not None}
+def add_talk(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Adds the options that say how much a command says, and in which form."""
+    parser.add_argument(
+        "--quiet", action="store_true", default=default, help="only warnings and errors on stderr"
+    )
+    parser.add_argument(
+        JSON_LOGS,
+        action="store_true",
+        default=default,
+        help="stderr as JSON, one object a line, progress among it",
+    )
 
 
-def say(console: Console, text: str) -> None:
-    """A line on stderr, unless --quiet."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument STORE."""
+    parser.add_argument("store", type=store_place, metavar="STORE", help="a path, or s3://bucket/key")
+
+
+def add_run(parser: argparse.ArgumentParser, help: str = "directory of a fit's results") -> None:
+    """Adds the argument RUN."""
+    parser.add_argument("run", type=disk_path, metavar="RUN", help=help)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds --json."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def add_settings(parser: Any, table: type, name: str, only: Mapping[str, str] | None = None) -> None:
+    """Adds the options of the settings of a dataclass, of those in `only` where it is given.
+
+    parser: a parser, or a group of its options. name: of the table, for `given_settings`.
+    only: name of a setting -> what its option means here; empty: what its field says.
+    """
+    for setting in settings_of(table):
+        if setting.option is None or (only is not None and setting.name not in only):
+            continue
+        meaning = (only or {}).get(setting.name) or _meaning(setting)
+        option, key = f"--{setting.option}", f"{name}.{setting.name}"
+        if bool in setting.kinds:
+            parser.add_argument(option, dest=key, action=argparse.BooleanOptionalAction, help=meaning)
+            if str in setting.kinds:
+                there = f"{option}-dir"
+                parser.add_argument(
+                    there,
+                    dest=f"{key}.dir",
+                    metavar="DIRECTORY",
+                    help=f"the same as {option}, in this directory",
+                )
+        else:
+            parser.add_argument(option, dest=key, help=meaning, **_reading(setting))
+
+
+def given_settings(options: argparse.Namespace, table: type, name: str) -> dict[str, Any]:
+    """The settings of the dataclass that were given as options, by name."""
+    given = {}
+    for setting in settings_of(table):
+        for key in (f"{name}.{setting.name}", f"{name}.{setting.name}.dir"):
+            if (value := getattr(options, key, None)) is not None:
+                given[setting.name] = value
+    return given
+
+
+def _meaning(setting: Setting) -> str:
+    return f"{setting.help}; default: {setting.default_text}" if setting.default_text else setting.help
+
+
+def _reading(setting: Setting) -> dict[str, Any]:
+    """How argparse reads the value of the setting's option and shows it in --help."""
+    if setting.parse is not None:
+        return {"type": checked(setting.parse), "metavar": setting.metavar or "X"}
+    number = next((kind for kind in (int, float) if kind in setting.kinds), None)
+    if number is None and setting.choices:
+        return {"choices": setting.choices, "type": type(setting.choices[0])}
+    letter = {int: "N", float: "X", None: setting.name.upper()}[number]
+    if number is not None and setting.choices:
+        (word,) = setting.choices
+        return {"type": number_or(word, number), "metavar": setting.metavar or f"{word}|{letter}"}
+    return {"type": number or str, "metavar": setting.metavar or letter}
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser whose ConfigError argparse shows as a usage error."""
+    """`parse` as argparse wants it: a ConfigError becomes an error of the option."""
 
     def parse_or_explain(text: str) -> Any:
         try:
@@ -108,20 +134,8 @@ def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse_or_explain
 
 
-def store_place(text: str) -> Location:
-    """A path, or the URL of a store in a bucket."""
-    return checked(location)(text)  # type: ignore[no-any-return]
-
-
-def disk_path(text: str) -> Path:
-    """A path on a disk: what a run or predictions need, which are written piece by piece."""
-    if isinstance(checked(location)(text), ObjectUrl):
-        raise argparse.ArgumentTypeError(f"{text} is in a bucket, where only stores are kept; give a path")
-    return Path(text)
-
-
 def number_or(word: str, number: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of numbers that lets one word stand for itself."""
+    """Reads a number, or the one word that may stand for it."""
 
     def parse(text: str) -> Any:
         if text == word:
@@ -134,10 +148,13 @@ def number_or(word: str, number: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
-def epochs(text: str) -> int | float:
-    """A number of epochs, whole where it is."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; write it like 2 or 0.5") from None
-    return int(number) if number.is_integer() else number
+def store_place(text: str) -> Location:
+    """The path of a store, or its URL in a bucket."""
+    return checked(location)(text)  # type: ignore[no-any-return]
+
+
+def disk_path(text: str) -> Path:
+    """A path on a disk, where runs and predictions must lie, since they are written piece by piece."""
+    if isinstance(checked(location)(text), ObjectUrl):
+        raise argparse.ArgumentTypeError(f"{text} is in a bucket, where only stores are kept; give a path")
+    return Path(text)

@@ -1,7 +1,8 @@
 """Every setting of a conversion and of a fit, checked before any work; a fit's settings read and write TOML."""
 
 from ep3stream.config.convert import (
-    MIB,
+    RENAME_LIKE_HELP,
+    UNKNOWN_HELP,
     Categories,
     Codec,
     ConvertConfig,
@@ -14,6 +15,7 @@ from ep3stream.config.convert import (
 )
 from ep3stream.config.fit import (
     CONFIG_VERSION,
+    FIT_TABLES,
     KERNEL_DEFAULTS,
     MAX_CONFIG_BYTES,
     READ_TIMEOUT_S,
@@ -27,15 +29,20 @@ from ep3stream.config.fit import (
     Scale,
     SolverConfig,
     StepRule,
+    on_resume,
 )
-from ep3stream.config.settings import parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
+from ep3stream.config.parse import MIB, parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
+from ep3stream.config.settings import Setting, settings_of
 
 __all__ = [
     "CONFIG_VERSION",
+    "FIT_TABLES",
     "KERNEL_DEFAULTS",
     "MAX_CONFIG_BYTES",
     "MIB",
     "READ_TIMEOUT_S",
+    "RENAME_LIKE_HELP",
+    "UNKNOWN_HELP",
     "Categories",
     "Codec",
     "ConvertConfig",
@@ -50,14 +57,17 @@ __all__ = [
     "Projection",
     "RunConfig",
     "Scale",
+    "Setting",
     "SolverConfig",
     "StepRule",
     "Task",
     "Unknown",
     "XDtype",
+    "on_resume",
     "parse_bytes",
     "parse_names",
     "parse_renames",
     "parse_splits",
     "parse_weights",
+    "settings_of",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ep3stream.config.settings import require, require_choice, require_distinct
+from ep3stream.config.parse import MIB, parse_bytes, parse_names, parse_renames, parse_splits
+from ep3stream.config.settings import at_least, check_settings, require, require_distinct, setting
 
 Task = Literal["regression", "classification"]
 
@@ -27,75 +28,126 @@ Unknown = Literal["error", "ignore", "drop"]
 
 DatePart = Literal["days", "month", "day", "weekday", "hour"]
 
-MIB = 1 << 20
+# `predict` has these two options as well.
+UNKNOWN_HELP = (
+    "a category that the store does not have: error stops; ignore sets none of the column's 0/1 features, as "
+    "scikit-learn's OneHotEncoder does; drop leaves the row out, as it does a row of an unknown class"
+)
+RENAME_LIKE_HELP = "what this file calls a column = what the store calls it"
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertConfig:
-    """How `convert` reads a source and lays out the store. Bytes are bytes; fractions sum to 1.
+    """How `convert` reads a source and lays out the store; docs/settings.md tells each setting.
 
-    target: the column to predict, or several of numbers. columns, drop: names or patterns (`px_*`) of the
-    features; none chosen means all. rename: name in the source -> name in the store, also under `like`, for a
-    later file that calls its columns otherwise.
-    categories: how texts are stored, `onehot` unless said. category: further columns to treat like texts.
-    dates: the features of a date or time; those that fit its type unless said.
-    missing: what becomes of an empty cell or NaN, `error` unless said.
-    like: a store whose columns, mappings and dtype are taken over, so that a model fits both.
-    unknown: what becomes, under `like`, of a category that the store does not have: `error` unless said; `ignore`
-    sets none of its one-hot features, as scikit-learn's OneHotEncoder does; `drop` leaves the row out, as it does
-    one with an unknown class.
-    dtype, categories, missing: None leaves the choice to `like`, or to the default.
-    features, index_base: of svmlight files, how many features there are (None: a first pass counts them) and
-    whether the first has the index 1 or 0.
-    shuffle: rows in random order. None means yes, but the source's order under `like` with one split: a later file
-    is there to be predicted, and its predictions are to stand beside its rows.
-    codec: `auto` is lz4 where it shrinks a sample of the rows to four fifths or less, else none.
+    Where dtype, categories or missing is None, the store of `like` decides, or else the default.
     """
 
-    target: str | Sequence[str] | None = None
-    task: Task | None = None
-    columns: Sequence[str] = ()
-    drop: Sequence[str] = ()
-    rename: Mapping[str, str] = field(default_factory=dict)
-    categories: Categories | None = None
-    category: Sequence[str] = ()
-    dates: Sequence[DatePart] = ()
-    missing: Missing | None = None
-    like: Path | str | None = None
-    unknown: Unknown | None = None
-    features: int | None = None
-    index_base: int = 1
-    splits: Mapping[str, float] = field(default_factory=lambda: {"train": 1.0})
-    format: Format | None = None
-    dtype: XDtype | None = None
-    codec: Codec = "auto"
-    shuffle: bool | None = None
-    seed: int = 0
-    memory_bytes: int = 1024 * MIB
-    segment_bytes: int = 16 * MIB
+    target: str | Sequence[str] | None = setting(
+        None, "column to predict, or several of numbers", metavar="COL,...", parse=parse_names
+    )
+    task: Task | None = setting(
+        None, "whether the target is a number or a class", default_means="by the type of the target"
+    )
+    columns: Sequence[str] = setting(
+        (),
+        "the features, in this order: names, or patterns like px_*",
+        default_means="all but the target",
+        metavar="COL,...",
+        parse=parse_names,
+    )
+    drop: Sequence[str] = setting(
+        (), "columns to leave out; patterns too", default_means="none", metavar="COL,...", parse=parse_names
+    )
+    rename: Mapping[str, str] = setting(
+        dict,
+        f"new names of columns in the store; with --like: {RENAME_LIKE_HELP}",
+        default_means="none",
+        metavar="OLD=NEW,...",
+        parse=parse_renames,
+    )
+    categories: Categories | None = setting(
+        None, "how texts are stored: as 0/1 features, or as whole numbers", default_means="onehot"
+    )
+    category: Sequence[str] = setting(
+        (),
+        "columns of numbers, booleans or dates to treat like texts",
+        default_means="none",
+        metavar="COL,...",
+        parse=parse_names,
+    )
+    dates: Sequence[DatePart] = setting(
+        (),
+        "features of a date or time: days, month, day, weekday, hour",
+        default_means="days,month,weekday,hour",
+        metavar="PART,...",
+        parse=parse_names,
+    )
+    missing: Missing | None = setting(
+        None,
+        "an empty cell or NaN: error stops, mean fills it, drop leaves the row out",
+        default_means="error",
+    )
+    like: Path | str | None = setting(
+        None,
+        "take over that store's columns, mappings and dtype, so that a model fits both",
+        metavar="STORE",
+        parse=Path,
+    )
+    unknown: Unknown | None = setting(None, f"with --like, {UNKNOWN_HELP}", default_means="error")
+    features: int | None = setting(
+        None,
+        "number of features of svmlight files",
+        limit=at_least(1),
+        default_means="counted in a first pass",
+    )
+    index_base: Literal[0, 1] = setting(1, "index of the first feature of svmlight files")
+    splits: Mapping[str, float] = setting(
+        lambda: {"train": 1.0},
+        "splits of the store, and each one's share of the rows",
+        option="split",
+        metavar="NAME=FRACTION,...",
+        parse=parse_splits,
+    )
+    format: Format | None = setting(
+        None, "format of the store", default_means="hdf5 for .h5 and .hdf5, else zarr"
+    )
+    dtype: XDtype | None = setting(None, "type of the stored inputs", default_means="float32")
+    codec: Codec = setting(
+        "auto",
+        "compression of a zarr store; auto is lz4 where it shrinks a sample of the rows by a fifth or more, else none",
+    )
+    shuffle: bool | None = setting(
+        None,
+        "put the rows in random order",
+        # A later file is there to be predicted, and its predictions are to stand beside its rows.
+        default_means="yes; with --like and one split no",
+    )
+    seed: int = setting(0, "seed of splits and shuffle", limit=at_least(0, "0 or more"))
+    memory_bytes: int = setting(
+        1024 * MIB,
+        "bytes that the rows on their way may take",
+        option="memory",
+        metavar="BYTES",
+        parse=parse_bytes,
+        on_resume="free",
+    )
+    segment_bytes: int = setting(
+        16 * MIB,
+        "size of a segment: the rows that are read and checked together",
+        limit=at_least(4096, "at least 4KiB"),
+        metavar="BYTES",
+        parse=parse_bytes,
+    )
 
     def __post_init__(self) -> None:
-        choices = {
-            "task": Task,
-            "format": Format,
-            "dtype": XDtype,
-            "codec": Codec,
-            "categories": Categories,
-            "missing": Missing,
-            "unknown": Unknown,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) is not None:
-                require_choice(name, getattr(self, name), allowed)
-        self._check_columns()
+        check_settings(self)
+        require_distinct("rename", list(self.rename.values()))
+        require(all(self.rename.values()), "rename has an empty new name; use one of a letter at least")
         require(
             self.unknown is None or self.like is not None,
             f"unknown is {self.unknown}, but without like every category is learned; leave it out",
         )
-        require(self.features is None or self.features >= 1, f"features is {self.features}; use at least 1")
-        require(self.index_base in (0, 1), f"index_base is {self.index_base}; use 0 or 1")
-        require(self.seed >= 0, f"seed is {self.seed}; use 0 or more")
-        require(self.segment_bytes >= 4096, f"segment_bytes is {self.segment_bytes}; use at least 4KiB")
         require(
             self.memory_bytes >= 4 * self.segment_bytes,
             f"memory is {self.memory_bytes} bytes but segments have {self.segment_bytes}; "
@@ -114,14 +166,3 @@ class ConvertConfig:
     def targets(self) -> tuple[str, ...]:
         """The columns to predict; none when none was chosen."""
         return (self.target,) if isinstance(self.target, str) else tuple(self.target or ())
-
-    def _check_columns(self) -> None:
-        for name in ("columns", "drop", "category", "dates"):
-            given = getattr(self, name)
-            require(not isinstance(given, str), f"{name} is {given!r}; give a list of names")
-            require_distinct(name, given)
-        require_distinct("target", self.targets)
-        for part in self.dates:
-            require_choice("dates", part, DatePart)
-        require_distinct("rename", list(self.rename.values()))
-        require(all(self.rename.values()), "rename has an empty new name; use one of a letter at least")

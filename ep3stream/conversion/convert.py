@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ep3stream.config import MIB, ConvertConfig
+from ep3stream.config import MIB, ConvertConfig, settings_of
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.open_source import open_source
@@ -51,7 +51,7 @@ _WRITE_BYTES = 1 * MIB
 _PROGRESS_EVERY_S = 1.0
 
 # Settings that may change when a conversion goes on: the content of the store does not depend on them.
-_FREE_SETTINGS = ("memory_bytes",)
+_FREE_SETTINGS = {each.name for each in settings_of(ConvertConfig) if each.on_resume == "free"}
 
 # Parts of a source's fingerprint that may change: whether a file is the same one, its digest decides.
 _STAMPS = ("bytes", "mtime_ns")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ep3stream.config import MAX_CONFIG_BYTES, FitConfig
+from ep3stream.config import MAX_CONFIG_BYTES, FitConfig, on_resume
 from ep3stream.disk import LockHeldError, read_small_file, take_lock, write_file, write_json
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.store.files import RUN_MARK, path_kind
@@ -167,28 +167,10 @@ class RunDirectory:
 
 
 # They change how long the fit goes on or what it costs, not its path.
-_FREE = {
-    "solver.epochs",
-    "run.checkpoint_steps",
-    "run.checkpoint_minutes",
-    "run.keep_checkpoints",
-    "run.devices",
-    "run.dask",
-    "run.max_restarts",
-    "run.rank_timeout_minutes",
-    "run.read_timeout_s",
-    "run.tensorboard",
-}
+_FREE = on_resume("free")
 
 # Read by each step, and by nothing that the set-up has made: every other setting has gone into the set-up.
-_OVERRIDABLE = {
-    "solver.momentum",
-    "solver.averaging",
-    "solver.projection_passes",
-    "solver.projection_tolerance",
-    "solver.patience",
-    "solver.validate_every",
-}
+_OVERRIDABLE = on_resume("override")
 
 
 class Change(NamedTuple):
