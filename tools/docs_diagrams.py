@@ -9,7 +9,8 @@ edge a line; any other line ends the build:
     name --> other
     name -->|label| other
 
-Nodes stand in rows: a node is one row below the lowest of the nodes that lead to it.
+Nodes stand in rows: a node is one row below the lowest of the nodes that lead to it, and a node that no other leads to
+is one row above the first of those it leads to.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ def parsed(text: str) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
 def placed(nodes: dict[str, str], edges: list[tuple[str, str, str]]) -> dict[str, int]:
     """The row of each node, from 0. Raises ValueError where edges lead in a circle."""
     rows = dict.fromkeys(nodes, 0)
-    for _ in nodes:
-        moved = {end: rows[start] + 1 for start, end, _ in edges if rows[end] <= rows[start]}
-        if not moved:
-            return rows
+    while moved := {end: rows[start] + 1 for start, end, _ in edges if rows[end] <= rows[start]}:
         rows |= moved
-    raise ValueError("a flow chart leads in a circle")
+        if max(rows.values()) >= len(nodes):
+            raise ValueError("a flow chart leads in a circle")
+    for name in nodes.keys() - {end for _, end, _ in edges}:
+        rows[name] = min((rows[end] for start, end, _ in edges if start == name), default=1) - 1
+    return rows
