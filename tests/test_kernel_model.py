@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ep3stream
 from ep3stream import ConfigError, DivergedError, InputError, KernelConfig, KernelModel
-from ep3stream.online.sources import ArraySource
+from ep3stream.online.sources import ArraySource, RowForm
 from ep3stream.solver.step import Solver
+from ep3stream.stream.order import RowOrder
 
 GUIDE = Path(__file__).parents[1] / "docs" / "migrating-from-eigenpro3.md"
 D, P, N = 3, 40, 1500
@@ -71,7 +72,7 @@ def test_a_model_that_is_better_than_the_mean_is_not_warned_of_whether_resumed_o
     first.fit((X, Y))
     second.load_state_dict(first.state_dict())
     second.fit((X, Y))
-    assert second._solver.running_score.n > first._solver.running_score.n > 0
+    assert second._trainer.progress.running_score.n > first._trainer.progress.running_score.n > 0
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -85,17 +86,18 @@ def test_it_converges_to_the_least_squares_solution():
 def test_one_step_is_that_of_the_dense_formula(projection):
     made = model(projection=projection, seed=3)
     made.fit((X, Y), epochs=1)
-    before, solver = made.state_dict(), made._solver
+    before, trainer = made.state_dict(), made._trainer
     x, y = X[:16], Y[:16]
+    solver = trainer.trainer.solver
     loss = made.fit_batch(x, y)
-    ahead = before["weights"].double() + solver.solver.momentum * before["velocity"].double()
+    ahead = before["weights"].double() + solver.momentum * before["velocity"].double()
     k_zb = laplacian(CENTERS.double(), x.double())
     scale, offset = before["target_scale"].double(), before["target_offset"].double()
     residual = ahead @ k_zb - (y - offset) / scale
     gradient = (residual @ k_zb.T).float()
-    stage = solver.solver.stage(before["rows_seen"])
+    stage = solver.stage(before["rows_seen"])
     theta = stage.projection.direction(stage.projection.preconditioned(gradient, x, residual.float()))
-    velocity = solver.solver.momentum * before["velocity"] - solver.step_size(16) * stage.step_scale * theta
+    velocity = solver.momentum * before["velocity"] - trainer.step_size(16) * stage.step_scale * theta
     after = made.state_dict()
     assert loss == pytest.approx(float((residual * scale).square().mean()), rel=1e-4)
     assert torch.allclose(after["weights"], before["weights"] + velocity, rtol=1e-3, atol=1e-4)
@@ -132,7 +134,7 @@ def test_batches_work_without_fit_and_the_rows_held_back_are_trained_on():
     losses = [made.fit_batch(x, y) for x, y in zip(X.split(100), Y.split(100), strict=True)]
     n_held = 300 + 1024
     assert [bool(np.isnan(loss)) for loss in losses] == [100 * (i + 1) < n_held for i in range(15)]
-    assert made._solver.state.averaged >= 15
+    assert made._trainer.progress.state.averaged >= 15
     assert made.score(X, Y)["mse"] < 0.5 * float(Y.var())
 
 
@@ -160,24 +162,26 @@ def test_an_epoch_with_the_set_up_in_it_trains_on_every_row_once(monkeypatch, ba
 def test_a_batch_above_the_safe_size_is_split_and_a_small_one_takes_the_step_of_its_size():
     made = model(nystrom_samples=X[:300])
     made.fit_epoch(loader())
-    solver = made._solver
-    largest, steps = solver.settled.batch_size, solver.step
+    trainer = made._trainer
+    settled = trainer.result.settled
+    largest, steps = settled.batch_size, trainer.progress.step
     made.fit_batch(X[: 3 * largest + 1], Y[: 3 * largest + 1])
-    assert solver.step == steps + 4
+    assert trainer.progress.step == steps + 4
     assert 32 < largest < 64
-    assert solver.step_size(largest) == solver.settled.step_size
-    assert solver.step_size(1) == solver.step_size(16) >= solver.step_size(30) >= solver.settled.step_size
+    assert trainer.step_size(largest) == settled.step_size
+    assert trainer.step_size(1) == trainer.step_size(16) >= trainer.step_size(30) >= settled.step_size
 
 
 def test_the_step_of_a_size_is_stable_on_every_batch_of_it():
     made = model(nystrom_samples=X[:300], momentum=0, averaging=0)
     made.fit((X, Y))
-    solver = made._solver
+    trainer = made._trainer
+    settled = trainer.result.settled
     for size in (1, 5, 16, 40):
-        for stage in solver.settled.stages:
-            found = solver.builder.stability(stage.projection, X[500:], size)
-            assert solver.step_size(size) * stage.step_scale * found.lambda_max < 2
-    assert solver.step_size(16) > solver.settled.step_size
+        for stage in settled.stages:
+            found = trainer.result.builder.stability(stage.projection, X[500:], size)
+            assert trainer.step_size(size) * stage.step_scale * found.lambda_max < 2
+    assert trainer.step_size(16) > settled.step_size
 
 
 def test_class_ids_one_hot_rows_and_arrays_of_either_train_the_same_model():
@@ -208,13 +212,22 @@ def test_a_loader_that_fills_one_buffer_again_and_again_is_copied_from():
 
 
 def test_arrays_are_shuffled_anew_in_every_epoch_and_the_same_for_the_same_seed():
-    source = ArraySource(X, Y)
-    first, again, second = (
-        torch.cat([x for x, _ in source.epoch(3, epoch, 1, X.device)]) for epoch in (0, 0, 1)
-    )
+    source = ArraySource(X, Y, RowForm(D, 1, "regression", X.device))
+    order = RowOrder(3, N, 200, 3, 64, np.array([5, 700]))
+    steps = order.steps_per_epoch
+
+    def rows(start, stop):
+        with source.batches(order, range(start, stop), X.device) as batches:
+            return torch.cat([batch.x for batch in batches])
+
+    first, again, second = rows(0, steps), rows(0, steps), rows(steps, 2 * steps)
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
-    assert torch.equal(first.sort(0)[0], X.sort(0)[0])
+    kept = torch.from_numpy(np.delete(X.numpy(), [5, 700], 0))
+    assert torch.equal(first.sort(0)[0], kept.sort(0)[0])
+    assert torch.equal(
+        torch.cat([first, second])[-len(rows(steps + 3, 2 * steps)) :], rows(steps + 3, 2 * steps)
+    )
 
 
 def test_a_constant_target_is_predicted_as_it_is():
@@ -261,7 +274,7 @@ def test_a_state_goes_on_with_the_same_bits_through_a_file(tmp_path, projection)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     resumed.fit((X, Y))
     mine, theirs = through.state_dict(), resumed.state_dict()
-    assert all(torch.equal(mine[name], theirs[name]) for name in ("weights", "velocity", "average", "rows"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in ("weights", "velocity", "average", "probes"))
     assert mine["step"] == theirs["step"]
 
 
@@ -290,18 +303,18 @@ def test_the_guard_takes_a_step_that_is_too_large_back(caplog):
     made = model(nystrom_samples=X[:300])
     made.fit((X, Y), epochs=3)
     good = made.score(X, Y)["mse"]
-    made._solver.guard.step_size *= 8
+    made._trainer.progress.guard.step_size *= 8
     with caplog.at_level(logging.WARNING):
         made.fit((X, Y), epochs=5)
     assert "blew up" in caplog.text
-    assert 1 <= made._solver.guard.n_cuts <= 3
+    assert 1 <= made._trainer.progress.guard.n_cuts <= 3
     assert made.score(X, Y)["mse"] < 2 * good
 
 
 def test_a_fit_that_no_smaller_step_saves_keeps_its_last_good_weights():
     made = model(nystrom_samples=X[:300])
     made.fit((X, Y), epochs=3)
-    made._solver.guard.step_size *= 1e6
+    made._trainer.progress.guard.step_size *= 1e6
     with pytest.raises(DivergedError, match="after 3 cuts"):
         made.fit((X, Y), epochs=3)
     assert made.score(X, Y)["mse"] < float(Y.var())
@@ -437,7 +450,7 @@ def test_centers_that_the_basis_does_not_know_are_tempered() -> None:
     x, centers = (3 * torch.randn(n, 6, generator=generator) for n in (4000, 400))
     model = KernelModel(centers, "laplacian", bandwidth=12.0, nystrom_samples=300)
     model.fit((x, x[:, 0].sin()))
-    projection = model._solver.settled.projection
+    projection = model._trainer.result.settled.projection
     unknown = 1 - projection.basis.square() @ projection.eigenvalues
     assert projection.center_damping is not None
     assert int(projection.center_damping.argmin()) == int(unknown.argmax())
@@ -491,7 +504,7 @@ def test_a_ridge_of_outputs_is_divided_by_their_weights():
 def test_class_weights_give_the_dense_weighted_solution(weights, ridge):
     made = classifier(model_rank=P, class_weights=weights, ridge=ridge, nystrom_samples=500)
     found = trained(made, IDS)
-    targets = made._solver.solver.targets
+    targets = made._trainer.trainer.solver.targets
     each, offset = targets.weights.double(), targets.offset.double()
     if weights == "balanced":
         counts = torch.bincount(IDS).double()

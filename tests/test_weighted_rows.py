@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_stores import smooth_rows
 
 from ep3stream.estimator import KernelClassifier, KernelRegressor
-from ep3stream.estimator.row_sets import ArrayRows, WeightedRows
+from ep3stream.estimator.row_sets import WeightedRows
 
-NONE = np.empty(0, np.int64)
-CPU = torch.device("cpu")
 RIDGE = 0.02
 X, TARGETS = smooth_rows(150)
 # Noise makes the weights matter: the best fit to noiseless rows is the same for all weights.
@@ -94,22 +91,20 @@ def test_partial_fit_takes_weights_and_a_saved_model_goes_on_with_them(tmp_path)
 @settings(max_examples=50)
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40), st.integers(0, 10))
 def test_an_epoch_has_each_row_as_often_as_its_weight_says_rounded_up_or_down(weights, seed):
-    rows = ArrayRows(np.arange(len(weights), dtype=np.float32)[:, None], np.zeros(len(weights)))
-    weighted = WeightedRows.of(rows, np.array(weights))
-    met = np.concatenate([x[:, 0] for x, _ in weighted.epoch(seed, 0, NONE, CPU)] or [np.empty(0)]).astype(
-        int
-    )
+    x = np.arange(len(weights), dtype=np.float32)[:, None]
+    weighted = WeightedRows.of(x, np.zeros(len(weights)), np.array(weights))
+    met = np.concatenate([x[:, 0] for x, _ in weighted.epoch(seed, 0)] or [np.empty(0)]).astype(int)
     counts = np.bincount(met, minlength=len(weights))
     assert (np.abs(counts - weighted.copies) < 1 + 1e-6).all()
     assert abs(counts.sum() - weighted.copies.sum()) < 1 + 1e-6
-    assert len(set(weighted.draw(len(weights), seed, 1).tolist())) == len(weights)
+    assert len(set(weighted.draw_centers(len(weights), seed).tolist())) == len(weights)
 
 
 def test_statistics_and_draws_follow_the_weights():
-    rows = WeightedRows.of(ArrayRows(X, Y), WEIGHTS + 1.0)
+    rows = WeightedRows.of(X, Y, WEIGHTS + 1.0)
     repeated = X.astype(float).repeat(WEIGHTS + 1, 0)
     np.testing.assert_allclose(rows.statistics().mean, repeated.mean(0), rtol=1e-6)
     np.testing.assert_allclose(rows.statistics().std, repeated.std(0), rtol=1e-6)
-    first = [int(rows.draw(1, seed, 1)[0]) for seed in range(2000)]
+    first = [int(rows.draw_centers(1, seed)[0]) for seed in range(2000)]
     heavy = np.mean(WEIGHTS[first] + 1)
     assert heavy == pytest.approx(np.square(WEIGHTS + 1.0).mean() / np.mean(WEIGHTS + 1), rel=0.05)

@@ -15,26 +15,19 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ep3stream.config import parse_bytes
+from ep3stream.config import Task, parse_bytes
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.estimator.row_sets import (
-    ArrayRows,
-    DaskRows,
-    RowSet,
-    ScaledRows,
-    StoreRows,
-    WeightedRows,
-    batches_of,
-)
+from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
-from ep3stream.online.kernel_model import KernelModel
+from ep3stream.online.kernel_model import STATE_VERSION, KernelModel
+from ep3stream.online.sources import ArraySource, NumberedSource, RowForm, StoreSource
 from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 from ep3stream.store.reader import RowStore, SplitReader, open_store
-
-_CENTERS = 7  # Purpose of random numbers.
+from ep3stream.stream.order import Rows
+from ep3stream.training.set_up import draw_centers
 
 _FEW_CENTERS, _MANY_CENTERS = 2000, 5000
 
@@ -42,7 +35,8 @@ _FEW_ROWS_PER_CENTER = 5
 
 _ROWS_TO_SEE, _LEAST_EPOCHS, _MOST_EPOCHS = 30_000, 2, 20
 
-_NO_ROWS = np.empty(0, np.int64)
+
+Source = NumberedSource | DaskRows | WeightedRows
 
 Store = str | Path | RowStore | SplitReader
 
@@ -77,18 +71,20 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         each row counts, (n,), 0 or more; a row of weight 2 is as good as two rows. Raises ValueError for what is no
         such data, DivergedError where steps halved three times still blow up.
         """
-        scaled = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight))
-        trainer = self._trained()
-        self.losses_ = [trainer.fit_epoch(scaled) for _ in range(self._n_epochs(scaled.n_rows))]
+        source, excluded = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight))
+        trainer, n_epochs = self._trained(), self._n_epochs(source.n_rows - len(excluded))
+        self.losses_ = [trainer.train_epoch(source, excluded) for _ in range(n_epochs)]
         self.model_ = self._predictor()
         return self
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         is_first = not hasattr(self, "model_")
-        rows = self._training_rows(X, y, is_first, sample_weight=sample_weight)
+        source, excluded = self._training_rows(X, y, is_first, sample_weight=sample_weight), NO_ROWS
         trainer = None if is_first else self._trained()
-        scaled = self._start(rows) if trainer is None else ScaledRows(rows, self._scaling, _NO_ROWS)
-        self.losses_ = [*([] if is_first else self.losses_), (trainer or self._trained()).fit_epoch(scaled)]
+        if trainer is None:
+            source, excluded = self._start(source)
+        loss = (trainer or self._trained()).train_epoch(source, excluded)
+        self.losses_ = [*([] if is_first else self.losses_), loss]
         self.model_ = self._predictor()
         return self
 
@@ -131,52 +127,86 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
                     "the model came from a run, which holds no training state for partial_fit; go on with "
                     "ep3stream.fit, or call fit"
                 )
-            self._trainer = self._new_trainer()
-            self._trainer.load_state_dict(self._saved)
+            self._trainer = self._new_trainer(None, NO_ROWS)
+            self._trainer.load_state_dict(self._unscaled(self._saved))
             self._saved = None
         return self._trainer
 
-    def _start(self, rows: RowSet) -> ScaledRows:
-        """Draws the centers and makes the solver."""
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._scaling = self._input_scaling(rows)
-        n_centers = self._n_centers(rows.n_rows)
-        drawn = rows.draw(n_centers, self._seed, _CENTERS)
-        # Training on centers overfits, but where they are many of the rows it costs less than to lose those.
-        excluded = np.sort(drawn) if _FEW_ROWS_PER_CENTER * n_centers <= rows.n_rows else _NO_ROWS
-        self._centers = torch.from_numpy(np.asarray(rows.take(drawn)[0], np.float32))
-        self._saved, self._trainer = None, self._new_trainer()
-        return ScaledRows(rows, self._scaling, excluded)
+    def _unscaled(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A saved state with points in the units of the data; before version 4 they were scaled."""
+        if state["version"] >= STATE_VERSION:
+            return state
+        inputs = self._scaling.to(torch.device("cpu"))
+        # A constant feature, whose scale is 0, is what it is everywhere.
+        spread = torch.where(inputs.scale > 0, 1 / inputs.scale, 0.0)
+        rows = state["rows"].cpu() * spread + inputs.shift
+        return state | {"centers": self._centers, "rows": rows}
 
-    def _new_trainer(self) -> KernelModel:
-        return KernelModel(
-            self._scaling(self._centers),
+    def _start(self, source: Source) -> tuple[Source, Rows]:
+        """Draws the centers and makes the trainer; the rows to train on, and which of them are left out."""
+        given = self.random_state
+        is_number = isinstance(given, int | np.integer) and not isinstance(given, bool)
+        self._seed = int(given) if is_number else int(check_random_state(given).randint(2**31 - 1))
+        self._scaling = self._input_scaling(source)
+        n_centers = self._n_centers(source.n_rows)
+        points: Any
+        if isinstance(source, NumberedSource):
+            split = source.split()
+            drawn = draw_centers(split.info, n_centers, self._seed)
+            points = split.read_rows(drawn)[0]
+        else:
+            drawn = source.draw_centers(n_centers, self._seed)
+            points = source.take(drawn)[0]
+        self._centers = torch.from_numpy(np.asarray(points, np.float32))
+        # Training on centers overfits, but where they are many of the rows it costs less than to lose those.
+        excluded = np.sort(drawn) if _FEW_ROWS_PER_CENTER * n_centers <= source.n_rows else NO_ROWS
+        self._saved = None
+        if isinstance(source, NumberedSource):
+            self._trainer = self._new_trainer(drawn if len(excluded) else None, excluded)
+            return source, excluded
+        self._trainer = self._new_trainer(None, NO_ROWS)
+        return replace(source, excluded=excluded), NO_ROWS
+
+    def _new_trainer(self, drawn: Rows | None, excluded: Rows) -> KernelModel:
+        return KernelModel.with_scaling(
+            self._centers,
+            self._scaling,
+            drawn,
+            excluded,
             self.kernel,
             self._n_outputs(),
             bandwidth=self.bandwidth,
-            task="regression" if isinstance(self, RegressorMixin) else "classification",
+            task=self._task,
             projection=self.projection,
             nystrom_samples=self.nystrom_samples,
             data_rank=self.data_rank,
             model_rank=self.model_rank,
             ridge=self.ridge,
             class_weights=self._class_weights(),
+            precision=self.precision,
             device=self.device,
             seed=self._seed,
             memory=self.memory,
         )
 
+    @property
+    def _task(self) -> Task:
+        return "regression" if isinstance(self, RegressorMixin) else "classification"
+
+    def _array_source(self, x: Block, y: Block) -> ArraySource:
+        return ArraySource(x, y, RowForm(x.shape[1], self._n_outputs(), self._task, torch.device("cpu")))
+
     def _class_weights(self) -> ClassWeights:
         """By class id, as `KernelModel` takes them; a classifier has some."""
         return "none"
 
-    def _input_scaling(self, rows: RowSet) -> InputScaling:
+    def _input_scaling(self, source: Source) -> InputScaling:
         if self.scale not in ("none", "standard", "minmax"):
             raise ConfigError(f"scale is {self.scale!r}; choose one of none, standard, minmax")
         if self.scale == "none":
             ones = torch.ones(self.n_features_in_)
             return InputScaling(torch.zeros_like(ones), ones)
-        found = rows.statistics()
+        found = source.split().info.features if isinstance(source, NumberedSource) else source.statistics()
         columns = (found.mean, found.std, found.minimum, found.maximum)
         return InputScaling.of(self.scale, *(torch.tensor(column, dtype=torch.float64) for column in columns))
 
@@ -196,7 +226,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _training_rows(
         self, X: Any, y: Any, is_first: bool, split: str = "train", sample_weight: Any = None
-    ) -> RowSet:
+    ) -> Source:
         """Rows of any kind, with coded targets; the first ones say how many features, targets or classes there are."""
         if isinstance(X, Store) or is_dask_array(X):
             self._refuse_weights(sample_weight)
@@ -205,7 +235,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
                 raise InputError("y was given beside a store, which has targets of its own; leave y out")
             reader = _reader(X, split)
             self._take_manifest(reader, is_first)
-            return StoreRows(reader)
+            return StoreSource(reader)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         if is_dask_array(X):
@@ -214,9 +244,10 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self._require_features(X.shape[1])
             return DaskRows.of(X, self._coded_dask(_as_dask(y), is_first), parse_bytes(self.memory))
         if sample_weight is None:
-            return ArrayRows(*self._coded_arrays(X, y, is_first))
+            return self._array_source(*self._coded_arrays(X, y, is_first))
         X, y, weights = _weighing(X, y, sample_weight)
-        return WeightedRows.of(ArrayRows(*self._coded_arrays(X, y, is_first)), weights)
+        x, coded = self._coded_arrays(X, y, is_first)
+        return WeightedRows.of(x, coded, weights)
 
     def _outputs(
         self, X: Any, of_block: Callable[[Predictor, Block], Block], n_columns: int | None, dtype: Any
@@ -229,7 +260,9 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         if isinstance(X, Store):
             reader = _reader(X, "test")
             self._require_features(reader.manifest.n_features)
-            return np.concatenate([of_block(self.model_, np.asarray(x)) for x, _ in StoreRows(reader).all()])
+            return np.concatenate(
+                [of_block(self.model_, np.asarray(x)) for x, _ in StoreSource(reader).all()]
+            )
         X = validate_data(self, X, dtype=np.float32, reset=False, accept_sparse="csr")
         if issparse(X):  # A block of rows at a time is never large.
             parts = [of_block(self.model_, X[rows].toarray()) for rows in batches_of(X.shape[0])]
@@ -281,8 +314,6 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         classes = getattr(self, "classes_", None)
         return replace(
             model,
-            centers=self._centers.to(model.centers.device),
-            inputs=self._scaling.to(model.centers.device),
             feature_names=model.feature_names if names is None else tuple(map(str, names)),
             class_names=None if classes is None else tuple(map(str, classes.tolist())),
         )

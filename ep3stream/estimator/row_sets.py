@@ -1,111 +1,38 @@
-"""Rows an estimator trains on: arrays in memory, Dask arrays by blocks, a split of a store. None is copied whole.
+"""Rows for the estimators that have no fixed place: blocks of Dask arrays, and rows that count as often as they weigh.
 
-Rows in memory of which each counts as often as its weight says.
+Both give batches of their own (`online.sources.BatchSource`). Arrays in memory and splits of stores are sources of
+`KernelModel` already.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ep3stream.conversion.numbers import Moments
 from ep3stream.errors import InputError
 from ep3stream.formats.python_objects import computed_ahead
 from ep3stream.online.sources import Pair
-from ep3stream.solver.model import InputScaling
 from ep3stream.store.manifest import ColumnStatistics
-from ep3stream.store.reader import SplitReader
-from ep3stream.stream.order import RowOrder, Rows
-from ep3stream.stream.prefetch import epoch_batches
-from ep3stream.stream.scan import sample_rows, scan
+from ep3stream.stream.order import Rows
 
 _BATCH_ROWS = 4096
 
 _MAX_BLOCKS = 64
 
-ORDERS, DRAWS, _BLOCKS = 4, 5, 6  # Purposes of random numbers.
+# Purposes of random numbers.
+_CENTERS, ORDERS, DRAWS, _BLOCKS = 7, 4, 5, 6
 
+# Whole numbers up to so many on average are taken as they are, so that an epoch is that of the repeated rows.
+_MOST_COPIES = 8
 
-class RowSet(Protocol):
-    """n rows of d features with coded targets: class ids, (n,), or values, (n, c)."""
-
-    @property
-    def n_rows(self) -> int:
-        """n."""
-        ...
-
-    def statistics(self) -> ColumnStatistics:
-        """Of the features; one pass over rows that no manifest describes."""
-        ...
-
-    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
-        """So many distinct row numbers, in random order."""
-        ...
-
-    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
-        """So many as training meets them, in random order, or all there are; none of the excluded ones, sorted."""
-        ...
-
-    def take(self, rows: Rows) -> Pair:
-        """x and y of any rows, in the order asked for."""
-        ...
-
-    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
-        """Batches of every row but the excluded ones, sorted, in an order that depends on (seed, epoch)."""
-        ...
-
-    def all(self) -> Iterator[Pair]:
-        """Every row once, as they lie."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayRows:
-    """x, (n, d), and y in memory."""
-
-    x: NDArray[Any]
-    y: NDArray[Any]
-
-    @property
-    def n_rows(self) -> int:
-        """n."""
-        return len(self.x)
-
-    def statistics(self) -> ColumnStatistics:
-        """One pass."""
-        return _statistics(Moments.of(self.x))
-
-    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
-        """The first of a permutation."""
-        return np.random.default_rng((seed, purpose)).permutation(self.n_rows)[:n_rows]
-
-    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
-        """Distinct ones."""
-        return _kept(self.draw(n_rows + len(excluded), seed, DRAWS), excluded)[:n_rows]
-
-    def take(self, rows: Rows) -> Pair:
-        """A copy."""
-        return self.x[rows], self.y[rows]
-
-    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
-        """A permutation of all."""
-        kept = np.delete(np.arange(self.n_rows), excluded)
-        order = kept[np.random.default_rng((seed, ORDERS, epoch)).permutation(len(kept))]
-        for rows in batches_of(len(order)):
-            yield self.take(order[rows])
-
-    def all(self) -> Iterator[Pair]:
-        """Slices."""
-        for rows in batches_of(self.n_rows):
-            yield self.x[rows], self.y[rows]
+NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +46,7 @@ class DaskRows:
     x: Any
     y: Any
     window_blocks: int
+    excluded: Rows = field(default_factory=lambda: NO_ROWS)
 
     @classmethod
     def of(cls, x: Any, y: Any, memory_bytes: int) -> DaskRows:
@@ -132,8 +60,8 @@ class DaskRows:
 
     @property
     def n_rows(self) -> int:
-        """n."""
-        return len(self.x)
+        """Rows of an epoch."""
+        return len(self.x) - len(self.excluded)
 
     def statistics(self) -> ColumnStatistics:
         """One pass, a block at a time."""
@@ -142,8 +70,12 @@ class DaskRows:
             moments = moments.merge(Moments.of(block))
         return _statistics(moments)
 
-    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
-        """From 64 random blocks, unless it takes more to hold twice as many rows: each has to be computed."""
+    def draw_centers(self, n_rows: int, seed: int) -> Rows:
+        """Numbers of the rows that become centers, in random order."""
+        return self._draw(n_rows, seed, _CENTERS)
+
+    def _draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
+        """Distinct row numbers of 64 random blocks, or of as many as hold twice the rows: each has to be computed."""
         generator = np.random.default_rng((seed, purpose))
         starts, sizes = self._starts(), np.array(self.x.chunks[0])
         blocks = generator.permutation(len(sizes))
@@ -152,9 +84,10 @@ class DaskRows:
         pool = np.concatenate([starts[block] + np.arange(sizes[block]) for block in chosen])
         return pool[generator.permutation(len(pool))[:n_rows]].astype(np.int64)
 
-    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
-        """Distinct ones."""
-        return _kept(self.draw(n_rows + len(excluded), seed, DRAWS), excluded)[:n_rows]
+    def drawn(self, n_rows: int, seed: int) -> Pair:
+        """Random rows, none of them excluded, in random order."""
+        rows = self._draw(n_rows + len(self.excluded), seed, DRAWS)
+        return self.take(rows[~np.isin(rows, self.excluded)][:n_rows])
 
     def take(self, rows: Rows) -> Pair:
         """Computes the blocks they lie in."""
@@ -172,9 +105,9 @@ class DaskRows:
             x[places], y[places] = block_x[within], block_y[within]
         return x, y
 
-    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
+    def epoch(self, seed: int, epoch: int) -> Iterator[Pair]:
         """Blocks in random order, the rows of a window of them mixed."""
-        generator = np.random.default_rng((seed, _BLOCKS, epoch))
+        excluded, generator = self.excluded, np.random.default_rng((seed, _BLOCKS, epoch))
         blocks, starts = generator.permutation(self.x.numblocks[0]), self._starts()
         computed = self._computed(blocks.tolist())
         for first in range(0, len(blocks), self.window_blocks):
@@ -217,79 +150,80 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreRows:
-    """A split of a store."""
+class WeightedRows:
+    """Rows that come as often as their weight, in place of steps of that size.
 
-    reader: SplitReader
+    An epoch has floor(C_i + u) - floor(C_{i-1} + u) copies of row i, C the running sum of `copies` and u uniform on
+    [0, 1), drawn anew each epoch (systematic resampling: Kitagawa, 1996): copies_i on average, and for whole numbers
+    always. The sum of weighted squares is what SGD then makes small, and neither step size nor batch size has to bow to
+    the heaviest row (Needell, Ward, Srebro, "Stochastic gradient descent, weighted sampling, and the randomized
+    Kaczmarz algorithm", 2014).
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    copies: NDArray[np.float64]
+    excluded: Rows = field(default_factory=lambda: NO_ROWS)
+
+    @classmethod
+    def of(cls, x: NDArray[Any], y: NDArray[Any], weights: NDArray[np.float64]) -> WeightedRows:
+        """weights: (n,), positive; only their ratios count, as the objective is their mean."""
+        mean = weights.mean()
+        is_count = bool((weights == np.round(weights)).all()) and mean <= _MOST_COPIES
+        return cls(x, y, weights if is_count else weights / mean)
 
     @property
     def n_rows(self) -> int:
-        """Of the split."""
-        return self.reader.info.n_rows
+        """Rows that are not excluded, each counted once."""
+        return len(self.x) - len(self.excluded)
 
     def statistics(self) -> ColumnStatistics:
-        """The manifest's."""
-        return self.reader.info.features
-
-    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
-        """As a fit draws them."""
-        return sample_rows(self.reader.info, min(n_rows, self.n_rows), seed, purpose)
-
-    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
-        """Distinct ones."""
-        return _kept(self.draw(n_rows + len(excluded), seed, DRAWS), excluded)[:n_rows]
-
-    def take(self, rows: Rows) -> Pair:
-        """By segment."""
-        return self.reader.read_rows(rows)
-
-    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
-        """In the order of `RowOrder`, read ahead; a batch is overwritten by the next."""
-        info = self.reader.info
-        order = RowOrder(
-            seed, info.n_rows, info.segment_rows, 2, min(_BATCH_ROWS, info.n_rows - len(excluded)), excluded
+        """Weighted mean and standard deviation, about the mean."""
+        x, share = self.x, self.copies / self.copies.sum()
+        mean, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+        for rows in batches_of(len(x)):
+            mean += share[rows] @ x[rows].astype(np.float64)
+        for rows in batches_of(len(x)):
+            squares += share[rows] @ np.square(x[rows] - mean)
+        plain = _statistics(Moments.of(x))
+        return ColumnStatistics(
+            mean=tuple(mean.tolist()),
+            std=tuple(np.sqrt(squares).tolist()),
+            minimum=plain.minimum,
+            maximum=plain.maximum,
+            missing=plain.missing,
         )
-        yield from epoch_batches(self.reader, order, epoch, device)
 
-    def all(self) -> Iterator[Pair]:
-        """Segment by segment."""
-        yield from scan(self.reader)
-
-
-@dataclass(frozen=True, slots=True)
-class ScaledRows:
-    """A row set as `KernelModel` takes it: inputs scaled, without the rows that became centers."""
-
-    rows: RowSet
-    scaling: InputScaling
-    excluded: Rows
-
-    @property
-    def n_rows(self) -> int:
-        """Of an epoch."""
-        return self.rows.n_rows - len(self.excluded)
+    def draw_centers(self, n_rows: int, seed: int) -> Rows:
+        """Distinct row numbers, each with a chance that grows with its weight (Efraimidis and Spirakis, 2006)."""
+        keys = np.random.default_rng((seed, _CENTERS)).exponential(size=len(self.x)) / self.copies
+        return np.argsort(keys)[:n_rows]
 
     def drawn(self, n_rows: int, seed: int) -> Pair:
-        """Random rows, none of them a center that is left out."""
-        return self._scaled(*self.rows.take(self.rows.sample(n_rows, seed, self.excluded)))
+        """The first rows of an epoch of their own, heavy rows more than once: steps are measured on these."""
+        return self.take(self._repeated(np.random.default_rng((seed, DRAWS)))[:n_rows])
 
-    def epoch(self, seed: int, epoch: int, window_segments: int, device: torch.device) -> Iterator[Pair]:
-        """As the row set has them."""
-        for pair in self.rows.epoch(seed, epoch, self.excluded, device):
-            yield self._scaled(*pair)
+    def take(self, rows: Rows) -> Pair:
+        """A copy of these rows."""
+        return self.x[rows], self.y[rows]
+
+    def epoch(self, seed: int, epoch: int) -> Iterator[Pair]:
+        """All copies, mixed."""
+        order = self._repeated(np.random.default_rng((seed, ORDERS, epoch)))
+        for rows in batches_of(len(order)):
+            yield self.take(order[rows])
 
     def all(self) -> Iterator[Pair]:
-        """As they lie."""
-        for pair in self.rows.all():
-            yield self._scaled(*pair)
+        """Each row once."""
+        for rows in batches_of(len(self.x)):
+            yield self.x[rows], self.y[rows]
 
-    def _scaled(self, x: Any, y: Any) -> Pair:
-        rows: Tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.require(x, np.float32, ["C", "W"]))
-        return self.scaling.to(rows.device)(rows.float()), y
-
-
-def _kept(rows: Rows, excluded: Rows) -> Rows:
-    return rows[~np.isin(rows, excluded)]
+    def _repeated(self, generator: Any) -> Rows:
+        """Row numbers of an epoch. Of an excluded row one copy is left out: the one which became a center."""
+        copies = self.copies.copy()
+        copies[self.excluded] = np.maximum(copies[self.excluded] - 1, 0)
+        ends = np.floor(np.cumsum(copies) + generator.random()).astype(np.int64)
+        return generator.permutation(np.repeat(np.arange(len(self.x)), np.diff(ends, prepend=0)))  # type: ignore[no-any-return]
 
 
 def _statistics(moments: Moments) -> ColumnStatistics:
@@ -307,81 +241,3 @@ def _row_blocks(array: Any) -> Any:
     if np.isnan(array.shape[0]):
         array = array.compute_chunk_sizes()
     return array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
-
-
-# Whole numbers up to so many on average are taken as they are, so that an epoch is that of the repeated rows.
-_MOST_COPIES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedRows:
-    """Rows that come as often as their weight, in place of steps of that size.
-
-    An epoch has floor(C_i + u) - floor(C_{i-1} + u) copies of row i, C the running sum of `copies` and u uniform on
-    [0, 1), drawn anew each epoch (systematic resampling: Kitagawa, 1996): copies_i on average, and for whole numbers
-    always. The sum of weighted squares is what SGD then makes small, and neither step size nor batch size has to bow to
-    the heaviest row (Needell, Ward, Srebro, "Stochastic gradient descent, weighted sampling, and the randomized
-    Kaczmarz algorithm", 2014).
-    """
-
-    rows: ArrayRows
-    copies: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, rows: ArrayRows, weights: NDArray[np.float64]) -> WeightedRows:
-        """weights: (n,), positive; only their ratios count, as the objective is their mean."""
-        mean = weights.mean()
-        is_count = bool((weights == np.round(weights)).all()) and mean <= _MOST_COPIES
-        return cls(rows, weights if is_count else weights / mean)
-
-    @property
-    def n_rows(self) -> int:
-        """n, each counted once."""
-        return self.rows.n_rows
-
-    def statistics(self) -> ColumnStatistics:
-        """Weighted mean and standard deviation, about the mean."""
-        x, share = self.rows.x, self.copies / self.copies.sum()
-        mean, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-        for rows in batches_of(len(x)):
-            mean += share[rows] @ x[rows].astype(np.float64)
-        for rows in batches_of(len(x)):
-            squares += share[rows] @ np.square(x[rows] - mean)
-        plain = self.rows.statistics()
-        return ColumnStatistics(
-            mean=tuple(mean.tolist()),
-            std=tuple(np.sqrt(squares).tolist()),
-            minimum=plain.minimum,
-            maximum=plain.maximum,
-            missing=plain.missing,
-        )
-
-    def draw(self, n_rows: int, seed: int, purpose: int) -> Rows:
-        """Distinct ones, each with a chance that grows with its weight (Efraimidis and Spirakis, 2006)."""
-        keys = np.random.default_rng((seed, purpose)).exponential(size=self.n_rows) / self.copies
-        return np.argsort(keys)[:n_rows]
-
-    def sample(self, n_rows: int, seed: int, excluded: Rows) -> Rows:
-        """The first of an epoch of their own, a heavy row among them more than once: steps are measured on these."""
-        return self._repeated(np.random.default_rng((seed, DRAWS)), excluded)[:n_rows]
-
-    def take(self, rows: Rows) -> Pair:
-        """A copy."""
-        return self.rows.take(rows)
-
-    def epoch(self, seed: int, epoch: int, excluded: Rows, device: torch.device) -> Iterator[Pair]:
-        """All copies, mixed."""
-        order = self._repeated(np.random.default_rng((seed, ORDERS, epoch)), excluded)
-        for rows in batches_of(len(order)):
-            yield self.take(order[rows])
-
-    def all(self) -> Iterator[Pair]:
-        """Each row once."""
-        yield from self.rows.all()
-
-    def _repeated(self, generator: Any, excluded: Rows) -> Rows:
-        """Of an excluded row one copy is left out: where rows are repeated, that is the one which became a center."""
-        copies = self.copies.copy()
-        copies[excluded] = np.maximum(copies[excluded] - 1, 0)
-        ends = np.floor(np.cumsum(copies) + generator.random()).astype(np.int64)
-        return generator.permutation(np.repeat(np.arange(self.n_rows), np.diff(ends, prepend=0)))  # type: ignore[no-any-return]

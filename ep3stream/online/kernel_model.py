@@ -195,10 +195,10 @@ class KernelModel:
 
     def fit_epoch(self, data: Data) -> float:
         """Trains once on every row; returns the mean squared error of each batch before its step, over all rows."""
-        return self._fit_epoch(source_of(data, self._form), np.empty(0, np.int64))
+        return self.train_epoch(source_of(data, self._form), np.empty(0, np.int64))
 
-    def _fit_epoch(self, source: Source, excluded: Rows) -> float:
-        """excluded: sorted numbers of rows that are not trained on, of a source whose rows have numbers."""
+    def train_epoch(self, source: Source, excluded: Rows) -> float:
+        """`fit_epoch` without the rows `excluded`, sorted numbers, of a source whose rows have numbers."""
         if self._trainer is None:
             self._meet(source)
         else:

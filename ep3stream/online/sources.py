@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -219,13 +219,14 @@ Source = NumberedSource | BatchSource
 Data = Pair | SplitReader | Iterable[Pair] | Source
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ArraySource:
     """x, (n, d), and y of n rows, tensors or arrays; copied a batch at a time."""
 
     x: Array
     y: Array
     form: RowForm
+    _split: ArraySplit | None = field(default=None, init=False, repr=False)
 
     @property
     def n_rows(self) -> int:
@@ -238,8 +239,10 @@ class ArraySource:
         return max(1, _SEGMENT_BYTES // self.form.row_bytes)
 
     def split(self) -> Split:
-        """The arrays as a split, after one pass that checks and sums them."""
-        return ArraySplit.of(self)
+        """The arrays as a split, after one pass that checks and sums them; the pass is made once."""
+        if self._split is None:
+            self._split = ArraySplit.of(self)
+        return self._split
 
     def batches(
         self, order: RowOrder, steps: range, device: torch.device

@@ -284,7 +284,7 @@ def rows_of_split(
     """Centers, sample and probes of a split, read once by one rank of each machine; a function of the seed."""
     drawn = None
     if source.points is None:
-        drawn = sample_rows(split.info, source.n_centers, config.run.seed, _CENTERS)
+        drawn = draw_centers(split.info, source.n_centers, config.run.seed)
     others = other_rows(split.info, drawn, plan, config)
 
     def read() -> list[Tensor]:
@@ -297,6 +297,11 @@ def rows_of_split(
     if drawn is not None and not config.data.keep_center_rows:
         excluded = np.sort(drawn)
     return SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
+
+
+def draw_centers(info: SplitInfo, n_centers: int, seed: int) -> Rows:
+    """Numbers of the rows that become centers, in random order."""
+    return sample_rows(info, n_centers, seed, _CENTERS)
 
 
 def other_rows(info: SplitInfo, drawn: Rows | None, plan: Plan, config: FitConfig) -> Rows:
