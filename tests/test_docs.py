@@ -166,6 +166,15 @@ def test_every_file_that_the_architecture_page_names_exists() -> None:
     assert [name for name in named if not any((root / name).exists() for root in roots)] == []
 
 
+def test_every_file_of_the_package_that_a_page_names_exists() -> None:
+    rooms = "|".join(path.name for path in (ROOT / "ep3stream").iterdir() if (path / "__init__.py").exists())
+    for page in PAGES:
+        for name in re.findall(
+            rf"(?<![\w/.])(?:ep3stream/)?((?:{rooms}|data|batchwise)/[\w/]+\.py)", page.read_text()
+        ):
+            assert (ROOT / "ep3stream" / name).exists(), f"{page.name} names {name}"
+
+
 def test_a_flow_chart_becomes_rows_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     from docs_diagrams import drawn, on_page_markdown, parsed, placed
