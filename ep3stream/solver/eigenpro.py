@@ -35,7 +35,6 @@ from ep3stream.solver.spectrum import leading_eigenpairs
 from ep3stream.solver.step_size import PublishedStep
 
 _MODEL_EXPONENT = 0.95
-
 _MAX_CENTER_BATCH = 4096
 
 

@@ -19,7 +19,6 @@ from ep3stream.solver.kernels import CallableKernel, RadialKernel
 from ep3stream.solver.model import Predictor
 
 _TILE_CENTERS = 4096
-
 _EXAMPLE_ROWS = 8
 
 

@@ -28,7 +28,6 @@ from torch import Tensor
 from ep3stream.config import Precision
 
 _DROPPED_BITS = {"tf32": 13, "bfloat16": 16}
-
 _NORM_PARTS = 3
 
 # Tensor cores want rows that begin at multiples of 16 bytes.
@@ -37,7 +36,6 @@ _WIDTH = 8
 # With more features, distances from a product on tensor cores gain more than a fused product saves. With more outputs,
 # the sums do not fit the registers of one program.
 MAX_FEATURES = 32
-
 MAX_OUTPUTS = 128
 
 # The place of a kernel here is its number in `triton_radial`.

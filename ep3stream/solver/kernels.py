@@ -33,11 +33,8 @@ CALLABLE = "callable"
 
 # A callable is tried on so many rows, and may be off by so much of its largest value.
 _CHECKED_ROWS = 64
-
 _CHECKED_SHARE = 0.01
-
 _STRIP_ENTRIES = 1 << 18
-
 _LOG2_E = 1 / math.log(2)
 
 

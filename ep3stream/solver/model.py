@@ -74,15 +74,14 @@ class ModelShard:
 
         Raises InputError where x is not finite.
         """
-        parts = [self._outputs_of(rows) for rows in torch.split(x, _PREDICT_ROWS)]
-        return torch.cat(parts) if parts else x.new_empty(0, self.targets.n_outputs)
-
-    def _outputs_of(self, x: Tensor) -> Tensor:
-        x = self.inputs(x.to(self.weights))
-        if not bool(torch.isfinite(x).all()):
-            raise InputError("x has a value that is not finite; fill or drop missing values first")
-        share = times_kernel(self.kernel, self.weights, self.centers, self.kernel.right(x))
-        return self.targets.decode(self.mesh.all_reduce(share))
+        parts = []
+        for rows in torch.split(x, _PREDICT_ROWS):
+            scaled = self.inputs(rows.to(self.weights))
+            if not bool(torch.isfinite(scaled).all()):
+                raise InputError("x has a value that is not finite; fill or drop missing values first")
+            share = times_kernel(self.kernel, self.weights, self.centers, self.kernel.right(scaled))
+            parts.append(self.targets.decode(self.mesh.all_reduce(share)))
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True, slots=True)

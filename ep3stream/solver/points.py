@@ -20,7 +20,6 @@ from ep3stream.solver.gpu import half_product, tensor_cores
 
 # With fewer points a copy in another layout costs more than it saves.
 _FEWEST_PACKED = 64
-
 _ROWS_HINT = 512
 
 

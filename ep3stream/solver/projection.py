@@ -33,7 +33,6 @@ _ROUNDING = 0.25
 
 # Directions with an eigenvalue above this many mu are taken out of h before the division by mu.
 _LEADING = 3
-
 _LEAST_COLUMNS = 64
 
 

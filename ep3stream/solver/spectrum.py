@@ -43,16 +43,13 @@ _LEVEL_SHARE, _LEVEL_SHARE_IF_FAST = 0.5, 0.75
 # Mean eigenvalue beyond the rank, as a share of the first one there. Measured: .6 to .8 where 1 / mu serves them all.
 _SPREAD_SHARE = 0.5
 
+# Stages: the e-foldings of a flattened direction, the rows of the first stage, how the rows grow from stage to stage,
+# and the largest share of the threshold before that is worth a new stage.
 FOLDINGS = 7
-
 _FIRST_ROWS = 1024
-
 _GROWTH = 2
-
-_BISECTIONS = 40
-
-# A stage begins where the threshold is at most this share of the one before.
 _LEAST_FALL = 0.8
+_BISECTIONS = 40
 
 
 def leading_eigenpairs(
@@ -77,28 +74,18 @@ def leading_eigenpairs(
     basis = torch.randn(size, width, generator=generator).to(matrix.device)
     rough = matrix.float()
     for _ in range(n_iterations):
-        basis = _well_conditioned(rough @ basis)
-    basis = _orthonormal(basis.double())
+        # P L of the LU factors is a well-conditioned basis, at a quarter of the cost of an orthonormal one.
+        order, lower, _ = torch.linalg.lu(rough @ basis)
+        basis = lower[order.argmax(1)]
+    basis = basis.double()
+    # Orthonormal by Cholesky, a third of the cost of QR, unless the columns are not independent.
+    factor, failed_at = torch.linalg.cholesky_ex(basis.T @ basis)
+    if int(failed_at):
+        basis = torch.linalg.qr(basis)[0]
+    else:
+        basis = torch.linalg.solve_triangular(factor.T, basis, upper=True, left=False)
     values, rotation = torch.linalg.eigh(basis.T @ (matrix @ basis))
     return values.flip(0)[:n_pairs], basis @ rotation.flip(1)[:, :n_pairs]
-
-
-def _well_conditioned(columns: Tensor) -> Tensor:
-    """Another basis of the columns' span, (s, k): P L of the LU factors, at a quarter of the cost of Cholesky or QR."""
-    order, lower, _ = torch.linalg.lu(columns)
-    basis: Tensor = lower[order.argmax(1)]
-    return basis
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    """An orthonormal basis of the span of well-conditioned columns, (s, k), by Cholesky: a third of a QR's cost."""
-    factor, failed_at = torch.linalg.cholesky_ex(columns.T @ columns)
-    basis: Tensor
-    if int(failed_at):
-        basis = torch.linalg.qr(columns)[0]
-    else:
-        basis = torch.linalg.solve_triangular(factor.T, columns, upper=True, left=False)
-    return basis
 
 
 @dataclass(frozen=True, slots=True)

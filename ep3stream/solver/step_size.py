@@ -35,7 +35,6 @@ _KRYLOV_VECTORS = 10
 
 # Rows whose leverage is computed at once, and the largest number of their kernel values.
 _LEVERAGE_ROWS = 256
-
 _LEVERAGE_VALUES = 1 << 23
 
 # The leading eigenvalue of another batch is taken to be at most this many times that of the batch measured.

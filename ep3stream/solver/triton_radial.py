@@ -28,7 +28,6 @@ _BLOCK_OUT, _BLOCK_SUM = 64, 64
 
 # Programs to run at once: several for each of the 132 multiprocessors of an H100.
 _PROGRAMS = 1024
-
 _PROFILE_ENTRIES = 4096
 
 # CUDA's limit for the second axis of a grid.
