@@ -1,8 +1,25 @@
-"""`python -m ep3stream`: the command line."""
+"""`python -m ep3stream`, and the command `ep3stream`: the command line of a process."""
 
 import sys
 
-from ep3stream.cli import main
+
+def main() -> int:
+    """Runs the command that the process was started with; returns its exit code.
+
+    From here to the end of the process a SIGTERM to a fit waits for the fit, or comes too late to change the exit
+    code: the signals are held back before rich, numpy and torch are imported, which takes seconds.
+    """
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if command == "fit":
+        from signal import SIGTERM, SIGUSR1
+
+        from ep3stream.run.signals import hold_signals
+
+        hold_signals(SIGTERM, SIGUSR1)
+    from ep3stream.cli import main as run_command
+
+    return run_command()
+
 
 if __name__ == "__main__":
     sys.exit(main())

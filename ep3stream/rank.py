@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def _do(call: str, arguments: dict[str, Any], kernel: KernelFunction | None, tel
     for number in (stops := (signal.SIGTERM, signal.SIGINT)):
         signal.signal(number, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
-    return {"evaluate": evaluate, "predict": predict}[call](**arguments, kernel=kernel)
+    calls: dict[str, Callable[..., Any]] = {"evaluate": evaluate, "predict": predict}
+    return calls[call](**arguments, kernel=kernel)
 
 
 def _kernel(name: str | None) -> KernelFunction | None:

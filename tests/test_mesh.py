@@ -6,7 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import deque
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,9 @@ from hypothesis import strategies as st
 from kernel_problem import ONE_RANK, Problem, generator, laplacian, levels, points, sphere, unit_targets
 from torch import Tensor
 
-from ep3stream.errors import ConfigError
+from ep3stream.errors import ConfigError, RankError
 from ep3stream.mesh import Mesh, joined
-from ep3stream.mesh.shared_collectives import can_share_memory
+from ep3stream.mesh.shared_collectives import LostPeer, can_share_memory, new_shared_file
 from ep3stream.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import build_exact
@@ -131,6 +135,42 @@ def talk(mesh: Mesh) -> list[Any]:
     return heard
 
 
+def lose_a_rank(rank: int, is_silent: bool, folder: str) -> None:
+    """Rank 1 ends, or sleeps for longer than the others wait, and rank 0 writes down what it is told of that."""
+    method = f"file://{folder}/rendezvous-{is_silent}"
+    dist.init_process_group(
+        "gloo", init_method=method, rank=rank, world_size=2, timeout=timedelta(seconds=2 if is_silent else 60)
+    )
+    if rank == 1:
+        time.sleep(8 if is_silent else 0)
+        os._exit(0)
+    mesh = Mesh.of_this_process(CPU)
+    # What is sent to a rank that ends may still fit into a buffer, so that a first call succeeds.
+    with pytest.raises(RankError, match="rank 0 of 2 waits for another one in vain") as caught:
+        deque(iter(lambda: mesh.all_reduce(torch.ones(1000)), None), maxlen=0)
+    (Path(folder) / f"lost-{is_silent}").write_text(str(caught.value))
+    os._exit(0)
+
+
+def fail_to_map(mesh: Mesh) -> None:
+    """Where a shared file cannot be mapped, no file is left."""
+    made: list[Path] = []
+
+    def make(n_bytes: int) -> Path:
+        made.append(new_shared_file(n_bytes))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ep3stream.mesh.mesh.new_shared_file", make)
+        patch.setattr(torch, "from_file", lambda *_, **__: [][0])
+        with pytest.raises(IndexError):
+            mesh.node_buffer([3], torch.float32)
+        with pytest.raises(IndexError):
+            mesh.once_per_node(lambda: [torch.ones(3)])
+    assert len(made) == (2 if mesh.is_reader else 0)
+    assert not any(path.exists() for path in made)
+
+
 def run_rank(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     try:
@@ -144,6 +184,7 @@ def run_rank(rank: int, size: int, folder: str) -> None:
             assert size > 2 or torch.equal(weights, weights_after_five_steps(over_gloo, p, widest_rank))
             (Path(folder) / f"sent-{rank}.json").write_text(json.dumps(sent_by_steps(mesh)))
             told = talk(mesh)
+            fail_to_map(mesh)
         assert told == talk(over_gloo)
         (Path(folder) / f"talk-{rank}.json").write_text(json.dumps(told))
     finally:
@@ -175,8 +216,85 @@ def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> Non
         assert heard[4] == (["IndexError", None] if rank == 0 else ["RankError", 0])
 
 
+class Answer:
+    """Stands for the collectives of torch: fails as it is told to."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def sum_(self, tensor: Tensor) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4321"),
+        RuntimeError("Read error [127.0.0.1]:4321: Connection reset by peer"),
+        RuntimeError("Timed out waiting 1000ms for recv operation to complete"),
+        dist.DistBackendError("NCCL error, ncclRemoteError: A call failed possibly due to a network error"),
+        LostPeer("rank 1 has ended"),
+    ],
+    ids=lambda error: str(error)[:12],
+)
+def test_a_lost_peer_is_a_rank_error(error: Exception) -> None:
+    mesh = Mesh(0, 2, CPU, shared=Answer(error))  # type: ignore[arg-type]
+    with pytest.raises(RankError, match="in vain") as caught:
+        mesh.all_reduce(torch.ones(3))
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB; the last call timed out"),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
+        ),
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        dist.DistBackendError("NCCL error, ncclUnhandledCudaError: Cuda failure 2 'out of memory'"),
+        dist.DistBackendError("NCCL error, ncclInvalidUsage: Duplicate GPU detected"),
+    ],
+    ids=lambda error: str(error)[:12],
+)
+def test_any_other_error_of_a_collective_passes_unchanged(error: Exception) -> None:
+    mesh = Mesh(0, 2, CPU, shared=Answer(error))  # type: ignore[arg-type]
+    with pytest.raises(type(error)) as caught:
+        mesh.all_reduce(torch.ones(3))
+    assert caught.value is error
+
+
+def test_collectives_take_tensors_that_are_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(tensor: Tensor, **_: Any) -> None:
+        assert tensor.is_contiguous()
+        tensor.copy_(torch.arange(6.0).view(tensor.shape))
+
+    monkeypatch.setattr(dist, "broadcast", fill)
+    monkeypatch.setattr(dist, "all_reduce", fill)
+    mesh = Mesh(0, 2, CPU)
+    for collective in (mesh.broadcast, mesh.all_reduce):
+        columns = torch.zeros(2, 3).T
+        assert collective(columns) is columns
+        assert torch.equal(columns, torch.arange(6.0).view(3, 2))
+
+
+def test_a_rank_that_ends_or_keeps_silent_is_told_over_gloo_too(tmp_path: Path) -> None:
+    command = [sys.executable, __file__, "lose", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, timeout=250)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "imed out waiting 2000ms" in (tmp_path / "lost-True").read_text()
+    assert (tmp_path / "lost-False").exists()
+
+
+def main(what: str, folder: str) -> None:
+    """A process of one thread that has imported torch once may fork its ranks; pytest's own may not."""
+    start = partial(torch.multiprocessing.start_processes, start_method="fork")
+    if what == "lose":
+        for is_silent in (False, True):
+            start(lose_a_rank, (is_silent, folder), nprocs=2)
+    else:
+        start(run_rank, (int(what), folder), nprocs=int(what))
+
+
 if __name__ == "__main__":
-    # A process of one thread that has imported torch once may fork its ranks; pytest's own may not.
-    torch.multiprocessing.start_processes(
-        run_rank, (int(sys.argv[1]), sys.argv[2]), nprocs=int(sys.argv[1]), start_method="fork"
-    )
+    main(*sys.argv[1:])

@@ -58,7 +58,7 @@ def verdicts(kind, n_trials, target, replacement):
 
 print(json.dumps({
     "begins anew": verdicts(
-        "kill, in a save", 1, "ep3stream.run.checkpoint.load_newest_checkpoint", lambda *_: None
+        "kill, in a save", 1, "ep3stream.training.fit.load_newest_checkpoint", lambda *_: None
     ),
     "trusts damage": verdicts("damage", 8, "ep3stream.run.bundle.check_bundle", read_description),
     "says nothing": verdicts("damage", 3, "ep3stream.run.checkpoint.logger.warning", lambda *_: None),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ep3stream import cli, disk
+from ep3stream.run.signals import hold_signals
 
 LIMIT_S = 120
 DAMAGES = ("flip", "zeros", "cut", "emptied", "deleted", "swapped", "checkpoints swapped")
@@ -24,7 +25,7 @@ class Hung(Exception):
     """A command that does not end."""
 
 
-class Trainer:
+class Command:
     """A command in a process of its own, in which `before` is called first."""
 
     def __init__(self, *words: object, before: Callable[[], None] = lambda: None) -> None:
@@ -66,6 +67,7 @@ def _work(words: list[str], before: Callable[[], None], stderr: int) -> NoReturn
     try:
         os.dup2(stderr, 2)
         before()
+        hold_signals(signal.SIGTERM, signal.SIGUSR1)  # As `ep3stream fit` does.
         code = cli.main(words)
     except BaseException:
         traceback.print_exc()

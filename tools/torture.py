@@ -44,8 +44,8 @@ import xxhash
 from faults import (
     DAMAGES,
     LIMIT_S,
+    Command,
     Hung,
-    Trainer,
     at_point,
     damage,
     fill_disk,
@@ -107,7 +107,7 @@ def make_subject(directory: Path, suffix: str) -> Subject:
     np.save(directory / "x.npy", x)
     np.save(directory / "y.npy", np.stack([np.sin(x[:, 0]) + x[:, 1] * x[:, 2], np.cos(x[:, 3])], 1))
     sources = ["--x", directory / "x.npy", "--y", directory / "y.npy", "--segment-bytes", "8KiB"]
-    require_code(Trainer("--quiet", "convert", *sources, store).end(), 0)
+    require_code(Command("--quiet", "convert", *sources, store).end(), 0)
     mark.touch()
 
     def count(where: str) -> None:
@@ -125,8 +125,8 @@ def make_subject(directory: Path, suffix: str) -> Subject:
     return Subject(store, model_of(run), sizes, working_s, n_points, stopped)
 
 
-def fit(store: Path, run: Path, before: Callable[[], None] = lambda: None) -> Trainer:
-    return Trainer("--quiet", "fit", store, run, *FIT, before=before)
+def fit(store: Path, run: Path, before: Callable[[], None] = lambda: None) -> Command:
+    return Command("--quiet", "fit", store, run, *FIT, before=before)
 
 
 def require_code(end: tuple[int, str], *codes: int) -> str:
@@ -141,17 +141,17 @@ def require_code(end: tuple[int, str], *codes: int) -> str:
 
 
 def at_any_moment(subject: Subject, run: Path, dice: random.Random, number: signal.Signals) -> Blow | None:
-    sitting, lock = fit(subject.store, run), run / "lock"
-    held, deadline = b'"pid": %d,' % sitting.pid, time.monotonic() + LIMIT_S
+    process, lock = fit(subject.store, run), run / "lock"
+    held, deadline = b'"pid": %d,' % process.pid, time.monotonic() + LIMIT_S
     while not (lock.exists() and held in lock.read_bytes()) and time.monotonic() < deadline:
-        if sitting.is_over_after(0.001):
+        if process.is_over_after(0.001):
             break
-    if sitting.is_over_after(dice.uniform(0, subject.working_s)):
-        require_code(sitting.end(), 0)
+    if process.is_over_after(dice.uniform(0, subject.working_s)):
+        require_code(process.end(), 0)
         return None
     where = stage_of(run)
-    os.kill(sitting.pid, number)
-    code, said = sitting.end()
+    os.kill(process.pid, number)
+    code, said = process.end()
     return (where, code, said) if code else None  # It may have ended meanwhile.
 
 
@@ -208,16 +208,11 @@ def struck(
             continue
         where, code, said = hit
         hits.append((where, code))
-        # A signal may come after the last word, when nobody listens to it any more.
-        if code not in codes and not (code == -signal.SIGTERM and is_finished(run)):
+        if code not in codes:
             raise Wrong(f"exit code {code}, struck at {where}: {said}")
         require_kept(run)
     go_on(subject, run, newest_of(run))
     return hits
-
-
-def is_finished(run: Path) -> bool:
-    return any(line.get("event") == "finish" for line in read_lines(run / "metrics.jsonl"))
 
 
 def require_kept(run: Path) -> None:
@@ -253,7 +248,7 @@ def go_on(subject: Subject, run: Path, expected: int) -> str:
 
 
 def beginnings(run: Path) -> list[int]:
-    """The steps from which its sittings started or resumed."""
+    """The steps from which its processes started or resumed."""
     lines = read_lines(run / "metrics.jsonl")
     return [line["step"] for line in lines if line.get("event") in ("start", "resume")]
 
