@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ep3stream.cli.options import Parser, add_settings, given_settings
 from ep3stream.config import (
+    FIT_TABLES,
     KERNEL_DEFAULTS,
     ConvertConfig,
     DataConfig,
@@ -21,7 +24,9 @@ from ep3stream.config import (
     parse_bytes,
     parse_splits,
     parse_weights,
+    settings_of,
 )
+from ep3stream.config.settings import at_least, check_settings, setting
 from ep3stream.errors import ConfigError
 from ep3stream.solver.named_kernels import NAMED_KERNELS
 
@@ -244,3 +249,67 @@ def test_weights_are_parsed_by_name_and_refused_by_part():
     ):
         with pytest.raises(ConfigError, match=words):
             parse_weights(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Oven:
+    """One setting of each type."""
+
+    heat_c: float = setting(180.0, "of the air", limit=at_least(20), option="heat")
+    racks: int | Literal["all"] = setting("all", "that are used", limit=at_least(1, "at least 1, or all"))
+    fan: Literal["off", "slow"] = setting("off", "behind the grid")
+    light: bool | str = setting(False, "a lamp")
+    dish: str | None = setting(None, "what is baked")
+    clock: bool = setting(True, "on the door", option=None)
+    guests: Mapping[str, float] = setting(dict, "portions", metavar="NAME=N,...", parse=parse_weights)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def test_a_setting_is_declared_once_and_its_option_check_and_help_follow():
+    parser = Parser("oven")
+    add_settings(parser, Oven, "oven")
+
+    def bake(*words: str) -> Oven:
+        return Oven(**given_settings(parser.parse_args(words), Oven, "oven"))
+
+    assert bake() == Oven()
+    words = "--heat 200 --racks 2 --fan slow --light --light-dir hall --dish pie --guests a=1,b=2"
+    assert bake(*words.split()) == Oven(200.0, 2, "slow", "hall", "pie", True, {"a": 1.0, "b": 2.0})
+    assert bake("--no-light", "--racks", "all").racks == "all"
+    for wrong, message in (
+        ("--heat 10", r"heat_c is 10\.0; use at least 20"),
+        ("--racks 0", "racks is 0; use at least 1, or all"),
+        ("--racks most", "argument --racks: 'most' is neither 'all' nor a number; see oven --help"),
+        ("--fan fast", "argument --fan: invalid choice: 'fast'"),
+        ("--guests a", "argument --guests: weight 'a' is not NAME=WEIGHT"),
+        ("--clock", "unrecognized arguments: --clock"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            bake(*wrong.split())
+    text = " ".join(parser.format_help().split())
+    for line in ("--heat X of the air; default: 180", "--racks all|N", "--dish DISH what is baked"):
+        assert line in text
+
+
+def test_every_setting_says_what_it_is_and_defaults_pass_their_own_checks():
+    for table in (*FIT_TABLES.values(), ConvertConfig):
+        table()
+        for each in settings_of(table):
+            assert len(each.help) > 8, each.name
+            assert each.on_resume in ("fixed", "override", "free")
+
+
+def test_the_options_of_a_fit_are_those_that_scripts_know():
+    options = " ".join(
+        sorted(
+            f"{each.option}" for table in FIT_TABLES.values() for each in settings_of(table) if each.option
+        )
+    )
+    assert options == (
+        "bandwidth batch-size bias centers checkpoint-minutes checkpoint-steps class-weights dask data-rank degree "
+        "depth devices epochs kernel max-restarts memory model-rank nystrom-samples offset output-weights patience "
+        "precision projection projection-passes projection-tolerance read-timeout ridge scale seed shape split step "
+        "tensorboard validate validate-every"
+    )

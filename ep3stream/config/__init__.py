@@ -16,23 +16,25 @@ from ep3stream.config.convert import (
 from ep3stream.config.fit import (
     CONFIG_VERSION,
     FIT_TABLES,
-    KERNEL_DEFAULTS,
     MAX_CONFIG_BYTES,
     READ_TIMEOUT_S,
     DataConfig,
     FitConfig,
-    KernelConfig,
-    KernelName,
-    Precision,
-    Projection,
     RunConfig,
     Scale,
-    SolverConfig,
-    StepRule,
     on_resume,
 )
 from ep3stream.config.parse import MIB, parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
 from ep3stream.config.settings import Setting, settings_of
+from ep3stream.config.solver import (
+    KERNEL_DEFAULTS,
+    KernelConfig,
+    KernelName,
+    Precision,
+    Projection,
+    SolverConfig,
+    StepRule,
+)
 
 __all__ = [
     "CONFIG_VERSION",

@@ -1,0 +1,317 @@
+"""The settings of the kernel and of the solver: tables [kernel] and [solver] of a fit's TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from math import inf
+from typing import Any, Literal
+
+from ep3stream.config.parse import parse_centers, parse_class_weights, parse_epochs, parse_weights
+from ep3stream.config.settings import (
+    Limit,
+    at_least,
+    check_settings,
+    from_0_below,
+    is_unicode,
+    positive,
+    require,
+    setting,
+    settings_of,
+)
+
+KernelName = Literal[
+    "laplacian", "gaussian", "matern32", "matern52", "dispersal", "rational_quadratic",
+    "polynomial", "ntk_relu", "ntk_relu_unit_sphere",
+]  # fmt: skip
+
+Projection = Literal["nystrom", "eigenpro", "exact"]
+
+StepRule = Literal["measured", "published"]
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+# Every parameter of every kernel, and its value where the settings leave the parameter out.
+KERNEL_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "laplacian": {"bandwidth": "median"},
+    "gaussian": {"bandwidth": "median"},
+    "matern32": {"bandwidth": "median"},
+    "matern52": {"bandwidth": "median"},
+    "dispersal": {"bandwidth": "median", "shape": 1.5},
+    "rational_quadratic": {"bandwidth": "median", "shape": 1.0},
+    "polynomial": {"bandwidth": "median", "degree": 3, "offset": 1.0},
+    "ntk_relu": {"depth": 2, "bias": 1.0},
+    "ntk_relu_unit_sphere": {"depth": 2, "bias": 1.0},
+}
+
+
+def _default_by_kernel(parameter: str) -> str:
+    """`1.5 for dispersal, 1 for rational_quadratic`: the parameter's default for each kernel that has it."""
+    values = {name: own[parameter] for name, own in KERNEL_DEFAULTS.items() if parameter in own}
+    if len(set(values.values())) == 1:
+        return f"{next(iter(values.values())):g}"
+    return ", ".join(f"{value:g} for {name}" for name, value in values.items())
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """The kernel by name, and its parameters: those of `KERNEL_DEFAULTS[name]`. Formulas are in docs/kernels.md."""
+
+    name: KernelName = setting("laplacian", "the kernel", option="kernel", called="kernel")
+    bandwidth: float | Literal["median"] = setting(
+        "median",
+        "a length in the unit of the scaled inputs; median: of the distances between rows, or, for polynomial, "
+        "of their norms",
+        limit=positive("'median' or a positive, finite distance"),
+        metavar="median|FLOAT",
+    )
+    shape: float | None = setting(
+        None,
+        "gamma of dispersal, in (0, 2]; alpha of rational_quadratic",
+        limit=positive("a positive, finite number"),
+        default_means=_default_by_kernel("shape"),
+    )
+    degree: int | None = setting(
+        None,
+        "degree of the polynomial kernel",
+        limit=Limit(lambda degree: degree in range(1, 101), "a whole number from 1 to 100"),
+        default_means=_default_by_kernel("degree"),
+    )
+    offset: float | None = setting(
+        None,
+        "offset of the polynomial kernel",
+        limit=at_least(0, "0 or a positive, finite number"),
+        default_means=_default_by_kernel("offset"),
+    )
+    depth: int | None = setting(
+        None,
+        "layers of the ntk_relu kernels",
+        limit=Limit(lambda depth: depth in range(1, 1001), "a whole number from 1 to 1000"),
+        default_means=_default_by_kernel("depth"),
+    )
+    bias: float | None = setting(
+        None,
+        "bias of the ntk_relu kernels",
+        limit=at_least(0, "0 or a positive, finite number"),
+        default_means=_default_by_kernel("bias"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        own = KERNEL_DEFAULTS[self.name]
+        given = self._given()
+        for each in settings_of(KernelConfig):
+            if each.name not in given:
+                continue
+            value = given[each.name]
+            require(
+                each.name in own,
+                f"{each.name} is {value!r:.80}, which the {self.name} kernel does not have; leave it out: "
+                f"this kernel takes {', '.join(own)}",
+            )
+            require(isinstance(value, int | float), each.refusal(value))
+        if self.name == "dispersal" and self.shape is not None:
+            require(self.shape <= 2, f"shape is {self.shape}; the dispersal kernel takes one in (0, 2]")
+
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter of this kernel, with its value or its default."""
+        return {**KERNEL_DEFAULTS[self.name], **self._given()}
+
+    def _given(self) -> dict[str, Any]:
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
+        return {name: value for name, value in values.items() if value is not None and value != "median"}
+
+
+@dataclass(frozen=True, slots=True)
+class SolverConfig:
+    """The model's size and the method's parameters; 0 means chosen from the data and the memory budget.
+
+    Momentum, averaging and step that are None have the values of the projection: beta = 0.9, a = 3 and `measured`;
+    with `eigenpro`, the published method, 0, 0 and `published`.
+    """
+
+    centers: int | str = setting(
+        "auto",
+        "rows drawn at random, means of clusters, an NPY file of (p, d) points, or all rows of a split of any store "
+        "with the same features",
+        limit=at_least(1),
+        default_means="5000 rows",
+        metavar="N|kmeans:N|FILE|STORE/SPLIT",
+        parse=parse_centers,
+    )
+    projection: Projection = setting(
+        "nystrom",
+        "how a step solves K(Z, Z) theta = h: nystrom by leading eigenpairs, exact by a factorization, eigenpro by "
+        "the passes of the published method",
+    )
+    epochs: float = setting(
+        1,
+        "passes over the rows, 0.5 for a half",
+        limit=positive("a positive number, like 2 or 0.5"),
+        parse=parse_epochs,
+        on_resume="free",
+    )
+    batch_size: int = setting(
+        0,
+        "rows of a step",
+        limit=at_least(0, "a positive number, or 0 to have it chosen"),
+        default_means="measured",
+    )
+    model_rank: int = setting(
+        0,
+        "eigenpairs of K(Z, Z)",
+        limit=at_least(0, "a positive number, or 0 to have it chosen"),
+        default_means="centers / 4, at most 500, or 1500 where that helps much",
+    )
+    data_rank: int = setting(
+        0,
+        "eigenpairs of the data's preconditioner, for the whole fit",
+        limit=at_least(0, "a positive number, or 0 to have it chosen"),
+        default_means="more and more as rows are seen",
+    )
+    nystrom_samples: int = setting(
+        0,
+        "rows that these eigenpairs are estimated on",
+        limit=at_least(0, "a positive number, or 0 to have it chosen"),
+        default_means="1000 to 3000",
+    )
+    momentum: float | None = setting(
+        None,
+        "beta of the heavy ball, 0 for none",
+        limit=from_0_below(1, "a number in [0, 1)"),
+        default_means="0.9, but 0 with eigenpro",
+        option=None,
+        on_resume="override",
+    )
+    averaging: float | None = setting(
+        None,
+        "a of the tail average w_t = min(1, a / (t + a)), 0 for none",
+        limit=at_least(0, "0 or a positive number"),
+        default_means="3, but 0 with eigenpro",
+        option=None,
+        on_resume="override",
+    )
+    step: StepRule | None = setting(
+        None,
+        "how the sizes of steps and batches are chosen",
+        default_means="measured, but published with eigenpro",
+    )
+    projection_passes: int = setting(
+        2,
+        "most passes of eigenpro over K(Z, Z) theta = h, each step",
+        limit=at_least(1),
+        on_resume="override",
+    )
+    projection_tolerance: float = setting(
+        1e-3,
+        "error, as a share of |h|, at which these passes end sooner",
+        limit=from_0_below(1, "a number in [0, 1)"),
+        metavar="FLOAT",
+        on_resume="override",
+    )
+    ridge: float = setting(
+        0.0,
+        "lambda of the objective 1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|^2 over scaled targets",
+        limit=at_least(0, "0 for none, or a positive, finite number"),
+        metavar="LAMBDA",
+    )
+    validate_every: float = setting(
+        1,
+        "epochs between two validations, or a part of one",
+        limit=positive("a positive number, like 2 or 0.5"),
+        parse=parse_epochs,
+        on_resume="override",
+    )
+    patience: int = setting(
+        0,
+        "stop after N validations without a better model, and keep the best",
+        limit=at_least(0, "a positive number, or 0 for none"),
+        default_means="never",
+        on_resume="override",
+    )
+    class_weights: Literal["none", "balanced"] | Mapping[str, float] = setting(
+        "none",
+        "weight of a row in the loss, by its class: balanced is inverse to the class's frequency; by name, 1 for "
+        "the classes left out",
+        default_means="1 each",
+        metavar="balanced|NAME=WEIGHT,...",
+        parse=parse_class_weights,
+    )
+    output_weights: Mapping[str, float] = setting(
+        dict,
+        "weight of each target against the ridge, and in the score that --patience watches",
+        default_means="1 each",
+        metavar="NAME=WEIGHT,...",
+        parse=parse_weights,
+    )
+    precision: Precision = setting(
+        "float32",
+        "precision of the inputs of radial kernels, and on GPUs of products with kernel blocks: tf32 and bfloat16 "
+        "are for tensor cores, with 10 and 7 bits of each number's mantissa; everything else is float32 or better",
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        self._check_weights()
+        self._check_published()
+        if self.nystrom_samples and self.data_rank:
+            require(
+                self.data_rank < self.nystrom_samples,
+                f"data_rank is {self.data_rank} but only {self.nystrom_samples} Nystrom samples are drawn; "
+                f"use data_rank < {self.nystrom_samples} or more nystrom_samples",
+            )
+
+    def n_steps(self, steps_per_epoch: int) -> int:
+        """The number of steps of the whole fit, at least one."""
+        return max(1, round(self.epochs * steps_per_epoch))
+
+    def validation_steps(self, steps_per_epoch: int) -> int:
+        """The number of steps between two validations, at least one."""
+        return max(1, round(self.validate_every * steps_per_epoch))
+
+    def in_use(self) -> SolverConfig:
+        """These settings with the projection's values where momentum, averaging or step is None."""
+        return replace(self, momentum=self.used_momentum, averaging=self.used_averaging, step=self.used_step)
+
+    @property
+    def used_momentum(self) -> float:
+        """`momentum`, or the projection's value where it is None."""
+        default = 0.0 if self.projection == "eigenpro" else 0.9
+        return default if self.momentum is None else self.momentum
+
+    @property
+    def used_averaging(self) -> float:
+        """`averaging`, or the projection's value where it is None."""
+        default = 0.0 if self.projection == "eigenpro" else 3.0
+        return default if self.averaging is None else self.averaging
+
+    @property
+    def used_step(self) -> StepRule:
+        """`step`, or the projection's rule where it is None."""
+        return self.step or ("published" if self.projection == "eigenpro" else "measured")
+
+    def _check_weights(self) -> None:
+        given = [("output_weights", self.output_weights)]
+        if isinstance(self.class_weights, Mapping):
+            require(bool(self.class_weights), "class_weights has no class; leave it out, or name one")
+            given.append(("class_weights", self.class_weights))
+        for name, weights in given:
+            for key, value in weights.items():
+                is_weight = type(value) in (int, float) and 0 < value < inf
+                require(is_weight, f"{name} of {key!r:.80} is {value!r:.80}; use a positive, finite number")
+                require(is_unicode(key), f"{name} has {key!r:.80}, which is not UTF-8; use another name")
+
+    def _check_published(self) -> None:
+        """`eigenpro` is the published method: no momentum, averaging or ridge; its step rule is for no other."""
+        for name in ("momentum", "averaging", "ridge"):
+            value = getattr(self, name)
+            require(
+                self.projection != "eigenpro" or not value,
+                f"{name} is {value}, but projection is 'eigenpro', the published method, which has none; "
+                f"leave {name} out, or use nystrom or exact",
+            )
+        require(
+            self.used_step == "measured" or self.projection == "eigenpro",
+            f"step is 'published' but projection is {self.projection!r}, whose preconditioner that rule does not "
+            "know; use --step measured or --projection eigenpro",
+        )
