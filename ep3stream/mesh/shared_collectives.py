@@ -1,7 +1,8 @@
 """Collectives among the ranks of one machine, in memory that they share: a file that each of them maps.
 
-Why not gloo alone: a step has seven collectives of some kB, and each waits for gloo's threads and the loopback
-interface. docs/architecture.md has both times.
+Why not gloo alone: a step has seven collectives, and gloo hands each to threads of its own and the loopback interface.
+An all-reduce of 2048 x 10 floats over two processes took 0.49 ms by gloo and 0.17 ms here (medians of 600 each, in
+turn, on two busy cores), and 0.68 and 0.11 ms of processor time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A run directory: where its pieces lie, who may write in it, and which settings it was started with.
-
-Which settings may change when a fit is resumed, which only by an override, and which not at all.
-"""
+"""A run directory: where its pieces lie, which fit may write in it, and which settings a resumed fit may change."""
 
 from __future__ import annotations
 
@@ -21,71 +18,89 @@ from ep3stream.store.files import RUN_MARK, path_kind
 logger = logging.getLogger(__name__)
 
 
+# Settings that change how long a fit goes on or what it costs, and never the weights after a step.
+_FREE = on_resume("free")
+
+# Settings that only the steps read. All others have gone into the set-up, which is made once.
+_OVERRIDABLE = on_resume("override")
+
+
+class Change(NamedTuple):
+    """A setting, by its name in the TOML file, whose value is not the one that the run was started with."""
+
+    setting: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.setting} was {self.old!r} and is now {self.new!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """RUN/ and what lies in it."""
+    """The directory RUN of a fit, and the paths in it."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The settings, as TOML."""
+        """config.toml: the settings."""
         return self.path / RUN_MARK
 
     @property
     def summary(self) -> Path:
-        """What was fitted, how it was planned and set up: `run.json`, for people and the report."""
+        """run.json, for people and the report: what was fitted, how it was planned and set up."""
         return self.path / "run.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """metrics.jsonl: steps, validations and events of the fit, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def evaluations(self) -> Path:
-        """One JSON object a line, by `evaluate`."""
+        """evaluations.jsonl: the scores of each `evaluate`, one JSON object a line."""
         return self.path / "evaluations.jsonl"
 
     @property
     def overrides(self) -> Path:
-        """Settings changed on the way by `--override`, a list of JSON objects; there only if there were any."""
+        """overrides.json: the settings that `--override` has changed on the way. Missing where it has changed none."""
         return self.path / "overrides.json"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files of TensorBoard, if the settings ask for them."""
+        """tensorboard/: event files, if the settings ask for them."""
         return self.path / "tensorboard"
 
     @property
     def setup(self) -> Path:
-        """Bundle: centers, preconditioner, sizes. Written once."""
+        """setup/: the bundle of centers, preconditioner and sizes, written once."""
         return self.path / "setup"
 
     @property
     def checkpoints(self) -> Path:
-        """Bundles `step-NNN`."""
+        """checkpoints/: a bundle `step-NNN` each."""
         return self.path / "checkpoints"
 
     @property
     def model(self) -> Path:
-        """Bundle: the finished model."""
+        """model/: the bundle of the finished model."""
         return self.path / "model"
 
     def settle_config(self, config: FitConfig, override: bool = False) -> tuple[Change, ...]:
-        """Writes the settings of a new run, or checks those of a resumed one against what it was started with.
+        """Writes the settings of a run without a set-up; checks `config` against the settings of a run with one.
 
-        A run without a set-up has nothing yet that depends on them: a corrected command starts it anew. One with a
-        set-up keeps its settings until `adopt_config`, which wants the changes returned: those made by `override`.
+        Nothing depends on the settings before there is a set-up, so that a corrected command starts the run anew.
+        Afterwards the settings stay until `adopt_config`. Returns the changes for it, which only an `override` allows.
         Raises ConfigError naming each setting that may not change.
         """
         if self.config.exists() and self.setup.exists():
-            return overridden(self.read_config(), config, override, self.path)
+            return _allowed_changes(self.read_config(), config, override, self.path)
         self.adopt_config(config, (), 0)
         return ()
 
     def adopt_config(self, config: FitConfig, changes: tuple[Change, ...], step: int) -> None:
-        """From `step` on, `config` is what the run is fitted with; the changes are recorded first."""
+        """Records the changes, made after `step`, and then replaces the settings of the run by `config`."""
         if changes:
             made = [{"step": step, "setting": name, "from": old, "to": new} for name, old, new in changes]
             write_json(self.overrides, [*self.read_overrides(), *made])
@@ -93,7 +108,7 @@ class RunDirectory:
             write_file(self.config, config.to_toml().encode())
 
     def read_overrides(self) -> list[dict[str, Any]]:
-        """What `adopt_config` has recorded: objects with step, setting, from, to; none where that is unreadable."""
+        """The changes that `adopt_config` has recorded, each with step, setting, from and to; none if unreadable."""
         try:
             content = json.loads(read_small_file(self.overrides, MAX_CONFIG_BYTES))
         except (OSError, ValueError, RecursionError):
@@ -101,7 +116,7 @@ class RunDirectory:
         return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
 
     def read_config(self) -> FitConfig:
-        """The settings of an existing run."""
+        """The settings of the run; raises InputError where there are none, or they cannot be read."""
         try:
             text = read_small_file(self.config, MAX_CONFIG_BYTES).decode()
             return FitConfig.from_toml(text, str(self.config))
@@ -111,23 +126,23 @@ class RunDirectory:
             raise InputError(f"{self.config} cannot be read ({error}); restore it from a copy") from error
 
     def no_run(self) -> str:
-        """The words of an error for a directory that has not what every run has."""
+        """The message of an error about a directory without what every run has."""
         found = path_kind(self.path)
         if found == "the RUN of a fit":
             return f"{self.path} holds no model and no set-up yet; start the fit again, or wait for it"
         return f"{self.path} is no run: it is {found}; give the RUN of a fit"
 
     def require(self) -> None:
-        """InputError unless something of a run lies here."""
+        """Raises InputError unless the directory holds something of a run."""
         pieces = (self.config, self.summary, self.metrics, self.evaluations, self.setup, self.model)
         if not any(piece.exists() for piece in pieces):
             raise InputError(self.no_run())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the directory and holds it against a second fit; the kernel lets go when this process ends.
+        """Makes the directory and locks it against a second fit, for as long as this is entered or the process lives.
 
-        Raises InputError when it cannot be made, holds something else, or is held by another fit.
+        Raises InputError when the directory cannot be made, holds other files than a run's, or is locked.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -166,43 +181,24 @@ class RunDirectory:
             )
 
 
-# They change how long the fit goes on or what it costs, not its path.
-_FREE = on_resume("free")
+def _allowed_changes(started: FitConfig, config: FitConfig, override: bool, run: Path) -> tuple[Change, ...]:
+    """The settings of `config` by which the weights of `run` become others; an override allows all of them.
 
-# Read by each step, and by nothing that the set-up has made: every other setting has gone into the set-up.
-_OVERRIDABLE = on_resume("override")
-
-
-class Change(NamedTuple):
-    """A setting, by its name in the TOML file, that is not what the run was started with."""
-
-    setting: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        return f"{self.setting} was {self.old!r} and is now {self.new!r}"
-
-
-def overridden(started: FitConfig, config: FitConfig, override: bool, what: object) -> tuple[Change, ...]:
-    """The settings of `config` that change the path of the fit `what`, all of which an override allows.
-
-    Raises ConfigError naming those that need one, unless `override`, and those that no override changes.
+    Raises ConfigError naming the settings that no override changes, and, without `override`, those that need one.
     """
-    # Of the values in use: to leave a setting out is the same as to give what it then stands for.
+    # Of the values in use: a setting left out is the same as its default given.
     differences = started.in_use().differences(config.in_use())
     # Without patience, validations only show how far the fit is.
     free = _FREE if started.solver.patience else _FREE | {"data.validate", "solver.validate_every"}
     changes = [Change(name, old, new) for name, (old, new) in differences.items() if name not in free]
-    fixed = [change for change in changes if change.setting not in _OVERRIDABLE]
-    if fixed:
+    if fixed := [change for change in changes if change.setting not in _OVERRIDABLE]:
         raise ConfigError(
-            f"{what} was started with other settings, on which its set-up is built: {_listed(fixed)}. "
+            f"{run} was started with other settings, on which its set-up is built: {_listed(fixed)}. "
             "No --override changes these: restore them or use a new RUN"
         )
     if changes and not override:
         raise ConfigError(
-            f"{what} was started with other settings: {_listed(changes)}. "
+            f"{run} was started with other settings: {_listed(changes)}. "
             "Restore them, go on with the new ones by --override, or use a new RUN"
         )
     return tuple(changes)
