@@ -16,7 +16,7 @@ from small_stores import make_store, smooth_rows
 import ep3stream
 from ep3stream import FitConfig, InputError, KernelConfig, KernelModel, SolverConfig
 from ep3stream.config import KERNEL_DEFAULTS
-from ep3stream.solver import export as serving
+from ep3stream.solver import export
 
 DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
 X, TARGETS = smooth_rows(300)
@@ -41,14 +41,14 @@ def test_the_formulas_of_a_program_are_the_kernels(name):
     shape = {"dispersal": {"shape": 0.7}, "ntk_relu": {"depth": 3}}.get(name, {})
     model = fitted(KernelConfig(name, **shape), 2).predictor()
     expected = model.decision_function(ROWS)
-    found = serving.ServedModel(model)(torch.from_numpy(ROWS)).numpy()
+    found = export.ServedModel(model)(torch.from_numpy(ROWS)).numpy()
     assert np.abs(found - expected).max() < 2e-4 * np.abs(TARGETS).max()
 
 
 def test_a_large_model_is_taken_tile_by_tile(monkeypatch):
-    monkeypatch.setattr(serving, "_TILE_CENTERS", 7)
+    monkeypatch.setattr(export, "_TILE_CENTERS", 7)
     model = fitted().predictor()
-    found = serving.exported_program(model).module()(torch.from_numpy(ROWS)).numpy()
+    found = export.exported_program(model).module()(torch.from_numpy(ROWS)).numpy()
     assert np.allclose(found, model.decision_function(ROWS), atol=1e-3)
 
 

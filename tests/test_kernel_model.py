@@ -445,7 +445,7 @@ def test_the_smallest_problems_train(n_centers, n_samples, projection):
     assert torch.isfinite(made.outputs(X)).all()
 
 
-def test_centers_that_the_basis_does_not_know_are_tempered() -> None:
+def test_centers_that_the_basis_does_not_know_are_damped() -> None:
     generator = torch.Generator().manual_seed(0)
     x, centers = (3 * torch.randn(n, 6, generator=generator) for n in (4000, 400))
     model = KernelModel(centers, "laplacian", bandwidth=12.0, nystrom_samples=300)

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from ep3stream.config import SolverConfig
 from ep3stream.solver import blocks, projection
-from ep3stream.solver import step_size as stepsize
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.set_up import SolverBuilder
 from ep3stream.solver.step import Solver, SolverState
-from ep3stream.solver.step_size import Stability
+from ep3stream.solver.step_size import Stability, _largest_ritz_value
 from ep3stream.solver.targets import TargetCode
 from ep3stream.training.plan import Plan, Shape
 
@@ -152,12 +151,12 @@ def test_a_leading_eigenvalue_is_found_even_next_to_others(values: list[float]) 
     turn = torch.linalg.qr(points(n, n, 3))[0]
     matrix = (turn * torch.tensor(values)) @ turn.T
     start = torch.nn.functional.normalize(points(n, 1, 4)[:, 0], dim=0)
-    found = stepsize._largest_ritz_value(lambda vector: matrix @ vector, start, min(10, n))
+    found = _largest_ritz_value(lambda vector: matrix @ vector, start, min(10, n))
     assert found == pytest.approx(max(values), rel=5e-3, abs=1e-6)
 
 
 def test_a_step_is_not_measured_on_an_operator_that_is_not_finite() -> None:
-    found = stepsize._largest_ritz_value(lambda vector: vector * torch.nan, points(9, 1, 0)[:, 0], 5)
+    found = _largest_ritz_value(lambda vector: vector * torch.nan, points(9, 1, 0)[:, 0], 5)
     assert math.isnan(found)
 
 

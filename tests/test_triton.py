@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is installed on no other system tha
 from kernel_problem import Problem, points, unit_targets
 from torch import Tensor
 
-from ep3stream.solver import gpu as gpu_blocks
+from ep3stream.solver import gpu
 from ep3stream.solver.blocks import kernel_times, times_kernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.step import Solver
@@ -49,7 +49,7 @@ def test_under_its_interpreter_triton_gives_what_torch_gives() -> None:
 
 @pytest.fixture
 def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_blocks, "DEVICES", {"cpu"})
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
 
 
 def kernel(name: str, d: int, dtype: torch.dtype = torch.float32) -> RadialKernel:
@@ -96,7 +96,7 @@ def test_one_pass_over_a_block_gives_phi(name: str, monkeypatch: pytest.MonkeyPa
     x[0] = z[0]
     own = kernel(name, 40)
     by_torch = own.block(own.left(z), own.right(x))
-    monkeypatch.setattr(gpu_blocks, "DEVICES", {"cpu"})
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
     memory = torch.zeros(50, 70)
     by_triton = own.block(own.left(z), own.right(x), out=memory[10:43])
     assert by_triton.data_ptr() == memory[10:43].data_ptr()
@@ -123,8 +123,8 @@ def test_a_step_without_a_block_is_the_step_with_one(
 
     solver = case.solver(unit_targets(2, torch.float32))
     by_torch = stepped(solver)
-    monkeypatch.setattr(gpu_blocks, "DEVICES", {"cpu"})
-    assert gpu_blocks.fuses("laplacian", case.x.device, d, 4) == is_fused
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    assert gpu.fuses("laplacian", case.x.device, d, 4) == is_fused
     by_triton = stepped(solver)
     assert torch.equal(by_triton, stepped(solver))
     assert (by_triton - by_torch).norm() < 1e-5 * by_torch.norm()
@@ -134,10 +134,10 @@ def test_a_step_without_a_block_is_the_step_with_one(
 @pytest.mark.usefixtures("_on_cpu")
 def test_what_it_does_not_know_is_left_to_torch() -> None:
     cpu = torch.device("cpu")
-    assert gpu_blocks.fuses("laplacian", cpu, 32, 128)
-    assert not gpu_blocks.fuses("laplacian", cpu, 32, 129)
-    assert not gpu_blocks.fuses("laplacian", cpu, 33, 128)
-    assert not gpu_blocks.fuses("polynomial", cpu, 3, 1)
+    assert gpu.fuses("laplacian", cpu, 32, 128)
+    assert not gpu.fuses("laplacian", cpu, 32, 129)
+    assert not gpu.fuses("laplacian", cpu, 33, 128)
+    assert not gpu.fuses("polynomial", cpu, 3, 1)
     own = kernel("laplacian", 3)
     z, x = points(5, 3, 1), points(4, 3, 2)
     exact = own.block(own.left(z), own.right(x))

@@ -57,7 +57,7 @@ if __name__ == "__main__":
 
 from ep3stream.config import Precision
 from ep3stream.mesh import Mesh
-from ep3stream.solver import gpu as gpu_blocks
+from ep3stream.solver import gpu
 from ep3stream.solver.blocks import BatchBlock, kernel_times, times_kernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.projection import build_nystrom
@@ -151,7 +151,7 @@ def solver_for(
         torch.Generator().manual_seed(0),
     )
     targets = TargetCode(False, torch.zeros(c, device=device), torch.ones(c, device=device))
-    is_fused = gpu_blocks.fuses("laplacian", device, d, 2 * c)
+    is_fused = gpu.fuses("laplacian", device, d, 2 * c)
     memory = None if is_fused else torch.zeros(p * m, device=device)
     left = kernel.left(centers)
     return Solver(kernel, left, projection, targets, 0.9, 3.0, mesh, memory)
@@ -286,14 +286,14 @@ def check_blocks(report: Report) -> None:
             truth = exact64.block(exact64.left(z.double()), exact64.right(x.double()))
             left, right = kernel.left(z), kernel.right(x)
             w = report.randn(3, p, seed=3)
-            how = "fused" if gpu_blocks.fuses(name, report.device, d, 3) else "by tiles"
+            how = "fused" if gpu.fuses(name, report.device, d, 3) else "by tiles"
             off = (times_kernel(kernel, w, left, right) - w.double() @ truth).abs().max() / p**0.5
             report.check(f"{name}, d={d}, {how}: weights times block", float(off), 3e-5)
             back = (
                 kernel_times(kernel, left, right, x[:, :2]) - truth @ x[:, :2].double()
             ).abs().max() / m**0.5
             report.check(f"{name}, d={d}, {how}: block times residual", float(back), 3e-5)
-            if d > gpu_blocks.MAX_FEATURES:
+            if d > gpu.MAX_FEATURES:
                 for precision, limit in zip(PRECISIONS, (3e-5, 3e-3, 3e-2), strict=True):
                     own = replace(kernel, precision=precision)
                     found = BatchBlock(own, own.left(z), own.right(x), None).whole()
@@ -429,13 +429,13 @@ def bench_fused(report: Report, p: int, d: int, c: int, m: int) -> None:
         return work
 
     found = {}
-    if gpu_blocks.fuses("laplacian", report.device, d, c):
+    if gpu.fuses("laplacian", report.device, d, c):
         found["fused"] = p * m * rate(both(None), report)
     else:
         report.add("fused", "fused", verdict="not here: needs Triton")
-    devices, gpu_blocks.DEVICES = gpu_blocks.DEVICES, set()
+    devices, gpu.DEVICES = gpu.DEVICES, set()
     found["torch alone, block kept"] = p * m * rate(both(memory), report)
-    gpu_blocks.DEVICES = devices
+    gpu.DEVICES = devices
     if report.device.type == "cuda":
         found["block kept, phi in one pass"] = p * m * rate(both(memory), report)
     for what, speed in found.items():
@@ -455,16 +455,16 @@ def run(report: Report, only: set[str]) -> None:
     if not only & {"fashion", "step", "fused", "peak"}:
         return
     peak = peaks(report) if only & {"fashion", "step", "peak"} else {}
-    devices, gpu_blocks.DEVICES = (
-        gpu_blocks.DEVICES,
-        set() if toy else gpu_blocks.DEVICES,
+    devices, gpu.DEVICES = (
+        gpu.DEVICES,
+        set() if toy else gpu.DEVICES,
     )  # It interprets slowly.
     if "fashion" in only:
         bench_step(report, "fashion", *((200, 40, 3, 64) if toy else (5000, 784, 10, 2048)), peak)
     if "step" in only:
         for p in (300,) if toy else (65_536, 262_144):
             bench_step(report, "step", p, *((40, 3, 64) if toy else (1280, 10, 4096)), peak)
-    gpu_blocks.DEVICES = devices
+    gpu.DEVICES = devices
     if "fused" in only:
         bench_fused(report, *((70, 9, 1, 66) if toy else (100_000, 9, 1, 8192)))
 
@@ -480,11 +480,11 @@ def main() -> int:
         print("there is no GPU here; --cpu runs the same code at toy sizes", file=sys.stderr)
         return 2
     device = torch.device("cpu" if options.cpu else "cuda")
-    if options.cpu and os.environ.get("TRITON_INTERPRET") == "1" and gpu_blocks.has_triton():
-        gpu_blocks.DEVICES = {"cpu"}
+    if options.cpu and os.environ.get("TRITON_INTERPRET") == "1" and gpu.has_triton():
+        gpu.DEVICES = {"cpu"}
     report = Report(device, 0.02 if options.cpu else options.seconds, options.cpu)
     name = "CPU, toy sizes" if options.cpu else torch.cuda.get_device_name(device)
-    print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Triton: {gpu_blocks.has_triton()}")
+    print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Triton: {gpu.has_triton()}")
     print("| part | what | result |\n|---|---|---|")
     began = time.perf_counter()
     run(report, set(options.only.split(",")))

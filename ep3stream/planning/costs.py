@@ -114,7 +114,7 @@ def flops_of_step(sizes: Sizes) -> int:
 def reduced_bytes_of_step(sizes: Sizes, n_leading: int | None = None) -> int:
     """What the all-reduces of a step sum over the devices, counted by tests/test_mesh.py; 0 for one device.
 
-    n_leading: l, once it is known; else r, the most it can be. Beside it a tempered projection and a ridge sum r x c
+    n_leading: l, once it is known; else r, the most it can be. Beside it damped centers and a ridge sum r x c
     floats each, a step that is scored m x c more, and every step some ten whole numbers.
     """
     if sizes.devices == 1:
