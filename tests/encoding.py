@@ -18,7 +18,7 @@ from ep3stream.conversion import recorded_columns as recorded_module
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.recorded_columns import take_over
-from ep3stream.conversion.table_source import TableSource
+from ep3stream.conversion.table_source import open_tables
 from ep3stream.formats.source import RowSource
 
 
@@ -64,7 +64,7 @@ def encode_source(source: RowSource, config: ConvertConfig, block_bytes: int = 1
 
 def encode(path: Path, table: str | dict[str, Any], **settings: Any) -> Encoded:
     config = ConvertConfig(**{"target": "y", **settings})
-    return encode_source(TableSource.open([write(path, table)], take_over(config)[0]), config)
+    return encode_source(open_tables([write(path, table)], take_over(config)[0]), config)
 
 
 def pretend_store(monkeypatch: pytest.MonkeyPatch, encoded: Encoded, **changes: Any) -> Path:

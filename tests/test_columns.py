@@ -16,9 +16,9 @@ from encoding import encode, encode_source, pretend_store, write
 from ep3stream.config import ConvertConfig, parse_names, parse_renames
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.recorded_columns import take_over
-from ep3stream.conversion.table_source import TableSource, choose_columns
+from ep3stream.conversion.table_source import choose_columns, open_tables
 from ep3stream.errors import ConfigError, SourceError
-from ep3stream.formats.python_objects import open_pair
+from ep3stream.formats.python_objects import pair_source
 from ep3stream.formats.source import RowSource
 
 TABLE = "px_1,color,px_2,y\n1,red,5,10\n2,blue,6,20\n3,red,7,30\n"
@@ -114,10 +114,10 @@ def test_later_files_need_only_the_chosen_columns(tmp_path: Path) -> None:
     first = write(tmp_path / "1", TABLE)
     second = write(tmp_path / "2", "y,extra,px_1\n40,z,4\n")
     config = ConvertConfig(target="y", columns=["px_1"])
-    found = encode_source(TableSource.open([first, second], config), config)
+    found = encode_source(open_tables([first, second], config), config)
     assert found.x[:, 0].tolist() == [1, 2, 3, 4]
     with pytest.raises(SourceError, match=r"only .*1\.csv has 'color'"):
-        TableSource.open([first, second], ConvertConfig(target="y"))
+        open_tables([first, second], ConvertConfig(target="y"))
 
 
 MOMENTS = [
@@ -394,7 +394,7 @@ def test_a_store_without_columns_to_follow_is_refused(
 
 
 def arrays(x: np.ndarray, y: np.ndarray) -> RowSource:
-    return open_pair(x, y, None)
+    return pair_source(x, y, None)
 
 
 def test_columns_of_arrays_are_chosen_and_renamed_too() -> None:

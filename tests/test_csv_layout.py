@@ -1,4 +1,4 @@
-"""CSV as spreadsheets and libraries write it: semicolons, decimal commas, row numbers, blanks; and doubtful columns."""
+"""CSV as spreadsheets and libraries write it: semicolons, decimal commas, row numbers, blanks; and column warnings."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from encoding import encode_source
 
 from ep3stream.config import ConvertConfig
-from ep3stream.conversion.columns import column_warning
-from ep3stream.conversion.table_source import TableSource
+from ep3stream.conversion.categories import column_warning
+from ep3stream.conversion.table_source import open_tables
 from ep3stream.formats.csv import CsvLayout
 
 
@@ -20,7 +20,7 @@ def read(file: Path, text: str) -> tuple[list[str], list[list[float]]]:
     data = text.encode()
     file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
     config = ConvertConfig(target="y")
-    found = encode_source(TableSource.open([file], config), config)
+    found = encode_source(open_tables([file], config), config)
     return found.names, np.column_stack([found.x, found.y]).tolist()
 
 
@@ -84,5 +84,5 @@ def test_blanks_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
 def test_texts_that_are_probably_no_categories_are_told_of(
     values: list[str], n_rows: int, words: str | None
 ) -> None:
-    doubt = column_warning("a", values, n_rows)
-    assert doubt is None if words is None else words in str(doubt)
+    warning = column_warning("a", values, n_rows)
+    assert warning is None if words is None else words in str(warning)

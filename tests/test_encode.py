@@ -20,7 +20,7 @@ from ep3stream.conversion.categories import BatchOrigin, DistinctValues
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.numbers import ColumnMeans, fill, missing_cells
-from ep3stream.conversion.table_source import TableSource
+from ep3stream.conversion.table_source import open_tables
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import START, FeatureColumn, RowSource, SourceBatch, TargetColumns
 
@@ -47,9 +47,7 @@ def test_missing_numbers_become_the_mean_and_missing_texts_a_category_of_their_o
 
 
 def test_the_mean_is_that_of_the_first_split_and_filled_cells_are_counted_by_feature(tmp_path: Path) -> None:
-    source = TableSource.open(
-        [write(tmp_path / "t", "n,c,y\n1,a,0\n,a,0\n9,b,0\n")], ConvertConfig(target="y")
-    )
+    source = open_tables([write(tmp_path / "t", "n,c,y\n1,a,0\n,a,0\n9,b,0\n")], ConvertConfig(target="y"))
     encoder = RowEncoder.build(source, ConvertConfig(missing="mean"))
     (rows,) = map(encoder.encode, source.batches(1 << 20))
     assert not encoder.is_complete
@@ -214,7 +212,7 @@ def test_every_kind_of_nan_becomes_the_same() -> None:
     assert len(np.unique(out.view(np.uint32)[:2])) == 1
 
 
-def read(source: TableSource, config: ConvertConfig, stops: Sequence[int]) -> Encoded:
+def read(source: RowSource, config: ConvertConfig, stops: Sequence[int]) -> Encoded:
     """As an interrupted conversion does: after the batches `stops` all is begun again from the saved state."""
     encoder, position, parts = RowEncoder.build(source, config), START, []
     for stop in (*stops, 10**9):
@@ -243,7 +241,7 @@ def test_an_encoder_restored_from_its_state_goes_on_as_if_never_stopped(
         "y": np.arange(200.0),
     }
     config = ConvertConfig(target="y", missing=missing, dtype=dtype)  # type: ignore[arg-type]
-    source = TableSource.open([write(tmp_path / "t", table)], config)
+    source = open_tables([write(tmp_path / "t", table)], config)
     whole, stopped = read(source, config, []), read(source, config, [3, 1, 11])
     np.testing.assert_array_equal(whole.x, stopped.x)
     np.testing.assert_array_equal(whole.y, stopped.y)
@@ -257,7 +255,7 @@ def test_words_tell_missing_values_alike_and_do_not_depend_on_the_order_of_the_r
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         lines = ["1,red,0", ",blue,1", "-0.0,,2", "0,red,3"]
         text = "n,c,y\n" + "".join(lines[i] + "\n" for i in order)
-        source = TableSource.open([write(tmp_path / "t", text)], ConvertConfig(target="y"))
+        source = open_tables([write(tmp_path / "t", text)], ConvertConfig(target="y"))
         encoder = RowEncoder.build(source, ConvertConfig(missing="mean"))
         (rows,) = map(encoder.encode, source.batches(1 << 20))
         found.append(encoder.words(rows)[np.argsort(order)])
@@ -282,4 +280,4 @@ def test_values_no_row_has_are_not_categories() -> None:
     source: RowSource = Texts()  # type: ignore[assignment]
     encoder = RowEncoder.build(source, ConvertConfig(missing="mean"))
     encoder.encode(batch)
-    assert encoder.books[0].sorted_values() == ["a", "(missing)"]
+    assert encoder.categories[0].sorted_values() == ["a", "(missing)"]

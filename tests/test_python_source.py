@@ -138,7 +138,7 @@ def test_what_is_no_source_is_refused_in_one_line(source: object, message: str) 
 
 def test_a_fingerprint_tells_other_shapes_apart() -> None:
     prints = [
-        open_source(source, ConvertConfig()).fingerprint() for source in ((X, Y), (X[:9], Y[:9]), batches())
+        open_source(source, ConvertConfig()).fingerprint for source in ((X, Y), (X[:9], Y[:9]), batches())
     ]
     assert prints[0] != prints[1] != prints[2]
-    assert open_source(frame(), TABLE).fingerprint() != open_source(frame()[["a", "y"]], TABLE).fingerprint()
+    assert open_source(frame(), TABLE).fingerprint != open_source(frame()[["a", "y"]], TABLE).fingerprint

@@ -18,9 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.errors import SourceError
-from ep3stream.formats import csv as csv_text
-from ep3stream.formats import tables as parquet_files
-from ep3stream.formats import text_blocks
+from ep3stream.formats import tables, text_blocks
 from ep3stream.formats.source import START, RestartPosition, reading
 from ep3stream.formats.tables import TableInput, table_header, table_records, table_schema
 
@@ -225,7 +223,7 @@ def test_the_column_of_an_error_is_right_where_columns_are_chosen_in_another_ord
 def test_a_column_empty_at_first_gets_its_type_from_further_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_text, "_BLOCK_BYTES", 200)
+    monkeypatch.setattr("ep3stream.formats.csv._BLOCK_BYTES", 200)
     path = write(tmp_path, "t.csv", ("a,b,y\n" + ",,1\n" * 200 + "5,,2\n").encode())
     assert types_of(path) == {"a": pa.int64(), "b": pa.null(), "y": pa.int64()}
 
@@ -295,7 +293,7 @@ def test_row_groups_before_the_start_are_not_read(tmp_path: Path) -> None:
 def test_large_row_groups_are_read_in_steps_with_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_files, "_FETCHED_BYTES", 0)
+    monkeypatch.setattr(tables, "_FETCHED_BYTES", 0)
     path = write(tmp_path, "t.parquet", parquet(table_of()))
     assert read(path, 500).equals(table_of())
 

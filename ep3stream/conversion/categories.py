@@ -1,10 +1,13 @@
-"""Values of categories and classes that a later file has and the store it is converted like has not, counted.
+"""The distinct values of category and label columns: numbered, counted if unseen, and looked at for mistakes.
 
-The distinct values of category and label columns, numbered while they are met.
+A missing category (null, NaN or an empty text) is the category `(missing)`, if `--missing` lets it through. An
+unseen category, which the store that a file is converted `--like` does not have, is a SourceError, or is
+ignored or dropped as `--unknown` says; `UnseenValues` counts them.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +21,22 @@ from numpy.typing import NDArray
 
 from ep3stream.config import Unknown
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import first_true
 
-# By column; what comes after is counted as one, so that a column of identifiers takes no memory.
+MISSING_CATEGORY = "(missing)"
+
+# The code of an unseen category: as an index, the last place of `ranks` and `hashes`.
+UNKNOWN = -1
+_UNKNOWN_HASH = xxhash.xxh32_intdigest(b"(unknown)")
+
+# Beyond this number neighbouring whole numbers are the same float64, and different labels would become one.
+_MAX_EXACT = 1 << 53
+
+# Unseen values named per column; the others are counted as one, so that a column of identifiers takes no memory.
 _MAX_NAMED = 20
-
 _OTHERS = "(others)"
 
-_MAX_TOLD = 3
+# Unseen values per column in a message.
+_MAX_SHOWN = 3
 
 _CONSEQUENCE: Mapping[Unknown, str] = {
     "error": "",
@@ -33,16 +44,25 @@ _CONSEQUENCE: Mapping[Unknown, str] = {
     "drop": "those rows are left out",
 }
 
+# Texts that look like numbers or dates, and from how many categories on a warning of them is worth it.
+_NUMBER = re.compile(r"[-+($€£¥]*\s*[\d.,']*\d[\d.,']*\s*[)%€$£¥]?")
+_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d{2}.*)?")
+_LEAST_VALUES = 10
+_LEAST_IDENTIFIERS = 50
+
 
 class UnseenValues:
-    """How many rows have each such value, by column."""
+    """How many rows have each unseen category or class, by column.
+
+    A value is unseen if a later file has it and the store that the file is converted like has not.
+    """
 
     def __init__(self) -> None:
         self._rows: dict[str, Counter[str]] = {}
 
     @classmethod
     def of(cls, content: Any) -> UnseenValues:
-        """From `to_json`; of what else a manifest may hold, nothing."""
+        """From the JSON of `to_json`; anything else that a manifest may hold counts as no unseen values."""
         made = cls()
         for column, values in content.items() if isinstance(content, Mapping) else ():
             counts = values.items() if isinstance(values, Mapping) else ()
@@ -53,7 +73,7 @@ class UnseenValues:
         return bool(self._rows)
 
     def add(self, column: str, value: Any, n_rows: int) -> None:
-        """So many more rows have this value in that column."""
+        """Count n more rows with this unseen value in the column."""
         if not n_rows:
             return
         values = self._rows.setdefault(column, Counter())
@@ -61,50 +81,41 @@ class UnseenValues:
         values[name if name in values or len(values) < _MAX_NAMED else _OTHERS] += n_rows
 
     def to_json(self) -> dict[str, dict[str, int]]:
-        """Rows by column and value."""
+        """The numbers of rows as JSON, by column and value."""
         return {column: dict(values) for column, values in self._rows.items()}
 
-    def told(self, unknown: Unknown, store: object) -> str:
-        """In a sentence, with what becomes of them."""
+    def sentence(self, unknown: Unknown, store: object) -> str:
+        """The counts in words, and what becomes of the values under this setting of `unknown`."""
         return f"values that {store} does not have: {self}; {_CONSEQUENCE[unknown]}"
 
     def __str__(self) -> str:
         """The most frequent values of each column."""
         columns = []
         for column, values in self._rows.items():
-            named = [f"{value!r} {n}" for value, n in values.most_common(_MAX_TOLD)]
-            more = ", ..." * (len(values) > _MAX_TOLD)
+            named = [f"{value!r} {n}" for value, n in values.most_common(_MAX_SHOWN)]
+            more = ", ..." * (len(values) > _MAX_SHOWN)
             columns.append(f"{column!r} in {values.total()} rows ({', '.join(named)}{more})")
         return "; ".join(columns)
 
 
-MISSING_CATEGORY = "(missing)"
-
-# The code of a value that a closed book does not have: as an index, the last place of `ranks` and `hashes`.
-UNKNOWN = -1
-
-_UNKNOWN_HASH = xxhash.xxh32_intdigest(b"(unknown)")
-
-# Beyond it neighbouring whole numbers are the same float64, and different labels would become one.
-_MAX_EXACT = 1 << 53
-
-
 @dataclass(frozen=True, slots=True)
 class BatchOrigin:
-    """Where a batch starts, for messages."""
+    """The file and row where a batch starts, to name its cells in messages."""
 
     file: Path | str
     first_row: int
 
     def cell(self, column: str, index: int) -> str:
-        """File, column and data row, counted from 1 without the header."""
+        """File, column and row of the batch's row `index`; rows count from 1 without the header."""
         return f"{self.file}: column {column!r}, row {self.first_row + index + 1}"
 
 
 class CategoryCodes:
-    """The distinct values of one column, numbered in order of appearance: one pass will do.
+    """The distinct values of one column, numbered in order of appearance, so that one pass over the rows is enough.
 
-    `known` values come first; a book that is closed by `store` takes no others, but ignores them where it `may_ignore`.
+    limit, remedy: how many values there may be, and what to advise if there are more.
+    known: values that come first. store: the store that they come from; then the column is closed: any other
+    value is unseen and a SourceError, or gets the code UNKNOWN if `may_ignore` is set for one-hot features.
     """
 
     def __init__(
@@ -130,25 +141,25 @@ class CategoryCodes:
 
     @property
     def is_closed(self) -> bool:
-        """Whether all values are known before the rows are read."""
+        """Whether the values are those of a store, so that all are known before the rows are read."""
         return self._store is not None
 
     def state(self) -> list[Any]:
-        """The values in the order of their codes, for `restore`."""
+        """The values in the order of their codes, as JSON for `restore`."""
         return list(self._codes)
 
     def restore(self, values: Sequence[Any]) -> None:
-        """Start again with these values."""
+        """Replace all values by these, in the order of their codes."""
         self._codes = {value: code for code, value in enumerate(values)}
         self._hashes = np.empty(0, np.uint32)
 
     def encode(self, cells: DistinctValues, where: BatchOrigin) -> NDArray[np.int32]:
-        """The code of each row's value, (b,), new values being added; missing ones are a category of their own.
+        """The code of each row's value, (b,); new values are added, missing ones are `(missing)`.
 
-        Raises SourceError beyond the limit, or for a value that a closed book does not have, unless it ignores it: then
-        the code is UNKNOWN.
+        Raises SourceError if there are more values than the limit, and for an unseen value of a closed column
+        unless it is ignored: then its code is UNKNOWN.
         """
-        # One place more, which the index -1 of missing values finds.
+        # One place more at the end, which the index -1 of missing values finds.
         table = np.zeros(len(cells.values) + 1, np.int32)
         for place, value in cells.present():
             if value not in self._codes:
@@ -156,7 +167,7 @@ class CategoryCodes:
                     table[place] = UNKNOWN
                     continue
                 if self.is_closed:
-                    raise self._unknown(value, where.cell(self.column, cells.first_row(place)))
+                    raise self._unseen_error(value, where.cell(self.column, cells.first_row(place)))
                 self._codes[value] = len(self)
                 if len(self) > self._limit:
                     raise SourceError(
@@ -167,17 +178,17 @@ class CategoryCodes:
         return table[cells.indices]
 
     def unseen(self, cells: DistinctValues) -> dict[int, Any]:
-        """The values that the book does not have, by their place among those of the cells."""
+        """The unseen values among the cells, by their index among the distinct values of the cells."""
         return {place: value for place, value in cells.present() if value not in self._codes}
 
     def _remedy_of_many(self) -> str:
-        """A single text among the first rows makes texts of all the numbers in a column of CSV."""
+        """The advice for too many values: a single text makes texts of all the numbers in a column of CSV."""
         first = next(iter(self._codes))
         if isinstance(first, str) and all(map(_is_number, self._codes)):
             return f"they are numbers, like {first}, but among them is a text: correct or empty that cell"
         return self._remedy
 
-    def _unknown(self, value: Any, place: str) -> SourceError:
+    def _unseen_error(self, value: Any, place: str) -> SourceError:
         return SourceError(
             f"{place}: {value!r} is not among the {len(self)} values of {self._store}; correct it, or take --unknown "
             f"{'ignore or drop' if self._is_onehot else 'drop'}; to learn it, convert both files anew as one store and "
@@ -185,7 +196,7 @@ class CategoryCodes:
         )
 
     def sorted_values(self) -> list[Any]:
-        """The values in their own order, numbers by size, texts by letters, `(missing)` last; or as recorded."""
+        """Numbers by size, texts by letters, `(missing)` last; the values of a closed column as the store has them."""
         if self.is_closed:
             return list(self._codes)
         return sorted(self._codes, key=lambda value: (value == MISSING_CATEGORY, value))
@@ -197,7 +208,7 @@ class CategoryCodes:
         return ranks
 
     def hashes(self) -> NDArray[np.uint32]:
-        """A hash of each code's text, which unlike the code is the same in any order of the rows; (len + 1,)."""
+        """A hash of each code's text, (len + 1,). Unlike the code, it does not depend on the order of the rows."""
         if len(self._hashes) <= len(self):
             known = self._hashes[:-1]
             added = [xxhash.xxh32_intdigest(str(value).encode()) for value in list(self._codes)[len(known) :]]
@@ -207,9 +218,9 @@ class CategoryCodes:
 
 @dataclass(frozen=True, slots=True)
 class DistinctValues:
-    """The distinct values of a batch's column and the place of each row's among them, -1 where it is missing.
+    """The distinct values of a batch's column, and the index of each row's value among them, (b,).
 
-    rows: the number of each row within its batch, where some were left out.
+    The index is -1 if the value is missing. rows: the number of each row within its batch, if some were left out.
     """
 
     values: list[Any]
@@ -218,7 +229,7 @@ class DistinctValues:
 
     @classmethod
     def of(cls, cells: pa.DictionaryArray | NDArray[Any]) -> DistinctValues:
-        """From an arrow dictionary or numbers; null, NaN and the empty text are missing."""
+        """The distinct values of an arrow dictionary array or of numbers; null, NaN and the empty text are missing."""
         if not isinstance(cells, pa.DictionaryArray):
             native = np.ascontiguousarray(cells.reshape(len(cells)), cells.dtype.newbyteorder("="))
             cells = pa.array(native).dictionary_encode()
@@ -232,28 +243,28 @@ class DistinctValues:
         return cls(values, indices)
 
     def present(self) -> Iterator[tuple[int, Any]]:
-        """Each value that a row has, by its place; a missing one is MISSING_CATEGORY, at -1."""
+        """The index and value of each value that a row has; missing values are MISSING_CATEGORY at -1."""
         counts = np.bincount(self.indices + 1, minlength=len(self.values) + 1)
         for place in (np.flatnonzero(counts) - 1).tolist():
             yield place, self.values[place] if place >= 0 else MISSING_CATEGORY
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:
-        """Which rows have no value, (b,); None when all do."""
+        """Which rows have no value, (b,); None if all rows have one."""
         missing: NDArray[np.bool_] = self.indices < 0
         return missing if missing.any() else None
 
     def only(self, rows: NDArray[np.intp]) -> DistinctValues:
-        """Of these rows alone."""
+        """The same for these rows alone."""
         return DistinctValues(self.values, self.indices[rows], rows)
 
     def first_row(self, place: int) -> int:
-        """The first row of the batch, of those left, whose value is number `place`."""
-        row = first_true(self.indices == place)
+        """The first row within the batch whose value has the index `place`."""
+        row = int(np.argmax(self.indices == place))
         return row if self.rows is None else int(self.rows[row])
 
     def as_integers(self, column: str, where: BatchOrigin) -> DistinctValues:
-        """With whole numbers as integers; raises SourceError for any other, naming its row."""
+        """The values as integers; raises SourceError, which names the row, for one that is no whole number."""
         whole = [_whole(value) for value in self.values]
         for place, value in enumerate(whole):
             if value is None:
@@ -273,9 +284,44 @@ def _is_number(text: str) -> bool:
 
 
 def _whole(value: Any) -> Any:
-    """The value as an integer, 0 for one that is missing; None if it is a fraction or may have lost digits."""
+    """The value as an integer, 0 if it is missing; None if it is a fraction or may have lost digits."""
     if not isinstance(value, float):
         return value if value is not None else 0
     if value != value:
         return 0
     return int(value) if value.is_integer() and abs(value) < _MAX_EXACT else None
+
+
+def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | None:
+    """A warning if a category column with these values in n rows looks like dates, numbers or identifiers.
+
+    Returns None if the values look like categories, or are too few to tell.
+    """
+    texts = [value for value in values if isinstance(value, str) and value != MISSING_CATEGORY]
+    if len(texts) < _LEAST_VALUES:
+        return None
+    begin = f"column {column!r} is taken as {len(texts)} categories, but"
+    dates, other = _matching(_DATE, texts)
+    if dates:
+        return f"{begin} {_shown(dates, other)} look like dates; write them like 2024-12-31"
+    numbers, other = _matching(_NUMBER, texts)
+    if numbers:
+        return f"{begin} {_shown(numbers, other)} look like numbers; write them like 1234.5"
+    if len(texts) >= _LEAST_IDENTIFIERS and 2 * len(texts) > n_rows:
+        return (
+            f"{begin} there are only {n_rows} rows; if it is an identifier, leave it out with --drop {column}"
+        )
+    return None
+
+
+def _matching(pattern: re.Pattern[str], texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts that match and those that do not, if nine tenths match; else two empty lists."""
+    other = [text for text in texts if pattern.fullmatch(text.strip()) is None]
+    if 10 * len(other) > len(texts):
+        return [], []
+    return [text for text in texts if text not in set(other)], other
+
+
+def _shown(matching: Sequence[str], other: Sequence[str]) -> str:
+    but = f" (not {', '.join(map(repr, other[:3]))})" if other else ""
+    return f"values such as {matching[0]!r}{but}"

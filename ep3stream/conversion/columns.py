@@ -1,14 +1,13 @@
-"""The types of table columns, and how their cells become numbers, parts of dates, or categories.
+"""The columns of tables: the kind of values each holds, which are read, and the features they become.
 
-Texts that are probably not meant as categories: numbers and dates in a notation of their own, identifiers.
-
-The plan of a table's columns: which are read, as what type, and what each becomes in the store.
+A number stays a number, a text becomes a category, a date becomes its parts (`when.month`), a boolean 0 or 1.
+`plan_columns` decides this from the types of a file and the options of the config. `ColumnPlan.cells` then turns
+each batch of rows into arrays: null and an empty cell become NaN or null, and the encoder decides about them.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,13 +19,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, DatePart, Task
-from ep3stream.conversion.categories import MISSING_CATEGORY
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 
-# What a date or time gives unless --dates says otherwise; `days` are days since 1970-01-01 with their fraction.
+# The parts of a date or time that become features unless --dates says otherwise.
 DEFAULT_PARTS: tuple[DatePart, ...] = ("days", "month", "weekday", "hour")
 
+# The parts that each kind of date or time has.
 _PARTS: dict[Family, tuple[DatePart, ...]] = {
     "date": ("days", "month", "day", "weekday"),
     "timestamp": ("days", "month", "day", "weekday", "hour"),
@@ -34,6 +33,7 @@ _PARTS: dict[Family, tuple[DatePart, ...]] = {
     "time of day": ("hour",),
 }
 
+# The arrow type as which columns of each kind are read.
 _READ_TYPES: dict[Family, pa.DataType] = {
     "number": pa.float64(),
     "integer": pa.int64(),
@@ -46,6 +46,7 @@ _READ_TYPES: dict[Family, pa.DataType] = {
     "duration": pa.duration("us"),
 }
 
+# Which arrow types belong to which kind; the first test that holds decides.
 _TESTS: tuple[tuple[Callable[[pa.DataType], bool], Family], ...] = (
     (pa.types.is_boolean, "boolean"),
     (pa.types.is_integer, "integer"),
@@ -61,17 +62,24 @@ _TESTS: tuple[tuple[Callable[[pa.DataType], bool], Family], ...] = (
     (pa.types.is_timestamp, "zoned timestamp"),
 )
 
-_SECOND = 10**6  # in microseconds
-
+# In microseconds.
+_SECOND = 10**6
 _HOUR = 3600 * _SECOND
-
 _DAY = 24 * _HOUR
 
 _WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0.
 
+# What makes a name of an option a pattern.
+_MAGIC = frozenset("*?[")
+
+Cells = tuple[tuple[NDArray[Any], ...], tuple[pa.DictionaryArray, ...], NDArray[Any] | pa.DictionaryArray]
+
 
 def family_of(dtype: pa.DataType, where: str) -> Family:
-    """What kind of values the type holds; `where` names file and column in the SourceError for any other."""
+    """The kind of values that an arrow type holds.
+
+    Raises SourceError, in which `where` names file and column, for a type of another kind or an empty column.
+    """
     if pa.types.is_dictionary(dtype):
         dtype = dtype.value_type
     if pa.types.is_null(dtype):
@@ -84,8 +92,14 @@ def family_of(dtype: pa.DataType, where: str) -> Family:
     )
 
 
+def same_family(one: Family, other: Family) -> bool:
+    """Whether a column may hold the one kind of values in one file and the other kind in the next."""
+    numeric = ("number", "integer")
+    return one == other or (one in numeric and other in numeric)
+
+
 def read_type(family: Family, dtype: pa.DataType | None = None) -> pa.DataType:
-    """The type that columns of the family are read as where the file states none, `dtype` being inferred."""
+    """The type as which columns of the family are read if the file states none and `dtype` was inferred."""
     if dtype is not None and (
         dtype == pa.uint64() or dtype == pa.timestamp("ns", getattr(dtype, "tz", None))
     ):
@@ -94,7 +108,7 @@ def read_type(family: Family, dtype: pa.DataType | None = None) -> pa.DataType:
 
 
 def parts_of(family: Family, wanted: Sequence[DatePart]) -> tuple[DatePart, ...]:
-    """The features of a date or time among those wanted that its family has; none for other families."""
+    """The parts among those wanted that the family has; none for a family that is no date or time."""
     fitting = _PARTS.get(family, ())
     return tuple(part for part in wanted or DEFAULT_PARTS if part in fitting)
 
@@ -114,7 +128,7 @@ def numbers(values: pa.Array) -> NDArray[Any]:
 
 
 def date_part(values: pa.Array, part: DatePart) -> NDArray[np.float64]:
-    """One number per date or time, (b,), NaN where it is missing; instants with a zone count in UTC.
+    """One number per date or time, (b,), NaN if it is missing; instants with a time zone count in UTC.
 
     days: since 1970-01-01, with the fraction; month: 1-12; day: 1-31; weekday: 0 (Monday) to 6;
     hour: 0 to 24, with the fraction.
@@ -137,7 +151,10 @@ def date_part(values: pa.Array, part: DatePart) -> NDArray[np.float64]:
 
 
 def categories(values: pa.Array, dtype: pa.DataType) -> pa.DictionaryArray:
-    """The distinct values, numbers as `dtype` and all others as its text, and each row's place among them."""
+    """The distinct values and each row's index among them, (b,), as an arrow dictionary array.
+
+    Numbers are cast to `dtype`; values of any other type are cast to it and then to text.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     values = values.cast(dtype)
@@ -146,69 +163,19 @@ def categories(values: pa.Array, dtype: pa.DataType) -> pa.DictionaryArray:
 
 
 def _microseconds(values: pa.Array, dtype: pa.DataType) -> NDArray[np.float64]:
-    """Of times of any unit, (b,), exact to 2^53 us = 285 years from 1970 and to 1 ms for any date."""
-    counts = pc.cast(values, dtype, safe=False) if _is_finer(values.type) else values.cast(dtype)
+    """Times of any unit in microseconds, (b,), exact to 2^53 us = 285 years from 1970, else to 1 ms."""
+    # Nanoseconds lose digits, which arrow must be told is meant.
+    counts = pc.cast(values, dtype, safe=getattr(values.type, "unit", None) != "ns")
     array: NDArray[Any] = counts.view(pa.int64()).to_numpy(zero_copy_only=False)
     return array.astype(np.float64)
 
 
-def _is_finer(dtype: pa.DataType) -> bool:
-    """Whether casting to microseconds drops digits, which arrow must be told is meant."""
-    return getattr(dtype, "unit", None) == "ns"
-
-
-_NUMBER = re.compile(r"[-+($€£¥]*\s*[\d.,']*\d[\d.,']*\s*[)%€$£¥]?")
-
-_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d{2}.*)?")
-
-_LEAST_VALUES = 10
-
-_LEAST_IDENTIFIERS = 50
-
-
-def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | None:
-    """What to tell of a category column with these values in n rows, if it looks like something else; None if not."""
-    texts = [value for value in values if isinstance(value, str) and value != MISSING_CATEGORY]
-    if len(texts) < _LEAST_VALUES:
-        return None
-    begin = f"column {column!r} is taken as {len(texts)} categories, but"
-    dates, other = _parted(_DATE, texts)
-    if dates:
-        return f"{begin} {_shown(dates, other)} look like dates; write them like 2024-12-31"
-    numbers, other = _parted(_NUMBER, texts)
-    if numbers:
-        return f"{begin} {_shown(numbers, other)} look like numbers; write them like 1234.5"
-    if len(texts) >= _LEAST_IDENTIFIERS and 2 * len(texts) > n_rows:
-        return (
-            f"{begin} there are only {n_rows} rows; if it is an identifier, leave it out with --drop {column}"
-        )
-    return None
-
-
-def _parted(pattern: re.Pattern[str], texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those that match and those that do not, if nearly all do; nothing else."""
-    other = [text for text in texts if pattern.fullmatch(text.strip()) is None]
-    if 10 * len(other) > len(texts):
-        return [], []
-    return [text for text in texts if text not in set(other)], other
-
-
-def _shown(matching: Sequence[str], other: Sequence[str]) -> str:
-    but = f" (not {', '.join(map(repr, other[:3]))})" if other else ""
-    return f"values such as {matching[0]!r}{but}"
-
-
-_MAGIC = frozenset("*?[")
-
-Cells = tuple[tuple[NDArray[Any], ...], tuple[pa.DictionaryArray, ...], NDArray[Any] | pa.DictionaryArray]
-
-
 @dataclass(frozen=True, slots=True)
 class ColumnPlan:
-    """What is read and what becomes of it.
+    """Which columns of a table are read, and the features and targets that they become.
 
-    types: the arrow type each needed column is read as where the file states none, by its name there;
-    columns: the features in the store's order; target: what is learned.
+    types: for each needed column, by its name in the file, the arrow type as which it is read if the file
+    states none. columns: the features, in the store's order. target: the columns to learn.
     """
 
     types: dict[str, pa.DataType]
@@ -217,13 +184,13 @@ class ColumnPlan:
 
     @property
     def families(self) -> dict[str, Family]:
-        """What each needed column must hold, by its name in the files."""
+        """The kind of values that each needed column must hold, by its name in the files."""
         pairs = [(column.source, column.family) for column in self.columns]
         pairs += zip(self.target.sources, self.target.families, strict=True)
         return {source: family for source, family in pairs if family is not None}
 
     def cells(self, rows: pa.RecordBatch, where: str) -> Cells:
-        """`numeric`, `texts` and `target` of a SourceBatch; raises SourceError for a type that does not convert."""
+        """`numeric`, `texts` and `target` of a SourceBatch; raises SourceError for values that do not convert."""
         numeric: list[NDArray[Any]] = []
         texts: list[pa.DictionaryArray] = []
         for column in self.columns:
@@ -239,7 +206,11 @@ class ColumnPlan:
             (source,) = self.target.sources
             return self._categories(rows.column(source), source, where)
         columns = [numbers(rows.column(source)) for source in self.target.sources]
-        return columns[0] if len(columns) == 1 else _side_by_side(columns, rows.num_rows)
+        if len(columns) == 1:
+            return columns[0]
+        # A plan for predictions has no target.
+        float64 = [column.astype(np.float64, copy=False) for column in columns]
+        return np.column_stack(float64) if float64 else np.empty((rows.num_rows, 0))
 
     def _categories(self, values: pa.Array, source: str, where: str) -> pa.DictionaryArray:
         try:
@@ -252,7 +223,11 @@ class ColumnPlan:
 
 
 def plan_columns(where: str, schema: Mapping[str, pa.DataType], config: ConvertConfig) -> ColumnPlan:
-    """The plan for columns of these types, as the config asks; `where` names their file in SourceErrors."""
+    """The plan for a file with columns of these types, as the config asks.
+
+    Raises SourceError, in which `where` names the file, if no target is chosen, a name is unknown, a type is of
+    no use, or two columns would have the same name.
+    """
     targets = require_known(where, config.targets, list(schema), "--target") if config.targets else ()
     if not targets:
         shown = ", ".join(list(schema)[-5:])
@@ -280,13 +255,13 @@ def plan_columns(where: str, schema: Mapping[str, pa.DataType], config: ConvertC
 
 
 def close_to(name: str, names: Sequence[str]) -> str:
-    """`did you mean ...` with the names most like `name`, or else with the last ones."""
+    """`did you mean ...?` with the names most like `name`, or with the last ones if none is like it."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-5:]
     return f"did you mean {' or '.join(close)}?"
 
 
 def choose(where: str, patterns: Sequence[str], names: Sequence[str], option: str) -> list[str]:
-    """The names that were given, patterns standing for all they match that were not named before."""
+    """The names given for an option; a pattern stands for all names it matches that were not given before."""
     chosen: dict[str, None] = {}
     for pattern in patterns:
         if pattern in names:
@@ -302,7 +277,7 @@ def choose(where: str, patterns: Sequence[str], names: Sequence[str], option: st
 
 
 def require_known(where: str, names: Sequence[str], known: Sequence[str], option: str) -> tuple[str, ...]:
-    """The names, all of which must be known; raises SourceError with the closest of those."""
+    """The names themselves, if all are known; raises SourceError, which proposes the closest known ones."""
     for name in names:
         if name not in known:
             raise SourceError(f"{where}: there is no column {name!r} for {option}; {close_to(name, known)}")
@@ -310,12 +285,12 @@ def require_known(where: str, names: Sequence[str], known: Sequence[str], option
 
 
 def rename_target(target: TargetColumns, rename: Mapping[str, str]) -> TargetColumns:
-    """The same target under its new names."""
+    """The target with the new names of its columns."""
     return replace(target, names=tuple(rename.get(name, name) for name in target.names))
 
 
 def require_distinct(where: str, columns: Sequence[FeatureColumn], target: TargetColumns) -> None:
-    """Raises SourceError when two columns would have the same name in the store."""
+    """Raises SourceError if two columns would have the same name in the store."""
     seen: set[str] = set()
     for name in (*(column.name for column in columns), *target.names):
         if name in seen:
@@ -385,9 +360,3 @@ def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> 
     if task == "classification":
         return TargetColumns(names, "integer", names, families)
     return TargetColumns(names, "number", names, tuple("number" if f == "integer" else f for f in families))
-
-
-def _side_by_side(columns: Sequence[NDArray[Any]], n_rows: int) -> NDArray[Any]:
-    """(b, c) float64 of c columns of b numbers; c may be 0."""
-    numbers = [column.astype(np.float64, copy=False) for column in columns]
-    return np.column_stack(numbers) if numbers else np.empty((n_rows, 0))

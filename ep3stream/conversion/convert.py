@@ -161,7 +161,7 @@ def _plan(source: RowSource, config: ConvertConfig) -> dict[str, Any]:
     return {
         "version": _PLAN_VERSION,
         "ep3stream": created_by(),
-        "source": [{k: v for k, v in part.items() if k not in _STAMPS} for part in source.fingerprint()],
+        "source": [{k: v for k, v in part.items() if k not in _STAMPS} for part in source.fingerprint],
         **{name: _plain(value) for name, value in settings.items() if name not in _FREE_SETTINGS},
     }
 
@@ -302,7 +302,7 @@ class _Conversion:
         expansion = Expansion.build(self.source, self.encoder)
         total = self.reader.n_rows
         row_bytes = expansion.n_features * np.dtype(self.encoder.layout.dtypes["x"]).itemsize
-        widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.books))
+        widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.categories))
         block_rows = max(1, min(_WRITE_BYTES, self.config.memory_bytes // 16) // widest)
         with self._open_writer(expansion, total, saved and saved["writer"]) as writer:
             if sorter.n_spills and saved is None:
@@ -364,7 +364,7 @@ class _Conversion:
 
     def _commit(self, writer: StoreWriter) -> None:
         _reporter("sync", self._tell)(self.reader.n_rows, 0.0, 0)
-        files = self.reader.digests.finish() if self.source.files else self.source.described()
+        files = self.reader.digests.finish() if self.source.files else self.source.described
         self.work.begin_commit()
         writer.commit(files, self.encoder.report())
 

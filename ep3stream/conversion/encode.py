@@ -1,4 +1,13 @@
-"""Turns batches into encoded rows: numbers, category codes, a target or label."""
+"""Turns batches into encoded rows: numbers, category codes, a target or label. Missing values are decided here.
+
+A value is missing if it is NaN, null or an empty text. Under `--missing error` it is a SourceError that names
+file, column and row. Under `drop` its row is left out and counted. Under `mean` a missing number becomes the
+mean of its column in the first split, a missing category the category `(missing)`; a missing target or label is
+an error. Infinite numbers are always an error.
+
+An unseen category, which the store of `--like` does not have, is an error under `--unknown error`. Under
+`ignore` none of its one-hot features is set; under `drop` its row is left out.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, Missing, Unknown, XDtype
-from ep3stream.conversion.categories import BatchOrigin, CategoryCodes, DistinctValues, UnseenValues
-from ep3stream.conversion.columns import column_warning
+from ep3stream.conversion.categories import (
+    BatchOrigin,
+    CategoryCodes,
+    DistinctValues,
+    UnseenValues,
+    column_warning,
+)
 from ep3stream.conversion.numbers import ColumnMeans, Rounding, all_finite, fill, missing_cells
 from ep3stream.conversion.recorded_columns import RecordedColumns
 from ep3stream.conversion.rows import EncodedRows, RowLayout
@@ -28,17 +42,18 @@ from ep3stream.formats.source import (
     TargetColumns,
 )
 
+_LOGGER = logging.getLogger(__name__)
+
 # A code must come out of the store's dtype as it went in: float16 holds whole numbers up to 2^11.
 _MAX_CODES: Mapping[XDtype, int] = {"float32": 10_000, "float16": 2048}
 
-_TOLD_ERROR_PER_STD = 0.01
-
-_LOGGER = logging.getLogger(__name__)
+# From this share of a column's standard deviation on, a warning of the rounding to float16 is given.
+_MAX_ERROR_PER_STD = 0.01
 
 
 @dataclass(slots=True)
 class _Tally:
-    """Rows kept and left out, missing cells by column, and values that the other store does not have."""
+    """Counts of rows kept and left out, of missing cells by column, and of unseen values."""
 
     kept: int = 0
     dropped: int = 0
@@ -50,15 +65,17 @@ class _Tally:
 class RowEncoder:
     """Encodes the batches of one source as rows of `layout`: key, x (numeric columns), codes, y.
 
-    y is the label's code (int32) in classification and (c,) float32 in regression; key is left to the caller.
-    names: of the numeric columns; books: of the category columns; means: of numeric columns, under `mean`;
-    fills: means that were taken over from another store, `like`; rounding: of float16.
+    y is the label's code (int32) in classification and (c,) float32 in regression. The caller sets the key.
+
+    names: the numeric columns. categories, labels: the values of the category columns and of the label.
+    means: the means of the numeric columns, computed under `mean`. fills: the means taken over from `like`.
+    rounding: the errors of float16, if x is stored so. like: the store whose columns are followed.
     """
 
     names: tuple[str, ...]
     target: TargetColumns
     layout: RowLayout
-    books: tuple[CategoryCodes, ...]
+    categories: tuple[CategoryCodes, ...]
     labels: CategoryCodes | None
     missing: Missing
     unknown: Unknown
@@ -72,14 +89,16 @@ class RowEncoder:
     def build(
         cls, source: RowSource, config: ConvertConfig, like: RecordedColumns | None = None
     ) -> RowEncoder:
-        """The row layout and codebooks for the source's columns, those of `like` with its values.
+        """An encoder for the source's columns; under `like` with the values and fills of that store.
 
-        Of the config, as `take_over` left it, dtype, missing and unknown count.
+        Of the config, which `take_over` has completed, dtype, missing and unknown are used.
         """
         x_dtype, missing = config.dtype or "float32", config.missing or "error"
         unknown = config.unknown or "error"
         names = tuple(column.name for column in source.columns if column.kind == "numeric")
-        books = tuple(_book(c, x_dtype, like, unknown) for c in source.columns if c.kind == "category")
+        categories = tuple(
+            _category(c, x_dtype, like, unknown) for c in source.columns if c.kind == "category"
+        )
         labels = _labels(source, like)
         y_shape, y_dtype = ((), "int32") if labels is not None else ((len(source.target.names),), "float32")
         fills = None
@@ -88,8 +107,8 @@ class RowEncoder:
         return cls(
             names=names,
             target=source.target,
-            layout=RowLayout.of(len(names), len(books), y_shape, x_dtype, y_dtype),
-            books=books,
+            layout=RowLayout.of(len(names), len(categories), y_shape, x_dtype, y_dtype),
+            categories=categories,
             labels=labels,
             missing=missing,
             unknown=unknown,
@@ -101,110 +120,139 @@ class RowEncoder:
         )
 
     def encode(self, batch: SourceBatch) -> EncodedRows:
-        """The batch as at most b rows; raises SourceError naming file, column and row of an impossible value.
+        """The batch as at most b rows; raises SourceError, which names file, column and row of a bad value.
 
-        Under `drop` rows with a missing, or unknown, value are left out; under `mean` x holds NaN for it, and missing
-        texts are a category of their own.
+        Rows that `drop` leaves out are missing; under `mean` x holds NaN for a missing number.
         """
         return self.encode_kept(batch)[0]
 
     def encode_kept(self, batch: SourceBatch) -> tuple[EncodedRows, NDArray[np.intp] | None]:
-        """The same, and the numbers within the batch of the rows that were kept; None for all."""
-        ready = self._ready(batch)
+        """The rows of `encode`, and the index within the batch of each row that was kept; None if all were."""
+        ready = self._as_stored(batch)
         rows = self.layout.with_parts(ready, batch.n_rows)
-        where, target_where = (
-            BatchOrigin(batch.file, batch.first_row),
-            BatchOrigin(batch.target_file, batch.first_row),
-        )
-        texts = [DistinctValues.of(cells) for cells in batch.texts]
-        lost = {} if ready else self._numbers(rows.x, batch.numeric, self.names, where)
-        for book, cells in zip(self.books, texts, strict=True):
-            lost |= self._gaps([book.column], cells.missing, "text", where)
+        where = BatchOrigin(batch.file, batch.first_row)
+        target_where = BatchOrigin(batch.target_file, batch.first_row)
+        cells = [DistinctValues.of(values) for values in batch.texts]
+        gaps = {} if ready else self._fill_numbers(rows.x, batch.numeric, self.names, where)
+        for category, values in zip(self.categories, cells, strict=True):
+            gaps |= self._count_missing([category.column], values.missing, "text", where)
         label = None
         if self.labels is None:
-            lost |= self._numbers(rows.y, (batch.target,), self.target.names, target_where)
+            gaps |= self._fill_numbers(rows.y, (batch.target,), self.target.names, target_where)
         else:
             label = DistinctValues.of(batch.target)
-            lost |= self._gaps([self.labels.column], label.missing, "label", target_where)
+            gaps |= self._count_missing([self.labels.column], label.missing, "label", target_where)
             if self.target.kind == "integer":
                 label = label.as_integers(self.labels.column, target_where)
         if self.rounding is not None:
             self.rounding.add(batch.numeric, rows.x)
-        leave = [*lost.values()] if self.missing == "drop" else []
-        leave += self._unseen([*zip(self.books, texts, strict=True), (self.labels, label)], leave)
+        left_out = [*gaps.values()] if self.missing == "drop" else []
+        left_out += self._count_unseen(
+            [*zip(self.categories, cells, strict=True), (self.labels, label)], left_out
+        )
         kept = None
-        if leave:
-            kept = np.flatnonzero(~np.logical_or.reduce(leave))
-            rows, texts = rows.take(kept), [cells.only(kept) for cells in texts]
+        if left_out:
+            kept = np.flatnonzero(~np.logical_or.reduce(left_out))
+            rows, cells = rows.take(kept), [values.only(kept) for values in cells]
             label = label and label.only(kept)
-        for j, (book, cells) in enumerate(zip(self.books, texts, strict=True)):
-            rows.codes[:, j] = book.encode(cells, where)
+        for j, (category, values) in enumerate(zip(self.categories, cells, strict=True)):
+            rows.codes[:, j] = category.encode(values, where)
         if self.labels is not None and label is not None:
             rows.y[:] = self.labels.encode(label, target_where)
         self.tally.kept += len(rows)
         self.tally.dropped += batch.n_rows - len(rows)
         return rows, kept
 
-    def _unseen(
-        self,
-        columns: Sequence[tuple[CategoryCodes | None, DistinctValues | None]],
-        leave: Sequence[NDArray[np.bool_]],
-    ) -> list[NDArray[np.bool_]]:
-        """Counts the values that closed books do not have, but in rows that `leave` anyway; which rows go, if any."""
-        if self.unknown == "error":
-            return []
-        gone = np.logical_or.reduce(leave) if leave else None
-        going = []
-        for book, cells in columns:
-            if book is None or cells is None or not book.is_closed or not (met := book.unseen(cells)):
-                continue
-            if self.unknown == "ignore" and not book.may_ignore:
-                continue  # `encode` refuses it.
-            for place, value in met.items():
-                rows = cells.indices == place
-                self.tally.unseen.add(
-                    book.column, value, int(np.count_nonzero(rows if gone is None else rows & ~gone))
-                )
-            going.append(np.isin(cells.indices, list(met)))
-        return going if self.unknown == "drop" else []
-
-    def _ready(self, batch: SourceBatch) -> dict[str, NDArray[Any]]:
-        """The batch's own numbers where they are x as it will be stored: no copy is made then."""
+    def _as_stored(self, batch: SourceBatch) -> dict[str, NDArray[Any]]:
+        """The batch's own numbers as x if they are as they will be stored, so that no copy is made; else nothing."""
         if len(batch.numeric) != 1 or batch.numeric[0].dtype != self.layout.dtypes["x"]:
             return {}
         (x,) = batch.numeric
         return {"x": x} if x.ndim == 2 and x.flags.c_contiguous and all_finite(x) else {}
 
+    def _fill_numbers(
+        self, out: NDArray[Any], pieces: Sequence[Any], names: Sequence[str], where: BatchOrigin
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Cast the pieces into `out`; returns which rows lack a value, (b,), by column."""
+        if fill(out, pieces):
+            return {}
+        missing = missing_cells(out, pieces, names, where)
+        return self._count_missing(names, missing, "value", where) if missing.any() else {}
+
+    def _count_missing(
+        self, names: Sequence[str], missing: NDArray[np.bool_] | None, what: str, where: BatchOrigin
+    ) -> dict[str, NDArray[np.bool_]]:
+        """Count the missing cells, (b,) or (b, k), of the columns; returns which rows lack a value, by column.
+
+        Raises SourceError if the settings do not allow a missing value there.
+        """
+        if missing is None:
+            return {}
+        missing = missing.reshape(len(missing), -1)
+        is_target = names[0] in self.target_names
+        if self.missing == "error" or (self.missing == "mean" and is_target):
+            row, column = map(int, np.argwhere(missing)[0])
+            remedy = "--missing drop" if is_target else "--missing mean or drop"
+            raise SourceError(
+                f"{where.cell(names[column], row)}: the {what} is missing; fill it in, or take {remedy}"
+            )
+        counts = np.count_nonzero(missing, axis=0)
+        self.tally.missing.update({name: int(counts[j]) for j, name in enumerate(names) if counts[j]})
+        return {name: missing[:, j] for j, name in enumerate(names) if counts[j]}
+
+    def _count_unseen(
+        self,
+        columns: Sequence[tuple[CategoryCodes | None, DistinctValues | None]],
+        left_out: Sequence[NDArray[np.bool_]],
+    ) -> list[NDArray[np.bool_]]:
+        """Count the unseen values, but for rows that are left out anyway; returns the rows to leave out for them."""
+        if self.unknown == "error":
+            return []
+        gone = np.logical_or.reduce(left_out) if left_out else None
+        with_unseen = []
+        for category, cells in columns:
+            if category is None or cells is None or not category.is_closed:
+                continue
+            unseen = category.unseen(cells)
+            if not unseen or (self.unknown == "ignore" and not category.may_ignore):
+                continue  # `encode` refuses what may not be ignored.
+            for index, value in unseen.items():
+                rows = cells.indices == index
+                n_rows = int(np.count_nonzero(rows if gone is None else rows & ~gone))
+                self.tally.unseen.add(category.column, value, n_rows)
+            with_unseen.append(np.isin(cells.indices, list(unseen)))
+        return with_unseen if self.unknown == "drop" else []
+
     def observe(self, rows: EncodedRows, split_ids: NDArray[np.intp]) -> None:
-        """Take the means of the first split's rows into account; nothing to do unless they fill what is missing."""
+        """Add the rows of the first split to the means that missing numbers become, under `mean`."""
         if self.means is not None:
             first = split_ids == 0
             self.means.add(rows.x if first.all() else rows.x[first])
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """Of the store."""
+        """The names of the target columns in the store."""
         return self.target.names
 
     @property
     def is_complete(self) -> bool:
         """Whether all categories, labels and fills are known before the rows are read."""
-        books = [*self.books, *([self.labels] if self.labels is not None else [])]
-        return self.means is None and all(book.is_closed for book in books)
+        learned = [*self.categories, *([self.labels] if self.labels is not None else [])]
+        return self.means is None and all(values.is_closed for values in learned)
 
     @property
     def word_names(self) -> tuple[str, ...]:
-        """What each word of a row stands for."""
+        """The column that each word of `words` stands for."""
         targets = (f"target {name}" for name in self.target_names)
-        return (*self.names, *(book.column for book in self.books), *targets)
+        return (*self.names, *(category.column for category in self.categories), *targets)
 
     def words(self, rows: EncodedRows) -> NDArray[np.uint32]:
-        """Each row's content as 32-bit words, (b, width): equal rows have equal words wherever they are."""
+        """Each row's content as 32-bit words, (b, width): equal rows have equal words, whatever their order."""
         words = np.empty((len(rows), len(self.word_names)), np.uint32)
-        n_numeric, n_texts = len(self.names), len(self.books)
+        n_numeric, n_texts = len(self.names), len(self.categories)
         _put_float_words(words[:, :n_numeric], rows.x)
-        for j, book in enumerate(self.books):
-            words[:, n_numeric + j] = book.hashes()[rows.codes[:, j]]
+        for j, category in enumerate(self.categories):
+            words[:, n_numeric + j] = category.hashes()[rows.codes[:, j]]
         if self.labels is None:
             _put_float_words(words[:, n_numeric + n_texts :], rows.y)
         else:
@@ -212,7 +260,7 @@ class RowEncoder:
         return words
 
     def require_usable(self, file: Path | str) -> None:
-        """After the last batch: there must be rows, and two classes; raises SourceError naming `file`.
+        """To be called behind the last batch: raises SourceError, which names `file`, without rows or two classes.
 
         Warns of columns of text that are probably not meant as categories.
         """
@@ -221,9 +269,12 @@ class RowEncoder:
                 f"{file}: every row has a missing value, so none of the {self.tally.dropped} rows is left; "
                 "fill some in, leave the emptiest columns out with --drop, or take --missing mean"
             )
-        for book in self.books:
-            if not book.is_closed and (doubt := column_warning(book.column, book.state(), self.tally.kept)):
-                _LOGGER.warning("%s", doubt)
+        for category in self.categories:
+            if category.is_closed:
+                continue
+            warning = column_warning(category.column, category.state(), self.tally.kept)
+            if warning is not None:
+                _LOGGER.warning("%s", warning)
         if self.labels is not None and len(self.labels) < 2:
             raise SourceError(
                 f"{file}: every row has the label {self.labels.sorted_values()[0]!r} in "
@@ -231,7 +282,10 @@ class RowEncoder:
             )
 
     def fill_values(self) -> dict[str, float]:
-        """The number each numeric column's missing values become, by column, under `mean`; raises SourceError."""
+        """The number that missing values become, by column, under `mean`; else nothing.
+
+        Raises SourceError for a column without a value in the first split.
+        """
         fills = self.fills if self.means is None else self.means.means()
         if fills is None:
             return {}
@@ -244,7 +298,7 @@ class RowEncoder:
         return dict(zip(self.names, fills.tolist(), strict=True))
 
     def report(self) -> dict[str, Any]:
-        """What was left out, filled and rounded, for the manifest; warns of columns that float16 spoils."""
+        """The counts of rows left out, cells filled and values rounded, for the manifest; warns of spoiled columns."""
         report: dict[str, Any] = {}
         if self.tally.dropped:
             report["dropped_rows"] = self.tally.dropped
@@ -259,7 +313,7 @@ class RowEncoder:
         if self.rounding is not None:
             report["rounding"] = self.rounding.report(self.names)
             for name, share in zip(self.names, self.rounding.error_per_std(), strict=True):
-                if share > _TOLD_ERROR_PER_STD:
+                if share > _MAX_ERROR_PER_STD:
                     _LOGGER.warning(
                         "column %r: rounding to float16 moves values by %.2g of their standard deviation; "
                         "use --dtype float32, or subtract its mean first",
@@ -269,14 +323,14 @@ class RowEncoder:
         return report
 
     def report_unseen(self) -> None:
-        """Warns of the values that the other store does not have, if there were any."""
+        """Warn of the unseen values, if there were any."""
         if self.tally.unseen:
-            _LOGGER.warning("%s", self.tally.unseen.told(self.unknown, self.like))
+            _LOGGER.warning("%s", self.tally.unseen.sentence(self.unknown, self.like))
 
     def state(self) -> dict[str, Any]:
-        """Everything learned from the batches so far, as JSON can hold it exactly, for `restore`."""
+        """Everything learned from the batches so far, as JSON that holds it exactly, for `restore`."""
         return {
-            "books": [book.state() for book in self.books],
+            "books": [category.state() for category in self.categories],
             "labels": None if self.labels is None else self.labels.state(),
             "kept": self.tally.kept,
             "dropped": self.tally.dropped,
@@ -287,9 +341,9 @@ class RowEncoder:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the `state` of an encoder built alike."""
-        for book, values in zip(self.books, state["books"], strict=True):
-            book.restore(values)
+        """Continue from the `state` of an encoder that was built from the same source and settings."""
+        for category, values in zip(self.categories, state["books"], strict=True):
+            category.restore(values)
         if self.labels is not None:
             self.labels.restore(state["labels"])
         self.tally.kept, self.tally.dropped = state["kept"], state["dropped"]
@@ -300,36 +354,8 @@ class RowEncoder:
         if self.rounding is not None:
             self.rounding.restore(state["rounding"])
 
-    def _numbers(
-        self, out: NDArray[Any], pieces: Sequence[Any], names: Sequence[str], where: BatchOrigin
-    ) -> dict[str, NDArray[np.bool_]]:
-        """Fill `out` with the pieces; the rows with a missing value by the column's name."""
-        if fill(out, pieces):
-            return {}
-        missing = missing_cells(out, pieces, names, where)
-        return self._gaps(names, missing, "value", where) if missing.any() else {}
 
-    def _gaps(
-        self, names: Sequence[str], missing: NDArray[np.bool_] | None, what: str, where: BatchOrigin
-    ) -> dict[str, NDArray[np.bool_]]:
-        """Count the missing cells, (b,) or (b, k), of these columns; raises SourceError unless they may be."""
-        if missing is None:
-            return {}
-        missing = missing.reshape(len(missing), -1)
-        is_target = names[0] in self.target_names
-        if self.missing == "error" or (self.missing == "mean" and is_target):
-            row, column = (int(place) for place in np.argwhere(missing)[0])
-            remedy = "--missing drop" if is_target else "--missing mean or drop"
-            raise SourceError(
-                f"{where.cell(names[column], row)}: the {what} is missing; fill it in, or take {remedy}"
-            )
-        counts = np.count_nonzero(missing, axis=0)
-        found = {name: missing[:, j] for j, name in enumerate(names) if counts[j]}
-        self.tally.missing.update({name: int(counts[j]) for j, name in enumerate(names) if counts[j]})
-        return found
-
-
-def _book(
+def _category(
     column: FeatureColumn, x_dtype: XDtype, like: RecordedColumns | None, unknown: Unknown
 ) -> CategoryCodes:
     known, store = ((), None) if like is None else (like.values[column.name], like.store)
@@ -344,7 +370,7 @@ def _book(
 
 
 def _labels(source: RowSource, like: RecordedColumns | None) -> CategoryCodes | None:
-    """The labels of classification, known where `like` or the source lists them."""
+    """The labels of classification, known if `like` or the source lists them; None for regression."""
     target = source.target
     if target.kind == "number":
         return None
@@ -358,5 +384,5 @@ def _labels(source: RowSource, like: RecordedColumns | None) -> CategoryCodes | 
 
 
 def _put_float_words(words: NDArray[np.uint32], values: NDArray[Any]) -> None:
-    """The float32 bits of (b, k) values, with -0 as 0, in one pass."""
+    """Write the float32 bits of (b, k) values to `words`, -0 as 0, in one pass."""
     np.add(values, np.float32(0), out=words.view(np.float32), casting="same_kind")

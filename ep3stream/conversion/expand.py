@@ -1,6 +1,7 @@
-"""Turns encoded rows into the store's x and y, once every category, label and fill is known.
+"""Turns encoded rows into the x and y of a store, once every category, label and fill is known.
 
-Tables without a target, turned into features as those of a store were, in the rows' own order.
+`Expansion` does this for a conversion, `FeatureRows` for tables without a target, whose rows a model predicts.
+A missing number becomes its column's fill; an unseen category that is ignored sets none of its features.
 """
 
 from __future__ import annotations
@@ -8,28 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, Unknown
-from ep3stream.conversion.categories import UNKNOWN, CategoryCodes
+from ep3stream.conversion.categories import UNKNOWN
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
 from ep3stream.conversion.rows import EncodedRows
-from ep3stream.conversion.table_source import TableSource
+from ep3stream.conversion.table_source import open_tables_like
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import RowSource
 
-if TYPE_CHECKING:
-    from ep3stream.conversion.encode import RowEncoder
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Category:
-    """A category column's features: the first, each code's place among the values, and whether it has
-    one feature for each value or a single one that holds the place.
+    """The features of one category column.
+
+    offset: the first of them. ranks: the index of each code's value among the sorted values, (codes + 1,).
+    is_onehot: one feature for each value; else a single feature, which holds the index.
     """
 
     offset: int
@@ -41,8 +43,9 @@ class _Category:
 class Expansion:
     """How encoded rows become x and y.
 
-    columns: their record for the manifest; numeric: the features of the numeric columns; label_ranks: the
-    class id of each label's code; fills: what NaN becomes in each numeric column, in x's dtype.
+    columns: the record of the columns for the manifest. numeric: the features of the numeric columns.
+    label_ranks: the class id of each label's code. fills: the number that NaN becomes in each numeric column,
+    in the dtype of x.
     """
 
     feature_names: tuple[str, ...]
@@ -57,7 +60,7 @@ class Expansion:
     def build(cls, source: RowSource, encoder: RowEncoder) -> Expansion:
         """Lay out the features in the source's order, each value of a one-hot category as `column=value`."""
         fills = encoder.fill_values()
-        books = {book.column: book for book in encoder.books}
+        codes = {category.column: category for category in encoder.categories}
         names: list[str] = []
         numeric: list[int] = []
         categories: list[_Category] = []
@@ -66,12 +69,13 @@ class Expansion:
                 numeric.append(len(names))
                 names.append(column.name)
             else:
-                book, is_onehot = books[column.name], column.encoding == "onehot"
-                categories.append(_Category(len(names), book.ranks(), is_onehot))
-                names.extend(_feature_names(book) if is_onehot else [column.name])
+                category, is_onehot = codes[column.name], column.encoding == "onehot"
+                categories.append(_Category(len(names), category.ranks(), is_onehot))
+                features = [f"{column.name}={value}" for value in category.sorted_values()]
+                names.extend(features if is_onehot else [column.name])
         _require_distinct(names)
         labels = encoder.labels
-        values = {name: book.sorted_values() for name, book in books.items()}
+        values = {name: category.sorted_values() for name, category in codes.items()}
         return cls(
             feature_names=tuple(names),
             class_names=None if labels is None else tuple(map(str, labels.sorted_values())),
@@ -84,13 +88,13 @@ class Expansion:
 
     @property
     def n_features(self) -> int:
-        """Columns of x."""
+        """The number of columns of x."""
         return len(self.feature_names)
 
     def expand(self, rows: EncodedRows) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
         """The store's x (b, d), y as class ids (b,) or numbers (b, c), and which cells of x were filled, (b, d).
 
-        The last is None when none was. Without categories and fills x is that of the rows, not a copy.
+        The last is None if none was filled. Without categories and fills x is that of the rows, not a copy.
         """
         y = rows.y if self.label_ranks is None else self.label_ranks[rows.y]
         numbers, filled = self._fill(rows.x)
@@ -120,10 +124,6 @@ class Expansion:
         return np.where(missing, self.fills, x), filled
 
 
-def _feature_names(book: CategoryCodes) -> Iterator[str]:
-    return (f"{book.column}={value}" for value in book.sorted_values())
-
-
 def _require_distinct(names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
@@ -134,14 +134,11 @@ def _require_distinct(names: list[str]) -> None:
         seen.add(name)
 
 
-_BLOCK_BYTES = 4 << 20
-
-
 @dataclass(frozen=True, slots=True)
 class FeatureRows:
-    """The rows of tables with the columns of `recorded`; no column needs to be the target."""
+    """The rows of tables as features of a store; no column needs to be the target."""
 
-    source: TableSource
+    source: RowSource
     encoder: RowEncoder
     expansion: Expansion
 
@@ -153,28 +150,28 @@ class FeatureRows:
         unknown: Unknown = "error",
         rename: Mapping[str, str] | None = None,
     ) -> FeatureRows:
-        """Reads the first rows of each; raises SourceError for columns that do not match, by name.
+        """Read the first rows of each table; raises SourceError, which names a column that does not match.
 
-        unknown: what becomes of categories that `recorded` does not have; rename: what the files call a column ->
-        what the store does; both as in `ConvertConfig`.
+        recorded: the columns of the store. unknown: what becomes of unseen categories. rename: a column's name in
+        the tables -> its name in the store. The last two are as in `ConvertConfig`.
         """
         like = recorded.without_target()
-        source = TableSource.like(files, like, rename)
+        source = open_tables_like(files, like, rename)
         settings = ConvertConfig(dtype=like.dtype, missing=like.missing, like=like.store, unknown=unknown)
         encoder = RowEncoder.build(source, settings, like)
         return cls(source, encoder, Expansion.build(source, encoder))
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Of x, in order."""
+        """The names of the columns of x, in order."""
         return self.expansion.feature_names
 
     def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
-        """x, (k, d), of the usable rows of each batch, and which of its rows these are, (b,).
+        """For each batch x, (k, d), of its usable rows, and which of its rows are usable, (b,).
 
-        A row with a missing value is unusable where the store's conversion dropped such rows, and else filled or
-        a SourceError; one with a category that the store does not have is as `unknown` says. Of these a warning
-        tells behind the last row.
+        A row with a missing value is unusable if the store's conversion dropped such rows; else the value is
+        filled, or a SourceError. `unknown` decides about rows with an unseen category; a warning behind the last
+        row counts them.
         """
         for batch in self.source.batches(_BLOCK_BYTES):
             rows, kept = self.encoder.encode_kept(batch)

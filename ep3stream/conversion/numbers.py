@@ -1,8 +1,7 @@
-"""The fastest way to see whether numbers are finite.
+"""Numbers on their way into rows: cast, checked and averaged, the loss of float16 measured, columns summarised.
 
-Numbers on their way into rows: cast row by row, checked, averaged, and their rounding measured.
-
-Column statistics of a stream of rows, in one pass and in memory that does not depend on the rows.
+NaN is a missing value: `missing_cells` finds it, `ColumnMeans` and `Rounding` skip it. An infinite number, also
+one that a cast made infinite, is a SourceError. All run in one pass and in memory that does not depend on the rows.
 """
 
 from __future__ import annotations
@@ -18,9 +17,18 @@ from ep3stream.conversion.categories import BatchOrigin
 from ep3stream.errors import SourceError
 from ep3stream.store.manifest import ColumnStatistics
 
+# Values that are checked at a time.
 _BLOCK = 1 << 16
 
 _FLOAT16_EXPONENT = np.uint16(0x7C00)
+
+# Of rows that are cast at a time: what is written is read again for its check while it is in the cache.
+_BLOCK_BYTES = 1 << 17
+
+# Moments take float64 blocks of this size: few enough rows for the cache, many enough to forget the calls.
+_MOMENTS_BLOCK_BYTES = 1 << 20
+
+_FOLDED_COLUMNS = 256
 
 
 def all_finite(values: NDArray[Any]) -> bool:
@@ -35,16 +43,12 @@ def all_finite(values: NDArray[Any]) -> bool:
 def _is_finite(block: NDArray[Any]) -> bool:
     if block.dtype == np.float16:
         return bool(((block.view(np.uint16) & _FLOAT16_EXPONENT) != _FLOAT16_EXPONENT).all())
-    # A sum is the fastest pass over numbers: finite only if all of them are, and if not, they may still be.
+    # A sum is the fastest pass over numbers. A finite sum has finite terms; an infinite one may have them too.
     return bool(np.isfinite(np.add.reduce(block)) or np.isfinite(block).all())
 
 
-# Of one block: what is written is read again for its check while it is in the cache.
-_BLOCK_BYTES = 1 << 17
-
-
 def fill(out: NDArray[Any], pieces: Sequence[NDArray[Any]]) -> bool:
-    """Cast pieces, (b,) or (b, k) each, into the columns of out, (b, d), left to right; whether all are finite.
+    """Cast pieces, (b,) or (b, k) each, into the columns of out, (b, d), left to right; True if all are finite.
 
     An overflow becomes infinite. One pass: block by block, so that columns are turned into rows in the cache.
     """
@@ -63,7 +67,7 @@ def fill(out: NDArray[Any], pieces: Sequence[NDArray[Any]]) -> bool:
 def _columns(
     out: NDArray[Any], pieces: Sequence[NDArray[Any]]
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Each piece with its place in `out`, of the same shape: (b,) is much faster to fill than (b, 1)."""
+    """The columns of `out` that each piece fills, with the piece; (b,) is much faster to fill than (b, 1)."""
     first = 0
     for piece in pieces:
         width = 1 if piece.ndim == 1 else piece.shape[1]
@@ -74,9 +78,9 @@ def _columns(
 def missing_cells(
     out: NDArray[Any], pieces: Sequence[NDArray[Any]], names: Sequence[str], where: BatchOrigin
 ) -> NDArray[np.bool_]:
-    """Which cells of filled `out` are missing, (b, d); raises SourceError for an infinite one, by name.
+    """Which cells of filled `out` are missing, (b, d); raises SourceError, which names an infinite one.
 
-    What is missing becomes the one usual NaN, so that equal rows have equal bits.
+    Every missing cell is set to the usual NaN, so that equal rows have equal bits.
     """
     missing: NDArray[np.bool_] = np.isnan(out)
     infinite = np.isinf(out)
@@ -107,7 +111,7 @@ class ColumnMeans:
         self._total = np.zeros(n_columns + 1)
 
     def add(self, x: NDArray[Any]) -> None:
-        """The rows of x, (m, k); NaN is skipped."""
+        """Add the rows of x, (m, k); NaN is skipped."""
         block_rows = max(16, _BLOCK_BYTES // (8 * len(self._total)))
         for start in range(0, len(x), block_rows):
             rows = x[start : start + block_rows]
@@ -119,25 +123,27 @@ class ColumnMeans:
             self.count += len(rows) - np.count_nonzero(missing, axis=0)
 
     def means(self) -> NDArray[np.float64]:
-        """(k,), NaN for a column without a value."""
+        """The mean of each column, (k,); NaN for a column without a value."""
         means = np.full(len(self.count), np.nan)
         np.divide(self._total[:-1], self.count, out=means, where=self.count > 0)
         return means
 
     def state(self) -> dict[str, Any]:
-        """For `restore`; JSON keeps every bit of a float."""
+        """Counts and sums as JSON for `restore`; JSON keeps every bit of a float."""
         return {"count": self.count.tolist(), "total": self._total.tolist()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Continue from an earlier `state`."""
         self.count, self._total = np.array(state["count"], np.int64), np.array(state["total"], np.float64)
 
 
 class Rounding:
-    """What storing numbers as float16 loses, by column, over all values that were read.
+    """The error of storing numbers as float16, by column, over all values that were read.
 
-    relative: largest |stored - value| / |value| of what is not stored as 0; underflows: values not 0 stored as
-    0; shift, sums: n, sum(v - shift), sum((v - shift)^2), sum((stored - v)^2), for the spread and the error.
+    _relative: the largest |stored - value| / |value| of values that are not stored as 0.
+    _underflows: how many values other than 0 are stored as 0.
+    _shift, _sums: the first value v0, and n, sum(v - v0), sum((v - v0)^2), sum((stored - v)^2), from which the
+    spread of the column and the mean square error follow.
     """
 
     def __init__(self, n_columns: int) -> None:
@@ -147,7 +153,7 @@ class Rounding:
         self._sums = np.zeros((4, n_columns))
 
     def add(self, pieces: Sequence[NDArray[Any]], stored: NDArray[Any]) -> None:
-        """Values as they were read, (b,) or (b, k) each, and as they are stored, (b, d)."""
+        """Add values as they were read, (b,) or (b, k) each, and as they are stored, (b, d)."""
         block_rows = max(16, _BLOCK_BYTES // (8 * max(1, stored.shape[1])))
         for start in range(0, len(stored), block_rows):
             rows = slice(start, start + block_rows)
@@ -194,7 +200,7 @@ class Rounding:
         return np.sqrt(np.divide(error, variance, out=np.zeros_like(error), where=known))
 
     def state(self) -> dict[str, Any]:
-        """For `restore`."""
+        """All sums as JSON for `restore`; JSON keeps every bit of a float."""
         return {
             "relative": self._relative.tolist(),
             "underflows": self._underflows.tolist(),
@@ -203,22 +209,16 @@ class Rounding:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Continue from an earlier `state`."""
         self._relative = np.array(state["relative"], np.float64)
         self._underflows = np.array(state["underflows"], np.int64)
         self._shift = None if state["shift"] is None else np.array(state["shift"], np.float64)
         self._sums = np.array(state["sums"], np.float64)
 
 
-# Rows are taken in float64 blocks of this size: few enough for the cache, many enough to forget the calls.
-_MOMENTS_BLOCK_BYTES = 1 << 20
-
-_FOLDED_COLUMNS = 256
-
-
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Rows seen and, per column (columns,), their mean, sum of squared deviations and range. All are finite.
+    """The number of rows seen and, for each column, mean, sum of squared deviations and range, (columns,).
 
     Moments of two sets of rows merge into the moments of their union by Chan, Golub and LeVeque's formula
     (The American Statistician 37, 1983), which does not cancel where the mean is large and the spread small.
@@ -232,7 +232,7 @@ class Moments:
 
     @classmethod
     def empty(cls, n_columns: int) -> Moments:
-        """The moments of no rows; what merging leaves unchanged."""
+        """The moments of no rows; merging them changes nothing."""
         zero = np.zeros(n_columns)
         return cls(0, zero, zero, np.full(n_columns, np.inf), np.full(n_columns, -np.inf))
 
@@ -271,19 +271,19 @@ class Moments:
         )
 
     def state(self) -> dict[str, Any]:
-        """As JSON; `from_state` gives back every bit."""
+        """The moments as JSON; `from_state` gives back every bit."""
         arrays = {name: getattr(self, name) for name in ("mean", "squares", "minimum", "maximum")}
         return {"count": self.count, **{name: array.tolist() for name, array in arrays.items()}}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Moments:
-        """What `state` gave."""
+        """The moments from the JSON of `state`."""
         arrays = {name: np.array(state[name]) for name in ("mean", "squares", "minimum", "maximum")}
         return cls(state["count"], **arrays)
 
 
 def _block_moments(rows: NDArray[Any], memory: NDArray[np.float64]) -> Moments:
-    """Two passes over rows that stay in the cache."""
+    """The moments of one block, in two passes over rows that stay in the cache."""
     columns = memory[: len(rows)]
     columns[...] = rows
     mean = _over_rows(np.add, columns) / len(rows)
@@ -294,9 +294,9 @@ def _block_moments(rows: NDArray[Any], memory: NDArray[np.float64]) -> Moments:
 
 
 def _over_rows(operation: np.ufunc, rows: NDArray[Any]) -> NDArray[Any]:
-    """operation.reduce(rows, axis=0); several rows are taken as one, so that a pass has long runs for any width.
+    """operation.reduce(rows, axis=0), with several rows taken as one, so that a pass has long runs for any width.
 
-    Not as a product with ones: BLAS would call its threads, which then wait in circles for the next block.
+    A product with ones would be slower: BLAS wakes its threads, which then spin until the next block.
     """
     n_rows, n_columns = rows.shape
     folds = max(1, min(n_rows, _FOLDED_COLUMNS // max(1, n_columns)))

@@ -1,4 +1,7 @@
-"""Finds out what is to be converted, files or what Python hands over, and opens it as one source."""
+"""Finds out which kind of source was given, files or objects of Python, and opens it as one `RowSource`.
+
+A new source format is added here, in `open_source`, and as a module of `formats` that makes a `RowSource`.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from ep3stream.config import ConvertConfig
-from ep3stream.conversion.table_source import TableSource, choose_columns
+from ep3stream.conversion.table_source import choose_columns, open_tables
 from ep3stream.errors import SourceError
-from ep3stream.formats.array_source import ArraySource
-from ep3stream.formats.arrays import holds_pairs, is_array_file, open_row_array
-from ep3stream.formats.python_objects import BatchesSource, PythonTable, open_pair
+from ep3stream.formats.array_source import array_source
+from ep3stream.formats.arrays import can_hold_x_and_y, is_array_file, open_row_array
+from ep3stream.formats.python_objects import PythonTable, batches_source, pair_source
 from ep3stream.formats.source import RowSource, reading
-from ep3stream.formats.svmlight import SVMLIGHT_SUFFIXES, SvmlightSource
+from ep3stream.formats.svmlight import SVMLIGHT_SUFFIXES, svmlight_source
 from ep3stream.formats.tables import TABLE_SUFFIXES
 
 _FOUND_SUFFIXES = (*TABLE_SUFFIXES, *SVMLIGHT_SUFFIXES)
 
-# `Path` has made one slash of two.
+# A URL in which `Path` has made one slash of two.
 _URL = re.compile(r"([a-z0-9]{2,}):/+")
 
 
 def open_source(
     source: Any, config: ConvertConfig, x: Path | str | None = None, y: Path | str | None = None
 ) -> RowSource:
-    """What the rows come from; raises SourceError naming file and remedy.
+    """Open the source of a conversion; raises SourceError, which names the file and the remedy.
 
     source is one of
       - a path or a list of paths of tables or svmlight files: files, directories with all below them, patterns;
@@ -36,20 +39,18 @@ def open_source(
       - nothing (None or an empty list), when `x` and `y` name a file each as `open_row_array` reads it;
       - a pair (x, y) of arrays of NumPy, torch or Dask;
       - a DataFrame of pandas or Dask, a pyarrow Table or RecordBatchReader, with the target by name;
-      - batches (x, y): a list, a function without arguments that returns an iterable, or an iterator, which
-        alone cannot be read again, so that a conversion of it cannot be resumed.
+      - batches (x, y): a list, a function without arguments that returns an iterable, or an iterator; an
+        iterator cannot be read again, so that a conversion of one cannot be resumed.
     """
     if x is not None or y is not None:
         return _open_files_of_arrays(source, config, x, y)
     if (paths := _paths(source)) is not None:
         return _open_paths(paths, config)
     if (table := PythonTable.of(source)) is not None:
-        return TableSource.open([table], config)
+        return open_tables([table], config)
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):
-        opened: RowSource = open_pair(*source, config.task)
-    else:
-        opened = BatchesSource.open(source, config.task)
-    return _of_arrays(opened, config)
+        return _of_arrays(pair_source(*source, config.task), config)
+    return _of_arrays(batches_source(source, config.task), config)
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
@@ -69,7 +70,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _paths(source: Any) -> list[Path] | None:
-    """The paths that were given; None when it is something else."""
+    """The paths that were given; None if the source is something else."""
     if source is None:
         return []
     if isinstance(source, str | Path):
@@ -88,29 +89,28 @@ def _open_files_of_arrays(
     if paths is None or paths:
         given = paths[0] if paths else type(source).__name__
         raise SourceError(f"{given} was given beside --x and --y; convert them separately")
-    return _of_arrays(
-        ArraySource.open(open_row_array(Path(x), "x"), open_row_array(Path(y), "y"), config.task), config
-    )
+    arrays = open_row_array(Path(x), "x"), open_row_array(Path(y), "y")
+    return _of_arrays(array_source(*arrays, config.task), config)
 
 
 def _open_paths(paths: list[Path], config: ConvertConfig) -> RowSource:
-    if len(paths) == 1 and holds_pairs(paths[0]):
+    if len(paths) == 1 and can_hold_x_and_y(paths[0]):
         x, y = (open_row_array(paths[0], name) for name in "xy")
-        return _of_arrays(ArraySource.open(x, y, config.task), config)
+        return _of_arrays(array_source(x, y, config.task), config)
     files = find_files(paths)
     sparse = [file for file in files if file.name.lower().endswith(SVMLIGHT_SUFFIXES)]
     if not sparse:
-        return TableSource.open(files, config)
+        return open_tables(files, config)
     if len(sparse) < len(files):
         table = next(file for file in files if file not in sparse)
         raise SourceError(
             f"{table}: is a table beside {sparse[0]}, which is svmlight; convert them separately"
         )
-    return _of_arrays(SvmlightSource.open(files, config), config)
+    return _of_arrays(svmlight_source(files, config), config)
 
 
 def _of_arrays(source: RowSource, config: ConvertConfig) -> RowSource:
-    """The columns of arrays that the config asks for."""
+    """A source of arrays with the columns that the config asks for."""
     if config.targets and config.like is None:
         raise SourceError(
             f"--target {config.targets[0]} names a column, but y of {source.name} is given by itself; leave it out"
@@ -142,7 +142,7 @@ def _expand(path: Path) -> Iterator[Path]:
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    """Tables in a directory and those below it; what begins with . or _ is no data, such as `_metadata`."""
+    """Tables in and below a directory, without names that begin with . or _, such as `_metadata`."""
     for parent, directories, names in os.walk(directory):
         directories[:] = [name for name in directories if not name.startswith((".", "_"))]
         for name in names:

@@ -1,4 +1,9 @@
-"""The columns of a store as its manifest records them, and how a later file is converted `--like` that store."""
+"""The columns of a store as its manifest records them, and how a later file is read with the same columns.
+
+`describe_columns` writes the record, `RecordedColumns` reads it, `take_over` and `plan_like` apply it to a file
+that is converted `--like` a store or predicted by its model. A file's missing values are treated as the store's
+were: refused, dropped, or filled with the recorded means.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,14 @@ from typing import Any
 import pyarrow as pa
 
 from ep3stream.config import ConvertConfig, Missing, Task, XDtype
-from ep3stream.conversion.columns import ColumnPlan, close_to, family_of, read_type, require_known
+from ep3stream.conversion.columns import (
+    ColumnPlan,
+    close_to,
+    family_of,
+    read_type,
+    require_known,
+    same_family,
+)
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 from ep3stream.store.manifest import Manifest
@@ -19,7 +31,7 @@ from ep3stream.store.reader import open_store
 
 COLUMNS_VERSION = 2
 
-# Settings that choose or shape columns, which under `like` the other store has done.
+# Settings that choose or shape columns. Under `like` they are those of the other store.
 _TAKEN_OVER = ("columns", "drop", "categories", "category", "dates")
 
 _LOGGER = logging.getLogger(__name__)
@@ -27,10 +39,10 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RecordedColumns:
-    """What a later conversion takes over: columns, the values of categories, fills, classes.
+    """The parts of a store that a later conversion takes over: columns, values of categories, fills, classes.
 
-    values: of each category column by its name, in the order of features or codes; fills: the number each
-    numeric column's missing values became.
+    values: the values of each category column by its name, in the order of its features or codes.
+    fills: the number that the missing values of each numeric column became.
     """
 
     store: Path
@@ -45,7 +57,7 @@ class RecordedColumns:
 
     @classmethod
     def of(cls, path: Path) -> RecordedColumns:
-        """From the manifest of the store at `path`; raises ConfigError when it records no columns."""
+        """The columns of the store at `path`; raises ConfigError if its manifest records none."""
         with open_store(path) as store:
             manifest = store.manifest
         reason = unreadable_columns(manifest.columns)
@@ -64,7 +76,7 @@ class RecordedColumns:
         target_names: tuple[str, ...],
         class_names: tuple[str, ...] | None,
     ) -> RecordedColumns:
-        """From what `columns_of` gave; KeyError, TypeError or AttributeError for what it did not give."""
+        """From the JSON of `columns_of`; raises KeyError, TypeError or AttributeError for any other JSON."""
         document: Mapping[str, Any] = record["columns"]
         described: list[Mapping[str, Any]] = document["columns"]
         target = document.get("targets") or [{"name": name} for name in target_names]
@@ -88,7 +100,7 @@ class RecordedColumns:
 
     @property
     def sources(self) -> dict[str, str]:
-        """What the store's files called each of its columns, by the store's name; of a date, without the part."""
+        """The name of each column in the store's files, by its name in the store; for a date, without the part."""
         names = {
             column.name.removesuffix(f".{column.part}") if column.part else column.name: column.source
             for column in self.columns
@@ -96,11 +108,11 @@ class RecordedColumns:
         return names | dict(zip(self.target.names, self.target.sources, strict=True))
 
     def without_target(self) -> RecordedColumns:
-        """For files whose target is not known, or does not matter."""
+        """The same for files whose target is not known, or does not matter."""
         return replace(self, task="regression", target=TargetColumns((), "number"), class_names=None)
 
     def classes(self, kind: str) -> tuple[int | str, ...] | None:
-        """The labels, in the order of their ids, as integers for that kind of target; raises ConfigError."""
+        """The labels in the order of their ids, as integers for an integer target; raises ConfigError for texts."""
         if self.class_names is None or kind != "integer":
             return self.class_names
         try:
@@ -113,12 +125,12 @@ class RecordedColumns:
 
 
 def columns_of(manifest: Manifest) -> dict[str, Any]:
-    """What a model keeps of its store as JSON, for `RecordedColumns.read`; `columns` has its own version."""
+    """The JSON that a model keeps of its store, for `RecordedColumns.read`; `columns` has its own version."""
     return {"columns": dict(manifest.columns), "x_dtype": manifest.x_dtype}
 
 
 def unreadable_columns(document: Mapping[str, Any]) -> str | None:
-    """Why files cannot be converted by this record of columns; None if they can."""
+    """Why files cannot be converted by this record of columns, in words; None if they can."""
     version = document.get("version")
     if version in (1, COLUMNS_VERSION):
         return None
@@ -132,7 +144,7 @@ def describe_columns(
     fills: Mapping[str, float],
     missing: Missing,
 ) -> dict[str, Any]:
-    """The JSON object that `RecordedColumns.of` reads; `values` of categories and `fills` by the columns' names."""
+    """The record of the columns as JSON for the manifest; `values` of categories and `fills` by column name."""
     names = list(target.names)
     return {
         "version": COLUMNS_VERSION,
@@ -153,9 +165,10 @@ def describe_columns(
 
 
 def take_over(config: ConvertConfig) -> tuple[ConvertConfig, RecordedColumns | None]:
-    """The config with nothing left open: dtype, missing and order as by the store it is `like`, or the defaults.
+    """The config with dtype, missing and shuffle decided: as in the store it is `like`, or by default.
 
-    Raises ConfigError, by name, for settings that contradict that store.
+    Also returns the columns of that store, if there is one. Raises ConfigError, which names the setting, if the
+    config contradicts the store.
     """
     if config.like is None:
         dtype, missing = config.dtype or "float32", config.missing or "error"
@@ -190,13 +203,14 @@ def plan_like(
     like: RecordedColumns,
     rename: Mapping[str, str] | None = None,
 ) -> ColumnPlan:
-    """The store's own plan for a file of these columns; raises SourceError for what does not match, by name.
+    """The plan by which the store's columns are read from a file with the columns of `schema`.
 
-    rename: what the file calls a column -> what the store calls it, or the files it was made of did.
-    Without `has_types` the schema is a guess from the first rows, and reading as recorded is the check.
+    rename: a column's name in the file -> its name in the store, or in the files that the store was made of.
+    Without `has_types` the schema is a guess from the first rows: the file is read with the recorded types, and
+    a value of another type is an error then. Raises SourceError, which names a column that does not match.
     """
     if rename:
-        like = _called_otherwise(where, like, rename, list(schema))
+        like = _under_the_files_names(where, like, rename, list(schema))
     columns = tuple(_matched(where, column, schema, has_types, like) for column in like.columns)
     target = like.target
     learned: list[Family] = [
@@ -218,10 +232,10 @@ def plan_like(
     return ColumnPlan(types, columns, target)
 
 
-def _called_otherwise(
+def _under_the_files_names(
     where: str, like: RecordedColumns, rename: Mapping[str, str], names: Sequence[str]
 ) -> RecordedColumns:
-    """The same columns under the names that the file has for them."""
+    """The recorded columns with the names that the file has for them as their sources."""
     require_known(where, tuple(rename), names, "--rename")
     known = {source: source for source in (*like.sources.values(), *like.target.sources)}
     known |= like.sources  # A store's own name goes before one of the files it was made of.
@@ -255,7 +269,7 @@ def _matched(
 
 
 def _plain(family: Family) -> Family:
-    """Amounts are read as float64, whole or not: other rows may have fractions."""
+    """Numbers for integers: amounts are read as float64, for other rows may have fractions."""
     return "number" if family == "integer" else family
 
 
@@ -267,7 +281,7 @@ def _family(
     has_types: bool,
     like: RecordedColumns,
 ) -> Family:
-    """The family a column is read as: the recorded one, which typed files must have."""
+    """The kind of values as which a column is read: the recorded one. A file that states types must have it."""
     if source not in schema:
         # What is to be predicted has no target yet: that is no slip of the pen.
         remedy = f"{close_to(source, list(schema))} --rename OTHER={source} takes another"
@@ -285,12 +299,6 @@ def _family(
     )
 
 
-def same_family(one: Family, other: Family) -> bool:
-    """Whether a column may be the one in one file and the other in the next."""
-    numeric = ("number", "integer")
-    return one == other or (one in numeric and other in numeric)
-
-
 def _column(described: Mapping[str, Any]) -> FeatureColumn:
     return FeatureColumn(
         name=described["name"],
@@ -305,7 +313,7 @@ def _column(described: Mapping[str, Any]) -> FeatureColumn:
 def _described(
     column: FeatureColumn, values: Mapping[str, Sequence[Any]], fills: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Name and kind; what differs from the plain case besides."""
+    """One column as JSON: part, encoding, values and fill only if the column has them."""
     described: dict[str, Any] = {
         "name": column.name,
         "kind": column.kind,

@@ -1,4 +1,7 @@
-"""Digests of the files of a source, taken while they are read, and whether they have changed meanwhile."""
+"""Digests of the files of a source, taken while the files are read, and checks that they have not changed.
+
+The manifest of a store records the digests. An interrupted conversion goes on only with the same files.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """How a file is recognised without reading it."""
+    """Name, size and time of a file, by which it is recognised without reading it."""
 
     name: str
     bytes: int
@@ -28,7 +31,7 @@ class FileStamp:
 
     @classmethod
     def of(cls, file: Path) -> FileStamp:
-        """The stamp of a file; for a directory (a Zarr array) all its bytes and its newest time."""
+        """The stamp of a file; for a directory (a Zarr array) the bytes of all its files and the newest time."""
         with reading(file):
             if not file.is_dir():
                 stat = file.stat()
@@ -39,16 +42,16 @@ class FileStamp:
 
 
 def stamps_of(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name, size and time of each file as JSON: the fingerprint by which a resumed conversion knows them."""
+    """Name, size and time of each file as JSON, by which a resumed conversion recognises the files."""
     stamps = map(FileStamp.of, files)
     return [{"name": stamp.name, "bytes": stamp.bytes, "mtime_ns": stamp.mtime_ns} for stamp in stamps]
 
 
 class SourceDigests:
-    """A digest of each file's bytes, taken just behind the reader, while they are still in the page cache.
+    """A digest of the bytes of each file, taken just behind the reader, while they are still in the page cache.
 
-    digest = xxh3_128(xxh3_128(block 0) | xxh3_128(block 1) | ...) of blocks of 64 MiB, so that it goes on
-    where it was stopped: `state()` keeps the digests of whole blocks and `restore` takes them back.
+    digest = xxh3_128(xxh3_128(block 0) | xxh3_128(block 1) | ...) of blocks of 64 MiB, so that a resumed
+    conversion reads at most one block again: `state()` keeps the digests of whole blocks for `restore`.
     Of a directory (a Zarr array) only the names and sizes of its files are digested: reading every chunk a
     second time would double the work.
     """
@@ -63,21 +66,21 @@ class SourceDigests:
 
     @property
     def bytes_total(self) -> int:
-        """Bytes of all files; 0 for a source without files."""
+        """The size of all files together; 0 for a source without files."""
         return sum(stamp.bytes for stamp in self._stamps)
 
     def bytes_before(self, index: int) -> int:
-        """Bytes of the files that are read before file `index`."""
+        """The size of the files that are read before file `index`."""
         return sum(stamp.bytes for stamp in self._stamps[:index])
 
     def advance(self, index: int, end_byte: int, raw: memoryview | None = None) -> None:
-        """Digest file `index` up to `end_byte`, of which `raw` are the last bytes where they are at hand.
+        """Digest file `index` up to `end_byte`; `raw` are the last bytes before it, if they are in memory.
 
-        Raises SourceError where the file ends before.
+        Raises SourceError if the file ends before `end_byte`.
         """
         file = self._files[index]
         if raw is not None and len(raw) < end_byte - self._done[index]:
-            self.advance(index, end_byte - len(raw))  # a header, say
+            self.advance(index, end_byte - len(raw))  # for example a header
         if end_byte <= self._done[index] or file.is_dir():
             return
         if raw is not None:
@@ -104,7 +107,7 @@ class SourceDigests:
                 self._open_blocks[index].reset()
 
     def state(self) -> list[dict[str, Any]]:
-        """For each file its stamp, the digests of the blocks done, and how much of the next; as JSON."""
+        """For each file its stamp, the digests of whole blocks, and how much of the file is digested; as JSON."""
         return [
             {
                 "name": stamp.name,
@@ -118,7 +121,7 @@ class SourceDigests:
         ]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from another process's `state()`; raises SourceError naming a file that changed since."""
+        """Continue from the `state()` of another process; raises SourceError, which names a changed file."""
         self.require_unchanged(state)
         for index, entry in enumerate(state):
             self._blocks[index] = list(entry["blocks"])
@@ -126,9 +129,9 @@ class SourceDigests:
             self._done[index] = DIGEST_BLOCK_BYTES * len(self._blocks[index])
 
     def require_unchanged(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Raise SourceError if the files are not those of `state()`, by size and time.
+        """Raise SourceError if the files are not those of `state()`, by name, size and time.
 
-        A file of another time but the same size is accepted if what was read of it still has its digests.
+        A file with another time and the same size is accepted if the part read before still has its digest.
         """
         names = [entry["name"] for entry in state]
         found = [stamp.name for stamp in self._stamps]
@@ -147,7 +150,7 @@ class SourceDigests:
             raise SourceError(f"{file}: changed since the conversion began ({what})")
 
     def finish(self) -> tuple[Mapping[str, object], ...]:
-        """What the manifest says about each file: its base name, size and digest.
+        """The entry of each file in the manifest: its base name, size and digest.
 
         Raises SourceError for a file whose size or time has changed since it was opened.
         """
@@ -168,14 +171,12 @@ class SourceDigests:
         blocks = [*self._blocks[index], self._open_blocks[index].hexdigest()]
         if stamp.bytes and stamp.bytes % DIGEST_BLOCK_BYTES == 0:
             blocks.pop()  # the last block is whole and digested already
-        return {"name": stamp.name, "bytes": stamp.bytes, "digest": _digest_of_digests(blocks)}
-
-
-def _digest_of_digests(blocks: Sequence[str]) -> str:
-    return xxhash.xxh3_128_hexdigest(bytes.fromhex("".join(blocks)))
+        digest = xxhash.xxh3_128_hexdigest(bytes.fromhex("".join(blocks)))
+        return {"name": stamp.name, "bytes": stamp.bytes, "digest": digest}
 
 
 def _has_content(file: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the part of the file that was read before still has the digests of its `state()` entry."""
     again = SourceDigests([file])
     again.advance(0, entry["done"])
     return all(again.state()[0][key] == entry[key] for key in ("blocks", "open_block"))

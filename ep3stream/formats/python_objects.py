@@ -1,6 +1,7 @@
-"""Tables that Python code hands over: pandas and Dask DataFrames, pyarrow Tables, whatever is_main_process Arrow.
+"""Rows that Python code hands over: tables, pairs of arrays, and iterables of batches.
 
-Rows that Python code hands over: pairs of arrays (NumPy, torch, Dask), iterables of batches, DataFrames.
+Tables are DataFrames of pandas or Dask, tables of pyarrow, and any object with `__arrow_c_stream__`. Arrays are
+those of NumPy, torch or Dask. NaN and null are missing values, as in files.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,20 +20,26 @@ from numpy.typing import NDArray
 
 from ep3stream.config import Task
 from ep3stream.errors import SourceError
-from ep3stream.formats.array_source import ArrayLayout, ArraySource, memory_array
-from ep3stream.formats.arrays import RowArray
-from ep3stream.formats.source import START, FeatureColumn, RestartPosition, SourceBatch, TargetColumns
+from ep3stream.formats.array_source import ArrayLayout, array_source
+from ep3stream.formats.arrays import RowArray, RowBlocks
+from ep3stream.formats.source import RestartPosition, RowSource, SourceBatch
 
+# Collections of Dask that are computed ahead of the reader.
 _AHEAD = 2
 
+# About the size of a cell, to turn bytes into rows.
 _VALUE_BYTES = 8
+
+_BATCHES = "python: batches"
+
+Pair = tuple[NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PythonTable:
-    """A table without a file. `batches(start_row, block_rows)`: its rows from there on, in order.
+    """A table without a file.
 
-    name: what messages call it. A one-shot reader starts at row 0 only, and once.
+    name: what messages call it. batches(start_row, block_rows): the rows from `start_row` on, in order.
     """
 
     name: str
@@ -46,10 +52,11 @@ class PythonTable:
 
     @classmethod
     def of(cls, table: Any) -> PythonTable | None:
-        """The table that an object is; None when it is no table. Raises SourceError.
+        """The table in an object; None if the object is no table. Raises SourceError for types of no use.
 
-        Whole partitions of a Dask DataFrame are computed, at most two ahead of the reader; on a restart
-        those before it too, as only so their rows are counted.
+        Whole partitions of a Dask DataFrame are computed, at most two ahead of the reader. On a restart the
+        partitions before the start are computed too, for their rows must be counted. A stream of arrow data
+        can be read only once, from its beginning.
         """
         if hasattr(table, "npartitions") and hasattr(table, "partitions") and hasattr(table, "_meta"):
             return _of_dask(table)
@@ -60,7 +67,7 @@ class PythonTable:
         if isinstance(table, pa.Table):
             return _of_arrow(table)
         if hasattr(table, "__arrow_c_stream__"):
-            return _of_reader(table)
+            return _of_stream(table)
         return None
 
     def records(self, names: Sequence[str], block_bytes: int, start_row: int) -> Iterator[pa.RecordBatch]:
@@ -72,7 +79,7 @@ class PythonTable:
 
 
 def computed_ahead(blocks: Sequence[Any]) -> Iterator[Any]:
-    """Each Dask collection computed, in order, while the caller works on the one before."""
+    """Each Dask collection computed, in order; two are computed while the caller works on the one before."""
     with ThreadPoolExecutor(1, "ep3stream-dask") as pool:
         pending: deque[Future[Any]] = deque()
         try:
@@ -85,11 +92,6 @@ def computed_ahead(blocks: Sequence[Any]) -> Iterator[Any]:
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _name(table: Any) -> str:
-    kind = type(table)
-    return f"python: {kind.__module__.partition('.')[0]} {kind.__name__}"
 
 
 def _of_pandas(table: Any) -> PythonTable:
@@ -127,7 +129,7 @@ def _of_arrow(table: pa.Table) -> PythonTable:
     return PythonTable(_name(table), table.schema.remove_metadata(), table.num_rows, batches)
 
 
-def _of_reader(table: Any) -> PythonTable:
+def _of_stream(table: Any) -> PythonTable:
     reader = pa.RecordBatchReader.from_stream(table)
     name, used = _name(table), False
 
@@ -139,6 +141,11 @@ def _of_reader(table: Any) -> PythonTable:
         yield from reader
 
     return PythonTable(name, reader.schema.remove_metadata(), None, batches)
+
+
+def _name(table: Any) -> str:
+    kind = type(table)
+    return f"python: {kind.__module__.partition('.')[0]} {kind.__name__}"
 
 
 def _pandas_schema(table: Any) -> pa.Schema:
@@ -154,123 +161,25 @@ def _from_pandas(table: Any, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pandas(table, schema=schema, preserve_index=False)
 
 
-_NAME = "python: batches"
+def pair_source(x: Any, y: Any, task: Task | None) -> RowSource:
+    """Two arrays of NumPy, torch or Dask, or objects that NumPy makes arrays of; raises SourceError.
 
-Pairs = Callable[[], Iterator[tuple[NDArray[Any], NDArray[Any]]]]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchesSource:
-    """Batches (x, y) of an iterable, or of the iterables that a callable returns.
-
-    A callable or a list can start again: rows before the start are handed over and passed by. An iterator
-    can be read only once, so that a conversion of one cannot be resumed.
+    Of Dask arrays one block of rows is computed at a time, at most two ahead of the reader; blocks before a
+    restart are not computed. A part of the graph that x and y share is computed for each of them.
     """
-
-    pairs: Pairs
-    layout: ArrayLayout
-    row_shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    dtypes: tuple[str, str]
-
-    @classmethod
-    def open(cls, batches: Callable[[], Iterable[Any]] | Iterable[Any], task: Task | None) -> BatchesSource:
-        """Read the first batch, whose shapes and types hold for all; raises SourceError."""
-        pairs, (x, y) = _restartable(batches)
-        layout = ArrayLayout.of((f"{_NAME}: x", f"{_NAME}: y"), x.shape, y.shape, y.dtype, task)
-        return cls(pairs, layout, (x.shape[1:], y.shape[1:]), (str(x.dtype), str(y.dtype)))
-
-    @property
-    def name(self) -> str:
-        """What messages about the whole source call it."""
-        return _NAME
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """None."""
-        return ()
-
-    @property
-    def columns(self) -> tuple[FeatureColumn, ...]:
-        """The feature columns."""
-        return self.layout.columns
-
-    @property
-    def target(self) -> TargetColumns:
-        """What is learned."""
-        return self.layout.target
-
-    @property
-    def label_values(self) -> None:
-        """Known at the end only."""
-        return
-
-    @property
-    def expected_rows(self) -> None:
-        """Known at the end only."""
-        return
-
-    @property
-    def expected_bytes(self) -> int:
-        """Nothing is known about it."""
-        return 0
-
-    def fingerprint(self) -> list[dict[str, Any]]:
-        """Shapes of the rows and their types."""
-        x, y = map(list, self.row_shapes)
-        return [{"name": _NAME, "x": x, "y": y, "dtypes": list(self.dtypes)}]
-
-    def described(self) -> tuple[dict[str, Any], ...]:
-        """What the manifest says."""
-        return ({"name": _NAME},)
-
-    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
-        """All rows from `start` on in order, about `block_bytes` of x at a time."""
-        row = 0
-        for number, (x, y) in enumerate(self.pairs()):
-            self._require_alike(number, x, y)
-            skipped = min(max(0, start.row - row), len(x))
-            block_rows = max(1, block_bytes * len(x) // max(1, x.nbytes))
-            for begin in range(skipped, len(x), block_rows):
-                piece = x[begin : begin + block_rows]
-                yield SourceBatch(
-                    file=_NAME,
-                    target_file=_NAME,
-                    file_index=0,
-                    first_row=row + begin,
-                    n_rows=len(piece),
-                    end_byte=0,
-                    next=RestartPosition(0, row + begin + len(piece)),
-                    numeric=(piece.reshape(len(piece), -1),),
-                    texts=(),
-                    target=self.layout.targets(y[begin : begin + block_rows]),
-                )
-            row += len(x)
-
-    def _require_alike(self, number: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        if (x.shape[1:], y.shape[1:]) != self.row_shapes:
-            first = " and ".join(str(("rows", *shape)).replace("'", "") for shape in self.row_shapes)
-            raise SourceError(
-                f"{_NAME}: batch {number} has shapes {x.shape} and {y.shape} but the first {first}; give all alike"
-            )
-        if y.dtype.kind != np.dtype(self.dtypes[1]).kind:
-            raise SourceError(
-                f"{_NAME}: batch {number} has y of {y.dtype} but the first of {self.dtypes[1]}; give all alike"
-            )
+    return array_source(_row_array("python: x", x), _row_array("python: y", y), task)
 
 
-def open_pair(x: Any, y: Any, task: Task | None) -> ArraySource:
-    """Two arrays of NumPy, torch or Dask, or what NumPy makes an array of; raises SourceError.
+def _row_array(name: str, values: Any) -> RowArray:
+    if hasattr(values, "dask") and hasattr(values, "chunks"):
+        return _dask_array(name, values)
+    array = _as_array(name, values)
 
-    Of Dask arrays one block of rows is computed at a time, at most two ahead of the reader; those before a
-    restart are not. What x and y have in common is computed for each of them.
-    """
-    return ArraySource.open(_row_array("python: x", x), _row_array("python: y", y), task)
+    def blocks(block_rows: int, start_row: int) -> RowBlocks:
+        for row in range(start_row, len(array), block_rows):
+            yield array[row : row + block_rows], 0
 
-
-def _row_array(name: str, array: Any) -> RowArray:
-    if hasattr(array, "dask") and hasattr(array, "chunks"):
-        return _dask_array(name, array)
-    return memory_array(name, as_array(name, array))
+    return RowArray(name, (), array.shape, array.dtype, blocks)
 
 
 def _dask_array(name: str, array: Any) -> RowArray:
@@ -280,7 +189,7 @@ def _dask_array(name: str, array: Any) -> RowArray:
         array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
     lengths = array.chunks[0] if array.ndim else ()
 
-    def blocks(block_rows: int, start_row: int) -> Iterator[tuple[NDArray[Any], int]]:
+    def blocks(block_rows: int, start_row: int) -> RowBlocks:
         ends = np.cumsum(lengths)
         first = int(np.searchsorted(ends, start_row, side="right"))
         row = int(ends[first] - lengths[first]) if first < len(lengths) else 0
@@ -292,8 +201,8 @@ def _dask_array(name: str, array: Any) -> RowArray:
     return RowArray(name, (), array.shape, array.dtype, blocks, is_costly=True)
 
 
-def as_array(name: str, values: Any) -> NDArray[Any]:
-    """A NumPy array of numbers, without a copy where there can be one; raises SourceError."""
+def _as_array(name: str, values: Any) -> NDArray[Any]:
+    """A NumPy array of numbers, without a copy if possible; raises SourceError."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
@@ -306,37 +215,94 @@ def as_array(name: str, values: Any) -> NDArray[Any]:
     return array
 
 
-def _restartable(batches: Any) -> tuple[Pairs, tuple[NDArray[Any], NDArray[Any]]]:
-    """What gives all pairs anew each time, and the first pair that has rows."""
+def batches_source(batches: Callable[[], Iterable[Any]] | Iterable[Any], task: Task | None) -> RowSource:
+    """Batches (x, y) of an iterable, or of the iterables that a function returns.
+
+    The first batch is read here; its shapes and types must hold for all. A function or a list can start again:
+    rows before the start are made and passed by. An iterator can be read only once, so that a conversion of
+    one cannot be resumed. Raises SourceError.
+    """
+    pairs, (first_x, first_y) = _restartable(batches)
+    x_row, y_row, y_dtype = first_x.shape[1:], first_y.shape[1:], first_y.dtype
+    layout = ArrayLayout.of((f"{_BATCHES}: x", f"{_BATCHES}: y"), first_x.shape, first_y.shape, y_dtype, task)
+
+    def require_alike(number: int, x: NDArray[Any], y: NDArray[Any]) -> None:
+        if (x.shape[1:], y.shape[1:]) != (x_row, y_row):
+            first = " and ".join(str(("rows", *row)).replace("'", "") for row in (x_row, y_row))
+            raise SourceError(
+                f"{_BATCHES}: batch {number} has shapes {x.shape} and {y.shape} but the first {first}; "
+                "give all alike"
+            )
+        if y.dtype.kind != y_dtype.kind:
+            raise SourceError(
+                f"{_BATCHES}: batch {number} has y of {y.dtype} but the first of {y_dtype}; give all alike"
+            )
+
+    def read(block_bytes: int, start: RestartPosition) -> Iterator[SourceBatch]:
+        row = 0
+        for number, (x, y) in enumerate(pairs()):
+            require_alike(number, x, y)
+            skipped = min(max(0, start.row - row), len(x))
+            block_rows = max(1, block_bytes * len(x) // max(1, x.nbytes))
+            for begin in range(skipped, len(x), block_rows):
+                piece = x[begin : begin + block_rows]
+                yield SourceBatch(
+                    file=_BATCHES,
+                    target_file=_BATCHES,
+                    file_index=0,
+                    first_row=row + begin,
+                    n_rows=len(piece),
+                    end_byte=0,
+                    next=RestartPosition(0, row + begin + len(piece)),
+                    numeric=(piece.reshape(len(piece), -1),),
+                    texts=(),
+                    target=layout.targets(y[begin : begin + block_rows]),
+                )
+            row += len(x)
+
+    dtypes = [str(first_x.dtype), str(y_dtype)]
+    return RowSource(
+        name=_BATCHES,
+        columns=layout.columns,
+        target=layout.target,
+        read=read,
+        fingerprint=({"name": _BATCHES, "x": list(x_row), "y": list(y_row), "dtypes": dtypes},),
+        described=({"name": _BATCHES},),
+    )
+
+
+def _restartable(batches: Any) -> tuple[Callable[[], Iterator[Pair]], Pair]:
+    """A function that gives all pairs anew each time, and the first pair that has rows."""
     if isinstance(batches, Iterator):
-        rest = _pairs(batches)
+        rest = _checked_pairs(batches)
         first = _first(rest)
         left = iter([chain([first], rest)])
 
-        def once() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-            again = next(left, None)
-            if again is None:
+        def once() -> Iterator[Pair]:
+            pairs = next(left, None)
+            if pairs is None:
                 raise SourceError(
-                    f"{_NAME}: this iterator has been read; give a list, or a function that makes it"
+                    f"{_BATCHES}: this iterator has been read; give a list, or a function that makes it"
                 )
-            return again
+            return pairs
 
         return once, first
 
-    def anew() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        return _pairs(batches() if callable(batches) else batches)
+    def anew() -> Iterator[Pair]:
+        return _checked_pairs(batches() if callable(batches) else batches)
 
     return anew, _first(anew())
 
 
-def _first(pairs: Iterator[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _first(pairs: Iterator[Pair]) -> Pair:
     first = next((pair for pair in pairs if len(pair[0])), None)
     if first is None:
-        raise SourceError(f"{_NAME}: there are none with rows; give at least one (x, y)")
+        raise SourceError(f"{_BATCHES}: there are none with rows; give at least one (x, y)")
     return first
 
 
-def _pairs(batches: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _checked_pairs(batches: Any) -> Iterator[Pair]:
+    """Each batch as two arrays of the same length; raises SourceError for anything else."""
     try:
         numbered = enumerate(batches)
     except TypeError:
@@ -345,13 +311,13 @@ def _pairs(batches: Any) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         ) from None
     for number, batch in numbered:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise SourceError(f"{_NAME}: batch {number} is a {type(batch).__name__}; give pairs (x, y)")
+            raise SourceError(f"{_BATCHES}: batch {number} is a {type(batch).__name__}; give pairs (x, y)")
         x, y = (
-            as_array(f"{_NAME}: {name} of batch {number}", values)
+            _as_array(f"{_BATCHES}: {name} of batch {number}", values)
             for name, values in zip("xy", batch, strict=True)
         )
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
             raise SourceError(
-                f"{_NAME}: batch {number} has shapes {x.shape} and {y.shape}; give as many y as x"
+                f"{_BATCHES}: batch {number} has shapes {x.shape} and {y.shape}; give as many y as x"
             )
         yield x, y

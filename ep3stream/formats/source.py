@@ -1,27 +1,31 @@
-"""What every source format is read into: columns, a target, and batches of rows."""
+"""What every reader yields: a `RowSource`, which knows its columns and gives its rows in batches.
+
+Missing values are not decided here. An empty cell, a null and a NaN all arrive in a `SourceBatch` as NaN or
+null; `conversion/encode.py` then refuses them, drops the row or fills them in, as `--missing` says.
+"""
 
 from __future__ import annotations
 
 import csv
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from zipfile import BadZipFile
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ep3stream.config import Categories, DatePart, Task
 from ep3stream.errors import SourceError
 
+# One-hot features of one category column, and classes of one target.
 MAX_CATEGORIES = 1000
-
 MAX_LABELS = 10_000
 
+# The kind of values that a column of a file holds; conversion/columns.py derives it from the arrow type.
 Family = Literal[
     "number", "integer", "boolean", "text", "date", "timestamp", "zoned timestamp", "time of day", "duration"
 ]
@@ -41,10 +45,12 @@ _READ_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class FeatureColumn:
-    """A feature column: one number per row, or a category that becomes one-hot features or a code.
+    """A feature column of the store: one number per row, or a category that becomes one-hot features or a code.
 
-    name: in the store; source: in the files; family: of the type read there (see column_types);
-    part: what of a date or time it is; encoding: of a category.
+    name: the column's name in the store.
+    source, family: the name and the kind of values of the file's column that the feature is made of.
+    part: which part of a date or time the number is, for example the month.
+    encoding: whether a category becomes one-hot features or one code.
     """
 
     name: str
@@ -57,9 +63,9 @@ class FeatureColumn:
 
 @dataclass(frozen=True, slots=True)
 class TargetColumns:
-    """What is learned: c numbers per row, or one label per row given as an integer or a text.
+    """The columns to learn: c numbers per row, or one label per row, given as an integer or a text.
 
-    names: in the store; sources and families: of each in the files.
+    names: the columns' names in the store. sources, families: names and kinds of values in the files.
     """
 
     names: tuple[str, ...]
@@ -69,16 +75,17 @@ class TargetColumns:
 
     @property
     def task(self) -> Task:
-        """Numbers are regressed, labels are classified."""
+        """Regression for numbers, classification for labels."""
         return "regression" if self.kind == "number" else "classification"
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPosition:
-    """A place between two rows of a source, where reading can start again.
+    """A place between two rows of a source, from which reading can start again.
 
-    `row` rows of file `file` lie before it, the last of them ending at byte `byte` of the unpacked text where
-    the format is text (0 where rows are found by number).
+    file: index of the file. row: how many rows of this file lie before the place.
+    byte: where the last of these rows ends in the file's unpacked text, for text formats; 0 for formats that
+    find rows by their number.
     """
 
     file: int = 0
@@ -91,75 +98,68 @@ START = RestartPosition()
 
 @dataclass(frozen=True, slots=True)
 class SourceBatch:
-    """Consecutive rows of one file, in the order of the source's columns.
+    """b consecutive rows of one file. NaN and null are missing values.
 
-    numeric: arrays (b,) or (b, k) that fill the numeric columns from left to right;
-    texts: one arrow dictionary array (b,) for each category column, of texts or numbers;
-    target: numbers (b,) or (b, c), integer labels (b,), or an arrow dictionary array of labels.
-    NaN and null are missing values.
+    file, target_file: where features and target come from, for messages; a name if the source has no files.
+    end_byte: how many bytes of the file have been read, for progress and digests.
+    next: the position behind the last of these rows.
+    numeric: arrays (b,) or (b, k), which fill the numeric columns from left to right.
+    texts: for each category column one arrow dictionary array (b,), of texts or numbers.
+    target: numbers (b,) or (b, c), integer labels (b,), or an arrow dictionary array (b,) of labels.
+    raw: the last bytes of the file before `end_byte`, if the reader still has them in memory.
     """
 
-    file: Path | str  # a name where it is no file, for messages
+    file: Path | str
     target_file: Path | str
     file_index: int
     first_row: int
     n_rows: int
-    end_byte: int  # how far the file has been read, for progress and digests
-    next: RestartPosition  # behind the last of these rows
+    end_byte: int
+    next: RestartPosition
     numeric: tuple[NDArray[Any], ...]
     texts: tuple[pa.DictionaryArray, ...]
     target: NDArray[Any] | pa.DictionaryArray
-    raw: memoryview | None = None  # the last bytes of the file before `end_byte`, where they are at hand
+    raw: memoryview | None = None
 
 
-class RowSource(Protocol):
-    """Files of one format, read from front to back."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RowSource:
+    """Files of one format, or an object of Python, whose rows are read from front to back.
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Every file that is read, in order."""
+    name: what messages about the whole source call it.
+    columns, target: the features and what is to be learned.
+    read(block_bytes, start): the rows from `start` on, see `batches`.
+    fingerprint: JSON that changes if the source changes: stamps of files, shapes, columns.
+    files: every file that is read, in order; none for an object of Python.
+    label_values: all integer labels, sorted, if they are known before the rows are read.
+    expected_rows: the number of rows, if the format states it.
+    expected_bytes: about how many bytes the rows will take as float32; 0 if unknown.
+    described: what the manifest says of a source without files.
+    """
 
-    @property
-    def columns(self) -> tuple[FeatureColumn, ...]:
-        """The feature columns."""
-
-    @property
-    def target(self) -> TargetColumns:
-        """What is learned."""
-
-    @property
-    def label_values(self) -> tuple[int, ...] | None:
-        """All integer labels, sorted, where they could be listed without reading the rows."""
-
-    @property
-    def expected_rows(self) -> int | None:
-        """The number of rows, where the format states it."""
-
-    @property
-    def expected_bytes(self) -> int:
-        """About how many bytes the rows will take as float32."""
-
-    @property
-    def name(self) -> str:
-        """What messages about the whole source call it."""
-
-    def fingerprint(self) -> list[dict[str, Any]]:
-        """What tells as JSON whether it is the same source as before: stamps of files, shapes, columns."""
-
-    def described(self) -> tuple[dict[str, Any], ...]:
-        """What the manifest says of a source without files."""
+    name: str
+    columns: tuple[FeatureColumn, ...]
+    target: TargetColumns
+    read: Callable[[int, RestartPosition], Iterator[SourceBatch]]
+    fingerprint: tuple[dict[str, Any], ...]
+    files: tuple[Path, ...] = ()
+    label_values: tuple[int, ...] | None = None
+    expected_rows: int | None = None
+    expected_bytes: int = 0
+    described: tuple[dict[str, Any], ...] = ()
 
     def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
-        """All rows from `start` on in order, about `block_bytes` at a time; raises SourceError naming file and row.
+        """All rows from `start` on, in order, about `block_bytes` at a time.
 
-        `start` is the source's beginning, START, or the `next` of an earlier batch: the rows that follow
-        are then the same, wherever batches begin and end.
+        `start` is START or the `next` of an earlier batch. The rows that follow are the same wherever batches
+        begin and end. Raises SourceError, which names the file and the row of a fault.
         """
+        return self.read(block_bytes, start)
 
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Turn whatever a reader raises about `path` into a SourceError that names it."""
+    """Turn every error that a reader raises about `path` into a SourceError that names it."""
     try:
         yield
     except SourceError:
@@ -173,8 +173,3 @@ def reading(path: object) -> Iterator[None]:
         raise SourceError(
             f"{path}: cannot be read ({reason}); the file is damaged or of another kind"
         ) from error
-
-
-def first_true(mask: NDArray[np.bool_]) -> int:
-    """Index of the first True of a (b,) mask that has one."""
-    return int(np.argmax(mask))

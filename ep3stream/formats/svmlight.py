@@ -1,4 +1,11 @@
-"""Reads svmlight / libsvm text (`label index:value ...`), plain, .gz or .zst, as dense rows."""
+"""svmlight / libsvm text (`label index:value ...`), plain, .gz or .zst, read as dense rows.
+
+A feature that a row does not state is 0, not missing; a stated NaN is a missing value. Comments behind `#` and
+`qid:` are ignored. A line of another form is a SourceError that names the row.
+
+scikit-learn's load_svmlight_file takes as long (25 MiB: 1.0 s of processor time, here 0.9 s), but is an optional
+dependency, refuses indices that do not ascend, and names no row in its errors.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +13,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig
 from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import ArrayLayout
 from ep3stream.formats.digests import stamps_of
-from ep3stream.formats.source import (
-    START,
-    FeatureColumn,
-    RestartPosition,
-    SourceBatch,
-    TargetColumns,
-    reading,
-)
+from ep3stream.formats.source import START, RestartPosition, RowSource, SourceBatch, reading
 from ep3stream.formats.text_blocks import TextFault, text_blocks
 
 SVMLIGHT_SUFFIXES = tuple(
@@ -37,7 +37,7 @@ _SPACE, _TAB, _NEWLINE, _RETURN, _COLON = b" \t\n\r:"
 
 
 class _LineFault(Exception):
-    """What is wrong with the row that follows the first `row` ones of a block."""
+    """Says in words what is wrong with the row that follows the first `row` ones of a block."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(reason)
@@ -46,7 +46,11 @@ class _LineFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SparseRows:
-    """Rows of one block: label and line (b,) of each; row, index and value (k,) of each entry, indices from 0."""
+    """b rows of a text with k entries.
+
+    lines, labels: the line and the label of each row, (b,).
+    rows, indices, values: row, feature and value of each entry, (k,); features are counted from 0.
+    """
 
     lines: NDArray[np.intp]
     labels: NDArray[np.float64]
@@ -55,7 +59,7 @@ class SparseRows:
     values: NDArray[np.float64]
 
     def dense(self, begin: int, end: int, n_features: int) -> NDArray[np.float64]:
-        """Rows begin to end as (end - begin, d); what is not stated is 0."""
+        """Rows begin to end as (end - begin, n_features), with 0 for a feature that is not stated."""
         first, last = np.searchsorted(self.rows, (begin, end))
         x = np.zeros((end - begin, n_features))
         x[self.rows[first:last] - begin, self.indices[first:last]] = self.values[first:last]
@@ -72,110 +76,78 @@ class _Block:
     end_byte: int
 
 
-@dataclass(frozen=True, slots=True)
-class SvmlightSource:
-    """One or several svmlight files. Features are x0, x1, ...: index 1 is x0, or index 0 with `index_base` 0."""
+def svmlight_source(files: Sequence[Path], config: ConvertConfig) -> RowSource:
+    """One or several svmlight files. Features are x0, x1, ...: index 1 is x0, or index 0 with `index_base` 0.
 
-    files: tuple[Path, ...]
-    index_base: int
-    n_features: int
-    layout: ArrayLayout
-    expected_rows: int | None
+    Without `features` or `task` in the config, one pass over the files counts the features and finds out
+    whether all labels are whole numbers; if so, they are classes. Raises SourceError.
+    """
+    found, is_whole, n_rows = 0, True, None
+    if config.features is None or config.task is None:
+        found, is_whole, n_rows = _scan(files, config.index_base)
+    n_features = config.features or found
+    if not n_features:
+        raise SourceError(f"{files[0]}: states no feature; say how many there are with --features")
+    name = str(files[0])
+    dtype = np.dtype(np.int64 if is_whole else np.float64)
+    layout = ArrayLayout.of((name, name), (1, n_features), (1,), dtype, config.task)
 
-    @classmethod
-    def open(cls, files: Sequence[Path], config: ConvertConfig) -> SvmlightSource:
-        """Count the features, unless `features` says how many; raises SourceError.
-
-        The labels are classes if all of them are whole numbers, which is found out in the same pass, unless
-        `task` is given.
-        """
-        n_features, is_whole, n_rows = config.features, True, None
-        if n_features is None or config.task is None:
-            found, is_whole, n_rows = _scan(files, config.index_base)
-            n_features = n_features or found
-        if not n_features:
-            raise SourceError(f"{files[0]}: states no feature; say how many there are with --features")
-        name = str(files[0])
-        dtype = np.dtype(np.int64 if is_whole else np.float64)
-        layout = ArrayLayout.of((name, name), (1, n_features), (1,), dtype, config.task)
-        return cls(tuple(files), config.index_base, n_features, layout, n_rows)
-
-    @property
-    def name(self) -> str:
-        """What messages about the whole source call it."""
-        return str(self.files[-1])
-
-    @property
-    def columns(self) -> tuple[FeatureColumn, ...]:
-        """The feature columns."""
-        return self.layout.columns
-
-    @property
-    def target(self) -> TargetColumns:
-        """What is learned."""
-        return self.layout.target
-
-    @property
-    def label_values(self) -> None:
-        """Known at the end only."""
-        return
-
-    @property
-    def expected_bytes(self) -> int:
-        """Bytes of all rows as float32, where they have been counted."""
-        return 4 * (self.expected_rows or 0) * (self.n_features + 1)
-
-    def fingerprint(self) -> list[dict[str, Any]]:
-        """Stamps of the files, and how many features they have."""
-        return [*stamps_of(self.files), {"features": self.n_features, "index_base": self.index_base}]
-
-    def described(self) -> tuple[dict[str, Any], ...]:
-        """Files are described by their digests."""
-        return ()
-
-    def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
-        """All rows from `start` on in order, about `block_bytes` at a time."""
-        block_rows = max(1, block_bytes // (8 * self.n_features))
-        for number, file in list(enumerate(self.files))[start.file :]:
+    def read(block_bytes: int, start: RestartPosition) -> Iterator[SourceBatch]:
+        block_rows = max(1, block_bytes // (8 * n_features))
+        for number, file in list(enumerate(files))[start.file :]:
             begin = start if number == start.file else RestartPosition(number)
             row = begin.row
-            for block in _blocks(file, block_bytes, begin, self.index_base):
-                self._require_features(file, block)
+            for block in _blocks(file, block_bytes, begin, config.index_base):
+                _require_features(file, block, n_features, config.index_base)
                 row += len(block.rows.labels)
-                yield from self._batches_of(block, block_rows, file, number)
+                yield from _batches(block, block_rows, file, number, layout)
             if row == 0:
                 raise SourceError(f"{file}: has no rows; leave it out or give a file with data")
 
-    def _batches_of(self, block: _Block, block_rows: int, file: Path, number: int) -> Iterator[SourceBatch]:
-        n_rows = len(block.rows.labels)
-        for at in range(0, n_rows, block_rows):
-            end = min(at + block_rows, n_rows)
-            yield SourceBatch(
-                file=file,
-                target_file=file,
-                file_index=number,
-                first_row=block.first_row + at,
-                n_rows=end - at,
-                end_byte=block.end_byte,
-                next=RestartPosition(number, block.first_row + end, int(block.ends[end - 1])),
-                numeric=(block.rows.dense(at, end, self.n_features),),
-                texts=(),
-                target=self.layout.targets(block.rows.labels[at:end]),
-            )
+    return RowSource(
+        name=str(files[-1]),
+        columns=layout.columns,
+        target=layout.target,
+        read=read,
+        fingerprint=(*stamps_of(files), {"features": n_features, "index_base": config.index_base}),
+        files=tuple(files),
+        expected_rows=n_rows,
+        expected_bytes=4 * (n_rows or 0) * (n_features + 1),
+    )
 
-    def _require_features(self, file: Path, block: _Block) -> None:
-        beyond = block.rows.indices >= self.n_features
-        if beyond.any():
-            entry = int(np.argmax(beyond))
-            raise SourceError(
-                f"{file}: row {block.first_row + block.rows.rows[entry] + 1}: index "
-                f"{block.rows.indices[entry] + self.index_base} is beyond {self.n_features} features; "
-                "give more --features"
-            )
+
+def _batches(
+    block: _Block, block_rows: int, file: Path, number: int, layout: ArrayLayout
+) -> Iterator[SourceBatch]:
+    n_rows = len(block.rows.labels)
+    for at in range(0, n_rows, block_rows):
+        end = min(at + block_rows, n_rows)
+        yield SourceBatch(
+            file=file,
+            target_file=file,
+            file_index=number,
+            first_row=block.first_row + at,
+            n_rows=end - at,
+            end_byte=block.end_byte,
+            next=RestartPosition(number, block.first_row + end, int(block.ends[end - 1])),
+            numeric=(block.rows.dense(at, end, len(layout.columns)),),
+            texts=(),
+            target=layout.targets(block.rows.labels[at:end]),
+        )
+
+
+def _require_features(file: Path, block: _Block, n_features: int, index_base: int) -> None:
+    beyond = block.rows.indices >= n_features
+    if beyond.any():
+        entry = int(np.argmax(beyond))
+        raise SourceError(
+            f"{file}: row {block.first_row + block.rows.rows[entry] + 1}: index "
+            f"{block.rows.indices[entry] + index_base} is beyond {n_features} features; give more --features"
+        )
 
 
 def _scan(files: Sequence[Path], index_base: int) -> tuple[int, bool, int]:
-    """Features, whether all labels are whole numbers, and rows of all files."""
+    """The number of features, whether all labels are whole numbers, and the number of rows, of all files."""
     n_features, is_whole, n_rows = 0, True, 0
     for file in files:
         for block in _blocks(file, _BLOCK_BYTES, START, index_base):
@@ -187,7 +159,7 @@ def _scan(files: Sequence[Path], index_base: int) -> tuple[int, bool, int]:
 
 
 def _blocks(file: Path, block_bytes: int, start: RestartPosition, index_base: int) -> Iterator[_Block]:
-    """The rows from `start` on; raises SourceError naming the row of what is no svmlight."""
+    """The rows from `start` on; raises SourceError, which names the row of a line of another form."""
     row = start.row
     try:
         with reading(file):
@@ -205,7 +177,10 @@ def _blocks(file: Path, block_bytes: int, start: RestartPosition, index_base: in
 
 
 def parse_svmlight(text: bytes, index_base: int) -> SparseRows:
-    """Whole lines of text, without comments and qid; raises _LineFault for a line of another form."""
+    """The rows of whole lines of text; raises _LineFault for a line of another form.
+
+    The text is cut into tokens between blanks, colons and line breaks: a label, then indices and values.
+    """
     if b"#" in text or b"qid:" in text:
         text = _IGNORED.sub(b"", text)
     letters = np.frombuffer(text + b"\n", np.uint8)
@@ -214,15 +189,17 @@ def parse_svmlight(text: bytes, index_base: int) -> SparseRows:
     starts = np.flatnonzero(~is_gap & np.concatenate([[True], is_gap[:-1]]))
     ends = np.flatnonzero(is_gap & np.concatenate([[False], ~is_gap[:-1]]))
     lines = np.searchsorted(np.flatnonzero(is_end), starts)  # the line of each token
-    held, firsts, rows = np.unique(lines, return_index=True, return_inverse=True)
-    places = np.arange(len(starts)) - firsts[rows]  # of each token in its line
+    is_label = np.concatenate([[True], np.diff(lines) > 0])[: len(lines)]
+    rows = np.cumsum(is_label) - 1  # the row of each token; empty lines are no rows
+    places = np.arange(len(starts)) - np.flatnonzero(is_label)[rows]  # of each token in its line
     is_index = places % 2 == 1
     _require_form(letters, starts, ends, is_index, rows)
     values = _numbers(text, rows)
     indices = values[is_index].astype(np.int64) - index_base
     _require_indices(values[is_index], indices, rows[is_index], index_base)
-    is_value = (places % 2 == 0) & (places > 0)
-    return SparseRows(held, values[places == 0], rows[is_index], indices, values[is_value])
+    return SparseRows(
+        lines[is_label], values[is_label], rows[is_index], indices, values[~is_index & ~is_label]
+    )
 
 
 def _require_form(
@@ -232,21 +209,29 @@ def _require_form(
     is_index: NDArray[np.bool_],
     rows: NDArray[np.intp],
 ) -> None:
-    """After the label, every other token must be followed by a colon and that by the value."""
+    """Raises _LineFault unless each index is followed at once by a colon, and the colon at once by a value."""
     has_colon = letters[ends] == _COLON
     wrong = has_colon != is_index
     following = np.append(starts[1:], len(letters))
     wrong |= has_colon & (following != ends + 1)
-    alone = np.setdiff1d(np.flatnonzero(letters == _COLON), ends[has_colon])
-    if wrong.any() or len(alone):
-        token = np.argmax(wrong) if wrong.any() else np.searchsorted(starts, alone[0]) - 1
+    colons = np.flatnonzero(letters == _COLON)
+    if wrong.any() or len(colons) > np.count_nonzero(has_colon):
+        stray = np.setdiff1d(colons, ends[has_colon])
+        token = np.argmax(wrong) if wrong.any() else np.searchsorted(starts, stray[0]) - 1
         row = int(rows[token]) if len(rows) else 0
         raise _LineFault(row, "is not `label index:value ...`; correct it")
 
 
 def _numbers(text: bytes, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Every token as a number."""
+    """Every token as a number, (tokens,); `rows` are the tokens' rows. Raises _LineFault."""
     tokens = text.replace(b":", b" ").split()
+    try:
+        # Three times as fast as NumPy and the same bits, except that nan(...) is taken too.
+        numbers: NDArray[np.float64] = pa.array(tokens, pa.string()).cast(pa.float64()).to_numpy()
+        if not np.isnan(numbers).any():
+            return numbers
+    except pa.ArrowInvalid:
+        pass
     try:
         return np.array(tokens, np.bytes_).astype(np.float64)
     except ValueError:
@@ -262,6 +247,7 @@ def _numbers(text: bytes, rows: NDArray[np.intp]) -> NDArray[np.float64]:
 def _require_indices(
     stated: NDArray[np.float64], indices: NDArray[np.int64], rows: NDArray[np.intp], index_base: int
 ) -> None:
+    """Raises _LineFault for an index that is no whole number from `index_base` on, or twice in its row."""
     wrong = (stated != np.rint(stated)) | (indices < 0) | (stated >= 1 << 31)
     if wrong.any():
         entry = int(np.argmax(wrong))

@@ -1,8 +1,10 @@
-"""Reads Arrow IPC files and streams (.arrow, .feather, .ipc), record batch by record batch.
+"""Tables that are converted, files of any table format or objects of Python, read as arrow record batches.
 
-Reads Parquet files, row group by row group, with the columns that their directories name.
+Parquet is read row group by row group, with the columns that its directories name (year=2020/part.parquet).
+Arrow IPC files and streams (.arrow, .feather, .ipc) are read record batch by record batch. csv.py reads text,
+python_objects.py tables of Python. An empty cell, null and NaN are passed on as they are.
 
-The tables that are converted, files of every format or Python's own, as arrow record batches.
+A new table format needs its suffixes in TABLE_SUFFIXES, a branch in `table_schema` and one in `table_records`.
 """
 
 from __future__ import annotations
@@ -18,114 +20,147 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ep3stream.errors import SourceError
-from ep3stream.formats.csv import csv_header, csv_records, csv_schema
+from ep3stream.formats.csv import CsvLayout, csv_records, csv_schema
 from ep3stream.formats.digests import stamps_of
 from ep3stream.formats.python_objects import PythonTable
 from ep3stream.formats.source import RestartPosition
 from ep3stream.formats.text_blocks import PACKED_SUFFIXES
 
+PARQUET_SUFFIXES = (".parquet", ".pq")
+ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
+TABLE_SUFFIXES = (
+    ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst", ".zip",
+    *PARQUET_SUFFIXES, *ARROW_SUFFIXES,
+)  # fmt: skip
+
+# About the size of a cell, to turn bytes into rows.
 _VALUE_BYTES = 8
 
-_FILE_MAGIC = b"ARROW1"
-
-_FEATHER_1_MAGIC = b"FEA1"
-
-_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
-
-
-def arrow_schema(file: Path) -> pa.Schema:
-    """Names and types of the columns; raises SourceError for a file of Feather version 1."""
-    with _open_batches(file, None) as (reader, _):
-        return reader.schema.remove_metadata()
-
-
-def arrow_records(
-    file: Path, names: Sequence[str], block_bytes: int, start_row: int
-) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """The rows from `start_row` on with the columns `names`, and how far the file was read.
-
-    Record batches before `start_row` are read to be counted.
-    """
-    block_rows = max(1, block_bytes // (_VALUE_BYTES * len(names)))
-    schema = arrow_schema(file)
-    row = 0
-    with _open_batches(file, [schema.get_field_index(name) for name in names]) as (reader, raw):
-        for batch, end_byte in _batches(reader, raw):
-            skipped = min(max(0, start_row - row), batch.num_rows)
-            row += batch.num_rows
-            for begin in range(skipped, batch.num_rows, block_rows):
-                yield batch.slice(begin, block_rows).select(names), end_byte
-
-
-@contextmanager
-def _open_batches(file: Path, fields: list[int] | None) -> Iterator[tuple[Any, pa.NativeFile]]:
-    """The reader of the columns at `fields` (None: all) and the file it reads, whose bytes are not kept."""
-    options = pa.ipc.IpcReadOptions(included_fields=fields)
-    with pa.OSFile(str(file)) as raw:
-        magic = raw.read(len(_FILE_MAGIC))
-        if magic.startswith(_FEATHER_1_MAGIC):
-            raise SourceError(
-                f"{file}: is of Feather version 1, which is no longer read; write it again with version 2"
-            )
-        is_file = magic == _FILE_MAGIC
-        if not is_file:
-            _require_stream_end(file, raw)
-        raw.seek(0)
-        opened = (
-            pa.ipc.open_file(raw, options=options) if is_file else pa.ipc.open_stream(raw, options=options)
-        )
-        with opened as reader:
-            yield reader, raw
-
-
-def _require_stream_end(file: Path, raw: pa.NativeFile) -> None:
-    """A stream cut between two record batches would otherwise read as a shorter one."""
-    raw.seek(max(0, raw.size() - len(_STREAM_END)))
-    if raw.read() != _STREAM_END:
-        raise SourceError(
-            f"{file}: is no Arrow file and has no end mark of an Arrow stream; it is truncated, "
-            "still being written, or of another kind"
-        )
-
-
-def _batches(reader: Any, raw: pa.NativeFile) -> Iterator[tuple[pa.RecordBatch, int]]:
-    if isinstance(reader, pa.ipc.RecordBatchFileReader):
-        n_batches, n_bytes = reader.num_record_batches, raw.size()
-        for index in range(n_batches):
-            yield reader.get_batch(index), n_bytes * (index + 1) // n_batches
-    else:
-        for batch in reader:
-            yield batch, raw.tell()
-
+# Bytes of text, plain or packed, for a byte of float32. High on purpose: a refusal for want of space must
+# be right, while a disk that fills up later is reported all the same.
+_TEXT_RATIO = 4
 
 # A row group of up to this many packed bytes is fetched in one go, a larger one in steps of _STEP_BYTES.
 _FETCHED_BYTES = 64 << 20
-
 _STEP_BYTES = 1 << 20
 
-# Decoded at a time at least: smaller pieces decode a third slower.
+# Parquet is decoded in pieces of at least this size: smaller pieces decode a third slower.
 _DECODED_BYTES = 32 << 20
 
 _MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
+_ARROW_MAGIC = b"ARROW1"
+_FEATHER_1_MAGIC = b"FEA1"
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
-def parquet_schema(file: Path) -> pa.Schema:
-    """Names and types of the columns in the file, then of those in its path."""
-    schema = pq.read_schema(file)
-    for name, value in _partition_values(file, schema.names).items():
-        schema = schema.append(pa.field(name, value.type))
-    return schema.remove_metadata()
+TableInput = Path | PythonTable
 
 
-def parquet_rows(file: Path) -> int:
-    """The number of rows, which the file states."""
-    return int(pq.read_metadata(file).num_rows)
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Consecutive rows of a table.
+
+    end_byte: how far the (packed) file has been read, for progress and digests.
+    next_byte: where the unpacked text goes on behind the rows, for text formats; else 0.
+    """
+
+    rows: pa.RecordBatch
+    first_row: int
+    end_byte: int
+    next_byte: int = 0
 
 
-def parquet_records(
+def table_header(table: TableInput) -> list[str]:
+    """The column names, without inferring types."""
+    if isinstance(table, PythonTable) or has_types(table):
+        return list(table_schema(table).names)
+    return CsvLayout.of(table).columns
+
+
+def table_schema(table: TableInput) -> pa.Schema:
+    """Names and types of the columns; the types of CSV as the first rows suggest them.
+
+    Raises SourceError, or any error of pyarrow.
+    """
+    if isinstance(table, PythonTable):
+        return table.schema
+    if _is_parquet(table):
+        schema = pq.read_schema(table)
+        for name, value in _partition_values(table, schema.names).items():
+            schema = schema.append(pa.field(name, value.type))
+        return schema.remove_metadata()
+    if _is_arrow(table):
+        with _open_arrow(table, None) as (reader, _):
+            return reader.schema.remove_metadata()
+    return csv_schema(table)
+
+
+def has_types(table: TableInput) -> bool:
+    """Whether the table states the types of its columns, as all but CSV do."""
+    return isinstance(table, PythonTable) or _is_parquet(table) or _is_arrow(table)
+
+
+def stated_rows(table: TableInput) -> int | None:
+    """The number of rows, if the table states it without being read."""
+    if isinstance(table, PythonTable):
+        return table.n_rows
+    return int(pq.read_metadata(table).num_rows) if _is_parquet(table) else None
+
+
+def float32_bytes(table: TableInput) -> int:
+    """About how many bytes the rows take as float32, by the file's size; 0 for Python's tables."""
+    if isinstance(table, PythonTable):
+        return 0
+    is_packed = has_types(table) or table.name.lower().endswith(PACKED_SUFFIXES)
+    return table.stat().st_size // (1 if is_packed else _TEXT_RATIO)
+
+
+def table_fingerprint(table: TableInput) -> dict[str, Any]:
+    """JSON that changes if the table changes: the stamp of a file, the columns of a table of Python."""
+    if isinstance(table, PythonTable):
+        columns = {field.name: str(field.type) for field in table.schema}
+        return {"name": table.name, "columns": columns, "rows": table.n_rows}
+    return stamps_of([table])[0]
+
+
+def table_records(
+    table: TableInput, types: Mapping[str, pa.DataType], block_bytes: int, start: RestartPosition
+) -> Iterator[TableRows]:
+    """The rows from `start` on with the columns of `types`, in order; `start.file` is the caller's affair.
+
+    CSV is parsed as `types` says; a table that states its types comes with those.
+    """
+    row, names = start.row, list(types)
+    records: Iterator[tuple[pa.RecordBatch, int, int]]
+    if isinstance(table, PythonTable):
+        records = ((rows, 0, 0) for rows in table.records(names, block_bytes, row))
+    elif _is_parquet(table):
+        records = _parquet_records(table, names, block_bytes, row)
+    elif _is_arrow(table):
+        records = _arrow_records(table, names, block_bytes, row)
+    else:
+        parsed = csv_records(table, types, block_bytes, row, start.byte)
+        records = ((rows, block.end_byte, block.next_byte) for rows, block in parsed)
+    for rows, end_byte, next_byte in records:
+        yield TableRows(rows, row, end_byte, next_byte)
+        row += rows.num_rows
+
+
+def _is_parquet(table: Path) -> bool:
+    return table.name.lower().endswith(PARQUET_SUFFIXES)
+
+
+def _is_arrow(table: Path) -> bool:
+    return table.name.lower().endswith(ARROW_SUFFIXES)
+
+
+# -- Parquet
+
+
+def _parquet_records(
     file: Path, names: Sequence[str], block_bytes: int, start_row: int
-) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """The rows from `start_row` on with the columns `names`, and how far the file was read, by its rows.
+) -> Iterator[tuple[pa.RecordBatch, int, int]]:
+    """The rows from `start_row` on, how far the file was read by the share of its rows, and 0.
 
     Whole row groups before `start_row` are not read.
     """
@@ -153,7 +188,7 @@ def parquet_records(
             for rows in table.iter_batches(decoded_rows, row_groups=[group], columns=stored):
                 for begin in range(max(0, start_row - row), rows.num_rows, block_rows):
                     block = _with_partitions(rows.slice(begin, block_rows), partitions, names)
-                    yield block, n_bytes * (row + begin + block.num_rows) // metadata.num_rows
+                    yield block, n_bytes * (row + begin + block.num_rows) // metadata.num_rows, 0
                 row += rows.num_rows
 
 
@@ -170,7 +205,7 @@ def _largest_group(metadata: pq.FileMetaData) -> int:
 def _partition_values(file: Path, stored: Sequence[str]) -> dict[str, pa.Scalar]:
     """The columns that the directories right above the file name, as in year=2020/month=1/part.parquet.
 
-    Whole numbers are int64, all else is text; a column of that name in the file itself goes first.
+    Whole numbers are int64, everything else is text. A column of that name in the file itself goes first.
     """
     values: dict[str, pa.Scalar] = {}
     for directory in file.absolute().parents:
@@ -202,106 +237,59 @@ def _with_partitions(
     return pa.record_batch(columns, names=list(names))
 
 
-PARQUET_SUFFIXES = (".parquet", ".pq")
-
-ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
-
-TABLE_SUFFIXES = (
-    ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst", ".zip",
-    *PARQUET_SUFFIXES, *ARROW_SUFFIXES,
-)  # fmt: skip
-
-# Bytes of text, plain or packed, for a byte of float32. High on purpose: a refusal for want of space must
-# be right, while a disk that fills up later is reported all the same.
-_TEXT_RATIO = 4
-
-TableInput = Path | PythonTable
+# -- Arrow IPC
 
 
-@dataclass(frozen=True, slots=True)
-class TableRows:
-    """Consecutive rows of a table. end_byte: how far the (packed) file has been read, for progress and digests.
+def _arrow_records(
+    file: Path, names: Sequence[str], block_bytes: int, start_row: int
+) -> Iterator[tuple[pa.RecordBatch, int, int]]:
+    """The rows from `start_row` on, how far the file was read, and 0.
 
-    next_byte: where the unpacked text goes on behind these rows, for formats that start again there; else 0.
+    Record batches before `start_row` are read only to be counted.
     """
-
-    rows: pa.RecordBatch
-    first_row: int
-    end_byte: int
-    next_byte: int = 0
-
-
-def table_header(table: TableInput) -> list[str]:
-    """The column names, cheaply."""
-    return list(table_schema(table).names) if has_types(table) else csv_header(_path(table))
-
-
-def table_schema(table: TableInput) -> pa.Schema:
-    """Names and types, for CSV as the first rows suggest them; raises SourceError or what pyarrow raises."""
-    if isinstance(table, PythonTable):
-        return table.schema
-    if _is(table, PARQUET_SUFFIXES):
-        return parquet_schema(table)
-    return arrow_schema(table) if _is(table, ARROW_SUFFIXES) else csv_schema(table)
+    block_rows = max(1, block_bytes // (_VALUE_BYTES * len(names)))
+    schema = table_schema(file)
+    row = 0
+    with _open_arrow(file, [schema.get_field_index(name) for name in names]) as (reader, raw):
+        for batch, end_byte in _arrow_batches(reader, raw):
+            skipped = min(max(0, start_row - row), batch.num_rows)
+            row += batch.num_rows
+            for begin in range(skipped, batch.num_rows, block_rows):
+                yield batch.slice(begin, block_rows).select(names), end_byte, 0
 
 
-def has_types(table: TableInput) -> bool:
-    """Whether the table states its columns' types, as CSV does not."""
-    return isinstance(table, PythonTable) or _is(table, (*PARQUET_SUFFIXES, *ARROW_SUFFIXES))
+@contextmanager
+def _open_arrow(file: Path, fields: list[int] | None) -> Iterator[tuple[Any, pa.NativeFile]]:
+    """A reader of the columns at `fields` (None: all), and the file that it reads, which is not mapped.
 
-
-def stated_rows(table: TableInput) -> int | None:
-    """The number of rows, where it is stated."""
-    if isinstance(table, PythonTable):
-        return table.n_rows
-    return parquet_rows(table) if _is(table, PARQUET_SUFFIXES) else None
-
-
-def float32_bytes(table: TableInput) -> int:
-    """About how many bytes the rows take as float32, by the file's size; 0 for Python's tables."""
-    if isinstance(table, PythonTable):
-        return 0
-    is_packed = has_types(table) or _is(table, PACKED_SUFFIXES)
-    return table.stat().st_size // (1 if is_packed else _TEXT_RATIO)
-
-
-def table_fingerprint(table: TableInput) -> dict[str, object]:
-    """What tells as JSON whether it is the same table as before: stamps of a file, columns of Python's."""
-    if isinstance(table, PythonTable):
-        columns = {field.name: str(field.type) for field in table.schema}
-        return {"name": table.name, "columns": columns, "rows": table.n_rows}
-    return stamps_of([table])[0]
-
-
-def table_records(
-    table: TableInput, types: Mapping[str, pa.DataType], block_bytes: int, start: RestartPosition
-) -> Iterator[TableRows]:
-    """The rows from `start` on (its `file` is the caller's affair) with the columns of `types`, in order.
-
-    CSV is read as `types` says; what states types of its own comes with those.
+    Raises SourceError for a file of Feather version 1, and for a stream without its end mark: a stream that
+    was cut between two record batches would otherwise read as a shorter one.
     """
-    row, names = start.row, list(types)
-    if not has_types(table):
-        for parsed in csv_records(_path(table), types, block_bytes, start.row, start.byte):
-            yield TableRows(parsed.rows, row, parsed.end_byte, parsed.next_byte)
-            row += parsed.rows.num_rows
-        return
-    records: Iterator[tuple[pa.RecordBatch, int]]
-    if isinstance(table, PythonTable):
-        records = ((rows, 0) for rows in table.records(names, block_bytes, start.row))
-    elif _is(table, PARQUET_SUFFIXES):
-        records = parquet_records(table, names, block_bytes, start.row)
+    options = pa.ipc.IpcReadOptions(included_fields=fields)
+    with pa.OSFile(str(file)) as raw:
+        magic = raw.read(len(_ARROW_MAGIC))
+        if magic.startswith(_FEATHER_1_MAGIC):
+            raise SourceError(
+                f"{file}: is of Feather version 1, which is no longer read; write it again with version 2"
+            )
+        is_file = magic == _ARROW_MAGIC
+        if not is_file:
+            raw.seek(max(0, raw.size() - len(_STREAM_END)))
+            if raw.read() != _STREAM_END:
+                raise SourceError(
+                    f"{file}: is no Arrow file and has no end mark of an Arrow stream; it is truncated, "
+                    "still being written, or of another kind"
+                )
+        raw.seek(0)
+        with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(raw, options=options) as reader:
+            yield reader, raw
+
+
+def _arrow_batches(reader: Any, raw: pa.NativeFile) -> Iterator[tuple[pa.RecordBatch, int]]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        n_batches, n_bytes = reader.num_record_batches, raw.size()
+        for index in range(n_batches):
+            yield reader.get_batch(index), n_bytes * (index + 1) // n_batches
     else:
-        records = arrow_records(table, names, block_bytes, start.row)
-    for rows, end_byte in records:
-        yield TableRows(rows, row, end_byte)
-        row += rows.num_rows
-
-
-def _path(table: TableInput) -> Path:
-    assert isinstance(table, Path)
-    return table
-
-
-def _is(table: Path, suffixes: tuple[str, ...]) -> bool:
-    return table.name.lower().endswith(suffixes)
+        for batch in reader:
+            yield batch, raw.tell()

@@ -1,4 +1,7 @@
-"""Text files, plain or packed (.gz, .zst, .zip), as blocks of whole lines whose places in the text are known."""
+"""Text files, plain or packed (.gz, .zst, .zip), as blocks of whole lines whose places in the text are known.
+
+The places are where an interrupted conversion starts again, and how errors count rows.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,15 @@ PACKED_SUFFIXES = (*_CODECS, ".zip")
 
 
 class TextFault(Exception):
-    """What is wrong with the line that follows the lines yielded so far."""
+    """Says in words why the line behind the lines yielded so far cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextBlock:
-    """Whole lines. next_byte: where the unpacked text goes on; end_byte: how far the file itself was read."""
+    """Whole lines of a text.
+
+    next_byte: where the unpacked text goes on behind them. end_byte: how far the (packed) file has been read.
+    """
 
     text: bytes
     next_byte: int
@@ -44,12 +50,11 @@ class TextBlock:
 def unpacked_name(file: Path) -> str:
     """The name of the text, in lower case: without .gz or .zst, or that of the one member of a .zip."""
     name = zip_member(file) if file.suffix.lower() == ".zip" else file.name
-    name = name.lower()
-    return name.removesuffix(".gz").removesuffix(".zst")
+    return name.lower().removesuffix(".gz").removesuffix(".zst")
 
 
 def zip_member(file: Path) -> str:
-    """The one table that the archive holds; raises SourceError."""
+    """The name of the one table in a .zip; raises SourceError if the archive holds none or several."""
     with reading(file), zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name.lower().endswith((".csv", ".tsv"))]
     names = [name for name in names if not name.startswith("__MACOSX/")]
@@ -60,9 +65,9 @@ def zip_member(file: Path) -> str:
 
 @contextmanager
 def open_unpacked(file: Path, start_byte: int = 0) -> Iterator[tuple[Any, Callable[[], int]]]:
-    """The unpacked bytes from `start_byte` on as a stream, and how far the file itself has been read.
+    """The unpacked bytes from `start_byte` on as a stream, and a function that says how far the file was read.
 
-    A plain file is started again in no time; a packed one is unpacked from its beginning.
+    A plain file is opened at `start_byte` at once; a packed one is unpacked from its beginning.
     """
     suffix = file.suffix.lower()
     with ExitStack() as stack:
@@ -90,7 +95,7 @@ def text_blocks(
     """The lines from `start_byte` on, about `block_bytes` at a time, without a byte order mark.
 
     With a `delimiter`, line breaks inside quoted fields do not end a line. The last line may lack its line
-    break. Raises TextFault behind the last good line, and what the unpacking raises.
+    break. Raises TextFault behind the last good line, and any error of the unpacking.
     """
     with open_unpacked(file, start_byte) as (stream, position):
         rest, at = b"", start_byte
@@ -113,14 +118,14 @@ def text_blocks(
 
 
 def _whole_lines(text: bytes, delimiter: str | None, is_last: bool) -> tuple[int, str | None]:
-    """Where the last line of `text` ends, and what is wrong with the line behind it, if anything is."""
+    """Where the last whole line of `text` ends, and in words what is wrong with the line behind it, or None."""
     if (zero := text.find(b"\0")) >= 0:
         end, _ = _whole_lines(text[:zero], delimiter, is_last=False)
         return end, "holds a NUL byte: the file is damaged, or not UTF-8; correct it or save it as UTF-8"
     if delimiter is None or text.find(b'"') < 0:
         return (len(text) if is_last else text.rfind(b"\n") + 1), None
     quotes = np.flatnonzero(np.frombuffer(text, np.uint8) == _QUOTE)
-    if not _quotes_in_pairs(text, quotes, ord(delimiter)):
+    if not _quotes_enclose_fields(text, quotes, ord(delimiter)):
         return _whole_lines_by_field(text, ord(delimiter), is_last)
     if len(quotes) % 2 == 0 and is_last:
         return len(text), None
@@ -134,10 +139,10 @@ def _whole_lines(text: bytes, delimiter: str | None, is_last: bool) -> tuple[int
     return end + 1, "a quote is never closed; close it or double it" if is_last else None
 
 
-def _quotes_in_pairs(text: bytes, quotes: NDArray[np.intp], delimiter: int) -> bool:
-    """Whether counting quotes tells what is quoted: each opens at a field's start and closes at its end.
+def _quotes_enclose_fields(text: bytes, quotes: NDArray[np.intp], delimiter: int) -> bool:
+    """Whether every odd quote stands at the start of a field and every even one at its end.
 
-    A doubled quote counts as closing and opening again.
+    If so, counting quotes tells which line breaks are quoted. A doubled quote closes and opens again.
     """
     around = np.frombuffer(text, np.uint8)
     opening, closing = quotes[::2], quotes[1::2]
@@ -155,7 +160,7 @@ def _whole_lines_by_field(text: bytes, delimiter: int, is_last: bool) -> tuple[i
     while fault is None and (quote := text.find(b'"', at)) >= 0:
         at = quote + 1
         if quote and text[quote - 1] not in (_NEWLINE, _RETURN, delimiter):
-            continue  # within a field it is a letter like any other
+            continue  # within a field a quote is a letter like any other
         at = _behind_closing_quote(text, at)
         if at > len(text):
             fault = "a quote is never closed; close it or double it"
