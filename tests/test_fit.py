@@ -232,7 +232,7 @@ def test_fewer_epochs_give_the_model_of_so_many_unless_more_are_done(store, tmp_
 def test_a_fit_that_went_on_and_was_killed_before_its_model_was_written_writes_it(store, reference, tmp_path):
     run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ep3stream.prediction.models.save_model", lambda *_: (_ for _ in ()).throw(Stop))
+        patched.setattr("ep3stream.training.fit.save_model", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             ep3stream.fit(store, run, settings())
     assert not ep3stream.inspect(run)["finished"]

@@ -84,7 +84,7 @@ def test_killed_between_the_stop_and_the_model_it_only_writes_the_model(
     def killed(*_):
         raise Stop
 
-    monkeypatch.setattr("ep3stream.prediction.models.save_model", killed)
+    monkeypatch.setattr("ep3stream.training.fit.save_model", killed)
     with pytest.raises(Stop):
         ep3stream.fit(store, tmp_path / "run", impatient())
     monkeypatch.undo()
