@@ -77,7 +77,7 @@ class NystromProjection:
 
     basis: U, (p_shard, r), orthonormal over all shards, descending by eigenvalue. half: H, (r, q), float64.
     eigenvalue_scale: s = t / tau, (q,), float64, what is left of each eigenvalue of the data, at most 1. damping: mu.
-    n_leading: the number of columns of U with l well above mu. eigenvalues: l, (r,). center_damping: the diagonal of
+    n_leading: the number of columns of U with l > 3 mu. eigenvalues: l, (r,). center_damping: the diagonal of
     T, (p_shard,), at most 1, and below 1 only at the centers `damped_rows`; None for T = I.
     Only during a set-up: flattening, which gives the scale for other thresholds; sample_features, H'U'K(Z, X_s),
     (q, s), float64.
@@ -139,7 +139,8 @@ class NystromProjection:
 
         Q makes the leading directions up to 10^10 times smaller. The rounding error that h - U U'h still has along
         them would not be made smaller, but divided by mu. So the leading directions are taken out of h by themselves
-        first, and in the end out of theta as well, since Q must be symmetric. H and s cover the same range: float64.
+        first. In the end theta's part along them is set right as well, since Q must be symmetric. H and s cover the
+        same range of sizes, hence float64.
         """
         leading = self.basis[:, : self.n_leading]
         first = self.mesh.all_reduce(gradient @ leading)
