@@ -22,6 +22,7 @@ import zarr
 
 from ep3stream.config import ConvertConfig, Format
 from ep3stream.conversion.convert import convert
+from ep3stream.conversion.rows import EncodedRows, RowLayout
 from ep3stream.conversion.spill import Spill
 from ep3stream.store.reader import open_store
 
@@ -181,15 +182,15 @@ WAYS = {
 @pytest.fixture
 def n_spills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each spill file that was written."""
-    rows: list[int] = []
-    commit = Spill._commit
+    n_rows: list[int] = []
+    write = Spill.write
 
-    def note(spill: Spill) -> None:
-        rows.append(spill.n_rows)
-        commit(spill)
+    def note(path: Path, layout: RowLayout, rows: EncodedRows, *others: Any) -> Spill:
+        n_rows.append(len(rows))
+        return write(path, layout, rows, *others)
 
-    monkeypatch.setattr(Spill, "_commit", note)
-    return rows
+    monkeypatch.setattr(Spill, "write", note)
+    return n_rows
 
 
 @pytest.mark.parametrize("way", WAYS)
