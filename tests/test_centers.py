@@ -16,7 +16,7 @@ import ep3stream
 from ep3stream.config import SolverConfig
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.solver.set_up import SolverBuilder
-from ep3stream.training.plan import Plan, Shape
+from ep3stream.training.plan import ProblemSize, SizePlan
 
 
 @pytest.fixture(scope="module", params=["zarr", "h5"])
@@ -118,7 +118,7 @@ def test_landmarks_are_drawn_from_all_centers_not_from_the_first() -> None:
     z = points(200, 2, 0, torch.float32)
     z[100:] += 1000
     settled = SolverConfig(model_rank=10, nystrom_samples=20)
-    plan = Plan.of(Shape(1000, 2, 1, 1000, 12, True), settled, len(z), 1 << 28)
+    plan = SizePlan.of(ProblemSize(1000, 2, 1, 1000, 12, True), settled, len(z), 1 << 28)
     assert plan.n_landmarks < 100
     builder = SolverBuilder(laplacian(2), z, z[:50], plan, settled, ONE_RANK, generator())
     basis = builder.projection()[0].tensors()["basis"]

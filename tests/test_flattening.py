@@ -14,7 +14,7 @@ from ep3stream.solver.exact import build_exact
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.set_up import Settled, SolverBuilder
 from ep3stream.solver.spectrum import FOLDINGS, Flattening, LeverageProfile
-from ep3stream.training.plan import Plan, Shape
+from ep3stream.training.plan import ProblemSize, SizePlan
 
 D = 4
 TAU = torch.logspace(0, -5, 1500, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_a_profile_gives_the_leverage_at_any_threshold(kind: str):
 def settled(**settings: Any) -> tuple[Settled, SolverBuilder]:
     case = Problem(laplacian(D), points(80, D, 0, torch.float32), PROBED)
     config = SolverConfig(**settings)
-    sizes = Plan.of(Shape(10**6, case.x.shape[1], 1, 1000, 12, True), config, 80, 1 << 30)
+    sizes = SizePlan.of(ProblemSize(10**6, case.x.shape[1], 1, 1000, 12, True), config, 80, 1 << 30)
     builder = SolverBuilder(case.kernel, case.z, case.x[:300], sizes, config, ONE_RANK, generator())
     return builder.settled(*builder.projection(), case.x[300:], 10**6), builder
 

@@ -18,7 +18,7 @@ from ep3stream.config import FitConfig
 from ep3stream.planning import pilot as pilot_run
 from ep3stream.planning.forecast import FitPlan, describe_plan
 from ep3stream.training import plan as machine
-from ep3stream.training.plan import Plan, Shape, largest_model
+from ep3stream.training.plan import ProblemSize, SizePlan, largest_model
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +83,13 @@ def test_without_measuring_no_row_is_read(store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("projection", ["nystrom", "exact", "eigenpro"])
 def test_the_largest_model_fits_and_one_center_more_does_not(projection: Any, devices: int) -> None:
-    shape, memory = Shape(10**9, 9, 1, 400_000, 40, True), 10**9
+    shape, memory = ProblemSize(10**9, 9, 1, 400_000, 40, True), 10**9
     solver = FitConfig().solver
     solver = replace(solver, projection=projection)
     most = largest_model(shape, solver, memory, devices)
-    assert sum(Plan.of(shape, solver, most, memory, devices).memory.values()) <= memory
+    assert sum(SizePlan.of(shape, solver, most, memory, devices).memory.values()) <= memory
     with pytest.raises(ep3stream.ConfigError, match=f"or use at most {most} centers"):
-        Plan.of(shape, solver, most + 1, memory, devices)
+        SizePlan.of(shape, solver, most + 1, memory, devices)
 
 
 def test_devices_share_the_basis_and_the_steps_but_not_the_read_ahead(store: Path) -> None:

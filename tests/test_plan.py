@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from ep3stream.config import RunConfig, SolverConfig, parse_bytes
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.training.plan import Plan, Shape, automatic_centers, memory_budget
+from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget
 
-SHAPE = Shape(1_000_000, 20, 1, 4096, 84, True)
+SHAPE = ProblemSize(1_000_000, 20, 1, 4096, 84, True)
 MB = 10**6
 
 
 def test_a_plan_stays_within_its_memory_and_says_what_takes_it():
-    plan = Plan.of(SHAPE, SolverConfig(), 5000, 1000 * MB)
+    plan = SizePlan.of(SHAPE, SolverConfig(), 5000, 1000 * MB)
     assert sum(plan.memory.values()) <= 1000 * MB
     assert plan.memory["Nystrom basis"] == 4 * 5000 * plan.model_rank
     assert all(n_bytes > 0 for n_bytes in plan.memory.values())
@@ -28,31 +28,33 @@ def test_a_plan_stays_within_its_memory_and_says_what_takes_it():
 
 
 def test_patience_costs_one_more_copy_of_the_weights():
-    plain, patient = (Plan.of(SHAPE, SolverConfig(patience=n), 5000, 1000 * MB).memory for n in (0, 3))
+    plain, patient = (SizePlan.of(SHAPE, SolverConfig(patience=n), 5000, 1000 * MB).memory for n in (0, 3))
     assert patient == {**plain, "weights of the best model": 4 * 5000}
 
 
 def test_the_largest_batch_is_the_one_that_still_fits():
-    tight = Plan.of(SHAPE, SolverConfig(), 50_000, 500 * MB)
+    tight = SizePlan.of(SHAPE, SolverConfig(), 50_000, 500 * MB)
     row = tight.memory["kernel block and batches"] // tight.max_batch_size
     assert 16 <= tight.max_batch_size < 4096
     assert 500 * MB - row < sum(tight.memory.values()) <= 500 * MB
 
 
 def test_ranks_and_samples_are_clipped_to_a_small_problem():
-    plan = Plan.of(replace(SHAPE, n_rows=50, segment_rows=50), SolverConfig(model_rank=500), 10, 1000 * MB)
+    plan = SizePlan.of(
+        replace(SHAPE, n_rows=50, segment_rows=50), SolverConfig(model_rank=500), 10, 1000 * MB
+    )
     assert (plan.model_rank, plan.n_landmarks, plan.nystrom_samples, plan.max_batch_size) == (10, 10, 50, 50)
     assert plan.data_rank == 10
 
 
 def test_an_asked_for_batch_is_taken_or_refused_but_never_shrunk():
-    assert Plan.of(SHAPE, SolverConfig(batch_size=100), 5000, 1000 * MB).max_batch_size == 100
+    assert SizePlan.of(SHAPE, SolverConfig(batch_size=100), 5000, 1000 * MB).max_batch_size == 100
     with pytest.raises(ConfigError, match="5000 centers with batches of 100000 take"):
-        Plan.of(SHAPE, SolverConfig(batch_size=100_000), 5000, 1000 * MB)
+        SizePlan.of(SHAPE, SolverConfig(batch_size=100_000), 5000, 1000 * MB)
     with pytest.raises(
         ConfigError, match=r"batch_size is 2000000 but there are only 1000000 rows .* at most 1000000"
     ):
-        Plan.of(SHAPE, SolverConfig(batch_size=2_000_000), 5000, 1000 * MB)
+        SizePlan.of(SHAPE, SolverConfig(batch_size=2_000_000), 5000, 1000 * MB)
 
 
 def remedies(error: ConfigError) -> tuple[int, int | None]:
@@ -77,19 +79,19 @@ def test_the_memory_and_the_centers_that_an_error_names_do_fit(
     shape = replace(SHAPE, n_features=n_features, row_bytes=4 * n_features + 4, is_shuffled=is_shuffled)
     config = SolverConfig(projection=projection, batch_size=batch_size)
     try:
-        Plan.of(shape, config, n_centers, memory * MB)
+        SizePlan.of(shape, config, n_centers, memory * MB)
     except ConfigError as error:
         enough, fewer = remedies(error)
-        Plan.of(shape, config, n_centers, enough)
+        SizePlan.of(shape, config, n_centers, enough)
         if fewer is not None:
-            Plan.of(shape, config, fewer, memory * MB)
+            SizePlan.of(shape, config, fewer, memory * MB)
         with pytest.raises(ConfigError):
-            Plan.of(shape, config, (fewer or 0) + 1, memory * MB)
+            SizePlan.of(shape, config, (fewer or 0) + 1, memory * MB)
 
 
 def test_a_memory_error_names_what_there_is_what_is_needed_and_by_what():
     with pytest.raises(ConfigError) as raised:
-        Plan.of(SHAPE, SolverConfig(), 1_000_000, 1000 * MB)
+        SizePlan.of(SHAPE, SolverConfig(), 1_000_000, 1000 * MB)
     message = str(raised.value)
     assert message.startswith("memory is 1000.0 MB but 1000000 centers with batches of 16 take")
     assert "Nystrom basis 2000.0 MB" in message
@@ -97,7 +99,7 @@ def test_a_memory_error_names_what_there_is_what_is_needed_and_by_what():
 
 def test_memory_that_holds_no_center_at_all_suggests_none():
     with pytest.raises(ConfigError) as raised:
-        Plan.of(SHAPE, SolverConfig(), 1000, 1)
+        SizePlan.of(SHAPE, SolverConfig(), 1000, 1)
     assert remedies(raised.value)[1] is None
 
 
@@ -107,12 +109,12 @@ def test_automatic_centers_leave_most_rows_to_train_on(n_rows, n_centers):
 
 
 def test_a_wider_basis_has_an_eighth_of_the_memory_left_over_and_none_where_the_rank_is_given():
-    roomy, tight = (Plan.of(SHAPE, SolverConfig(), 5000, memory * MB) for memory in (4000, 400))
+    roomy, tight = (SizePlan.of(SHAPE, SolverConfig(), 5000, memory * MB) for memory in (4000, 400))
     assert roomy.widest_rank == 1500
     assert roomy.memory["room for a wider basis"] <= 4000 * MB / 8
     assert 500 <= tight.widest_rank < 1500
-    assert Plan.of(SHAPE, SolverConfig(model_rank=300), 5000, 4000 * MB).widest_rank == 300
-    assert Plan.of(SHAPE, SolverConfig(projection="exact"), 5000, 4000 * MB).widest_rank == 500
+    assert SizePlan.of(SHAPE, SolverConfig(model_rank=300), 5000, 4000 * MB).widest_rank == 300
+    assert SizePlan.of(SHAPE, SolverConfig(projection="exact"), 5000, 4000 * MB).widest_rank == 500
 
 
 def test_on_a_gpu_the_default_memory_is_four_fifths_of_what_is_free(monkeypatch):

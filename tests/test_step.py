@@ -21,7 +21,7 @@ from ep3stream.solver.set_up import SolverBuilder
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.step_size import Stability, _largest_ritz_value
 from ep3stream.solver.targets import TargetCode
-from ep3stream.training.plan import Plan, Shape
+from ep3stream.training.plan import ProblemSize, SizePlan
 
 D = 3
 
@@ -182,7 +182,7 @@ def test_a_smaller_batch_is_measured_again_only_if_its_leading_eigenvalue_may_li
 
     monkeypatch.setattr(SolverBuilder, "stability", stability)
     small = problem(20, 30)
-    sizes = Plan.of(Shape(10**6, 2, 1, 1000, 12, True), SolverConfig(), 20, 1 << 30)
+    sizes = SizePlan.of(ProblemSize(10**6, 2, 1, 1000, 12, True), SolverConfig(), 20, 1 << 30)
     sizes = replace(sizes, max_batch_size=2048)
     builder = SolverBuilder(small.kernel, small.z, small.x, sizes, SolverConfig(), ONE_RANK, generator())
     projection, spectra = small.projection()

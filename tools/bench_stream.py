@@ -52,7 +52,7 @@ from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream, StreamTimes
 from ep3stream.stream.segment_reads import DaskReads, LocalReads
-from ep3stream.training.trainer import Trainer
+from ep3stream.training.fit import FitRun
 
 FEATURES = 128
 # The batch that is best for so few centers has so few rows that Python's own time per step would be the limit.
@@ -78,10 +78,10 @@ class SlowStorage:
 
     def __init__(self, mib_per_s: float) -> None:
         self._rate, self._free_at, self._lock = mib_per_s * MIB, 0.0, threading.Lock()
-        self._read = RowStore._read
+        self._read = RowStore.fill_segment
 
     def __call__(self, store: RowStore, split: str, index: int, x: Any, y: Any, times: Any) -> None:
-        """Instead of `RowStore._read`."""
+        """Instead of `RowStore.fill_segment`."""
         with self._lock:
             self._free_at = max(self._free_at, time.monotonic()) + (x.nbytes + y.nbytes) / self._rate
             ready_at = self._free_at
@@ -93,7 +93,7 @@ class SlowStorage:
 if limit := float(os.environ.get(LIMIT, 0)):
     n_readers = 1 if __name__ == "__main__" else 2
     slow = SlowStorage(limit / n_readers)
-    RowStore._read = lambda *arguments: slow(*arguments)  # type: ignore[method-assign]
+    RowStore.fill_segment = lambda *arguments: slow(*arguments)  # type: ignore[method-assign]
 
 
 def main() -> int:
@@ -224,7 +224,7 @@ def epoch_of(kind: type[ReadyBatches], store: Location, run: Path, settings: Any
     reader, order = reader_and_order(store, run)
     rows = reader.read_rows(np.arange(reader.info.n_rows))
     stream = kind(order, *(torch.from_numpy(array) for array in rows))
-    with mock.patch.object(Trainer, "_stream", return_value=stream):
+    with mock.patch.object(FitRun, "_stream", return_value=stream):
         return epoch(store, run, settings, None)
 
 

@@ -25,7 +25,7 @@ from ep3stream.planning.costs import (
     reduced_bytes_of_step,
     seconds_of_step,
 )
-from ep3stream.training.plan import Plan, Shape
+from ep3stream.training.plan import ProblemSize, SizePlan
 
 GPUS_OF_A_MACHINE = 8
 SEGMENT_BYTES = 64 << 20
@@ -64,11 +64,11 @@ class Assumed:
 
 def sizes_for(
     n: int, p: int, d: int, c: int, devices: int, memory: int, value_bytes: int
-) -> tuple[Sizes, Plan]:
+) -> tuple[Sizes, SizePlan]:
     """Those that a fit would plan with, for classes of c kinds."""
     row_bytes = value_bytes * d + 4
-    shape = Shape(n, d, c, max(1, SEGMENT_BYTES // row_bytes), row_bytes, is_shuffled=True)
-    plan = Plan.of(shape, SolverConfig(centers=p), p, memory, devices)
+    shape = ProblemSize(n, d, c, max(1, SEGMENT_BYTES // row_bytes), row_bytes, is_shuffled=True)
+    plan = SizePlan.of(shape, SolverConfig(centers=p), p, memory, devices)
     ranks = (plan.data_rank, plan.model_rank, plan.nystrom_samples, plan.n_landmarks)
     return Sizes(n - p, d, c, p, plan.max_batch_size, *ranks, row_bytes, devices=devices), plan
 

@@ -29,7 +29,7 @@ from ep3stream.solver.step_size import PublishedStep
 from ep3stream.solver.targets import TargetCode
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
-from ep3stream.training.plan import Plan, Shape, memory_budget
+from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget
 from ep3stream.training.set_up import Problem, SetUpRows, Split, other_rows, set_up
 from ep3stream.training.trainer import Trainer
 
@@ -60,10 +60,10 @@ class OnlineSpec:
     drawn: Rows | None = None
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def plan(self, shape: Shape, mesh: Mesh) -> tuple[Plan, int]:
+    def plan(self, shape: ProblemSize, mesh: Mesh) -> tuple[SizePlan, int]:
         """Sizes within the memory budget, and the budget in bytes; ConfigError where the model does not fit it."""
         memory_bytes = memory_budget(self.config.run.memory_bytes, mesh)
-        return Plan.of(shape, self.config.solver, len(self.centers), memory_bytes), memory_bytes
+        return SizePlan.of(shape, self.config.solver, len(self.centers), memory_bytes), memory_bytes
 
 
 class OnlineTrainer:
@@ -239,7 +239,7 @@ class OnlineTrainer:
             tensors.get("target_weights"),
         )
         problem = Problem(
-            shape=Shape(**saved["shape"]),
+            shape=ProblemSize(**saved["shape"]),
             task=task,
             names=names,
             inputs=spec.inputs,

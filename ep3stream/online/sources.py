@@ -27,7 +27,7 @@ from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream
 from ep3stream.stream.scan import scan
-from ep3stream.training.plan import Shape
+from ep3stream.training.plan import ProblemSize
 from ep3stream.training.set_up import Split
 
 Array = Tensor | NDArray[Any]
@@ -112,9 +112,9 @@ class RowForm:
         """Bytes of a row in float32, with its targets or its class."""
         return 4 * (self.n_features + (1 if self.task == "classification" else self.n_outputs))
 
-    def shape(self, n_rows: int) -> Shape:
+    def shape(self, n_rows: int) -> ProblemSize:
         """Sizes for the plan, of batches from a loader; they are taken to be well mixed."""
-        return Shape(n_rows, self.n_features, self.n_outputs, _SCORED_ROWS, self.row_bytes, True)
+        return ProblemSize(n_rows, self.n_features, self.n_outputs, _SCORED_ROWS, self.row_bytes, True)
 
     def _ids(self, y: Tensor) -> Tensor:
         c = self.n_outputs

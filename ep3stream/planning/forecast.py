@@ -38,8 +38,8 @@ from ep3stream.training.centers import CenterSource
 from ep3stream.training.plan import (
     BATCHES,
     WIDER_BASIS,
-    Plan,
-    Shape,
+    ProblemSize,
+    SizePlan,
     automatic_centers,
     largest_model,
     machine_bytes,
@@ -136,7 +136,7 @@ def plan(
         shape = shape_of(reader)
         source = CenterSource.of(config, reader, automatic_centers(shape))
         process_bytes = _resident_bytes()
-        planned = Plan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
+        planned = SizePlan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
         require_machine(shape, config.solver, planned, device, devices)
         sizes = sizes_of(shape, planned, config, planned.max_batch_size, devices)
         pilot_run = run_pilot(reader, shape, config, kernel, planned, clock) if measure else None
@@ -179,7 +179,7 @@ def _expected(
     n_steps: int,
     pilot_run: PilotRun,
     link_bytes_per_s: float | None,
-    shape: Shape,
+    shape: ProblemSize,
     peak_bytes: int,
 ) -> Expected:
     rates = _of_each_device(pilot_run.rates, sizes.devices, link_bytes_per_s)
@@ -197,7 +197,7 @@ def _expected(
     )
 
 
-def _used(planned: Plan, sizes: Sizes, config: SolverConfig) -> int:
+def _used(planned: SizePlan, sizes: Sizes, config: SolverConfig) -> int:
     """Bytes of the plan's memory without a wider basis that was not found, and rows that no kernel block has."""
     memory = dict(planned.memory)
     if sizes.model_rank <= planned.model_rank:
@@ -236,7 +236,7 @@ def _limit(sizes: Sizes, rates: Rates) -> str:
     return max(parts, key=lambda name: parts[name])
 
 
-def _setup_seconds(sizes: Sizes, pilot_run: PilotRun, rates: Rates, shape: Shape) -> float:
+def _setup_seconds(sizes: Sizes, pilot_run: PilotRun, rates: Rates, shape: ProblemSize) -> float:
     """As the rehearsal's, each part in proportion to its own work."""
     small = pilot_run.sizes
     preconditioner = flops_of_setup(sizes) / flops_of_setup(small)
@@ -248,7 +248,7 @@ def _setup_seconds(sizes: Sizes, pilot_run: PilotRun, rates: Rates, shape: Shape
     )
 
 
-def _setup_segments(sizes: Sizes, shape: Shape) -> int:
+def _setup_segments(sizes: Sizes, shape: ProblemSize) -> int:
     """That the set-up reads: `sample_rows` draws from 64, and more where it takes more rows, for centers and others."""
     n_segments = -(-shape.n_rows // shape.segment_rows)
     drawn = max(_SAMPLED_SEGMENTS, 2 * sizes.n_centers // shape.segment_rows)

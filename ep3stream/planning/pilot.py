@@ -24,7 +24,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.set_up import PROBE_ROWS, PROBES
 from ep3stream.store.reader import SplitReader
-from ep3stream.training.plan import Plan, Shape
+from ep3stream.training.plan import ProblemSize, SizePlan
 from ep3stream.training.set_up import (
     SetUpRows,
     StageTimes,
@@ -69,10 +69,10 @@ class PilotRun:
 
 def run_pilot(
     reader: SplitReader,
-    shape: Shape,
+    shape: ProblemSize,
     config: FitConfig,
     function: KernelFunction | None,
-    plan: Plan,
+    plan: SizePlan,
     clock: Clock = time.perf_counter,
 ) -> PilotRun:
     """Reads a few segments, and fits up to 2048 of their rows as centers to the other rows for about a second.
@@ -87,7 +87,7 @@ def run_pilot(
     x, y, segment_s, read_bytes_per_s = _read(reader, shape, n_wanted, clock)
     n_centers = min(plan.n_centers, _MOST_CENTERS, max(1, len(x) // 2))
     memory_bytes = config.run.memory_bytes
-    small = Plan.of(shape, config.solver, n_centers, memory_bytes)
+    small = SizePlan.of(shape, config.solver, n_centers, memory_bytes)
     # The fit trains on as many rows as there are, less its centers; which ones makes no difference here.
     excluded = np.arange(n_centers)
     rows = SetUpRows.parted(
@@ -111,7 +111,7 @@ def run_pilot(
 
 
 def sizes_of(
-    shape: Shape, plan: Plan, config: FitConfig, batch_size: int, devices: int = 1, passes: int = 1
+    shape: ProblemSize, plan: SizePlan, config: FitConfig, batch_size: int, devices: int = 1, passes: int = 1
 ) -> Sizes:
     """The sizes in the letters of `costs`, with the rows that are left to train on."""
     is_drawn = config.solver.centers == "auto" or isinstance(config.solver.centers, int)
@@ -134,7 +134,7 @@ def sizes_of(
 
 
 def _read(
-    reader: SplitReader, shape: Shape, n_rows: int, clock: Clock
+    reader: SplitReader, shape: ProblemSize, n_rows: int, clock: Clock
 ) -> tuple[Tensor, Tensor, float, float]:
     """x and y of about n_rows rows of segments from all over the split; seconds a segment, and bytes a second.
 

@@ -40,8 +40,6 @@ _BY_CENTER = frozenset({"centers", "basis", "tempering"})
 # The tensor that each stage has its own of: stacked by stage. A set-up of bundle format 1 has one stage and no stack.
 STAGED = "shrink"
 
-Shape = tuple[int, ...]
-
 _WHOLE = ("excluded_rows", "center_order")
 
 _DOUBLE = ("factor", "directions", "half", "shrink")
@@ -308,7 +306,9 @@ class Setup:
         """The projection of the set-up; its staged tensor may still be the stack of all stages."""
         plan = self.plan
         if plan.projection == "exact":
-            return ExactProjection(tensors["factor"], tensors["directions"], tensors["eigenvalue_scale"], mesh)
+            return ExactProjection(
+                tensors["factor"], tensors["directions"], tensors["eigenvalue_scale"], mesh
+            )
         basis = tensors["basis"]
         if plan.projection == "eigenpro":
             assert plan.center_batch_size is not None  # `require_complete` has seen both.
@@ -410,11 +410,11 @@ def _require_names(description: Mapping[str, Any]) -> None:
             raise ValueError(f"names of {what} are {names[what]!r:.50}")
 
 
-def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, Shape]:
+def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """What each tensor must be; those that give a size of their own give it here."""
     plan, names = description["plan"], description["names"]
     p, d, c = plan["n_centers"], len(names["features"]), len(names["classes"] or names["targets"])
-    shapes: dict[str, Shape] = {"centers": (p, d), "input_shift": (d,), "input_scale": (d,)}
+    shapes: dict[str, tuple[int, ...]] = {"centers": (p, d), "input_shift": (d,), "input_scale": (d,)}
     shapes |= {"target_offset": (c,), "target_scale": (c,), "excluded_rows": (len(tensors["excluded_rows"]),)}
     # Format 1 had one stage.
     stages = (len(plan["stages"]),) if "stages" in plan else ()

@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: they hold the fit up for a copy of its state, not for the disk."""
+"""Checkpoints are written in the background: a fit waits for a copy of its state, not for the disk."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ep3stream.errors import DamagedDataError, DiskError
 from ep3stream.mesh import Mesh
 from ep3stream.run.checkpoint import Progress, gathered, save_checkpoint
 
-# What a save may fail with, to be tried again later: the disk refuses it, or does not give back what was written.
+# A save that failed with one of these is tried again later: the disk refused, or gave back other bytes.
 _FAILURES = (DiskError, DamagedDataError)
 
 
 class CheckpointSaver:
     """Writes one checkpoint at a time under `directory`, in a thread of its own. A context manager.
 
-    `tell(event, progress, message)` hears of each, in the thread that calls, as `checkpoint` or
-    `checkpoint_failed`: a failed one leaves those before it as they were, and the next one is due as if it had
-    succeeded. Leaving waits for one under way, but not for a KeyboardInterrupt: it then ends by itself, or with the
-    process like any killed one.
+    `tell(event, progress, message)` is called for each checkpoint, in the caller's thread, with the event
+    `checkpoint` or `checkpoint_failed`. A failed checkpoint leaves the earlier ones as they were, and the next one is
+    due as if it had succeeded. Leaving the context waits for a checkpoint under way, except after a
+    KeyboardInterrupt: the thread then ends by itself, or with the process, as after a kill.
 
-    Every rank has one, and calls `begin` and `save` at the same step; the leader's gathers what the others hold of the
-    `n_centers`, writes it and decides when.
+    Every rank has a saver and calls `begin` and `save` at the same step. The leader's gathers the rows of all ranks,
+    writes them, and decides when a checkpoint is due.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class CheckpointSaver:
             self._finish()
 
     def is_due(self, step: int) -> bool:
-        """Whether the leader's settings and clock want one after `step`, some steps or minutes after the last try."""
+        """Whether a checkpoint is due after `step`, by steps or minutes since the last try. Only the leader decides."""
         if not self._mesh.is_leader:
             return False
         steps, minutes = self._config.checkpoint_steps, self._config.checkpoint_minutes
@@ -61,13 +61,13 @@ class CheckpointSaver:
         return by_steps or (minutes > 0 and time.monotonic() - self._tried_at >= 60 * minutes)
 
     def is_idle(self) -> bool:
-        """Whether the leader may `begin`: no checkpoint is under way. Tells of the one that has just ended."""
+        """Whether the leader may `begin`, since no checkpoint is under way; reports one that has just ended."""
         if self._under_way is not None and self._under_way[1].done():
             self._finish()
         return self._mesh.is_leader and self._under_way is None
 
     def begin(self, progress: Progress) -> None:
-        """Starts to write the checkpoint of `progress`, whose next steps may go on at once."""
+        """Starts to write the checkpoint of `progress`; the next steps may follow at once."""
         assert self._under_way is None
         began = time.perf_counter()
         snapshot = gathered(progress, self._n_centers, self._mesh)
@@ -85,7 +85,7 @@ class CheckpointSaver:
         self._under_way = snapshot, future
 
     def save(self, progress: Progress) -> None:
-        """Returns when the checkpoint of `progress` is on the disk; DiskError or DamagedDataError if it cannot be."""
+        """Returns when the checkpoint of `progress` is on the disk; raises DiskError or DamagedDataError on failure."""
         if self._mesh.broadcast_object(lambda: self._has_saved(progress.step)):
             return
         self.begin(progress)
@@ -108,7 +108,7 @@ class CheckpointSaver:
             future.set_exception(error)
 
     def _finish(self) -> Exception | None:
-        """Waits for the checkpoint under way, if any, and tells how it ended; its failure."""
+        """Waits for the checkpoint under way, if any, and reports how it ended; returns its failure, or None."""
         if self._under_way is None:
             return None
         (snapshot, future), self._under_way = self._under_way, None

@@ -225,15 +225,17 @@ class FitRun:
             self._interrupt(stop)
         if self._is_at_end(self.progress):
             return
-        run, steps = self.config.run, range(self.progress.step, self.n_steps)
-
-        def stream() -> BatchStream:
-            timeout_s = run.read_timeout_s or math.inf
-            device = self.mesh.device
-            return BatchStream(self.reader, self.order, steps.start, steps.stop, device, run.dask, timeout_s)
-
-        with NodeBatches(self.mesh, self.reader.manifest, self.order, steps, stream) as self.batches:
+        steps = range(self.progress.step, self.n_steps)
+        with NodeBatches(
+            self.mesh, self.reader.manifest, self.order, steps, lambda: self._stream(steps)
+        ) as self.batches:
             self.trainer.train(self._batches(), self, rows_per_step=self.order.batch_size)
+
+    def _stream(self, steps: range) -> BatchStream:
+        """The batches of these steps, read by this process or its Dask cluster."""
+        run, device = self.config.run, self.mesh.device
+        timeout_s = run.read_timeout_s or math.inf
+        return BatchStream(self.reader, self.order, steps.start, steps.stop, device, run.dask, timeout_s)
 
     def _batches(self) -> Iterator[Batch]:
         """All batches. Where one cannot be had, which every rank learns, the steps before it are saved first."""

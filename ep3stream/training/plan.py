@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -56,8 +55,11 @@ _MOST_CENTERS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Of the problem: rows n, features d, outputs c, and the rows and bytes of a segment."""
+class ProblemSize:
+    """The size of a problem: n rows, d features, c outputs; rows of a segment, bytes of a row.
+
+    is_shuffled: whether neighbouring rows are independent, so that mixing few segments is enough.
+    """
 
     n_rows: int
     n_features: int
@@ -68,11 +70,12 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Sizes fixed before the set-up. `memory` names what the arrays of the fit take on each device, in bytes.
+class SizePlan:
+    """The sizes that are fixed before the set-up.
 
-    max_batch_size: the largest m whose kernel block fits; the step-size measurement chooses m up to it.
-    widest_rank: what `nystrom` may raise the model rank to where that helps much.
+    memory: bytes of the fit's arrays on each device, by item. max_batch_size: the largest batch whose kernel block
+    fits; the set-up chooses the batch up to it. widest_rank: the largest model rank that the set-up may raise
+    model_rank to, where eigenvalues fall fast.
     """
 
     n_centers: int
@@ -87,9 +90,9 @@ class Plan:
 
     @classmethod
     def of(
-        cls, shape: Shape, config: SolverConfig, n_centers: int, memory_bytes: int, devices: int = 1
-    ) -> Plan:
-        """Ranks and samples clipped to the data, the batch to the memory, of which each of the devices has so much.
+        cls, shape: ProblemSize, config: SolverConfig, n_centers: int, memory_bytes: int, devices: int = 1
+    ) -> SizePlan:
+        """Ranks and samples within the data, the batch within `memory_bytes` on each of the devices.
 
         Raises ConfigError when the model does not fit the memory, naming the parts and what would fit, or when
         the batch has more rows than there are.
@@ -117,8 +120,8 @@ class Plan:
         return cls(n_centers, model_rank, widest, data_rank, n_landmarks, samples, window, batch, memory)
 
 
-def largest_model(shape: Shape, config: SolverConfig, memory_bytes: int, devices: int = 1) -> int:
-    """The number of centers up to which a fit is within the memory of each device; 0 where not even one is."""
+def largest_model(shape: ProblemSize, config: SolverConfig, memory_bytes: int, devices: int = 1) -> int:
+    """The largest number of centers that fits the memory of each device; 0 where not even one center fits."""
     window = window_segments(shape, memory_bytes)
     return bisect_right(
         range(_MOST_CENTERS),
@@ -127,20 +130,23 @@ def largest_model(shape: Shape, config: SolverConfig, memory_bytes: int, devices
     )
 
 
-def automatic_centers(shape: Shape) -> int:
-    """5000, but at most a fifth of the rows: centers are not trained on."""
+def automatic_centers(shape: ProblemSize) -> int:
+    """The number of centers of `auto`: 5000, but at most a fifth of the rows, since centers are not trained on."""
     return max(1, min(_AUTO_CENTERS, shape.n_rows // 5))
 
 
-def window_segments(shape: Shape, memory_bytes: int) -> int:
-    """Segments whose rows are mixed: two windows are held. More of them if the store itself is not shuffled."""
+def window_segments(shape: ProblemSize, memory_bytes: int) -> int:
+    """How many segments one window mixes. Two windows are held in memory.
+
+    Two windows take 40 MiB, and up to a quarter of the memory where the store itself is not shuffled.
+    """
     budget = _STREAM_BYTES if shape.is_shuffled else max(_STREAM_BYTES, memory_bytes // 4)
     segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
     n_segments = -(-shape.n_rows // shape.segment_rows)
     return max(1, min(budget // (2 * segment_bytes), n_segments))
 
 
-def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
+def _ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
     """Model rank, data rank, landmarks and Nystrom samples."""
     if config.projection == "eigenpro":
         return _published_ranks(shape, config, n_centers)
@@ -159,7 +165,10 @@ def _ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int
 def _widest_rank(
     config: SolverConfig, share: int, model_rank: int, n_landmarks: int, spare_bytes: int
 ) -> int:
-    """Up to 1500 and three quarters of the landmarks, where that takes a small share of the memory left over."""
+    """The largest rank of a basis: up to 1500 and three quarters of the landmarks.
+
+    What the wider basis takes is at most an eighth of `spare_bytes`, the memory that is left over.
+    """
     if config.model_rank or config.projection != "nystrom":
         return model_rank
     wider = range(model_rank, min(_WIDEST_RANK, 3 * n_landmarks // 4))
@@ -168,12 +177,15 @@ def _widest_rank(
 
 
 def _wider_bytes(share: int, model_rank: int, rank: int) -> int:
-    """What a basis takes beyond one of the model rank, its set-up in float64 included."""
+    """Bytes that a basis of `rank` takes beyond one of the model rank, with its set-up in float64."""
     return _FLOAT * share * (rank - model_rank) + 6 * 8 * (rank**2 - model_rank**2)
 
 
-def _published_ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
-    """Its preconditioners are apart: either rank is bounded by its own sample alone."""
+def _published_ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
+    """Model rank, data rank, landmarks and samples of EigenPro3.
+
+    The two preconditioners do not depend on one another: each rank is bounded by its own sample alone.
+    """
     samples = min(config.nystrom_samples or _PUBLISHED_SAMPLES, shape.n_rows)
     # The authors' 500 of 5000. With more pairs of a sample the published steps are known to diverge.
     published = max(1, samples // _SAMPLES_PER_PAIR)
@@ -183,10 +195,12 @@ def _published_ranks(shape: Shape, config: SolverConfig, n_centers: int) -> tupl
     return model_rank, data_rank, n_landmarks, samples
 
 
-def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int, devices: int) -> dict[str, int]:
-    """What the arrays of a fit take on each device beside the batches, by part, in bytes; grows with the centers.
+def _memory(
+    shape: ProblemSize, config: SolverConfig, n_centers: int, window: int, devices: int
+) -> dict[str, int]:
+    """Bytes of a fit's arrays on each device, by item, without the batches; the sum grows with the centers.
 
-    Each device has a share of the centers, scaled and prepared, and during the set-up all of them as they are.
+    Each device holds its share of the centers, scaled and prepared, and during the set-up all centers unscaled.
     """
     rank, data_rank, landmarks, samples = _ranks(shape, config, n_centers)
     share = -(-n_centers // devices)
@@ -210,23 +224,23 @@ def _memory(shape: Shape, config: SolverConfig, n_centers: int, window: int, dev
     return parts | {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": setup_tiles}
 
 
-def _batch_row_bytes(shape: Shape, n_centers: int, devices: int) -> int:
-    """Of one row of a batch: held three times over by the read-ahead, once or twice prepared; its kernel values."""
+def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:
+    """Bytes of one row of a batch: three copies in the read-ahead, two prepared ones, and its kernel values."""
     return _FLOAT * -(-n_centers // devices) + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
 
 
-def _least_batch(shape: Shape, config: SolverConfig) -> int:
+def _least_batch(shape: ProblemSize, config: SolverConfig) -> int:
     return config.batch_size or min(_MIN_BATCH, shape.n_rows)
 
 
-def _needed(shape: Shape, config: SolverConfig, n_centers: int, window: int, devices: int) -> int:
-    """Bytes of each device without which a fit of this many centers does not start."""
+def _needed(shape: ProblemSize, config: SolverConfig, n_centers: int, window: int, devices: int) -> int:
+    """The least memory of each device, in bytes, with which a fit of so many centers starts."""
     batches = _least_batch(shape, config) * _batch_row_bytes(shape, n_centers, devices)
     return sum(_memory(shape, config, n_centers, window, devices).values()) + batches
 
 
 def _too_large(
-    shape: Shape,
+    shape: ProblemSize,
     config: SolverConfig,
     n_centers: int,
     memory_bytes: int,
@@ -250,27 +264,13 @@ def _too_large(
     )
 
 
-def describe(plan: Plan, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan as JSON, with what the set-up has decided since."""
-    return {
-        "n_centers": plan.n_centers,
-        "model_rank": plan.model_rank,
-        "data_rank": plan.data_rank,
-        "n_landmarks": plan.n_landmarks,
-        "nystrom_samples": plan.nystrom_samples,
-        "window_segments": plan.window_segments,
-        "memory": dict(plan.memory),
-        **extra,
-    }
-
-
 _OF_FREE_MEMORY = 0.8
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def machine_bytes(device: torch.device) -> int:
-    """Of a GPU its memory; of the CPU that of the machine, or of the container this process is in."""
+    """The memory of a GPU; for the CPU the memory of the machine, or of the container this process runs in."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -281,9 +281,9 @@ def machine_bytes(device: torch.device) -> int:
 
 
 def memory_budget(asked: int, mesh: Mesh) -> int:
-    """Bytes for a fit's arrays on each device: those asked for, but on GPUs four fifths of what is free by default.
+    """Bytes that a fit's arrays may take on each device: `asked`, or on a GPU by default 4/5 of its free memory.
 
-    The least of all devices counts, so that the ranks plan alike.
+    The least of all devices counts, so that every rank plans the same sizes.
     """
     if mesh.device.type != "cuda" or asked != RunConfig().memory_bytes:
         return asked
@@ -292,7 +292,7 @@ def memory_budget(asked: int, mesh: Mesh) -> int:
 
 
 def require_machine(
-    shape: Shape, config: SolverConfig, plan: Plan, device: torch.device, devices: int = 1
+    shape: ProblemSize, config: SolverConfig, plan: SizePlan, device: torch.device, devices: int = 1
 ) -> None:
     """ConfigError where the device has less memory than the plan takes, whatever the budget allows.
 

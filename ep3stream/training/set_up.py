@@ -44,7 +44,7 @@ from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
 from ep3stream.stream.scan import sample_rows
 from ep3stream.training.centers import CenterSource
-from ep3stream.training.plan import Plan, Shape, automatic_centers, memory_budget, require_machine
+from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget, require_machine
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Problem:
     fingerprint, conversion: of the store, where the rows come from one.
     """
 
-    shape: Shape
+    shape: ProblemSize
     task: Task
     names: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...] | None]
     inputs: InputScaling
@@ -166,7 +166,7 @@ def set_up_split(
     source = CenterSource.of(config, split, automatic_centers(shape))
     require_enough_centers(source.n_centers, mesh.size)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
-    plan = Plan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
+    plan = SizePlan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
     require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
     require_varied_features(split)
     require_varied_targets(split)
@@ -185,7 +185,7 @@ def set_up_split(
 def set_up(
     problem: Problem,
     rows: SetUpRows,
-    plan: Plan,
+    plan: SizePlan,
     config: FitConfig,
     function: KernelFunction | None,
     mesh: Mesh,
@@ -279,7 +279,7 @@ def problem_of_split(split: Split, config: FitConfig) -> Problem:
 
 
 def rows_of_split(
-    split: Split, source: CenterSource, inputs: InputScaling, plan: Plan, config: FitConfig, mesh: Mesh
+    split: Split, source: CenterSource, inputs: InputScaling, plan: SizePlan, config: FitConfig, mesh: Mesh
 ) -> SetUpRows:
     """Centers, sample and probes of a split, read once by one rank of each machine; a function of the seed."""
     drawn = None
@@ -304,7 +304,7 @@ def draw_centers(info: SplitInfo, n_centers: int, seed: int) -> Rows:
     return sample_rows(info, n_centers, seed, _CENTERS)
 
 
-def other_rows(info: SplitInfo, drawn: Rows | None, plan: Plan, config: FitConfig) -> Rows:
+def other_rows(info: SplitInfo, drawn: Rows | None, plan: SizePlan, config: FitConfig) -> Rows:
     """Numbers of the rows for sample and probes, in random order; centers only where there are no other rows.
 
     A center leans far more on its own weight than the rows that are trained on. drawn: the rows that became centers.
@@ -328,13 +328,13 @@ def require_enough_centers(n_centers: int, n_devices: int) -> None:
         )
 
 
-def shape_of(split: Split) -> Shape:
+def shape_of(split: Split) -> ProblemSize:
     """The sizes of the problem that a split poses."""
     manifest, info = split.manifest, split.info
     y_values = 1 if manifest.task == "classification" else manifest.n_outputs
     row_bytes = manifest.n_features * np.dtype(manifest.x_dtype).itemsize + 4 * y_values
     is_shuffled = manifest.shuffle_seed is not None
-    return Shape(
+    return ProblemSize(
         info.n_rows, manifest.n_features, manifest.n_outputs, info.segment_rows, row_bytes, is_shuffled
     )
 
@@ -361,7 +361,7 @@ def _kernel(
 
 
 def _setup_plan(
-    plan: Plan,
+    plan: SizePlan,
     kernel: Kernel,
     settings: SolverConfig,
     spectra: Spectra,

@@ -1,4 +1,4 @@
-"""The validations of a fit: which rows, at which steps, and which model was the best so far."""
+"""Validations of a fit: on which rows, after which steps, and which model has been the best."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from ep3stream.stream.scan import sample_rows
 
 _MAX_ROWS = 50_000
 
-_ROWS = 3  # The sample's purpose; those of the set-up are 1 and 2.
+# Purpose of random numbers; the set-up has 1 and 2.
+_ROWS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Scores on the same `rows`, (h,) sorted, of a split every so many steps and at the end of the fit.
+    """Scores on the same h rows of a split, every so many steps and at the end of the fit.
 
-    All rows of a split of up to 50,000, else so many random ones: a validation costs O(h p), whatever the split has.
+    rows: their numbers, (h,), sorted: all rows of a split of up to 50,000 rows, else 50,000 random ones, so that a
+    validation costs O(h p) time however large the split is.
     """
 
     reader: SplitReader
@@ -39,7 +41,7 @@ class Validation:
 
     @classmethod
     def of(cls, store: RowStore, config: FitConfig, steps_per_epoch: int) -> Validation | None:
-        """None unless a split is to be validated."""
+        """The validation of the settings; None where they name no split to validate."""
         if config.data.validate is None:
             return None
         reader = store.split(config.data.validate)
@@ -48,18 +50,18 @@ class Validation:
         return cls(reader, rows, config.solver.validation_steps(steps_per_epoch))
 
     def score(self, model: ModelShard, targets: TargetCode) -> dict[str, Any]:
-        """The scores that `evaluate` gives, and `weighted_error`, the mean square that the fit makes small."""
+        """The scores that `evaluate` gives, and `weighted_error`, the mean square that the fit minimises."""
         return score_rows(model, self.reader, self._read, targets)
 
     def _read(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-        """A segment's share of the rows at a time."""
+        """Yields x and y of the rows, those of one segment at a time."""
         starts = np.flatnonzero(np.diff(self.rows // self.reader.info.segment_rows)) + 1
         for part in np.split(self.rows, starts):
             yield self.reader.read_rows(part)
 
 
 def after_validation(best: Best | None, scores: Mapping[str, Any], average: Tensor, step: int) -> Best:
-    """`best` with one more validation, of the model `average`, (c, p_shard), at `step`."""
+    """The best model after one more validation, of the weights `average`, (c, p_shard), at `step`."""
     error = float(scores["weighted_error"])
     if best is None or error < best.error or math.isnan(best.error):
         return Best(average.clone(), error, step)
@@ -67,7 +69,7 @@ def after_validation(best: Best | None, scores: Mapping[str, Any], average: Tens
 
 
 def require_validation(config: FitConfig) -> None:
-    """ConfigError for a patience without a split to try it on."""
+    """ConfigError for a patience without a split to validate on."""
     if config.solver.patience and config.data.validate is None:
         raise ConfigError(
             f"patience is {config.solver.patience} but no split is validated; give one with --validate, "
