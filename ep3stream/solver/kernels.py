@@ -212,7 +212,7 @@ class RadialKernel:
         return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, d, is_exact)
 
     def diagonal(self, x: Tensor) -> Tensor:
-        """Ones, (n,)."""
+        """Ones, (n,): phi(0) is 1."""
         return torch.ones_like(x[:, 0])
 
 
@@ -276,11 +276,11 @@ class CallableKernel:
         return {}
 
     def left(self, x: Tensor) -> Points:
-        """x itself, unchanged."""
+        """x itself: the function takes points as they are."""
         return Points(x)
 
     def right(self, x: Tensor) -> Points:
-        """x itself, unchanged."""
+        """x itself: the function takes points as they are."""
         return Points(x)
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
