@@ -1,4 +1,4 @@
-"""What both estimators have in common: training, and going through rows of every kind."""
+"""What `KernelRegressor` and `KernelClassifier` share: training and prediction for rows of every kind."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ ClassWeights = Literal["none", "balanced"] | Mapping[str | int, float]
 
 
 def dense(x: Any) -> Block:
-    """Rows of a sparse matrix as an array, others as they are: kernels of distances have no use for zeros."""
+    """A sparse matrix as an array, other rows unchanged: distances gain nothing from zeros."""
     rows: Block = np.ascontiguousarray(x.toarray()) if issparse(x) else x
     return rows
 
 
 class KernelEstimator(BaseEstimator):  # type: ignore[misc]
-    """What both have in common: their settings, training, and going through rows of every kind."""
+    """The common base of both estimators. Subclasses code the targets and decode the outputs."""
 
     model_: Predictor
     losses_: list[float]
@@ -64,7 +64,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     _seed: int
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Trains anew, for all epochs.
+        """Trains from the start, for all epochs.
 
         X, y: arrays of (n, d) and (n,), or for regression (n, c); Dask arrays of these; or, without y, a store's
         path, an open store, or one of its splits: `train`, or the only one. sample_weight, for arrays in memory: what
@@ -120,7 +120,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         return hasattr(self, "model_")
 
     def _trained(self) -> KernelModel:
-        """The solver of the training, after `load` made again from its state."""
+        """The trainer; after `load` it is made again from the saved state."""
         if self._trainer is None:
             if self._saved is None:
                 raise InputError(
@@ -143,7 +143,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         return state | {"centers": self._centers, "rows": rows}
 
     def _start(self, source: Source) -> tuple[Source, Rows]:
-        """Draws the centers and makes the trainer; the rows to train on, and which of them are left out."""
+        """Draws the centers and makes the trainer. Returns the rows to train on and those to leave out."""
         given = self.random_state
         is_number = isinstance(given, int | np.integer) and not isinstance(given, bool)
         self._seed = int(given) if is_number else int(check_random_state(given).randint(2**31 - 1))
@@ -197,7 +197,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         return ArraySource(x, y, RowForm(x.shape[1], self._n_outputs(), self._task, torch.device("cpu")))
 
     def _class_weights(self) -> ClassWeights:
-        """By class id, as `KernelModel` takes them; a classifier has some."""
+        """Class weights by class id, as `KernelModel` takes them; a classifier overrides this."""
         return "none"
 
     def _input_scaling(self, source: Source) -> InputScaling:
@@ -227,7 +227,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _training_rows(
         self, X: Any, y: Any, is_first: bool, split: str = "train", sample_weight: Any = None
     ) -> Source:
-        """Rows of any kind, with coded targets; the first ones say how many features, targets or classes there are."""
+        """Rows of any kind with coded targets. The first rows set the number of features, targets or classes."""
         if isinstance(X, Store) or is_dask_array(X):
             self._refuse_weights(sample_weight)
         if isinstance(X, Store):
@@ -252,7 +252,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _outputs(
         self, X: Any, of_block: Callable[[Predictor, Block], Block], n_columns: int | None, dtype: Any
     ) -> Any:
-        """`of_block(model, x)` for rows of any kind: an array, or for a Dask array a lazy one."""
+        """`of_block(model, x)` for rows of any kind; a lazy array for a Dask array, else a NumPy array."""
         check_is_fitted(self, "model_")
         if is_dask_array(X):
             self._require_features(X.shape[1])
@@ -275,14 +275,14 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _streamed_score(self, X: Any, y: Any, totals: RegressionScores | ClassScores) -> dict[str, Any]:
-        """Of rows that need not fit in memory."""
+        """Scores of rows that need not fit in memory, summed in `totals`."""
         check_is_fitted(self, "model_")
         for x, targets in self._training_rows(X, y, is_first=False, split="test").all():
             totals.add(self.model_.decision_function(x).astype(np.float64), np.asarray(targets))
         return totals.result()
 
     def _take_names(self, reader: SplitReader, task: str, is_first: bool) -> None:
-        """The features of a store; ValueError where they are not those of the first rows."""
+        """Takes over the feature names of a store; ValueError where the first rows had other features."""
         manifest = reader.manifest
         if manifest.task != task:
             raise ValueError(f"{reader.path} is for {manifest.task}; {type(self).__name__} does {task}")
@@ -307,7 +307,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             )
 
     def _predictor(self) -> Predictor:
-        """The model for unscaled inputs, with the names of this data."""
+        """The model as it is now, with the feature and class names of the data."""
         assert self._trainer is not None  # it has just been trained
         model = self._trainer.predictor()
         names = getattr(self, "feature_names_in_", None)
@@ -319,7 +319,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         )
 
     def _fitted(self) -> dict[str, Any]:
-        """What `_take_fitted` takes."""
+        """The fitted attributes as JSON; `_take_fitted` restores them."""
         names = getattr(self, "feature_names_in_", None)
         features = {
             "n_features": self.n_features_in_,
@@ -336,7 +336,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
 
 
 def _reader(rows: Store, usual: str) -> SplitReader:
-    """A split; of a store the usual one, or the only one."""
+    """The reader of a split: the one given, or of a store the split `usual`, or its only split."""
     if isinstance(rows, SplitReader):
         return rows
     store = rows if isinstance(rows, RowStore) else open_store(rows)
@@ -345,7 +345,7 @@ def _reader(rows: Store, usual: str) -> SplitReader:
 
 
 def _weighing(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Block]:
-    """The rows of positive weight, and those weights, (n,); ValueError where there are none, or a negative one."""
+    """The rows of positive weight, and their weights, (n,); ValueError for a negative weight, or none above zero."""
     check_consistent_length(X, y)
     weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     counts = np.flatnonzero(weights)

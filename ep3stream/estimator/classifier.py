@@ -1,4 +1,4 @@
-"""`KernelClassifier`."""
+"""`KernelClassifier`: class probabilities by least squares on class indicators."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:
-        """One pass over the rows; the first call needs all `classes`, but of a store, which knows them.
+        """One pass over the rows. The first call needs all `classes`, unless the rows are a store, which knows them.
 
         The first rows also give the centers, scaling and step sizes: let them be many and of all classes.
         """
@@ -88,12 +88,12 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         return super().fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> Any:
-        """Labels, (n,); of a Dask array a lazy one. Of a store, `test` or the only split."""
+        """Labels, (n,); a lazy array for a Dask array. For a store, those of the split `test` or the only split."""
         check_is_fitted(self, "model_")
         return self._outputs(X, partial(_labels, self.classes_), None, self.classes_.dtype)
 
     def predict_proba(self, X: Any) -> Any:
-        """The nearest point of the simplex to the outputs, (n, classes), float32; rows sum to 1."""
+        """Probabilities, (n, classes), float32: the point of the simplex nearest to the outputs; rows sum to 1."""
         check_is_fitted(self, "model_")
         return self._outputs(X, _probabilities, len(self.classes_), np.float32)
 
@@ -104,7 +104,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         return self._outputs(X, _decision, columns, np.float32)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Accuracy. Streams Dask arrays and stores, which take no sample_weight."""
+        """The accuracy. Dask arrays and stores are streamed, and take no sample_weight."""
         if not is_dask_array(X) and not isinstance(X, Store):
             return float(super().score(X, y, sample_weight))
         self._refuse_weights(sample_weight)
@@ -170,7 +170,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
 
 
 def _ids(labels: Block, classes: Block) -> Block:
-    """Class ids, (n,), of labels; ValueError for one that is not among the classes."""
+    """Class ids, (n,), of the labels; ValueError for a label that is not among the classes."""
     found: Block = np.searchsorted(classes, labels).clip(max=len(classes) - 1).astype(np.int64)
     unknown = np.flatnonzero(classes[found] != labels)
     if len(unknown):

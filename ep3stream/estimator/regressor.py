@@ -1,4 +1,4 @@
-"""`KernelRegressor`."""
+"""`KernelRegressor`: one target or several, by least squares."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.random_state = random_state
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """One pass over the rows. The first ones also give the centers, scaling and step sizes: let them be many."""
+        """One pass over the rows. The first rows also give centers, scaling and step sizes, so give many of them."""
         return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> Any:
-        """Values, (n,) or (n, c), float32; of a Dask array a lazy one. Of a store, `test` or the only split."""
+        """Values, (n,) or (n, c), float32; lazy for a Dask array. Of a store, the split `test` or the only split."""
         check_is_fitted(self, "model_")
         columns = None if self._is_flat else self._n_outputs()
         return self._outputs(X, partial(_values, self._is_flat), columns, np.float32)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """R2, the mean over the targets; 1 is perfect. Streams Dask arrays and stores, which take no sample_weight."""
+        """R2, averaged over the targets; 1 is perfect. Dask arrays and stores take no sample_weight."""
         if not is_dask_array(X) and not isinstance(X, Store):
             return float(super().score(X, y, sample_weight))
         self._refuse_weights(sample_weight)

@@ -50,7 +50,7 @@ class DaskRows:
 
     @classmethod
     def of(cls, x: Any, y: Any, memory_bytes: int) -> DaskRows:
-        """An eighth of the memory holds a window. Raises InputError where x and y do not match."""
+        """Rows of x and y, mixed in windows of an eighth of the memory. InputError where x and y do not match."""
         x, y = _row_blocks(x), _row_blocks(y)
         if len(x) != len(y) or not len(x):
             raise InputError(f"x has {len(x)} rows and y {len(y)}; give as many of both, at least one")
@@ -64,7 +64,7 @@ class DaskRows:
         return len(self.x) - len(self.excluded)
 
     def statistics(self) -> ColumnStatistics:
-        """One pass, a block at a time."""
+        """Statistics of the features, from one pass over the blocks."""
         moments = Moments.empty(self.x.shape[1])
         for (block,) in self._computed(range(self.x.numblocks[0]), with_y=False):
             moments = moments.merge(Moments.of(block))
@@ -90,7 +90,7 @@ class DaskRows:
         return self.take(rows[~np.isin(rows, self.excluded)][:n_rows])
 
     def take(self, rows: Rows) -> Pair:
-        """Computes the blocks they lie in."""
+        """x, (m, d), and y of these row numbers; computes the blocks that hold them."""
         starts = self._starts()
         order = np.argsort(rows, kind="stable")
         in_block = np.searchsorted(starts, rows[order], side="right") - 1
@@ -123,7 +123,7 @@ class DaskRows:
                 yield x[order[rows]], y[order[rows]]
 
     def all(self) -> Iterator[Pair]:
-        """Block by block."""
+        """Every row once, block by block."""
         yield from self._computed(range(self.x.numblocks[0]))  # type: ignore[misc]
 
     def _starts(self) -> Rows:
@@ -142,7 +142,7 @@ class _Block:
     parts: tuple[Any, ...]
 
     def compute(self) -> tuple[Any, ...]:
-        """All parts, in one graph, so that what they share is computed once."""
+        """Computes all parts as one Dask graph, so that a common part is computed once."""
         from dask.base import compute
 
         parts: tuple[Any, ...] = compute(*self.parts)
@@ -151,7 +151,7 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class WeightedRows:
-    """Rows that come as often as their weight, in place of steps of that size.
+    """Rows that come as often as they weigh, instead of steps as long as they weigh.
 
     An epoch has floor(C_i + u) - floor(C_{i-1} + u) copies of row i, C the running sum of `copies` and u uniform on
     [0, 1), drawn anew each epoch (systematic resampling: Kitagawa, 1996): copies_i on average, and for whole numbers
@@ -178,7 +178,7 @@ class WeightedRows:
         return len(self.x) - len(self.excluded)
 
     def statistics(self) -> ColumnStatistics:
-        """Weighted mean and standard deviation, about the mean."""
+        """Weighted mean and standard deviation of the features, and their plain range."""
         x, share = self.x, self.copies / self.copies.sum()
         mean, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
         for rows in batches_of(len(x)):
@@ -208,7 +208,7 @@ class WeightedRows:
         return self.x[rows], self.y[rows]
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Pair]:
-        """All copies, mixed."""
+        """The copies of one epoch, in random order."""
         order = self._repeated(np.random.default_rng((seed, ORDERS, epoch)))
         for rows in batches_of(len(order)):
             yield self.take(order[rows])
@@ -231,13 +231,13 @@ def _statistics(moments: Moments) -> ColumnStatistics:
 
 
 def batches_of(n_rows: int) -> Iterator[slice]:
-    """Of rows as they lie."""
+    """Slices of up to 4096 consecutive rows."""
     for start in range(0, n_rows, _BATCH_ROWS):
         yield slice(start, min(start + _BATCH_ROWS, n_rows))
 
 
 def _row_blocks(array: Any) -> Any:
-    """A Dask array cut along its rows only, of known sizes; those of a DataFrame's are found by computing it."""
+    """A Dask array cut along its rows only. Unknown block sizes, as of a DataFrame, are found by computing it."""
     if np.isnan(array.shape[0]):
         array = array.compute_chunk_sizes()
     return array.rechunk(dict.fromkeys(range(1, array.ndim), -1))

@@ -1,4 +1,4 @@
-"""An estimator on disk: the model, as every run has it, and what it takes to train on; no pickle.
+"""An estimator on disk, without pickle: the model in the form of a run, and the state to train on from.
 
 PATH/model/          what `ep3stream.load(PATH)` and `ep3stream export` read
 PATH/estimator/      settings, fitted attributes, and the state of the training
@@ -32,7 +32,11 @@ _CONFIG, _CALLABLE, _PAIRS = "KernelConfig", "callable", "pairs"  # Not every ke
 
 @dataclass(frozen=True, slots=True)
 class SavedEstimator:
-    """parameters: of its constructor; fitted: JSON; state: a `KernelModel`'s, None where only the model is there."""
+    """An estimator as read from disk.
+
+    parameters: arguments of the constructor. fitted: fitted attributes, JSON. state: the state of the `KernelModel`,
+    None where the files hold only a model.
+    """
 
     model: Predictor
     parameters: dict[str, Any]
@@ -47,19 +51,19 @@ def save_estimator(
     fitted: Mapping[str, Any],
     state: Mapping[str, Any],
 ) -> None:
-    """Writes both bundles, each all or nothing, the model last. Raises DiskError."""
+    """Writes the estimator's bundle, then the model's, each all or nothing. Raises DiskError."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     description = {
         "parameters": {name: _as_json(value) for name, value in parameters.items()},
         "fitted": dict(fitted),
-        "state": _told({name: value for name, value in state.items() if name not in tensors}),
+        "state": _finite({name: value for name, value in state.items() if name not in tensors}),
     }
     write_bundle(path / _KIND, _KIND, tensors, description)
     save_model(RunDirectory(path), model)
 
 
 def load_estimator(path: Path, kernel: KernelFunction | None) -> SavedEstimator:
-    """What was saved, or only the model of a run. Raises InputError, DamagedDataError."""
+    """The saved estimator, or only the model where `path` is a run. Raises InputError, DamagedDataError."""
     model = load(path, kernel)
     found = find_bundle(path / _KIND)
     if found is None:
@@ -67,7 +71,7 @@ def load_estimator(path: Path, kernel: KernelFunction | None) -> SavedEstimator:
     bundle = read_bundle(found, _KIND)
     try:
         parameters = {name: _from_json(value) for name, value in bundle.description["parameters"].items()}
-        state = {**_heard(bundle.description["state"]), **bundle.tensors}
+        state = {**_restored(bundle.description["state"]), **bundle.tensors}
         if kernel is not None:
             parameters["kernel"] = kernel
         return SavedEstimator(model, parameters, bundle.description["fitted"], state)
@@ -75,24 +79,24 @@ def load_estimator(path: Path, kernel: KernelFunction | None) -> SavedEstimator:
         raise DamagedDataError(f"{found} has a missing or impossible field ({error!r}); fit again") from error
 
 
-def _told(value: Any) -> Any:
-    """A state with numbers that JSON has none for, such as the best loss before there was one, as texts."""
+def _finite(value: Any) -> Any:
+    """The state with infinite and nan numbers as texts, since JSON has no such numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return {_FLOAT: str(value)}
-    return {name: _told(each) for name, each in value.items()} if isinstance(value, dict) else value
+    return {name: _finite(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
-def _heard(value: Any) -> Any:
-    """What `_told` was given."""
+def _restored(value: Any) -> Any:
+    """The state that `_finite` was given."""
     if not isinstance(value, dict):
         return value
     if value.keys() == {_FLOAT}:
         return float(value[_FLOAT])
-    return {name: _heard(each) for name, each in value.items()}
+    return {name: _restored(each) for name, each in value.items()}
 
 
 def _as_json(value: Any) -> Any:
-    """A parameter that JSON has no form for is saved as its kind; a generator of random numbers as None."""
+    """A constructor argument as JSON; a callable is saved as a mark, a random generator as None."""
     if isinstance(value, KernelConfig):
         return {_CONFIG: asdict(value)}
     if isinstance(value, torch.device):

@@ -1,4 +1,4 @@
-"""What a fit will take, told before it: memory, bytes, arithmetic and time.
+"""What a fit will take, said before the fit: memory, bytes, arithmetic and time.
 
 A fit's plan in words, for people.
 """
@@ -53,7 +53,7 @@ _SAMPLED_SEGMENTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Times and rates, from what was measured.
+    """Times and rates of a fit, computed from what a pilot run has measured.
 
     setup_s: drawing rows, preconditioner, step size; fit_s: all steps. limit: `arithmetic`, `reading` or `links`;
     starved: the share of fit_s that is spent waiting for data. peak_bytes: on each device, of what the plan sets aside
@@ -100,7 +100,7 @@ class FitPlan:
     expected: Expected | None
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as a JSON object."""
+        """The plan as a JSON object."""
         return asdict(self)
 
 
@@ -169,7 +169,7 @@ def plan(
 
 
 def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:
-    """With the batch, rank and passes of the rehearsal, which had as much memory for fewer centers."""
+    """`sizes` with the batch, rank and passes of the pilot run, which had the same memory for fewer centers."""
     batch_size = min(sizes.batch_size, measured.batch_size)
     return replace(sizes, batch_size=batch_size, model_rank=measured.model_rank, passes=measured.passes)
 
@@ -198,7 +198,7 @@ def _expected(
 
 
 def _used(planned: SizePlan, sizes: Sizes, config: SolverConfig) -> int:
-    """Bytes of the plan's memory without a wider basis that was not found, and rows that no kernel block has."""
+    """Bytes of the planned memory that the fit will touch: less a wider basis that was not needed, and spare rows."""
     memory = dict(planned.memory)
     if sizes.model_rank <= planned.model_rank:
         memory.pop(WIDER_BASIS, None)
@@ -212,7 +212,7 @@ def _used(planned: SizePlan, sizes: Sizes, config: SolverConfig) -> int:
 
 
 def _of_each_device(rates: Rates, devices: int, link_bytes_per_s: float | None) -> Rates:
-    """Those of one device; where devices are shares of a CPU, each has its part of what was measured on all of it."""
+    """The rates of one device. A device that is a share of a CPU has its part of the rates of the whole CPU."""
     parts = 1 if torch.cuda.is_available() else devices
     return replace(
         rates,
@@ -227,7 +227,7 @@ def _solver_seconds(sizes: Sizes, rates: Rates) -> float:
 
 
 def _limit(sizes: Sizes, rates: Rates) -> str:
-    """The part of a step that takes longest."""
+    """`arithmetic`, `links` or `reading`: the part of a step that takes longest."""
     parts = {
         "arithmetic": compute_seconds_of_step(sizes, rates),
         "links": link_seconds_of_step(sizes, rates),
@@ -237,7 +237,7 @@ def _limit(sizes: Sizes, rates: Rates) -> str:
 
 
 def _setup_seconds(sizes: Sizes, pilot_run: PilotRun, rates: Rates, shape: ProblemSize) -> float:
-    """As the rehearsal's, each part in proportion to its own work."""
+    """Seconds of the set-up: each stage of the pilot run's set-up, scaled by the work of that stage."""
     small = pilot_run.sizes
     preconditioner = flops_of_setup(sizes) / flops_of_setup(small)
     blocks = compute_seconds_of_step(sizes, rates) / compute_seconds_of_step(small, pilot_run.rates)
@@ -249,14 +249,14 @@ def _setup_seconds(sizes: Sizes, pilot_run: PilotRun, rates: Rates, shape: Probl
 
 
 def _setup_segments(sizes: Sizes, shape: ProblemSize) -> int:
-    """That the set-up reads: `sample_rows` draws from 64, and more where it takes more rows, for centers and others."""
+    """How many segments the set-up reads: `sample_rows` draws from 64 segments, or more for many centers."""
     n_segments = -(-shape.n_rows // shape.segment_rows)
     drawn = max(_SAMPLED_SEGMENTS, 2 * sizes.n_centers // shape.segment_rows)
     return min(n_segments, drawn + _SAMPLED_SEGMENTS)
 
 
 def _resident_bytes() -> int:
-    """Of this process now."""
+    """Resident memory of this process now, in bytes; 0 where the system does not say."""
     pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
     return pages * 4096
 
@@ -271,7 +271,7 @@ _LIMITS = {
 
 
 def describe_plan(plan: FitPlan) -> str:
-    """Some twenty lines: the sizes, memory by item, what is read and computed, and how long it takes."""
+    """The plan as about twenty lines of text: sizes, memory by item, bytes read, arithmetic and time."""
     sizes, total = plan.sizes, sum(plan.memory.values())
     many = f" on each of {sizes.devices} devices" if sizes.devices > 1 else ""
     batches = (

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved all or nothing, loaded newest first, and only if every byte is as written."""
+"""Checkpoints of a run: written all or nothing, loaded newest first, used only if every byte is as written."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _TENSORS = ("weights", "velocity", "average", "good_weights", "good_average")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best model a fit has validated. weights: (c, p_shard); error: its weighted squared error, at `step`.
+    """The best model that a fit has validated.
 
-    n_since: validations since then.
+    weights: (c, p_shard). error: its weighted squared error after `step` steps. n_since: validations since then.
     """
 
     weights: Tensor
@@ -42,12 +42,12 @@ class Best:
 
 @dataclass(slots=True)
 class Progress:
-    """Everything a fit needs to go on: solver and guard, the cursor, and losses the guard has yet to see.
+    """Everything that a fit needs to go on: the cursor, the solver's state, the guard, and running scores.
 
-    elapsed_s: seconds over all sittings; waited_s of them for data, stalled_s for checkpoints, validated_s for
-    validations. streamed: what it took beside them to have the data there.
-    scored: the running loss of the average.
-    best: the best model validated, of a fit that may stop early.
+    unseen_losses: batch losses that the guard has not seen. elapsed_s: seconds of all processes of this run so far;
+    of these, waited_s for data, stalled_s for checkpoints, validated_s for validations. streamed: seconds of reading,
+    which goes on beside the steps. running_score: the running loss of the average. best: None unless the fit may
+    stop early.
     """
 
     step: int
@@ -63,7 +63,7 @@ class Progress:
     streamed: StreamTimes = field(default_factory=StreamTimes)
 
     def snapshot(self) -> Progress:
-        """What later steps do not change: the three matrices they write to are copied, O(p c), the rest is shared."""
+        """A copy that later steps do not change: it has its own weights, velocity and average, O(p c) memory."""
         state = self.state
         copies = {name: tensor.clone() for name, tensor in state.tensors().items()}
         return replace(
@@ -94,7 +94,7 @@ def save_checkpoint(directory: Path, progress: Progress, setup_digest: str, keep
 
 
 def _parts(progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Its tensors, each (c, p_shard), and the rest as JSON."""
+    """The tensors of a progress by name, each (c, p_shard), and everything else as JSON."""
     guard = progress.guard
     tensors = progress.state.tensors() | guard.tensors()
     description = {
@@ -126,7 +126,7 @@ def _parts(progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def gathered(progress: Progress, n_centers: int, mesh: Mesh) -> Progress | None:
-    """What later steps do not change, whole, on the leader; None on the other ranks. O(p c) host memory there."""
+    """A copy with the rows of all ranks, on the leader; None on the other ranks. O(p c) host memory on the leader."""
     if mesh.size == 1:
         return progress.snapshot()
     tensors, description = _parts(progress)
@@ -136,7 +136,7 @@ def gathered(progress: Progress, n_centers: int, mesh: Mesh) -> Progress | None:
 
 
 def scattered(saved: Progress | None, mesh: Mesh) -> Progress | None:
-    """The leader's whole progress, as each rank goes on with it: its shard on its device. None if there is none."""
+    """Each rank's part of the progress that the leader has loaded, on its device; None where there is none."""
     tensors, description = ({}, None) if saved is None else _parts(saved)
     told = mesh.broadcast_object(lambda: None if description is None else [list(tensors), description])
     if told is None:
@@ -145,7 +145,7 @@ def scattered(saved: Progress | None, mesh: Mesh) -> Progress | None:
 
 
 def _remove_old(directory: Path, step: int, keep: int) -> None:
-    """All but the newest `keep` up to the sound one of `step`, and what killed writers left."""
+    """Removes all but the newest `keep` checkpoints up to `step`, those beyond it, and what killed writers left."""
     there = list_checkpoints(directory)
     # A fit goes on from the newest sound one: any beyond it are damaged, and would push sound ones out.
     beyond = [path for later, path in there if later > step]
@@ -177,7 +177,7 @@ def load_newest_checkpoint(directory: Path, setup_digest: str, device: torch.dev
 
 
 def require_shape(progress: Progress, n_outputs: int, n_centers: int, directory: Path) -> None:
-    """DamagedDataError unless the weights are (c, p) of the set-up: whoever signs a file can write any shape."""
+    """DamagedDataError unless the weights are (c, p) as in the set-up: a digest says nothing of the shape."""
     found = tuple(progress.state.weights.shape)
     if found != (n_outputs, n_centers):
         raise DamagedDataError(
@@ -187,7 +187,7 @@ def require_shape(progress: Progress, n_outputs: int, n_centers: int, directory:
 
 
 def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Progress:
-    """The checkpoint at `path`; DamagedDataError unless it is as written and of the run with this set-up."""
+    """The checkpoint at `path`; DamagedDataError unless it is as written and belongs to this set-up."""
     bundle = read_bundle(path, _KIND)
     content = bundle.description
     try:
@@ -205,7 +205,7 @@ def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Prog
 
 
 def _progress(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Progress:
-    """From what `_parts` gives; KeyError, TypeError, ValueError or OverflowError where that is not so."""
+    """The progress of these parts; KeyError, TypeError, ValueError or OverflowError for an impossible part."""
     state = SolverState(
         tensors["weights"], tensors["velocity"], tensors["average"], _count(content["averaged"])
     )
@@ -244,7 +244,7 @@ def _decode_best(saved: Mapping[str, Any], weights: Tensor) -> Best:
 
 
 def _require_alike(tensors: Sequence[Tensor]) -> None:
-    """ValueError unless all are float32 matrices of one shape, (c, p)."""
+    """ValueError unless all tensors are float32 matrices of one shape, (c, p)."""
     if len({tuple(tensor.shape) for tensor in tensors}) > 1 or tensors[0].ndim != 2:
         raise ValueError(f"shapes {[tuple(tensor.shape) for tensor in tensors]}")
     if any(tensor.dtype != torch.float32 for tensor in tensors):

@@ -32,7 +32,7 @@ _CLUSTER_PASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class CenterSource:
-    """How many centers there will be, known before any is read, and how to get them.
+    """How many centers a fit will have, known before any is read, and how to get them.
 
     points: from the input scaling to (p, d), float32 in the units of the data; None if rows are to be drawn.
     """
@@ -42,7 +42,7 @@ class CenterSource:
 
     @classmethod
     def of(cls, config: FitConfig, reader: SplitReader, automatic: int) -> CenterSource:
-        """By the setting `centers`, `automatic` of them for `auto`. Raises ConfigError."""
+        """The source that the setting `centers` names; `auto` stands for `automatic` rows. Raises ConfigError."""
         centers = config.solver.centers
         if centers == "auto" or isinstance(centers, int):
             return cls(_fewer_than_rows(automatic if centers == "auto" else int(centers), reader), None)
@@ -74,7 +74,7 @@ def _fewer_than_rows(n_centers: int, reader: SplitReader) -> int:
 
 
 def _in_own_order(config: FitConfig, read: Callable[[], Tensor], inputs: InputScaling) -> Tensor:
-    """Given points as they lie; for `eigenpro` in random order, since its landmarks are the first of them."""
+    """The given points in their order; for `eigenpro` in random order, since its landmarks are the first centers."""
     points = read()
     if config.solver.projection != "eigenpro":
         return points
@@ -83,7 +83,7 @@ def _in_own_order(config: FitConfig, read: Callable[[], Tensor], inputs: InputSc
 
 
 def _open_points(path: Path, n_features: int) -> NDArray[Any]:
-    """The points of an NPY file, (p, d) in the units of the data, not read yet."""
+    """A memory map of the points in an NPY file, (p, d), in the units of the data; ConfigError for another shape."""
     try:
         points = open_array(path)
     except InputError as error:
@@ -104,12 +104,12 @@ def _file_points(stored: NDArray[Any], path: Path) -> Tensor:
 
 
 def _is_split(path: Path) -> bool:
-    """Whether it is STORE/split: below an HDF5 file, or in a directory that is a Zarr group."""
+    """Whether `path` is STORE/split: its parent is an HDF5 file, or a directory that is a Zarr group."""
     return path.parent.is_file() or (not path.is_file() and (path.parent / "zarr.json").is_file())
 
 
 def _check_split(path: Location, reader: SplitReader) -> int:
-    """How many rows it has; ConfigError unless they have the features of the fit, InputError without such a split."""
+    """The number of rows of that split; ConfigError where it has other features, InputError without such a split."""
     with open_store(path.parent) as store:
         names = store.manifest.feature_names
         if tuple(names) != tuple(reader.manifest.feature_names):
@@ -136,7 +136,7 @@ def _n_clusters(centers: str, n_rows: int) -> int:
 
 
 def _cluster_means(reader: SplitReader, n_centers: int, config: FitConfig, inputs: InputScaling) -> Tensor:
-    """Of ten random rows a cluster or more, by mini-batches (Sculley, 2010) of scaled inputs.
+    """Means of clusters of scaled inputs, by mini-batch k-means (Sculley, 2010) on ten rows a cluster or more.
 
     As many rows as a quarter of the memory holds at most; O(50 p^2 d) time.
     """

@@ -1,4 +1,4 @@
-"""run.json: what is fitted, on what, how it was planned and set up. For people, scripts and the report."""
+"""run.json: the store, the plan and the set-up of a fit, for people, scripts and the report."""
 
 from __future__ import annotations
 
