@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -34,3 +35,11 @@ def deadly_once(z: Tensor, x: Tensor) -> Tensor:
 def not_finite_on_one(z: Tensor, x: Tensor) -> Tensor:
     """A kernel that fails for the second rank's centers alone."""
     return rational(z, x) * (torch.nan if os.environ.get("RANK") == "1" else 1.0)
+
+
+def endless(z: Tensor, x: Tensor) -> Tensor:
+    """In the first rank, leaves a mark and then takes a minute for each block."""
+    if os.environ.get("RANK") == "0":
+        Path(os.environ["EP3STREAM_TEST_RUN"], "begun").touch()
+        time.sleep(60)
+    return rational(z, x)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rank_kernels import deadly_once, not_finite_on_one, rational
+from rank_kernels import deadly_once, endless, not_finite_on_one, rational
 from small_stores import make_store
 
 import ep3stream
@@ -196,6 +196,26 @@ def test_scores_by_two_ranks_are_those_of_one(store, tmp_path):
     assert ep3stream.evaluate(run, store, devices=2) == pytest.approx(scores, rel=1e-5)
     mine, theirs = (json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines())
     assert mine.keys() == theirs.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_evaluation_on_two_ranks_at_once(store, tmp_path, monkeypatch, number):
+    run = ep3stream.fit(store, tmp_path / "run", settings(solver={"epochs": 1}), kernel=endless)
+    monkeypatch.setenv("EP3STREAM_TEST_RUN", str(run))
+    program = (
+        "import sys, ep3stream; from rank_kernels import endless\n"
+        "try: ep3stream.evaluate(*sys.argv[1:], kernel=endless, devices=2)\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, run, store], cwd=Path(__file__).parent)
+    deadline = time.monotonic() + 200
+    while not (run / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(250) == 130
+    assert time.monotonic() - began < 40  # Less than a block takes.
 
 
 @pytest.mark.slow

