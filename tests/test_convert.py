@@ -21,6 +21,7 @@ from ep3stream.conversion.shuffle import RowSorter
 from ep3stream.errors import InputError, SourceError
 from ep3stream.store.manifest import Manifest
 from ep3stream.store.reader import open_store
+from ep3stream.store.verify import verify_store
 
 SMALL = ConvertConfig(target="y", segment_bytes=4096, memory_bytes=4 * 4096)
 HALVES = {"train": 0.5, "test": 0.5}
@@ -67,7 +68,7 @@ def run(source: Source, store: Path, config: ConvertConfig) -> Manifest:
 
 def read_split(store: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     with open_store(store) as opened:
-        assert opened.verify() == []
+        assert verify_store(opened) == []
         reader = opened.split(split)
         segments = [reader.read_segment(index) for index in range(reader.info.n_segments)]
     return np.concatenate([x for x, _ in segments]), np.concatenate([y for _, y in segments])

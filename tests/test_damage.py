@@ -54,9 +54,8 @@ def test_random_damage_is_detected_or_harmless_and_never_data(tmp_path, capsys):
 
 def test_the_benchmark_sees_damage_that_a_reader_lets_through(tmp_path, capsys, monkeypatch):
     bench = load_tool("bench_damage")
-    monkeypatch.setattr("ep3stream.store.manifest.segment_digest", lambda x, y: "0" * 32)
-    monkeypatch.setattr("ep3stream.store.manifest.segment_digest", lambda x, y: "0" * 32)
-    monkeypatch.setattr("ep3stream.store.manifest.segment_digest", lambda x, y: "0" * 32)
+    monkeypatch.setattr("ep3stream.store.reader.segment_digest", lambda x, y: "0" * 32)
+    monkeypatch.setattr("ep3stream.conversion.writer.segment_digest", lambda x, y: "0" * 32)
     monkeypatch.setattr(bench, "FORMATS", ("hdf5",))
     monkeypatch.setattr(bench, "DAMAGE", {"swap two": bench.swap})
     assert bench.main(["--trials", "30", "--directory", str(tmp_path)]) == 1

@@ -301,7 +301,7 @@ def endless_read(w: Workspace) -> tuple[int, str]:
         read(*arguments)
 
     w.patch.setattr(LocalFiles, "read_into", hang)
-    w.patch.setattr("ep3stream.stream.segment_reads._STOP_S", 0.1)
+    w.patch.setattr("ep3stream.store.read_threads._STOP_S", 0.1)
     try:
         return w.fit("--read-timeout", "0.2")
     finally:
@@ -311,6 +311,7 @@ def endless_read(w: Workspace) -> tuple[int, str]:
 def in_bucket(w: Workspace, fault: Any, *command: object) -> tuple[int, str]:
     """A command while the server of `s3://bucket` answers with a status, or not at all."""
     w.patch.setattr("ep3stream.store.object_files._RETRIES", 0)
+    w.patch.setattr("ep3stream.store.object_files._PATIENCE_S", 0.0)
     w.patch.chdir(w.here)
     with s3_server() as server:
         server.make_bucket()
@@ -336,7 +337,7 @@ def unknown_category(w: Workspace) -> tuple[int, str]:
 
 
 def without_tensorboard(w: Workspace) -> tuple[int, str]:
-    w.patch.setattr("ep3stream.run.event_log.find_spec", lambda _: None)
+    w.patch.setattr("ep3stream.run.tensorboard.find_spec", lambda _: None)
     return w.fit("--tensorboard")
 
 

@@ -24,11 +24,9 @@ import ep3stream
 from ep3stream import cli
 from ep3stream.errors import DamagedDataError
 from ep3stream.run.state import list_checkpoints
-from ep3stream.store import object_files
+from ep3stream.store import object_files, read_threads, retries
 from ep3stream.store.files import LocalFiles
 from ep3stream.store.reader import open_store
-from ep3stream.stream import segment_reads
-from ep3stream.stream import segment_reads as read_threads
 
 SETTINGS = {"solver": {"centers": 30, "batch_size": 64}, "run": {"memory_bytes": 1 << 22}}
 OPTIONS = ["--centers", "30", "--batch-size", "64", "--memory", "4MiB"]
@@ -57,8 +55,9 @@ def make_run(made: Path) -> None:
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(segment_reads, "_PAUSES_S", (0.001, 0.001))
-    monkeypatch.setattr(object_files, "_PAUSES_S", (0.001, 0.001))
+    monkeypatch.setattr(retries, "PAUSES_S", (0.001, 0.001))
+    monkeypatch.setattr(object_files, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(object_files, "_PATIENCE_S", 2.0)
     monkeypatch.setattr("ep3stream.training.plan._STREAM_BYTES", WINDOW_BYTES)
     return Path(shutil.copytree(made / "rows.zarr", tmp_path / "rows.zarr"))
 
@@ -259,7 +258,7 @@ def test_a_stop_does_not_wait_for_a_read_that_hangs(store, monkeypatch, release)
 
 
 def test_set_up_and_scores_survive_a_read_that_hangs(made, store, monkeypatch, release):
-    monkeypatch.setattr("ep3stream.stream.scan.scan.__defaults__", (None, 0.2))
+    monkeypatch.setattr("ep3stream.store.scan.scan.__defaults__", (None, 0.2))
     read, hung = LocalFiles.read_into, []
 
     def faulty(self: LocalFiles, file: str, start: int, *outs: memoryview) -> None:

@@ -18,11 +18,11 @@ import ep3stream
 from ep3stream import ConvertConfig, FitConfig, cli
 from ep3stream.conversion.convert import convert
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, InputError
-from ep3stream.store import object_files
-from ep3stream.store import object_files as outage
+from ep3stream.store import object_files, retries
 from ep3stream.store.files import ObjectUrl, location
 from ep3stream.store.object_files import ObjectFiles
 from ep3stream.store.reader import open_store
+from ep3stream.store.verify import verify_store
 
 URL = f"s3://{BUCKET}/stores/rows.zarr"
 SETTINGS: dict[str, Any] = {
@@ -46,6 +46,8 @@ def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3S
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(object_files, "_BACKOFF_S", 0.001)
     monkeypatch.setattr(object_files, "_RETRIES", 2)
+    monkeypatch.setattr(object_files, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(object_files, "_PATIENCE_S", 1.0)
     monkeypatch.chdir(tmp_path)
     x, y = smooth_rows(1500)
     np.savez(tmp_path / "rows.npz", x=x, y=y)
@@ -78,7 +80,7 @@ def test_a_store_in_a_bucket_is_byte_for_byte_the_one_on_a_disk(s3, tmp_path, se
     assert objects() == files(tmp_path / "local.zarr")
     assert not list(tmp_path.glob(".*"))
     with open_store(URL) as remote, open_store(tmp_path / "local.zarr") as local:
-        assert remote.verify() == remote.verify(quick=True) == []
+        assert verify_store(remote) == verify_store(remote, quick=True) == []
         for split in ("train", "test"):
             rows = np.arange(local.split(split).info.n_rows)
             for there, here in zip(
@@ -93,7 +95,7 @@ def test_shards_are_read_chunk_by_chunk(s3, tmp_path, monkeypatch):
     make(tmp_path / "local.zarr")
     assert objects() == files(tmp_path / "local.zarr")
     with open_store(URL) as remote:
-        assert remote.verify() == []
+        assert verify_store(remote) == []
 
 
 def test_a_fit_from_a_bucket_ends_with_the_bytes_of_one_from_a_disk(s3, tmp_path, capsys):
@@ -229,7 +231,7 @@ def test_of_two_conversions_to_one_name_the_second_does_not_replace_the_first(s3
 def test_a_server_that_knows_no_conditions_is_asked_before(s3, monkeypatch):
     s3.fault = lambda request: 501 if request.is_new else None
     make()
-    assert open_store(URL).verify() == []
+    assert verify_store(open_store(URL)) == []
     with pytest.raises(FileExistsError):
         ObjectFiles(ObjectUrl(BUCKET, "stores/rows.zarr")).put("manifest.json", b"", is_new=True)
 
@@ -279,7 +281,7 @@ def test_objects_that_do_not_belong_to_the_store_are_named(s3):
     make()
     ObjectFiles(ObjectUrl(BUCKET, "stores/rows.zarr")).put("train/extra", b"")
     with open_store(URL) as store:
-        assert store.verify(quick=True) == [f"{URL}: train/extra does not belong to the store"]
+        assert verify_store(store, quick=True) == [f"{URL}: train/extra does not belong to the store"]
 
 
 # Requests.
@@ -304,7 +306,7 @@ def test_a_segment_comes_in_parts_side_by_side_and_never_too_many(s3, monkeypatc
 
 
 def test_answers_that_fail_once_are_asked_for_again_and_told_of_in_two_lines(s3, caplog, monkeypatch):
-    monkeypatch.setattr(outage, "_OUTAGES", {})
+    monkeypatch.setattr(retries, "_OUTAGES", {})
     make()
     failed = set()
 

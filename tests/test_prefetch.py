@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ep3stream.conversion.spec import StoreSpec
 from ep3stream.conversion.writer import create_store
 from ep3stream.errors import ConfigError, DamagedDataError, Ep3streamError, InputError
-from ep3stream.store import object_files as outage
-from ep3stream.store import reader as store_module
+from ep3stream.store import reader as reader_module
+from ep3stream.store import retries
 from ep3stream.store.backend import ReadTimes
 from ep3stream.store.files import LocalFiles
 from ep3stream.store.reader import SplitReader, open_store
@@ -287,13 +287,13 @@ def test_times_tell_reading_bytes_from_making_rows_of_them(
     tmp_path: Path, format: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, pause_s = _write(tmp_path / f"store.{format}", format), 0.05
-    digest = store_module.segment_digest
+    digest = reader_module.segment_digest
 
     def slow_digest(*rows: NDArray[Any]) -> str:
         time.sleep(pause_s)
         return digest(*rows)
 
-    monkeypatch.setattr(store_module, "segment_digest", slow_digest)
+    monkeypatch.setattr(reader_module, "segment_digest", slow_digest)
     times = ReadTimes()
     reader.read_segment(0, times=times)
     assert 0 < times.read_s < pause_s <= times.decode_s
@@ -342,8 +342,8 @@ def _damaged(cause: Exception | None) -> DamagedDataError:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_reads, "_PAUSES_S", (0.001, 0.001))
-    monkeypatch.setattr(outage, "_OUTAGES", {})
+    monkeypatch.setattr(retries, "PAUSES_S", (0.001, 0.001))
+    monkeypatch.setattr(retries, "_OUTAGES", {})
 
 
 @pytest.mark.usefixtures("short_pauses")
@@ -509,10 +509,11 @@ def _open_tasks(cluster: Any) -> int:
 
 
 @pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("error", [OSError("gone"), _damaged(OSError("gone"))])
 def test_dask_workers_try_again_too(
-    reader: SplitReader, cluster: Any, monkeypatch: pytest.MonkeyPatch
+    reader: SplitReader, cluster: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    flaky = _Faulty(reader, {3: [OSError("gone")] * 2})
+    flaky = _Faulty(reader, {3: [error] * 2})
     monkeypatch.setattr(segment_reads, "_reader_on_worker", lambda *_: flaky)
     batches = _copies(_stream(reader, 0, STEPS, dask=cluster.scheduler_address))
     assert batches == _copies(_stream(reader, 0, STEPS))

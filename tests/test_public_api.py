@@ -25,6 +25,7 @@ NAMES = [
     "RunConfig",
     "SolverConfig",
     "SourceError",
+    "StoreDataset",
     "TuneResult",
     "convert",
     "evaluate",

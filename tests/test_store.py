@@ -29,6 +29,7 @@ from ep3stream.conversion.writer import create_store
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.store.hdf5_store import Hdf5Writer
 from ep3stream.store.reader import open_store
+from ep3stream.store.verify import verify_store
 from ep3stream.store.zarr_store import ZarrWriter
 
 WRITERS = {"zarr": ZarrWriter, "hdf5": Hdf5Writer}
@@ -76,7 +77,7 @@ def _write_rows(path: Path, format: Any, spec: StoreSpec, rows: dict[str, Any]) 
 
 def _assert_holds(path: Path, rows: dict[str, Any]) -> None:
     with open_store(path) as store:
-        assert store.verify() == []
+        assert verify_store(store) == []
         assert set(store.manifest.splits) == set(rows)
         for split, (x, y) in rows.items():
             reader = store.split(split)
@@ -443,7 +444,7 @@ def _assert_damage_is_named(path: Path, split: str, segment: int, detail: str = 
     store = open_store(path)
     with pytest.raises(DamagedDataError, match=f"{path.name}: split {split}, segment {segment}.*{detail}"):
         store.split(split).read_segment(segment)
-    assert [s for s in store.verify() if f"split {split}, segment {segment} " in s]
+    assert [s for s in verify_store(store) if f"split {split}, segment {segment} " in s]
 
 
 @pytest.mark.parametrize("array", ["x", "y"])
@@ -455,7 +456,7 @@ def test_a_flipped_byte_is_named_by_split_and_segment(tmp_path: Path, format: An
         if position >= 0:
             _flip(file, position + 11)
     _assert_damage_is_named(tmp_path / "s", "test", 1)
-    assert len(open_store(tmp_path / "s").verify()) == 1
+    assert len(verify_store(open_store(tmp_path / "s"))) == 1
 
 
 def _swap(file: Path) -> None:
@@ -507,7 +508,7 @@ def test_missing_metadata_and_strange_files_are_found(tmp_path: Path, file: str)
     (tmp_path / "s" / file).unlink()
     (tmp_path / "s/train/x/c/7").mkdir()
     (tmp_path / "s/train/x/c/7/0").write_text("x")
-    problems = open_store(tmp_path / "s").verify()
+    problems = verify_store(open_store(tmp_path / "s"))
     assert [p for p in problems if "train/x/c/7/0 does not belong" in p]
     assert len(problems) > 1
 
@@ -524,7 +525,7 @@ def test_a_changed_array_is_not_believed(tmp_path: Path) -> None:
         file["train/z"] = 1
     for kind in ("zarr", "hdf5"):
         _assert_damage_is_named(tmp_path / kind, "train", 0, "declares .* but the manifest")
-    assert [p for p in open_store(tmp_path / "hdf5").verify() if "train/z does not belong" in p]
+    assert [p for p in verify_store(open_store(tmp_path / "hdf5")) if "train/z does not belong" in p]
 
 
 def test_a_chunk_that_hdf5_would_fill_in_is_missing(tmp_path: Path) -> None:

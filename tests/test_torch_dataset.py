@@ -1,4 +1,4 @@
-"""`store.to_torch`: every row once over all workers and ranks, in a stated order, resumed in mid-epoch."""
+"""`StoreDataset`: every row once over all workers and ranks, in a stated order, resumed in mid-epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from small_stores import make_store
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ep3stream import InputError, KernelModel, open_store
+from ep3stream import InputError, KernelModel, StoreDataset, open_store
 
 SMALL = {"memory": "16KiB"}  # Two windows of two segments.
 # `fork`, DataLoader's own way on Linux, of a process with threads is a warning from Python 3.12 on.
@@ -50,7 +50,9 @@ def stored(store) -> np.ndarray:
 def test_an_epoch_gives_every_row_once_in_even_shares(store, shuffle, n_workers, world_size):
     sizes, parts = [], []
     for rank in range(world_size):
-        data = store.to_torch("train", 32, shuffle=shuffle, rank=rank, world_size=world_size, **SMALL)
+        data = StoreDataset(
+            store.split("train"), 32, shuffle=shuffle, rank=rank, world_size=world_size, **SMALL
+        )
         batches = list(DataLoader(data, batch_size=None, num_workers=n_workers))
         sizes.append(len(batches))
         assert {len(x) for x, _ in batches} <= {30, 31, 32}
@@ -61,12 +63,14 @@ def test_an_epoch_gives_every_row_once_in_even_shares(store, shuffle, n_workers,
 
 
 def test_without_shuffle_rows_come_as_they_lie_and_with_it_as_seed_and_epoch_say(store):
-    assert np.array_equal(rows_of(store.to_torch("train", 48, shuffle=False, **SMALL)), stored(store))
-    data = store.to_torch("train", 48, seed=3, **SMALL)
+    assert np.array_equal(
+        rows_of(StoreDataset(store.split("train"), 48, shuffle=False, **SMALL)), stored(store)
+    )
+    data = StoreDataset(store.split("train"), 48, seed=3, **SMALL)
     first, again = rows_of(data), rows_of(data)
     data.set_epoch(1)
     later = rows_of(data)
-    other_seed = rows_of(store.to_torch("train", 48, seed=4, **SMALL))
+    other_seed = rows_of(StoreDataset(store.split("train"), 48, seed=4, **SMALL))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, later)
     assert not np.array_equal(first, other_seed)
@@ -74,7 +78,7 @@ def test_without_shuffle_rows_come_as_they_lie_and_with_it_as_seed_and_epoch_say
 
 
 def test_kept_workers_hear_of_a_new_epoch(store):
-    data = store.to_torch("train", 64, **SMALL)
+    data = StoreDataset(store.split("train"), 64, **SMALL)
     loader = DataLoader(data, batch_size=None, num_workers=2, persistent_workers=True)
     epochs = []
     for epoch in (0, 1, 0):
@@ -95,7 +99,7 @@ def test_a_pass_resumed_anywhere_goes_on_with_the_rows_that_are_left(
     zarr_path, batch_size, stop, shuffle, epoch
 ):
     def dataset():
-        return open_store(zarr_path).to_torch("train", batch_size, shuffle=shuffle, **SMALL)
+        return StoreDataset(open_store(zarr_path).split("train"), batch_size, shuffle=shuffle, **SMALL)
 
     whole = dataset()
     whole.set_epoch(epoch)
@@ -119,7 +123,7 @@ def test_a_pass_resumed_anywhere_goes_on_with_the_rows_that_are_left(
 @pytest.mark.parametrize("stop", [1, 9])
 def test_torchdatas_stateful_loader_resumes_in_mid_epoch(store, n_workers, stop):
     def loader():
-        data = store.to_torch("train", 50, **SMALL)
+        data = StoreDataset(store.split("train"), 50, **SMALL)
         data.set_epoch(2)
         return StatefulDataLoader(data, batch_size=None, num_workers=n_workers)
 
@@ -143,7 +147,7 @@ def test_a_kernel_model_trains_on_it(zarr_path):
     rows = open_store(zarr_path)
     x, y = rows.split("train").read_rows(np.arange(1000))
     model = KernelModel(x[:60], n_outputs=2, nystrom_samples=200)
-    data = rows.to_torch("train", 128, **SMALL)
+    data = StoreDataset(rows.split("train"), 128, **SMALL)
     losses = []
     for epoch in range(4):
         data.set_epoch(epoch)
@@ -163,7 +167,7 @@ def test_a_kernel_model_trains_on_it(zarr_path):
 )
 def test_a_state_of_other_settings_is_refused_by_name(zarr_path, changed, message):
     def dataset(**settings):
-        return open_store(zarr_path).to_torch(**{"split": "train", "batch_size": 32, **SMALL, **settings})
+        return StoreDataset(open_store(zarr_path).split("train"), **{"batch_size": 32, **SMALL, **settings})
 
     with pytest.raises(InputError, match=message):
         dataset(**changed).load_state_dict(dataset().state_dict())
@@ -179,13 +183,16 @@ def test_a_state_of_other_settings_is_refused_by_name(zarr_path, changed, messag
     ],
 )
 def test_impossible_settings_are_refused_by_name(zarr_path, settings, message):
+    def dataset(split="train", batch_size=1024, **settings):
+        return StoreDataset(open_store(zarr_path).split(split), batch_size, **settings)
+
     with pytest.raises(InputError, match=message):
-        open_store(zarr_path).to_torch(**settings)
+        dataset(**settings)
 
 
 @pytest.mark.slow
 def test_spawned_workers_read_too(store):
-    data = store.to_torch("train", 50, **SMALL)
+    data = StoreDataset(store.split("train"), 50, **SMALL)
     loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="spawn")
     assert np.array_equal(*map(in_any_order, (rows_of(loader), stored(store))))
 
@@ -197,4 +204,4 @@ def test_a_damaged_segment_reaches_the_loop_from_a_worker(tmp_path):
     )
     os.truncate(chunk, chunk.stat().st_size // 2)
     with pytest.raises(Exception, match="segment"):
-        list(DataLoader(open_store(path).to_torch("train", 64), batch_size=None, num_workers=2))
+        list(DataLoader(StoreDataset(open_store(path).split("train"), 64), batch_size=None, num_workers=2))

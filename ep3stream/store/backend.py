@@ -1,32 +1,35 @@
-"""What a storage format must offer: arrays written and read a segment at a time, and a manifest kept last.
+"""What a storage format must offer: arrays written and read a segment at a time, and a manifest written last.
 
-Digests, statistics, cutting into segments and error messages live once, in store.py and writer.py; a backend
-only moves bytes. It raises whatever fits (OSError, ValueError) and its caller adds store, split and segment.
+A backend only moves bytes. Digests, statistics, the cut into segments and the error messages are the same for all
+formats, and lie in reader.py and conversion/writer.py. A backend raises any error that fits (OSError, ValueError); its
+caller adds the store, the split and the segment.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ep3stream.store.files import Location
 from ep3stream.store.manifest import Codec, Manifest, SplitInfo
 
 ARRAYS = ("x", "y")
 
+# Shape and type of the x and of the y of a segment.
+SegmentLayout = tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]
+
 
 @dataclass(frozen=True, slots=True)
 class SplitLayout:
-    """How the arrays of one split lie in storage: rows of a chunk (one segment), chunks of a Zarr file.
+    """How the arrays of one split lie in storage.
 
-    rows[a] is the shape of one row of array a in "xy", dtypes[a] its type.
+    chunk_rows: rows of a chunk, which holds one segment. chunks_per_file: more than 1 for a Zarr shard. rows[a]: the
+    shape of one row of array `a` of ARRAYS; dtypes[a]: its type.
     """
 
     name: str
@@ -38,7 +41,7 @@ class SplitLayout:
 
     @classmethod
     def of(cls, manifest: Manifest, info: SplitInfo) -> SplitLayout:
-        """The layout that a manifest promises. A split of a single short segment has a chunk as short."""
+        """The layout that a manifest promises. A split with a single, shorter segment has a chunk of its rows."""
         return cls(
             name=info.name,
             chunk_rows=min(info.segment_rows, info.n_rows),
@@ -50,12 +53,12 @@ class SplitLayout:
 
 
 def y_row(task: str, n_outputs: int) -> tuple[int, ...]:
-    """Shape of one row of y: () for a class id, (c,) for c targets."""
+    """The shape of one row of y: () for a class id, (c,) for c targets."""
     return (n_outputs,) if task == "regression" else ()
 
 
 def row_bytes(manifest: Manifest) -> int:
-    """Bytes of one row, x and y, as it lies in memory."""
+    """The bytes of one row, x and y, in memory."""
     n_y = math.prod(y_row(manifest.task, manifest.n_outputs))
     x_bytes = manifest.n_features * np.dtype(manifest.x_dtype).itemsize
     return x_bytes + n_y * np.dtype(manifest.y_dtype).itemsize
@@ -63,16 +66,16 @@ def row_bytes(manifest: Manifest) -> int:
 
 @dataclass(slots=True)
 class ReadTimes:
-    """Seconds that reads took: to get the stored bytes, and to make checked rows of them (decode, digest)."""
+    """Seconds that reads took: to get the stored bytes, and to decode these and check the digest."""
 
     read_s: float = 0.0
     decode_s: float = 0.0
 
 
 class WritingBackend(Protocol):
-    """A store being made where nobody looks. `write` is called from several threads, for different rows.
+    """A store that is being written. `write` is called from several threads, for different rows.
 
-    writes_in_order: `write` must be called in the order of the rows, or the same rows become other bytes.
+    writes_in_order: whether `write` must be called in the order of the rows for the same rows to become the same bytes.
     """
 
     writes_in_order: ClassVar[bool]
@@ -81,13 +84,13 @@ class WritingBackend(Protocol):
         """Make the empty arrays of one split."""
 
     def write(self, split: str, start: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Write rows start to start + len(x): one whole file of chunks, or the split's last rows."""
+        """Write rows start to start + len(x): one whole file of chunks, or the last rows of the split."""
 
     def finish(self, manifest: bytes) -> None:
-        """Bring all rows to the disk, then the manifest; nothing can be written after."""
+        """Sync all rows to the disk, then write the manifest and sync it; nothing can be written afterwards."""
 
     def close(self) -> None:
-        """Let go of every handle; the store may be unfinished. May be called twice."""
+        """Close every open file; the store may be unfinished. May be called twice."""
 
 
 class ReadingBackend(Protocol):
@@ -99,27 +102,31 @@ class ReadingBackend(Protocol):
     n_readers: int
 
     def check(self, info: SplitInfo, index: int) -> None:
-        """Raises unless what holds segment `index` is there and of the size that the manifest declares."""
+        """Raise unless the files or chunks of segment `index` exist with the sizes that the manifest declares."""
 
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
-        """Fill x and y (C-contiguous, exactly the rows of a checked segment); the digest is not checked.
+        """Fill x and y, C-contiguous with exactly the rows of a checked segment; the digest is not checked.
 
-        Returns the seconds of it that were spent getting stored bytes, not decoding them.
+        Returns the seconds that it took to get the stored bytes, without decoding them.
         """
 
     def pieces(self, info: SplitInfo, index: int) -> tuple[str, ...]:
-        """Names of the pieces of storage that hold segment `index`, for messages."""
+        """The names of the pieces of storage (files or chunks) that hold segment `index`, for messages."""
 
     def inventory(self) -> dict[str, str]:
-        """Piece -> what is wrong with it, as far as presence, sizes and metadata tell; no row is read."""
+        """Piece of storage -> its problem, as far as presence, sizes and metadata tell; no row is read."""
 
 
-def remove(path: Path) -> bool:
-    """Remove a file or a tree; whether there was one."""
-    if not os.path.lexists(path):
-        return False
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-    return True
+class SegmentReader(Protocol):
+    """The segments of one split, checked; `SplitReader` is one."""
+
+    @property
+    def path(self) -> Location:
+        """The path or URL of the store."""
+
+    @property
+    def info(self) -> SplitInfo:
+        """The manifest's entry of the split."""
+
+    def read_segment(self, index: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The x and y of segment `index`."""

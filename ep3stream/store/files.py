@@ -1,8 +1,7 @@
-"""Where a store lies: a path on a disk, or s3://bucket/key.
+"""Where a store lies (a path, or s3://bucket/key), what kind of thing lies at a path, and a store's files by name.
 
-What lies at a path where a store or a run was expected, in the words of an error.
-
-The files of a store by name, whatever keeps them: a directory here, a bucket in object_files.py.
+`StoreFiles` is what a Zarr store needs of the place that keeps its files: `LocalFiles` for a directory,
+`ObjectFiles` (object_files.py) for a bucket.
 """
 
 from __future__ import annotations
@@ -18,11 +17,14 @@ from ep3stream.disk import read_small_file, require_own_file
 from ep3stream.errors import ConfigError
 from ep3stream.store.manifest import MANIFEST_NAME
 
-# What S3 allows, and nothing that would mean something else inside a URL.
+# The names that S3 allows; none of their characters has a meaning of its own inside a URL.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 
-# pathlib makes one slash of two.
+# One slash or two: a URL that went through pathlib has one.
 _SCHEME = re.compile(r"s3:/{1,2}(?=[^/])")
+
+# Every run has this file from its first moment on, so a run that is given for a store is recognised by it.
+RUN_MARK = "config.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,12 @@ class ObjectUrl:
 
     @property
     def name(self) -> str:
-        """The last part of the key, as of a path."""
+        """The last part of the key, like `Path.name`."""
         return self.key.rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
-        """Of the name, as of a path: `.zarr`."""
+        """The end of the name, like `Path.suffix`: `.zarr`."""
         return Path(self.name).suffix
 
     @property
@@ -70,33 +72,25 @@ def location(place: str | Path | ObjectUrl) -> Location:
     return ObjectUrl(bucket, key)
 
 
-# What a run has from its first moment on, by which people's mix-ups of runs and stores are told here.
-RUN_MARK = "config.toml"
-
-
 def path_kind(path: Path) -> str:
-    """`a file`, `an empty directory`, `a store`, `the RUN of a fit` ...: for people, and for nothing else."""
+    """The kind of thing at a path, for messages: `a file`, `an empty directory`, `a store`, `the RUN of a fit` ..."""
     try:
         if path.is_dir():
-            return _found_in(path)
+            names = {item.name for item in path.iterdir()}
+            if not names:
+                return "an empty directory"
+            if MANIFEST_NAME in names:
+                return "a store"
+            return "the RUN of a fit" if RUN_MARK in names else "a directory of other things"
         if path.is_file():
-            return "a store" if _has_manifest(path) else "a file"
+            return "a store" if _is_hdf5_store(path) else "a file"
     except OSError as error:
         return f"not to be read ({error.strerror})"
     return "a link that leads nowhere" if os.path.lexists(path) else "not there"
 
 
-def _found_in(directory: Path) -> str:
-    names = {item.name for item in directory.iterdir()}
-    if not names:
-        return "an empty directory"
-    if MANIFEST_NAME in names:
-        return "a store"
-    return "the RUN of a fit" if RUN_MARK in names else "a directory of other things"
-
-
-def _has_manifest(path: Path) -> bool:
-    import h5py  # Half a second that `status` need not wait for.
+def _is_hdf5_store(path: Path) -> bool:
+    import h5py  # Half a second, which `status` need not wait for.
 
     if not h5py.is_hdf5(path):
         return False
@@ -105,32 +99,32 @@ def _has_manifest(path: Path) -> bool:
 
 
 class StoreFiles(Protocol):
-    """Files to read; every method may be called from several threads.
+    """The files of a store, for reading; every method may be called from several threads.
 
-    Names have slashes between their parts. Where there is no such file, FileNotFoundError is raised.
+    Names have slashes between their parts. A name without a file raises FileNotFoundError.
     n_readers: how many segments are worth reading at once.
     """
 
     n_readers: ClassVar[int]
 
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """The number of bytes of a file."""
 
     def read_into(self, name: str, start: int, *outs: memoryview) -> None:
         """Fill `outs`, one after the other, with the file's bytes from `start` on.
 
-        Raises EOFError or OSError where it ends sooner.
+        Raises EOFError or OSError where the file ends sooner.
         """
 
     def read_small(self, name: str, max_bytes: int) -> bytes:
-        """The whole file; OSError where it has more than `max_bytes`."""
+        """The bytes of the whole file; OSError where there are more than `max_bytes`."""
 
     def walk(self) -> Iterator[tuple[str, int]]:
-        """Name and mode (as of stat) of every file, link and empty directory; no link is followed."""
+        """Name and mode (st_mode) of every file, link and empty directory; no link is followed."""
 
 
 class LocalFiles:
-    """The files below a directory, which may be reached by a link; inside it a link is a ValueError."""
+    """The files below a directory. The directory itself may be a link; any link below it is a ValueError."""
 
     n_readers: ClassVar[int] = 2
 
@@ -138,11 +132,11 @@ class LocalFiles:
         self._root = root
 
     def size(self, name: str) -> int:
-        """Of a regular file."""
+        """The number of bytes of a file; OSError for anything but a regular file."""
         return require_own_file(self._inside(name))
 
     def read_into(self, name: str, start: int, *outs: memoryview) -> None:
-        """Straight into `outs`."""
+        """Fill `outs`, one after the other, with the file's bytes from `start` on; EOFError where it ends sooner."""
         with self._inside(name).open("rb", buffering=0) as file:
             file.seek(start)
             for out in outs:
@@ -154,11 +148,11 @@ class LocalFiles:
                     rest = rest[n_read:]
 
     def read_small(self, name: str, max_bytes: int) -> bytes:
-        """Neither from a pipe nor from a device."""
+        """The bytes of the whole file; OSError for more than `max_bytes`, and for a pipe or a device."""
         return read_small_file(self._inside(name), max_bytes)
 
     def walk(self) -> Iterator[tuple[str, int]]:
-        """In no order."""
+        """Name and mode (st_mode) of every file, link and empty directory, in no order; no link is followed."""
         for folder, folders, files in os.walk(self._root, onerror=_raise):
             names = [*files, *(name for name in folders if os.path.islink(os.path.join(folder, name)))]
             for name in names:

@@ -1,8 +1,8 @@
-"""A store as one HDF5 file: one chunk is one segment, read by any HDF5 tool, guarded by a checksum.
+"""A store as one HDF5 file: one chunk is one segment, with a checksum; any HDF5 tool can read the file.
 
-Rows are never compressed: a chunk's bytes are then the rows themselves (and a checksum behind them), and a
-segment is read from its place in the file into the caller's memory, past the one lock that h5py has for a
-process. No HDF5 handle outlives the look-up of those places, so threads and forked processes are safe.
+Rows are never compressed, so that a chunk's bytes are the rows themselves, with a checksum behind them. A segment is
+read from its place in the file into the caller's memory, without h5py, which has one lock for the whole process. h5py
+only looks up those places, and its file is closed afterwards, so threads and forked processes are safe.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _CHECKSUM_BYTES = 4  # Behind the rows of each chunk, by the filter fletcher32.
 
 
 class _DiskFile:
-    """The file that HDF5 writes through: it never sees a write fail, its user asks by `check`.
+    """The file through which HDF5 writes. HDF5 never sees a write fail; `check` raises the error of the first failure.
 
-    HDF5 does not survive a full disk: it keeps the rows it could not write, fails again when the file is
-    closed, and later ends the whole process with a segmentation fault.
+    HDF5 does not survive a full disk: it keeps the rows that it could not write, fails again when the file is closed,
+    and later ends the whole process with a segmentation fault.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,13 +59,13 @@ class _DiskFile:
         return len(data)
 
     def truncate(self, size: int) -> int:
-        """Set the file's size."""
+        """Set the file's size in bytes."""
         with self._remembering():
             self._file.truncate(size)
         return size
 
     def check(self) -> None:
-        """Raise the first error that writing met, if any."""
+        """Raise the first error of a write, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -104,7 +104,7 @@ class Hdf5Writer:
             )
 
     def write(self, split: str, start: int, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Write rows start to start + len(x)."""
+        """Write rows start to start + len(x); OSError where the disk refused any write so far."""
         stop = start + len(x)
         for name, rows in (("x", x), ("y", y)):
             dataset = self._file[split][name]
@@ -115,14 +115,14 @@ class Hdf5Writer:
         self._disk.check()
 
     def finish(self, manifest: bytes) -> None:
-        """Close the file with its manifest in it and bring it to the disk."""
+        """Write the manifest into the file, close the file and sync it."""
         self._file.create_dataset(MANIFEST_NAME, data=np.frombuffer(manifest, np.uint8), fletcher32=True)
         self.close()
         self._disk.check()
         sync(self._path)
 
     def close(self) -> None:
-        """Close the file; this writes what HDF5 still holds."""
+        """Close the file; this writes the rows that HDF5 still holds in memory."""
         try:
             self._file.close()
         finally:
@@ -139,7 +139,7 @@ class Hdf5Reader:
         self.n_readers = 2
 
     def check(self, info: SplitInfo, index: int) -> None:
-        """That both chunks of the segment have their place in the file, which is as long."""
+        """Raise unless both chunks of the segment have a place in the file, and the file is long enough."""
         places = self._places.get(info.name)
         if places is None:
             places = self._places[info.name] = self._find_chunks(info)
@@ -152,7 +152,7 @@ class Hdf5Reader:
                 raise EOFError(f"the file ends inside chunk {index} of {info.name}/{name}")
 
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
-        """Read one checked segment into x and y: bytes as they are, which is all there is to it."""
+        """Fill x and y with the bytes of one checked segment, as they are; returns the seconds that it took."""
         places, began = self._places[info.name], time.perf_counter()
         with self._path.open("rb", buffering=0) as file:
             for name, target in (("x", x), ("y", y)):
@@ -177,7 +177,7 @@ class Hdf5Reader:
         return tuple(f"chunk {index} of {info.name}/{name}" for name in ARRAYS)
 
     def inventory(self) -> dict[str, str]:
-        """A file of another size than HDF5 gave it, chunks without a place, links, foreign groups and datasets."""
+        """Piece -> problem: a file of a wrong size, chunks without a place, links, foreign groups and datasets."""
         size, end = self._path.stat().st_size, _end_of_file(self._path)
         problems = {} if size == end else {"the file": f"has {size} bytes; it must have {end}"}
         for info in self._manifest.splits.values():
@@ -199,7 +199,7 @@ class Hdf5Reader:
 
 
 def _own(file: h5py.File, name: str) -> Any:
-    """The dataset `name`, which no link may take from elsewhere; ValueError if one does."""
+    """The dataset `name`; ValueError where a link leads to it, which might take the rows from another file."""
     parts = name.split("/")
     for path in ("/".join(parts[: n + 1]) for n in range(len(parts))):
         if not isinstance(file.get(path, getlink=True), h5py.HardLink):
@@ -208,7 +208,7 @@ def _own(file: h5py.File, name: str) -> Any:
 
 
 def _end_of_file(path: Path) -> int:
-    """The file's size as its superblock (version 2 or 3) has it; ValueError if that is another version."""
+    """The file's size by its superblock; ValueError unless the superblock has version 2 or 3."""
     with path.open("rb") as file:
         head = file.read(36)
     if head[:8] != _SIGNATURE or head[8] not in (2, 3):
@@ -217,7 +217,7 @@ def _end_of_file(path: Path) -> int:
 
 
 def _filters(dataset: Any) -> list[int]:
-    """The numbers of its filters, for any of which HDF5 would look for a plugin to run."""
+    """The numbers of a dataset's filters. For a number that it does not know, HDF5 would look for a plugin to run."""
     plan = dataset.id.get_create_plist()
     return [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
 
@@ -228,7 +228,7 @@ def _chunk_bytes(layout: SplitLayout, name: str) -> int:
 
 
 def _chunk_places(dataset: Any, name: str, layout: SplitLayout, info: SplitInfo) -> NDArray[np.int64]:
-    """Byte offset of each chunk in the file, -1 where there is none."""
+    """The byte offset of each chunk in the file, (n_segments,), -1 for a chunk that has none."""
     row, dtype = layout.rows[name], layout.dtypes[name]
     found = (dataset.shape, str(dataset.dtype), dataset.chunks, _filters(dataset))
     promised = ((info.n_rows, *row), dtype, (layout.chunk_rows, *row), _FILTERS)
@@ -255,7 +255,7 @@ def read_manifest(path: Path) -> bytes | None:
         dataset = _own(file, MANIFEST_NAME)
         if dataset.dtype != np.uint8 or dataset.ndim != 1 or dataset.size > MAX_MANIFEST_BYTES:
             raise ValueError(f"{MANIFEST_NAME} is {dataset.dtype} {dataset.shape}")
-        # Neither another file's bytes, nor a chunk far larger than the dataset, nor a plugin's work.
+        # Before HDF5 reads: no bytes of another file, no chunk far larger than the dataset, no plugin that runs.
         chunk_bytes = (dataset.chunks or [0])[0]
         if not 0 < chunk_bytes <= MAX_MANIFEST_BYTES or _filters(dataset) != _FILTERS:
             raise ValueError(f"{MANIFEST_NAME} has chunks of {chunk_bytes} and filters {_filters(dataset)}")

@@ -1,7 +1,4 @@
-"""JSON that names its own digest, read back with every field checked before it is believed.
-
-The package's own name and version, as written into everything it makes.
-"""
+"""JSON files that contain their own digest, and whose fields are all checked when they are read back."""
 
 from __future__ import annotations
 
@@ -17,19 +14,19 @@ from ep3stream.errors import DamagedDataError
 
 _MAX_NESTING = 32
 
-# Brackets, those in texts too: an empty list takes 30 times the memory of its text.
+# Of brackets, counted in texts as well: an empty list takes 30 times the memory of its text.
 _MAX_CONTAINERS = 1 << 20
 
 _T = TypeVar("_T")
 
 
 def canonical_json(value: object) -> bytes:
-    """The one byte string that stands for `value`; TypeError or ValueError on what JSON cannot hold."""
+    """The one byte string that stands for `value`; TypeError or ValueError for a value that JSON cannot hold."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def json_digest(value: object) -> str:
-    """xxh3_128 of the canonical JSON, in 32 hex digits."""
+    """The xxh3_128 digest of the canonical JSON, in 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(canonical_json(value))
 
 
@@ -73,7 +70,10 @@ def _limit_nesting(content: object) -> None:
 
 
 class JsonObject:
-    """A JSON object with exactly the fields of a dataclass; each getter names what it refuses."""
+    """A JSON object with exactly the fields of the dataclass `kind`.
+
+    Each method returns the value of one field. Raises DamagedDataError, naming `where` and the field that does not fit.
+    """
 
     def __init__(self, value: object, where: str, kind: type[Any]) -> None:
         names = {f.name for f in fields(kind)}
@@ -86,14 +86,14 @@ class JsonObject:
         return DamagedDataError(f"{self.where}: {key} is {self._value[key]!r:.60}, which is not {expected}")
 
     def integer(self, key: str, low: int) -> int:
-        """A whole number of at least `low` that fits 64 bits; true and 1.0 are none."""
+        """A whole number of at least `low` that fits 64 bits; true and 1.0 are refused."""
         value = self._value[key]
         if type(value) is not int or not low <= value < 1 << 63:
             raise self._refuse(key, f"a whole number of at least {low}")
         return value
 
     def text(self, key: str) -> str:
-        """A string."""
+        """The text of a field."""
         if not isinstance(self._value[key], str):
             raise self._refuse(key, "a text")
         return cast(str, self._value[key])
@@ -112,14 +112,14 @@ class JsonObject:
         return cast(dict[str, Any], self._value[key])
 
     def sequence(self, key: str, kind: type[_T]) -> tuple[_T, ...]:
-        """A list of exactly this type: a list of float holds no int."""
+        """A list whose items have exactly this type: a list of float holds no int."""
         value = self._value[key]
         if not isinstance(value, list) or any(type(item) is not kind for item in value):
             raise self._refuse(key, f"a list of {kind.__name__}")
         return tuple(value)
 
     def optional(self, key: str, read: Callable[[], _T]) -> _T | None:
-        """None for null, else what `read` gives."""
+        """None where the field is null, and otherwise the result of `read`."""
         return None if self._value[key] is None else read()
 
     def inner(self, key: str, kind: type[Any]) -> JsonObject:
@@ -128,7 +128,7 @@ class JsonObject:
 
 
 def created_by() -> str:
-    """`ep3stream 0.1.0`; the version is unknown in a source tree that is not installed."""
+    """`ep3stream 0.1.0`, written into every file made; the version is `unknown` in a source tree not installed."""
     try:
         return f"ep3stream {version('ep3stream')}"
     except PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""The manifest of a store: what it holds, checked field by field, and the digest of every segment.
+"""The manifest of a store: columns, splits, statistics and the digest of every segment, checked field by field.
 
-A store without its manifest is not a store: the manifest is written last. It checks itself by the field
-`digest` = xxh3_128 of the canonical JSON (sorted keys, no spaces, ASCII) of all the other fields.
+A directory without a manifest is no store, because the manifest is written last. Its field `digest` is the xxh3_128 of
+the canonical JSON (sorted keys, no spaces, ASCII) of all the other fields.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def segment_digest(x: NDArray[Any], y: NDArray[Any]) -> str:
-    """xxh3_128 over the decoded bytes of a segment's x, then its y (both C-contiguous); 32 hex digits."""
+    """The xxh3_128 of the decoded bytes of a segment's x, then of its y (both C-contiguous), in 32 hex digits."""
     state = xxhash.xxh3_128()
     for array in (x, y):
         state.update(array.reshape(-1).view(np.uint8).data)
@@ -53,7 +53,7 @@ def is_split_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ColumnStatistics:
-    """Per column: mean, population standard deviation, range, and the cells without a value in the source."""
+    """For each column: mean, population standard deviation, range, and the number of cells without a value."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -108,8 +108,7 @@ class SplitInfo:
 class Manifest:
     """Everything a reader must know about a store; equal manifests have equal fingerprints.
 
-    conversion: what the conversion did beside putting rows into their places, for people; free in form.
-    Format 1 had no such field, and reads as one that says nothing.
+    conversion: notes of the conversion for people, in any form. Format 1 has no such field; it is read as empty.
     """
 
     format_version: int
@@ -131,7 +130,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """xxh3_128 of the canonical JSON: names the store's content, in 32 hex digits."""
+        """The xxh3_128 of the canonical JSON, in 32 hex digits: a name of the store's content."""
         return json_digest(self._content())
 
     def to_json(self) -> bytes:
@@ -146,9 +145,9 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes, origin: str) -> Manifest:
-        """Read and check a manifest that came from `origin` (a path, for messages).
+        """The manifest in `data`, checked; `origin` is its path, for messages.
 
-        Raises DamagedDataError for anything a finished store cannot hold, InputError for a newer format.
+        Raises DamagedDataError for anything that a finished store cannot hold, InputError for a newer format.
         """
         if len(data) > MAX_MANIFEST_BYTES:
             raise DamagedDataError(
@@ -179,7 +178,7 @@ def naming_problems(
     target_names: tuple[str, ...],
     class_names: tuple[str, ...] | None,
 ) -> Iterator[str]:
-    """What contradicts what between the shapes and the names of a store; nothing when all is well."""
+    """Yield a sentence for each contradiction between the shapes and the names of a store."""
     if len(feature_names) != n_features:
         yield f"feature_names has {len(feature_names)} names but n_features is {n_features}"
     n_targets = n_outputs if task == "regression" else 1

@@ -1,16 +1,16 @@
-"""Reads that fail and are tried again, told in a line for all readers of a place and not in one each.
-
-The files of a store in an S3-compatible bucket: ranges of objects, many requests at once.
+"""The files of a store in an S3-compatible bucket: ranges of objects, many requests at once.
 
 Address and credentials come from the usual variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
-AWS_REGION, AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE and so on. Needs obstore, which repeats a request that failed.
+AWS_REGION, AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE and so on. Needs obstore.
+
+Each request has one time-out and is repeated in one place. Requests that read are repeated here, because obstore does
+not repeat an answer that ends too early, and repeats others without a word in the log. Requests that write are
+repeated by obstore, which does so for each part of a large upload and knows which of them may be sent twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import os
 import re
 import stat
@@ -23,84 +23,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.store.files import ObjectUrl
+from ep3stream.store.retries import ATTEMPTS, outage_of
 
 if TYPE_CHECKING:
     from obstore import PutMode
     from obstore.store import S3Store
 
-
-_log = logging.getLogger(__name__)
-
-# Between two lines of the same kind: a disk that fails now and then must not fill the log.
-_QUIET_S = 60.0
-
-
-class Outage:
-    """The failed reads of one place, counted by all threads of this process.
-
-    The first is told at once, the others as a number when no read fails any longer.
-    """
-
-    def __init__(self, place: object) -> None:
-        self._place, self._lock = place, threading.Lock()
-        self._failing = self._untold = 0
-        self._began_at = self._ended_at = -math.inf
-
-    @contextmanager
-    def reading(self) -> Iterator[Callable[[Exception], None]]:
-        """Around all attempts of one read; gives what is to be called with the error of each that is to be repeated."""
-        n_failed = 0
-
-        def failed(error: Exception) -> None:
-            nonlocal n_failed
-            n_failed += 1
-            self._count(error, is_first=n_failed == 1)
-
-        is_over = False
-        try:
-            yield failed
-            is_over = True
-        finally:
-            if n_failed:
-                self._leave(is_over)
-
-    def _count(self, error: Exception, is_first: bool) -> None:
-        now = time.monotonic()
-        with self._lock:
-            self._failing += is_first
-            self._untold += 1
-            is_told = now - self._began_at >= _QUIET_S
-            self._began_at = now if is_told else self._began_at
-        if is_told:
-            _log.warning("%s: a read failed, trying again: %s", self._place, error)
-
-    def _leave(self, is_over: bool) -> None:
-        """A read that had failed succeeds, or is given up, which its error tells."""
-        now = time.monotonic()
-        with self._lock:
-            self._failing -= 1
-            n_failed = self._untold
-            is_told = is_over and not self._failing and now - self._ended_at >= _QUIET_S
-            if is_told:
-                self._untold, self._ended_at = 0, now
-        if is_told:
-            _log.warning("%s: reads go on; %d had failed", self._place, n_failed)
-
-
-_OUTAGES: dict[str, Outage] = {}
-
-_LOCK = threading.Lock()
-
-
-def outage_of(place: object) -> Outage:
-    """That of a store, by its path or URL."""
-    with _LOCK:
-        return _OUTAGES.setdefault(str(place), Outage(place))
-
-
 _MIB = 1 << 20
 
-# What one request fetches. With the number of requests it bounds the bytes on their way: 64 MiB, about.
+# The bytes that one request fetches. Times the number of requests: about 64 MiB are on their way at most.
 _PART_BYTES = 1 * _MIB
 
 _SHORT_BYTES = 4096
@@ -109,11 +40,15 @@ _REQUESTS = 64
 
 _READERS = 16
 
+# The time-outs of a request. They are shorter than that of a segment (120 s), and bound opening and listing too.
 _CONNECT_S, _REQUEST_S = 5, 30
 
-_RETRIES, _RETRY_S, _BACKOFF_S = 5, 60, 0.1
+# A request that reads: the first pause, which doubles up to the longest one. It is given up after _PATIENCE_S, about
+# what a server takes to restart, but not before ATTEMPTS attempts, so that one that hangs is repeated as well.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PATIENCE_S = 0.1, 4.0, 30.0
 
-_PAUSES_S = (0.1, 0.5)
+# A request that writes, as repeated by obstore.
+_RETRIES, _RETRY_S, _BACKOFF_S = 5, 60, 0.1
 
 _REFUSED = re.compile(
     r"status code: 40[13]|<Code>(AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken)<"
@@ -121,27 +56,27 @@ _REFUSED = re.compile(
 
 _T = TypeVar("_T")
 
-# First byte, and the memory that it and those behind it are for.
+# The first byte of a request, and the memory that its bytes fill.
 _Part = tuple[int, tuple[memoryview, ...]]
 
 
 class ObjectFiles:
-    """The objects below a prefix. Opens no connection before it is asked for something.
+    """The objects below a prefix. No connection is opened before the first request.
 
-    Besides what every reader of files raises, ConfigError without obstore, InputError for a bucket that is not
-    there, PermissionError for credentials that are refused, OSError for what may succeed another time.
+    Every method raises ConfigError without obstore, InputError for a bucket that does not exist, FileNotFoundError for
+    an object that does not, PermissionError for refused credentials, OSError for anything that may succeed later.
     """
 
     n_readers: ClassVar[int] = _READERS
 
     def __init__(self, url: ObjectUrl) -> None:
         self._url = url
-        self._bucket = _connect(url)
+        self._reads, self._writes = _connect(url, 0), _connect(url, _RETRIES)
         self._sizes: dict[str, int] = {}
         self._requests = _Budget(_REQUESTS)
 
     def size(self, name: str) -> int:
-        """Of an object; one listing tells those of all that lie beside it."""
+        """The bytes of an object; one request lists the sizes of all objects of its folder."""
         if name not in self._sizes:
             beside = self.listing(name.rpartition("/")[0])
             self._sizes |= {other: size for other, (size, _) in beside.items()}
@@ -150,61 +85,69 @@ class ObjectFiles:
         return self._sizes[name]
 
     def read_into(self, name: str, start: int, *outs: memoryview) -> None:
-        """By requests for parts of at most 1 MiB, side by side."""
+        """Fill `outs` with the object's bytes from `start` on, by requests of at most 1 MiB side by side."""
         parts = list(_parts(start, outs))
         with self._requests.some(len(parts)) as n_at_once:
-            self._patiently(name, lambda: asyncio.run(self._read_parts(name, parts, n_at_once)))
+            asyncio.run(self._read_parts(name, parts, n_at_once))
 
     async def _read_parts(self, name: str, parts: list[_Part], n_at_once: int) -> None:
-        import obstore
-
         queue = iter(parts)
 
         async def work() -> None:
             for start, outs in queue:
-                wanted = sum(map(len, outs))
-                data = await obstore.get_range_async(
-                    self._bucket, self._key(name), start=start, length=wanted
-                )
-                if len(data) != wanted:
-                    raise OSError(f"{name}: {len(data)} bytes came of the {wanted} asked for")
-                rest = memoryview(data)
-                for out in outs:
-                    out[:], rest = rest[: len(out)], rest[len(out) :]
+                with self._attempts(name) as pause_after:
+                    while True:
+                        try:
+                            await self._read_part(name, start, outs)
+                            break
+                        except Exception as error:
+                            await asyncio.sleep(pause_after(error))
 
-        # Those that still run when one fails are cancelled with the loop.
+        # Where one request is given up, the others are cancelled with the loop.
         await asyncio.gather(*(work() for _ in range(n_at_once)))
 
-    def read_small(self, name: str, max_bytes: int) -> bytes:
-        """The whole object."""
+    async def _read_part(self, name: str, start: int, outs: Sequence[memoryview]) -> None:
         import obstore
 
-        def get() -> bytes:
-            found = obstore.get(self._bucket, self._key(name))
-            if found.meta["size"] > max_bytes:
-                raise OSError(f"{name} is larger than {max_bytes} bytes")
-            return bytes(found.bytes())
+        wanted = sum(map(len, outs))
+        data = await obstore.get_range_async(self._reads, self._key(name), start=start, length=wanted)
+        if len(data) != wanted:
+            raise OSError(f"{name}: {len(data)} bytes came of the {wanted} asked for")
+        rest = memoryview(data)
+        for out in outs:
+            out[:], rest = rest[: len(out)], rest[len(out) :]
 
-        return self._patiently(name, get)
+    def read_small(self, name: str, max_bytes: int) -> bytes:
+        """The bytes of the whole object; OSError where there are more than `max_bytes`."""
+        import obstore
+
+        def get() -> bytes | None:
+            answer = obstore.get(self._reads, self._key(name))
+            return bytes(answer.bytes()) if answer.meta["size"] <= max_bytes else None
+
+        data = self._patiently(name, get)
+        if data is None:
+            raise OSError(f"{name} is larger than {max_bytes} bytes")
+        return data
 
     def walk(self) -> Iterator[tuple[str, int]]:
-        """Objects are all there is."""
+        """Name and mode (st_mode) of every object: all are regular files."""
         for name in self.listing():
             yield name, stat.S_IFREG
 
     def n_bytes(self) -> int:
-        """Of all objects."""
+        """The bytes of all objects."""
         return sum(size for size, _ in self.listing().values())
 
     def listing(self, folder: str = "", limit: int | None = None) -> dict[str, tuple[int, str | None]]:
-        """Name -> bytes and entity tag of every object below `folder`, or of `limit` objects and some more."""
+        """Name -> bytes and entity tag of every object below `folder`; `limit`: so many objects are enough."""
         import obstore
 
         prefix, skip = self._key(folder).rstrip("/") + "/", len(self._url.key) + 1
 
         def pages() -> dict[str, tuple[int, str | None]]:
             found: dict[str, tuple[int, str | None]] = {}
-            for page in obstore.list(self._bucket, prefix):
+            for page in obstore.list(self._reads, prefix):
                 found |= {item["path"][skip:]: (item["size"], item["e_tag"]) for item in page}
                 if limit is not None and len(found) >= limit:
                     break
@@ -213,69 +156,90 @@ class ObjectFiles:
         return self._patiently(folder or str(self._url), pages)
 
     def put(self, name: str, data: Any, *, is_new: bool = False) -> str | None:
-        """Write an object, from bytes or a path; its entity tag. is_new: FileExistsError where there is one."""
-        import obstore
+        """Write an object, from bytes or a path; returns its entity tag.
 
-        with self._naming(name):
-            mode: PutMode = "create" if is_new else "overwrite"
-            try:
-                return obstore.put(self._bucket, self._key(name), data, mode=mode)["e_tag"]
-            except obstore.exceptions.GenericError as error:
-                # Not every server knows If-None-Match; those that do not are asked before.
-                if not is_new or "NotImplemented" not in str(error):
-                    raise
+        is_new: raise FileExistsError where the object exists already.
+        """
+        import obstore
+        from obstore import exceptions
+
+        mode: PutMode = "create" if is_new else "overwrite"
+        try:
+            return obstore.put(self._writes, self._key(name), data, mode=mode)["e_tag"]
+        except exceptions.AlreadyExistsError:
+            raise FileExistsError(f"{name} exists") from None
+        except (exceptions.BaseError, OSError) as error:
+            # Not every server knows If-None-Match; one that does not is asked before.
+            if not is_new or "NotImplemented" not in str(error):
+                raise self._explained(name, error) from None
         if name in self.listing():
             raise FileExistsError(f"{name} exists")
         return self.put(name, data)
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete objects; those that are not there need not be."""
+        """Delete objects; names without an object are passed over."""
         import obstore
+        from obstore import exceptions
 
-        with self._naming(str(self._url)):
-            obstore.delete(self._bucket, [self._key(name) for name in names])
+        try:
+            obstore.delete(self._writes, [self._key(name) for name in names])
+        except (exceptions.BaseError, OSError) as error:
+            raise self._explained(str(self._url), error) from None
 
     def _key(self, name: str) -> str:
         return f"{self._url.key}/{name}"
 
     def _patiently(self, name: str, fetch: Callable[[], _T]) -> _T:
-        """What `fetch` gives. obstore repeats what the server refuses, but not what it began and did not end."""
-        with outage_of(self._url).reading() as failed:
-            for pause_s in _PAUSES_S:
+        """The result of `fetch`, a request that reads, repeated while it fails."""
+        with self._attempts(name) as pause_after:
+            while True:
                 try:
-                    with self._naming(name):
-                        return fetch()
-                except (FileNotFoundError, PermissionError):
-                    raise
-                except OSError as error:
-                    failed(error)
-                time.sleep(pause_s)
-            with self._naming(name):
-                return fetch()
+                    return fetch()
+                except Exception as error:
+                    time.sleep(pause_after(error))
 
     @contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
-        """Makes errors of obstore what readers of files expect."""
-        from obstore import exceptions
+    def _attempts(self, name: str) -> Iterator[Callable[[Exception], float]]:
+        """Encloses all attempts of one request that reads; yields the function to call with the error of an attempt.
 
-        try:
-            yield
-        except exceptions.AlreadyExistsError:
-            raise FileExistsError(f"{name} exists") from None
-        except (exceptions.BaseError, FileNotFoundError) as error:
-            if "NoSuchBucket" in str(error):
-                raise InputError(
-                    f"bucket {self._url.bucket!r} does not exist; make it, or correct {self._url}"
-                ) from None
-            if isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(f"{name} is missing") from None
-            if _REFUSED.search(str(error)):  # A refused listing has no type of its own.
-                raise PermissionError(f"access to {name} is refused: {_told(error)}") from None
-            raise OSError(f"{name}: {_told(error)}") from None
+        That function returns the seconds to wait before the next attempt, or raises the error where there is none.
+        """
+        give_up_at, n_failed = time.monotonic() + _PATIENCE_S, 0
+
+        def pause_after(error: Exception) -> float:
+            nonlocal n_failed
+            pause_s = min(_FIRST_PAUSE_S * 2.0**n_failed, _LONGEST_PAUSE_S)
+
+            n_failed += 1
+            explained = self._explained(name, error)
+            is_passing = isinstance(explained, OSError) and not isinstance(
+                explained, FileNotFoundError | PermissionError
+            )
+            if not is_passing or (n_failed >= ATTEMPTS and time.monotonic() + pause_s > give_up_at):
+                raise explained from None
+            failed(explained)
+            return pause_s
+
+        with outage_of(self._url).reading() as failed:
+            yield pause_after
+
+    def _explained(self, name: str, error: Exception) -> Exception:
+        """An error of obstore as one that readers of files expect, with the server's own words; any other as it is."""
+        from obstore.exceptions import BaseError
+
+        if not isinstance(error, BaseError | FileNotFoundError):
+            return error
+        if "NoSuchBucket" in str(error):
+            return InputError(f"bucket {self._url.bucket!r} does not exist; make it, or correct {self._url}")
+        if isinstance(error, FileNotFoundError):
+            return FileNotFoundError(f"{name} is missing")
+        if _REFUSED.search(str(error)):  # A refused listing has no type of its own.
+            return PermissionError(f"access to {name} is refused: {_told(error)}")
+        return OSError(f"{name}: {_told(error)}")
 
 
 def _parts(start: int, outs: Sequence[memoryview]) -> Iterator[_Part]:
-    """First byte of each request, and the memory for what it brings. A short piece goes with the one before."""
+    """The requests for the bytes from `start` on. A piece of memory too short for a request joins the one before."""
     pending: list[memoryview] = []
     for out in outs:
         for first in range(0, len(out), _PART_BYTES):
@@ -290,7 +254,7 @@ def _parts(start: int, outs: Sequence[memoryview]) -> Iterator[_Part]:
 
 
 class _Budget:
-    """A number of requests, which those who read at the same time share."""
+    """A number of requests, shared by the threads that read at the same time."""
 
     def __init__(self, total: int) -> None:
         self._lock = threading.Lock()
@@ -298,7 +262,7 @@ class _Budget:
 
     @contextmanager
     def some(self, wanted: int) -> Iterator[int]:
-        """How many to make at once: up to half of those that are free, for others may come; at least one."""
+        """How many requests to make at once: at most half of the free ones, as other threads may come; at least 1."""
         with self._lock:
             granted = max(1, min(wanted, self._free // 2))
             self._free -= granted
@@ -309,7 +273,8 @@ class _Budget:
                 self._free += granted
 
 
-def _connect(url: ObjectUrl) -> S3Store:
+def _connect(url: ObjectUrl, n_retries: int) -> S3Store:
+    """The bucket of a URL; a request that fails is repeated by obstore `n_retries` times."""
     try:
         from obstore.exceptions import BaseError
         from obstore.store import S3Store
@@ -320,13 +285,13 @@ def _connect(url: ObjectUrl) -> S3Store:
         return S3Store(
             url.bucket,
             client_options={
-                # A user who writes http means it: his own server, most likely on his own network.
+                # Whoever writes http means it: an own server, most likely on an own network.
                 "allow_http": endpoint.startswith("http://"),
                 "connect_timeout": timedelta(seconds=_CONNECT_S),
                 "timeout": timedelta(seconds=_REQUEST_S),
             },
             retry_config={
-                "max_retries": _RETRIES,
+                "max_retries": n_retries,
                 "retry_timeout": timedelta(seconds=_RETRY_S),
                 "backoff": {"init_backoff": timedelta(seconds=_BACKOFF_S)},
             },
@@ -336,7 +301,7 @@ def _connect(url: ObjectUrl) -> S3Store:
 
 
 def _told(error: Exception) -> str:
-    """What a server or the network said, out of an error of obstore's, which repeats URLs and inner parts."""
+    """The words of a server or the network, out of an error of obstore, which repeats URLs and debugging details."""
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     if answer := re.search(r"<Code>(.{1,80}?)</Code>(?:.*?<Message>(.{1,200}?)</Message>)?", text):
         return ": ".join(part for part in answer.groups() if part)

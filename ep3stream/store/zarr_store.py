@@ -1,4 +1,7 @@
-"""A store as a Zarr v3 group: a directory with groups of arrays, whose files hold one or several segments."""
+"""A store as a Zarr v3 group: a directory with a group for each split, whose arrays' files hold one or more segments.
+
+Zarr writes the rows and the metadata. Rows are read by zarr_layout.py.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -36,15 +38,15 @@ _DECODING_THREADS = 2
 
 
 def _compressors(codec: Codec) -> tuple[BytesBytesCodec, ...]:
-    # Without a checksum codec a flipped bit is wrong data and no error, for every reader of Zarr.
+    # Without a checksum codec, a flipped bit would be wrong data and no error for other readers of Zarr.
     if codec == "none":
         return (Crc32cCodec(),)
-    # Level 1: the bits of near-random floats shrink no further, at twice the time and more.
+    # Level 1: higher levels take twice the time and more, and near-random floats shrink no further.
     return (BloscCodec(cname=codec, clevel=1, shuffle="bitshuffle"), Crc32cCodec())
 
 
 class ZarrWriter:
-    """Writes the arrays of a group that nobody reads yet."""
+    """Writes the arrays of a group that is no store yet."""
 
     writes_in_order: ClassVar[bool] = False
 
@@ -52,7 +54,6 @@ class ZarrWriter:
         self._path = path
         self._root = root
         self._arrays: dict[str, dict[str, zarr.Array[Any]]] = {}
-        self._layouts: dict[str, SplitLayout] = {}
         self._growing = threading.Lock()
         _bound_threads()
 
@@ -63,9 +64,10 @@ class ZarrWriter:
 
     @classmethod
     def reopen(cls, path: Path, layouts: Mapping[str, tuple[SplitLayout, int]]) -> ZarrWriter:
-        """What an earlier writer left, cut to the layout and rows given for each split: whole files.
+        """Go on in the group that an earlier writer left at `path`.
 
-        Chunks are kept as they are, and their names; everything else is written anew.
+        layouts: for each split, its layout and the number of rows to keep, which fill whole files. The files of those
+        rows stay as they are; everything else is deleted, and the metadata are written anew.
         """
         for item in path.iterdir():
             if item.name not in layouts:
@@ -78,7 +80,7 @@ class ZarrWriter:
                     delete(item)
             for name in ARRAYS:
                 for item in (path / split / name).iterdir():
-                    if item.name != "c":  # metadata, and what zarr was about to replace them by
+                    if item.name != "c":  # Metadata, and files with which zarr was about to replace them.
                         delete(item)
                 for item in (path / split / name / "c").iterdir():
                     if not (item.name.isdecimal() and int(item.name) < n_files):
@@ -89,7 +91,7 @@ class ZarrWriter:
         return writer
 
     def read_back(self, split: str, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Rows start to stop of x and y."""
+        """The rows start to stop of x and y, as written."""
         arrays = self._arrays[split]
         return np.asarray(arrays["x"][start:stop]), np.asarray(arrays["y"][start:stop])
 
@@ -97,27 +99,21 @@ class ZarrWriter:
         """Make the empty arrays of one split."""
         group = self._root.create_group(layout.name)
         self._arrays[layout.name] = {name: _create_array(group, name, layout) for name in ARRAYS}
-        self._layouts[layout.name] = layout
         for name in ARRAYS:
             (self._path / layout.name / name / "c").mkdir(exist_ok=True)
 
     def write(self, split: str, start: int, x: NDArray[Any], y: NDArray[Any]) -> None:
         """Write rows start to start + len(x): whole files, so that no file is read to be written again."""
-        layout, stop = self._layouts[split], start + len(x)
-        is_plain = layout.codec == "none" and layout.chunks_per_file == 1 and len(x) == layout.chunk_rows
+        stop = start + len(x)
         for name, rows in (("x", x), ("y", y)):
             array = self._arrays[split][name]
             with self._growing:
                 if array.shape[0] < stop:
                     array.resize((stop, *array.shape[1:]))
-            if is_plain:
-                number = [str(start // layout.chunk_rows), *"0" * (rows.ndim - 1)]
-                _write_chunk(self._path.joinpath(split, name, "c", *number), rows)
-            else:
-                array[start:stop] = rows
+            array[start:stop] = rows
 
     def finish(self, manifest: bytes) -> None:
-        """Bring every file and directory to the disk (zarr never does), then the manifest."""
+        """Sync every file and directory (zarr never does), then write the manifest and sync it."""
         for folder, _, names in os.walk(self._path):
             for name in names:
                 sync(Path(folder, name))
@@ -127,21 +123,7 @@ class ZarrWriter:
         sync(self._path)
 
     def close(self) -> None:
-        """Nothing is held open between writes."""
-
-
-def _write_chunk(file: Path, rows: NDArray[Any]) -> None:
-    """A whole chunk with no codec but crc32c: its bytes, then their checksum (Zarr v3, crc32c codec 1.0).
-
-    Zarr's own way copies the rows three times, at three times the cost of writing them.
-    """
-    data = rows.reshape(-1).view(np.uint8)
-    file.parent.mkdir(exist_ok=True)
-    with file.open("wb", buffering=0) as stream:
-        rest = data.data
-        while rest:
-            rest = rest[stream.write(rest) :]
-        stream.write(google_crc32c.value(data).to_bytes(4, "little"))
+        """Do nothing: no file is open between writes."""
 
 
 def _create_array(group: zarr.Group, name: str, layout: SplitLayout) -> zarr.Array[Any]:
@@ -155,24 +137,24 @@ def _create_array(group: zarr.Group, name: str, layout: SplitLayout) -> zarr.Arr
         shards=(layout.chunk_rows * layout.chunks_per_file, *row) if sharded else None,
         compressors=_compressors(layout.codec),
         filters=None,
-        # What a lost file reads as, to whoever reads it without the manifest: never a plausible value.
+        # The value of rows whose file is lost, for readers without the manifest: never a plausible one.
         fill_value=np.nan if dtype.kind == "f" else -1,
         config={"write_empty_chunks": True},
     )
 
 
 def _bound_threads() -> None:
-    """Has zarr decode on at most as many threads as read segments, unless the user has set a number.
+    """Let zarr encode and decode on two threads, unless the user has set a number.
 
-    Each of its threads keeps the memory of the largest segment it has decoded: with the default of cores + 4
-    the peak grows with the segments read, up to 70 MiB.
+    Each of its threads keeps the memory of the largest segment that it has worked on: with the default of cores + 4
+    threads the peak grows with the number of segments, up to 70 MiB.
     """
     if zarr.config.get("threading.max_workers", None) is None:
         zarr.config.set({"threading.max_workers": _DECODING_THREADS})
 
 
 class ZarrReader:
-    """Reads the segments of a finished group; holds no file open."""
+    """Reads the segments of a finished group; no file stays open."""
 
     def __init__(self, files: StoreFiles, manifest: Manifest) -> None:
         self._files = files
@@ -182,12 +164,12 @@ class ZarrReader:
         self.n_readers = files.n_readers
 
     def check(self, info: SplitInfo, index: int) -> None:
-        """The sizes of the files that hold the segment."""
+        """Raise unless the files that hold the segment exist with the right sizes."""
         for name in ARRAYS:
             require_stored(self._files, self._manifest, info, name, index // info.segments_per_file)
 
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
-        """Read one checked segment into x and y."""
+        """Fill x and y with one checked segment; returns the seconds that it took to get the stored bytes."""
         layout = SplitLayout.of(self._manifest, info)
         if info.name not in self._checked:
             for name in ARRAYS:
@@ -197,14 +179,14 @@ class ZarrReader:
         for name, file, target in zip(ARRAYS, self.pieces(info, index), (x, y), strict=True):
             try:
                 read_s += self._chunks.read(file, layout, name, place, target)
-            except (OSError, MemoryError):  # These are tried again, or are not the file's fault.
+            except (OSError, MemoryError):  # No damage of the file.
                 raise
             except Exception as error:  # Codecs meet damaged bytes with errors of many types.
                 raise ValueError(f"{file} does not decode: {error}") from error
         return read_s
 
     def inventory(self) -> dict[str, str]:
-        """Files that are missing, of another size than they must have, foreign, or metadata not as written."""
+        """File -> problem: missing, of a wrong size or kind, foreign, or metadata not as written."""
         problems = file_problems(self._files, self._manifest)
         for name in sorted(set(metadata_files(self._manifest)) - {MANIFEST_NAME} - set(problems)):
             if problem := _metadata_problem(self._files, self._manifest, name):
@@ -219,7 +201,7 @@ class ZarrReader:
 
 
 def _metadata_problem(files: StoreFiles, manifest: Manifest, name: str) -> str | None:
-    """What is wrong with a zarr.json, compared as zarr understands it with one made for the same layout."""
+    """The problem of a zarr.json, compared as zarr reads it with one made for the same layout; None for a sound one."""
     _, split, array = ("", *Path(name).parent.parts, "", "")[:3]
     group = zarr.create_group(MemoryStore(), zarr_format=3)
     expected: dict[str, Any] = dict(group.metadata.to_dict())
@@ -251,7 +233,7 @@ def _alone(metadata: bytes) -> MemoryStore:
 
 
 def _require_array(files: StoreFiles, name: str, layout: SplitLayout, n_rows: int) -> None:
-    """Raises ValueError unless an array's metadata promise what the manifest does."""
+    """Raise ValueError unless an array's metadata promise what the manifest promises."""
     path = f"{layout.name}/{name}/{METADATA}"
     array = zarr.open_array(_alone(read_metadata(files, path)[0]), mode="r", zarr_format=3)
     found = (

@@ -2,8 +2,8 @@
 
     free -> gather -> send -> batch (the consumer computes) -> release -> free
 
-On a GPU `send` starts a copy on a side stream. Two events keep the streams apart: host memory is filled again
-when its copy is over, device memory when the consumer's stream has computed what was queued at `release`.
+On a GPU, `send` starts a copy on a side stream. Two events keep memory from being overwritten too early: host memory
+is filled again once its copy is over, device memory once the work queued before `release` has been computed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ep3stream.stream.order import Rows
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one step: x (m, d) float32, and y, class ids (m,) int32 or targets (m, c) float32.
+    """The rows of one step: x (m, d) float32, and y, class ids (m,) int32 or targets (m, c) float32.
 
-    They lie on the stream's device and are valid until the next batch is asked for; on a GPU, for work queued
-    on the current stream until then. waited_s is how long the caller waited for the batch.
+    The rows lie on the stream's device. They are valid until the next batch is asked for; on a GPU, for the work that
+    was queued on the current stream until then. waited_s: how long the caller waited for the batch.
     """
 
     step: int
@@ -36,10 +36,10 @@ class Batch:
 
 
 class BatchSlot:
-    """Memory for batches of up to `max_rows` rows: page-locked, and as much on the device, for a GPU.
+    """Memory for batches of up to `max_rows` rows; for a GPU page-locked, and the same again on the device.
 
-    copies: the side stream of a GPU; None for the CPU. `gather` and `send` are the producer's, `batch` and
-    `release` the consumer's; only one of them has the slot at a time.
+    copies: the side stream of a GPU; None for the CPU. The producer calls `begin`, `gather` and `send`, the consumer
+    `batch` and `release`; only one of the two has the slot at a time.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class BatchSlot:
         self._step = self._n_rows = 0
 
     def begin(self, step: int) -> None:
-        """Start the batch of a step; waits until the last one's copy has left the host memory."""
+        """Start the batch of a step, after waiting until the last batch has been copied out of the host memory."""
         if self._copying is not None and self._copied is not None:
             self._copied.synchronize()
             self._copied_s = self._copying.elapsed_time(self._copied) / 1000
         self._step, self._n_rows = step, 0
 
     def gather(self, x: NDArray[Any], y: NDArray[Any], rows: Rows) -> None:
-        """Append rows of x (N, d) and y (N, ...) to the batch."""
+        """Append the rows numbered `rows` of x (N, d) and y (N, ...) to the batch."""
         place = slice(self._n_rows, self._n_rows + len(rows))
         # mode="clip" lets numpy write into `out` without a buffer of its own.
         np.take(x, rows, axis=0, out=self._stored_x[place], mode="clip")
@@ -78,7 +78,7 @@ class BatchSlot:
         self._n_rows = place.stop
 
     def send(self) -> None:
-        """Make the batch float32 and start its copy to the device."""
+        """Convert the batch to float32 and start its copy to the device."""
         n_rows = self._n_rows
         if self._stored_x.dtype != np.float32:
             np.copyto(self._host_x.numpy()[:n_rows], self._stored_x[:n_rows])
@@ -93,18 +93,18 @@ class BatchSlot:
             self._copied = self._copies.record_event(torch.cuda.Event(enable_timing=True))
 
     def take_copied_s(self) -> float:
-        """Seconds that the copy before the one under way took the device; once."""
+        """The seconds that the last finished copy took the device; 0 when asked again."""
         copied_s, self._copied_s = self._copied_s, 0.0
         return copied_s
 
     def batch(self, waited_s: float) -> Batch:
-        """The batch, for use on the current stream, which waits for the copy; the caller does not."""
+        """The batch, for use on the current stream, which waits for the copy to the device; the caller does not."""
         if self._copied is not None:
             torch.cuda.current_stream(self._device).wait_event(self._copied)
         return Batch(self._step, self._x[: self._n_rows], self._y[: self._n_rows], waited_s)
 
     def release(self) -> None:
-        """The consumer has queued all its work on the batch."""
+        """Declare that the consumer has queued all its work on the batch."""
         self._released = self._consumer_event()
 
     def _consumer_event(self) -> torch.cuda.Event | None:

@@ -1,10 +1,8 @@
-"""The order in which a fit sees the rows: a pure function of (seed, epoch), never held for more than a window.
+"""The order in which a fit sees the rows, a pure function of (seed, epoch), and a measure of how well it mixes.
 
-Segments are permuted, taken in windows of a few, and the rows of a window are permuted. Keys come from a 64-bit
-counter hash rather than from a library's generator, so that an order outlives library versions: a fit resumed
-years later goes on with the rows it has not seen.
-
-How well an order mixes: how far apart rows that lie side by side in the store end up in an epoch.
+The segments of a split are permuted and taken in windows of a few; then the rows of each window are permuted. The order
+is held in memory for one window at a time. Permutations come from a 64-bit counter hash and not from a library's
+generator, so that an order outlives library versions: a fit resumed years later goes on with the rows it has not seen.
 """
 
 from __future__ import annotations
@@ -20,12 +18,18 @@ from ep3stream.errors import InputError
 
 Rows = NDArray[np.int64]
 
+# Which permutation is meant: one word of the hash's key.
 _SEGMENTS, _ROWS = 1, 2
+
+# The quantiles that OrderQuality gives.
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+_MAX_WINDOWS = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowVisit:
-    """One window of one epoch: its segments, in order, and how many of its rows were used before."""
+    """One window of one epoch: its segments, in order, and how many of its rows earlier steps have used."""
 
     epoch: int
     index: int
@@ -37,11 +41,10 @@ class WindowVisit:
 class RowOrder:
     """Which rows each step of each epoch takes.
 
-    `excluded`, sorted row numbers, never appear (rows that became centers). Every other row appears exactly once
-    an epoch. Epochs have `steps_per_epoch` steps whose batches differ by at most one row: none is dropped and
-    none is ragged. Their number is a multiple of `shards`, so that as many readers can share an epoch evenly.
-    Raises InputError for sizes below 1, for excluded rows that are not sorted, repeat or do not exist, and when
-    they leave fewer rows than shards.
+    excluded: sorted numbers of rows that never appear, because they became centers; every other row appears exactly
+    once an epoch. An epoch has `steps_per_epoch` steps, whose batches differ by at most one row. shards: the number of
+    readers that share an epoch; the number of steps is a multiple of it. Raises InputError for sizes below 1, for
+    excluded rows that are not sorted, repeat or do not exist, and for fewer rows than shards.
     """
 
     seed: int
@@ -71,49 +74,49 @@ class RowOrder:
 
     @property
     def epoch_rows(self) -> int:
-        """Rows of one epoch."""
+        """The number of rows of one epoch: all but the excluded ones."""
         return self.n_rows - len(self.excluded)
 
     @property
     def steps_per_epoch(self) -> int:
-        """ceil(epoch_rows / batch_size), and more for a multiple of `shards`."""
+        """ceil(epoch_rows / batch_size), rounded up to a multiple of `shards`."""
         return -(-self.epoch_rows // (self.batch_size * self.shards)) * self.shards
 
     @property
     def n_segments(self) -> int:
-        """Segments of the split."""
+        """The number of segments of the split."""
         return -(-self.n_rows // self.segment_rows)
 
     @property
     def n_windows(self) -> int:
-        """Windows of one epoch."""
+        """The number of windows of one epoch."""
         return -(-self.n_segments // self.window_segments)
 
     def batch_bounds(self, step: int) -> tuple[int, int]:
-        """First row and end row, counted within the epoch, of a step counted within the epoch."""
+        """The first row of a step and the row behind its last one; rows and steps are counted within the epoch."""
         steps = self.steps_per_epoch
         return self.epoch_rows * step // steps, self.epoch_rows * (step + 1) // steps
 
     def segments(self, epoch: int) -> Rows:
-        """The epoch's permutation of the segments."""
+        """The epoch's permutation of the segments, (n_segments,)."""
         return _permutation(self.n_segments, self.seed, epoch, _SEGMENTS, 0)
 
     def window(self, segments: Rows, index: int) -> Rows:
-        """The segments of one window, from the epoch's permutation."""
+        """The segments of one window, out of `segments`, the epoch's permutation."""
         return segments[index * self.window_segments : (index + 1) * self.window_segments]
 
     def window_ends(self, segments: Rows) -> Rows:
-        """How many rows of the epoch lie in windows 0..w, for each w: (n_windows,)."""
+        """How many rows of the epoch lie in windows 0 to w, for each w: (n_windows,)."""
         bounds = np.minimum(np.arange(self.n_segments + 1) * self.segment_rows, self.n_rows)
         kept = np.diff(bounds) - np.diff(np.searchsorted(self.excluded, bounds))
         sizes = np.add.reduceat(kept[segments], np.arange(0, self.n_segments, self.window_segments))
         return np.cumsum(sizes)
 
     def window_rows(self, epoch: int, index: int, window: Rows) -> Rows:
-        """The window's rows in the order they are used.
+        """The window's rows in the order of their use.
 
-        Each is place * segment_rows + row within the segment: where it lies when the window's segments lie one
-        behind the other.
+        Each is a position in the window's segments laid one behind the other: place of the segment * segment_rows +
+        row within the segment.
         """
         kept = [
             place * self.segment_rows + self._kept_rows(segment)
@@ -123,14 +126,14 @@ class RowOrder:
         return rows[_permutation(len(rows), self.seed, epoch, _ROWS, index)]
 
     def _kept_rows(self, segment: int) -> Rows:
-        """Rows of a segment that are not excluded, counted within it."""
+        """The rows of a segment that are not excluded, counted within the segment."""
         first = segment * self.segment_rows
         stop = min(first + self.segment_rows, self.n_rows)
         inside = slice(*np.searchsorted(self.excluded, (first, stop)).tolist())
         return np.delete(np.arange(stop - first), self.excluded[inside] - first)
 
     def visits(self, start: int, stop: int) -> Iterator[WindowVisit]:
-        """The windows that hold the rows of steps start..stop-1, counted over all epochs, in order."""
+        """Yield, in order, the windows that hold the rows of steps start to stop - 1, counted over all epochs."""
         steps = self.steps_per_epoch
         for epoch in range(start // steps, -(-stop // steps)):
             segments = self.segments(epoch)
@@ -144,34 +147,29 @@ class RowOrder:
 
 
 def _permutation(size: int, *stream: int) -> Rows:
-    """A permutation of range(size) that depends on the integers of `stream` alone."""
+    """A permutation of range(size), a function of the integers `stream`. O(size log size) time."""
     key: NDArray[np.uint64] = np.zeros(1, np.uint64)
     for word in stream:
         key = _mix(np.add(key, np.uint64(word)))
-    # The keys differ, _mix being a bijection, so that every way of sorting gives the same permutation.
+    # No two keys are equal, because _mix is a bijection: every way of sorting gives the same permutation.
     return np.argsort(_mix(np.add(key, np.arange(size, dtype=np.uint64))))
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64 (Steele, Lea, Flood, 2014): a bijection of the 64-bit integers that hides their pattern."""
+    """splitmix64 (Steele, Lea, Flood, 2014): a bijection of the 64-bit integers whose values look random."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
-SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-_MAX_WINDOWS = 32
-
-
 @dataclass(frozen=True, slots=True)
 class OrderQuality:
     """Distances, in rows of an epoch, between rows that are neighbours in the store.
 
-    distances: at each of SHARES, the distance below which that share of neighbours ends up; perfect: the same of a
-    perfect shuffle. same_batch, perfect_same_batch: the share of neighbours that meet in one batch. window_rows:
-    rows that are mixed together; n_pairs: neighbours looked at.
+    distances: the quantiles of the distance at SHARES; perfect: those of a perfect shuffle. same_batch,
+    perfect_same_batch: the share of neighbours that meet in one batch. window_rows: rows that are mixed together.
+    n_pairs: pairs of neighbours measured.
     """
 
     n_rows: int
@@ -185,22 +183,22 @@ class OrderQuality:
 
     @property
     def relative(self) -> float:
-        """The median distance as a share of a perfect shuffle's."""
+        """The median distance, divided by that of a perfect shuffle."""
         middle = SHARES.index(0.5)
         return self.distances[middle] / self.perfect[middle]
 
 
 def order_quality(order: RowOrder, epoch: int = 0) -> OrderQuality:
-    """Measured on all windows of an epoch, or on 32 of them spread over it; O(rows of these) time.
+    """The quality of an epoch's order, measured on at most 32 windows spread over the epoch; O(rows of these) time.
 
-    Two places drawn at random from n are at most t n apart with the probability 1 - (1 - t)^2.
+    For a perfect shuffle: two places drawn at random from n are at most t n apart with probability 1 - (1 - t)^2.
     """
     segments = order.segments(epoch)
     ends = order.window_ends(segments)
-    n_looked_at = min(order.n_windows, _MAX_WINDOWS)
-    looked_at = np.unique(np.linspace(0, order.n_windows - 1, n_looked_at).astype(np.int64))
+    n_measured = min(order.n_windows, _MAX_WINDOWS)
+    measured = np.unique(np.linspace(0, order.n_windows - 1, n_measured).astype(np.int64))
     distances, batches = [], []
-    for index in looked_at.tolist():
+    for index in measured.tolist():
         first = int(ends[index - 1]) if index else 0
         for places in _neighbours(order, epoch, index, order.window(segments, index)):
             distances.append(np.abs(places[1] - places[0]))
@@ -222,7 +220,7 @@ def order_quality(order: RowOrder, epoch: int = 0) -> OrderQuality:
 
 
 def _neighbours(order: RowOrder, epoch: int, index: int, window: Rows) -> Iterator[NDArray[np.int64]]:
-    """Places within the window, (2, pairs), of rows that follow one another in a segment of it."""
+    """Yield the places within the window, (2, pairs), of rows that follow one another in one of its segments."""
     rows = order.window_rows(epoch, index, window)
     place = np.full(len(window) * order.segment_rows, -1, np.int64)
     place[rows] = np.arange(len(rows))

@@ -1,15 +1,14 @@
 """Batches read ahead of the solver: segments by tasks, in order, into memory that is allocated once.
 
-    tasks, one a segment           one thread                      the fit loop
+    tasks, one a segment           one thread                      the trainer
     store -> windows (2 of them) -> gathers rows -> batch slots -> computes
 
-An error in a task reaches the consumer in place of the batch it spoiled. What was read ahead is never part of a
-fit's state: a stream starts at any step.
+An error in a task reaches the trainer in place of the batch that lacks the rows. A fit's state holds nothing of the
+rows read ahead: a stream starts at any step.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -19,27 +18,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.errors import InputError
 from ep3stream.store.backend import ReadTimes, y_row
 from ep3stream.store.reader import SplitReader
+from ep3stream.store.retries import finish_read
 from ep3stream.stream.batch_slots import Batch, BatchSlot
 from ep3stream.stream.order import RowOrder, Rows, WindowVisit
-from ep3stream.stream.segment_reads import (
-    ATTEMPTS,
-    DaskReads,
-    Finish,
-    Hung,
-    LocalReads,
-    SegmentReads,
-    hung_error,
-)
-
-_log = logging.getLogger(__name__)
+from ep3stream.stream.segment_reads import DaskReads, Finish, LocalReads, SegmentReads
 
 _WINDOWS = 2
 
@@ -48,11 +40,11 @@ _BATCH_SLOTS = 3
 
 @dataclass(slots=True)
 class StreamTimes(ReadTimes):
-    """Seconds spent so far, beside the consumer's own.
+    """Seconds spent so far, without those of the consumer.
 
-    read_s, decode_s: summed over tasks, of which several run at once. In the one thread that makes batches,
-    segments_s: waiting for those tasks; gather_s: putting rows into batches; copy_s: making batches float32, and
-    copying them to the device.
+    read_s, decode_s: summed over tasks, of which several run at once. The others are those of the one thread that
+    makes batches. segments_s: waiting for tasks; gather_s: putting rows into batches; copy_s: making batches float32
+    and copying them to the device.
     """
 
     segments_s: float = 0.0
@@ -68,12 +60,12 @@ class BatchStream:
     windows of results besides). Raises InputError when order and reader disagree about the rows, or when used
     outside `with`.
 
-    A segment that does not come within `read_timeout_s` (infinity: for ever) is asked for twice more, then named
-    by a DamagedDataError. An input/output error is met by two more attempts as well.
+    A segment that fails with an input/output error, or does not come within `read_timeout_s` (infinity: for ever), is
+    asked for twice more; then a DamagedDataError names the segment.
 
-    Leaving `with`, at any moment, ends all threads; it waits for reads in this process that are under way, for ten
-    seconds at most, and leaves a thread behind whose read does not end.
-    Entered again, the stream goes on after the last batch it gave.
+    Leaving `with`, at any moment, ends all threads. It waits for reads of this process that are under way, for ten
+    seconds at most; a thread whose read does not end is left behind. Entered again, the stream goes on after the last
+    batch that it gave.
     """
 
     def __init__(
@@ -108,7 +100,7 @@ class BatchStream:
         self._held: BatchSlot | None = None
         self._free: SimpleQueue[BatchSlot | None] = SimpleQueue()
         self._ready: SimpleQueue[BatchSlot | BaseException] = SimpleQueue()
-        # What is entered last is left first: the thread is freed from all it may wait for, then joined.
+        # The stack is left in reverse: the producer is freed from everything it may wait for, then joined.
         with ExitStack() as stack:
             copies = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
             slot_rows = min(self._order.batch_size, self._order.epoch_rows)
@@ -142,7 +134,7 @@ class BatchStream:
     def __exit__(self, *_: object) -> None:
         self._is_open = False
         self._resources.close()
-        del self._held, self._free, self._ready  # The memory of their slots goes with them.
+        del self._held, self._free, self._ready  # Frees the memory of the slots.
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -172,7 +164,7 @@ class BatchStream:
             self._ready.put(error)
 
     def _produce(self, windows: list[_Window], start: int) -> None:
-        """Fills slots with the rows of one step after another, until the last or until there is no slot."""
+        """Fill slots with the rows of one step after another, until the last step or until no slot comes."""
         filled = self._filled(windows, start)
         window = None
         for step in range(start, self._stop):
@@ -194,7 +186,7 @@ class BatchStream:
             self._ready.put(slot)
 
     def _filled(self, windows: list[_Window], start: int) -> Iterator[_Window]:
-        """Window after window with its rows; while one is used, the reads of the next are under way."""
+        """Yield window after window with its rows; while one is used, the reads of the next are under way."""
         begun: deque[_Window] = deque()
         for window, visit in zip(cycle(windows), self._order.visits(start, self._stop), strict=False):
             window.begin(visit)
@@ -210,7 +202,7 @@ class BatchStream:
 def epoch_batches(
     reader: SplitReader, order: RowOrder, epoch: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """x and y of each batch of an epoch, in `order`; a batch is overwritten by the next."""
+    """Yield x and y of each batch of an epoch, in `order`; a batch is overwritten by the next."""
     first = epoch * order.steps_per_epoch
     with BatchStream(reader, order, first, first + order.steps_per_epoch, device) as stream:
         for batch in stream:
@@ -231,18 +223,18 @@ class _Window:
         manifest = reader.manifest
         shape = (min(order.window_segments, order.n_segments), min(order.segment_rows, order.n_rows))
         y_shape = y_row(manifest.task, manifest.n_outputs)
-        # Written to, and so taken from the system now: a machine that is too small shows it before the first step.
+        # Filled, and so taken from the system now: a machine with too little memory fails before the first step.
         self._x = np.full((*shape, manifest.n_features), 0, manifest.x_dtype)
         self._y = np.full((*shape, *y_shape), 0, manifest.y_dtype)
         self._reader, self._order, self._reads, self._sorter = reader, order, reads, sorter
         self._timeout_s = timeout_s
-        self._begun: deque[tuple[int, Finish]] = deque()
+        self._begun: deque[Finish] = deque()
         self.rows: Rows = np.empty(0, np.int64)
 
     def begin(self, visit: WindowVisit) -> None:
         """Begin to read the window's segments and to permute its rows; the rows it had are lost."""
         for place, segment in enumerate(visit.segments.tolist()):
-            self._begin(place, segment)
+            self._begun.append(self._reads.begin(segment, self._x[place], self._y[place]))
         self._segments = visit.segments
         self._used = visit.used
         self._sorting: Future[Rows] = self._sorter.submit(
@@ -250,44 +242,26 @@ class _Window:
         )
 
     def finish(self, times: StreamTimes) -> None:
-        """Waits until every row is here; adds what that and reading them took."""
+        """Wait until every row is here; add the seconds of waiting and reading to `times`."""
         began = time.perf_counter()
-        hung = self._finish_reads(times)
-        for _ in range(ATTEMPTS - 1):
-            if hung:
-                self._begin_again(hung)
-                hung = self._finish_reads(times)
-        if hung:
-            raise hung_error(self._reader, int(self._segments[hung[0]]), self._timeout_s)
-        self.rows = self._sorting.result()[self._used :]
-        times.segments_s += time.perf_counter() - began
+        read_again: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
+        for place, segment in enumerate(self._segments.tolist()):
 
-    def _begin(self, place: int, segment: int) -> None:
-        self._begun.append((place, self._reads.begin(segment, self._x[place], self._y[place])))
+            def begin_again(place: int = place, segment: int = segment) -> Finish:
+                read_again[place] = np.empty_like(self._x[place]), np.empty_like(self._y[place])
+                return self._reads.begin(segment, *read_again[place])
 
-    def _finish_reads(self, times: StreamTimes) -> list[int]:
-        """The places of those that hang."""
-        hung = []
-        while self._begun:
-            place, finish = (
-                self._begun.popleft()
-            )  # A result on a cluster lives as long as its future: let go.
-            try:
-                took = finish()
-            except Hung:
-                hung.append(place)
-                continue
+            # Popped, and so let go of: a cluster keeps a result for as long as its future lives here.
+            took = finish_read(self._reader, segment, self._timeout_s, self._begun.popleft(), begin_again)
             times.read_s += took.read_s
             times.decode_s += took.decode_s
-        return hung
-
-    def _begin_again(self, hung: list[int]) -> None:
-        """In new memory: the old one may yet be written to by the reads that hang, whenever these end."""
-        self._x, self._y = self._x.copy(), self._y.copy()
-        for place in hung:
-            segment = int(self._segments[place])
-            _log.warning("segment %d did not come within %g s, trying again", segment, self._timeout_s)
-            self._begin(place, segment)
+        if read_again:
+            # In new memory: a read that hangs may yet write to the old one.
+            self._x, self._y = self._x.copy(), self._y.copy()
+            for place, (x, y) in read_again.items():
+                self._x[place], self._y[place] = x, y
+        self.rows = self._sorting.result()[self._used :]
+        times.segments_s += time.perf_counter() - began
 
     def move_rows(self, limit: int, slot: BatchSlot) -> int:
         """Give up to `limit` of the next rows to `slot`; returns how many."""

@@ -1,8 +1,8 @@
-"""Rows handed from one process to another of the same machine, by letting it look into the memory they lie in.
+"""Segments handed from one process to another of the same machine, through memory that both of them see.
 
 A worker of a Dask cluster reads a segment into a file that has no name and no place on a disk (memfd, Linux), and
-returns where to find it: /proc/PID/fd/NUMBER, which only processes of the same user can open. Sent through a socket
-the rows would come at a fifth of the rate. Nothing is left behind, however a process ends.
+returns the address of that memory: /proc/PID/fd/NUMBER, which only processes of the same user can open. Sent through a
+socket, the rows would come at a fifth of the rate. Nothing is left behind, however a process ends.
 """
 
 from __future__ import annotations
@@ -18,37 +18,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = tuple[NDArray[Any], NDArray[Any]]
-
-# Shape and type of x and of y.
-Layout = tuple[tuple[tuple[int, ...], str], tuple[tuple[int, ...], str]]
+from ep3stream.store.backend import SegmentLayout
 
 _ALIGNMENT = 64
 
 # Shorter segments go through the socket as fast, and would take a file each.
 _LEAST_BYTES = 1 << 20
 
-# Blocks that a worker keeps for its next segments, the first touch of new memory taking as long as reading; and
-# blocks of workers that the one who borrows keeps in sight.
-_SPARE_BLOCKS = 4
+# Blocks that a worker keeps for its next segments: the first touch of new memory takes as long as reading.
+_FREE_BLOCKS = 4
 
-_SEEN_BLOCKS = 16
+# Blocks of workers that a client keeps mapped.
+_MAPPED_BLOCKS = 16
 
-_spare: list[_Block] = []
+_free_blocks: list[_Block] = []
 
 
 @lru_cache(maxsize=1)
 def this_machine() -> str | None:
-    """Equal in processes that can look into each other's memory; None where none can."""
+    """A text that is equal in processes that can see each other's memory; None where this process cannot share any."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return (
-            f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
-            if hasattr(os, "memfd_create")
-            else None
-        )
+        namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None
+    return f"{boot} {namespace} {os.getuid()}" if hasattr(os, "memfd_create") else None
 
 
 class _Block:
@@ -67,55 +61,64 @@ class _Block:
 
 
 class SharedSegment:
-    """Where the x and y of a segment lie, and what their reader `told` of them.
+    """The address of the x and y of a segment in the memory of the process that read it.
 
-    While this object lives in the process that made it, the rows stay as they are. Elsewhere it is only their
-    address.
+    The rows stay as they are while this object lives in the process that made it. Pickled to another process, it is
+    only an address. fill_result: what the function that filled the memory returned.
     """
 
     def __init__(
-        self, address: tuple[int, int, int], layout: Layout, told: Any, block: _Block | None = None
+        self,
+        address: tuple[int, int, int],
+        layout: SegmentLayout,
+        fill_result: Any,
+        block: _Block | None = None,
     ) -> None:
         self._address = address  # process, file, inode
-        self._layout, self.told, self._block = layout, told, block
+        self._layout, self.fill_result, self._block = layout, fill_result, block
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SharedSegment, (self._address, self._layout, self.told)
+        return SharedSegment, (self._address, self._layout, self.fill_result)
 
     def __del__(self) -> None:
-        if self._block is not None and len(_spare) < _SPARE_BLOCKS:
-            _spare.append(self._block)
+        if self._block is not None and len(_free_blocks) < _FREE_BLOCKS:
+            _free_blocks.append(self._block)
 
     @classmethod
-    def filled(cls, layout: Layout, fill: Callable[..., Any]) -> SharedSegment | None:
-        """As `fill(x, y)` has filled them; None where they are too few, or the system has no more such memory."""
+    def filled(cls, layout: SegmentLayout, fill: Callable[..., Any]) -> SharedSegment | None:
+        """Memory of the layout, filled by `fill(x, y)`.
+
+        Returns None for a segment below 1 MiB, and where the system has no more such memory.
+        """
         n_bytes = _starts(layout)[-1]
         block = _block(n_bytes) if n_bytes >= _LEAST_BYTES else None
         if block is None:
             return None
-        told = fill(*_arrays(block.memory, layout))
-        return cls((os.getpid(), block.file, block.inode), layout, told, block)
+        fill_result = fill(*_arrays(block.memory, layout))
+        return cls((os.getpid(), block.file, block.inode), layout, fill_result, block)
 
-    def rows(self, seen: dict[int, mmap.mmap]) -> Rows:
-        """x and y in the lender's memory; `seen` remembers that memory from one call to the next.
+    def rows(self, mapped: dict[int, mmap.mmap]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The x and y in the memory of the process that made this object.
 
-        Raises OSError where the lender is gone, or does not let this process look.
+        mapped: keeps that memory mapped from one call to the next. Raises OSError where the process is gone, or may
+        not be looked into.
         """
         if self._block is not None:
             return _arrays(self._block.memory, self._layout)
         process, file, inode = self._address
-        if inode not in seen:
-            while len(seen) >= _SEEN_BLOCKS:
-                del seen[next(iter(seen))]
-            seen[inode] = _mapped(process, file, inode)
-        return _arrays(seen[inode], self._layout)
+        if inode not in mapped:
+            while len(mapped) >= _MAPPED_BLOCKS:
+                del mapped[next(iter(mapped))]
+            mapped[inode] = _map_memory(process, file, inode)
+        return _arrays(mapped[inode], self._layout)
 
 
 def _block(n_bytes: int) -> _Block | None:
-    for block in list(_spare):
+    """A free block of at least so many bytes, or a new one; None where the system gives none."""
+    for block in list(_free_blocks):
         if len(block.memory) >= n_bytes:
             with suppress(ValueError):  # Another thread was faster.
-                _spare.remove(block)
+                _free_blocks.remove(block)
                 return block
     try:
         return _Block(n_bytes)
@@ -123,7 +126,7 @@ def _block(n_bytes: int) -> _Block | None:
         return None
 
 
-def _mapped(process: int, file: int, inode: int) -> mmap.mmap:
+def _map_memory(process: int, file: int, inode: int) -> mmap.mmap:
     descriptor = os.open(f"/proc/{process}/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if os.fstat(descriptor).st_ino != inode:
@@ -133,8 +136,8 @@ def _mapped(process: int, file: int, inode: int) -> mmap.mmap:
         os.close(descriptor)
 
 
-def _starts(layout: Layout) -> list[int]:
-    """Of each array, and the end of the last."""
+def _starts(layout: SegmentLayout) -> list[int]:
+    """The first byte of each array, and the end of the last one."""
     starts = [0]
     for shape, dtype in layout:
         n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
@@ -142,7 +145,7 @@ def _starts(layout: Layout) -> list[int]:
     return starts
 
 
-def _arrays(memory: mmap.mmap, layout: Layout) -> Rows:
+def _arrays(memory: mmap.mmap, layout: SegmentLayout) -> tuple[NDArray[Any], NDArray[Any]]:
     (x_shape, x_dtype), (y_shape, y_dtype) = layout
     starts = _starts(layout)
     x = np.ndarray(x_shape, x_dtype, memory, starts[0])

@@ -1,4 +1,4 @@
-"""A split as a PyTorch data set of batches: read once over all workers and ranks, and resumed in mid-epoch."""
+"""A split as a PyTorch data set of batches: each row once over all workers and ranks, resumable in mid-epoch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TorchBatch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """Which part of the rows a reader has, and all that the rows of its steps depend on."""
+    """Which part of the rows a reader has, and everything that the rows of its steps depend on."""
 
     store: str
     split: str
@@ -48,20 +48,20 @@ class _Share:
 class StoreDataset(IterableDataset[TorchBatch]):
     """Batches (x, y) of a split: x, (m, d), float32; y, class ids (m,), int64, or targets (m, c), float32.
 
-        data = open_store("flights.zarr").to_torch("train", batch_size=512)
+        data = StoreDataset(open_store("flights.zarr").split("train"), batch_size=512)
         for epoch in range(3):
             data.set_epoch(epoch)
             for x, y in DataLoader(data, batch_size=None, num_workers=2):
                 ...
 
-    An epoch gives every row once, over all workers and ranks; each of these gets as many batches as the others,
-    whose sizes differ by at most one row. The order is a function of seed and epoch; every pass is the order of
-    `epoch`, so say `set_epoch` before each, as with a DistributedSampler. Without `shuffle` rows come as they lie.
+    An epoch gives every row once, over all workers and ranks. Each worker gets as many batches as the others, and their
+    sizes differ by at most one row. The order is a function of seed and epoch. Every pass has the order of `epoch`, so
+    call `set_epoch` before each pass, as with a DistributedSampler. Without `shuffle`, rows come in the store's order.
 
-    rank, world_size: of the processes that share the rows, such as those of distributed training; the workers of
-    a DataLoader are found by themselves. memory: bytes of read-ahead in each of them, at least two segments.
-    `state_dict` is the place after the last batch given, `load_state_dict` goes on there: by itself without
-    workers, or for each of them under torchdata's StatefulDataLoader.
+    rank, world_size: the number of this process among those that share the rows, such as those of distributed training;
+    the workers of a DataLoader need no setting. memory: bytes of read-ahead in each worker, at least two segments.
+    `state_dict` returns the position after the last batch, and `load_state_dict` goes on there: in this process, or in
+    each worker under torchdata's StatefulDataLoader. Raises InputError for sizes that do not fit the split.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class StoreDataset(IterableDataset[TorchBatch]):
         self._reader, self._batch_size, self._shuffle, self._seed = reader, batch_size, shuffle, seed
         self._rank, self._world_size = rank, world_size
         self._window_segments = max(1, parse_bytes(memory) // (_WINDOWS * segment_bytes))
-        # Shared with workers that are running already, which a DataLoader may keep from epoch to epoch.
+        # Shared memory, because a DataLoader may keep its workers running from epoch to epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._step = 0
         self._resume_at: int | None = None
@@ -92,16 +92,16 @@ class StoreDataset(IterableDataset[TorchBatch]):
 
     @property
     def epoch(self) -> int:
-        """The one whose order the next pass has."""
+        """The epoch whose order the next pass has."""
         return int(self._epoch)
 
     @property
     def n_rows(self) -> int:
-        """Of an epoch, over all workers and ranks."""
+        """The number of rows of an epoch, over all workers and ranks."""
         return self._reader.info.n_rows
 
     def set_epoch(self, epoch: int) -> None:
-        """The next pass, from its beginning, is that of `epoch`; workers that are kept alive hear of it."""
+        """Make the next pass that of `epoch`, from its beginning; also in workers that a DataLoader keeps running."""
         if epoch < 0:
             raise InputError(f"epoch is {epoch}; use 0 or more")
         self._epoch.fill_(epoch)
@@ -120,12 +120,12 @@ class StoreDataset(IterableDataset[TorchBatch]):
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and names: what the rows depend on, the epoch, and how many of its batches were given."""
+        """The settings on which the rows depend, the epoch, and how many of its batches were given."""
         step = self._step if self._resume_at is None else self._resume_at
         return {"version": _STATE_VERSION, **asdict(self._share()), "epoch": self.epoch, "step": step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The next pass gives the rest of the epoch. Raises InputError naming what differs from the state."""
+        """Make the next pass give the rest of the state's epoch; InputError names a setting that differs from it."""
         if state.get("version") != _STATE_VERSION:
             raise InputError(
                 f"the state has the version {state.get('version')!r}; this one reads {_STATE_VERSION}"
@@ -162,11 +162,11 @@ class StoreDataset(IterableDataset[TorchBatch]):
         offset = self.epoch * order.steps_per_epoch
         with BatchStream(self._reader, order, start + offset, stop + offset, _CPU) as stream:
             for batch in stream:
-                # The stream's own memory is used again; a worker's batch lives on in another process.
+                # Copies: the stream uses its memory again, while a worker's batch is used in another process.
                 yield batch.x.clone(), _whole(batch.y.clone())
 
     def _in_order(self, order: RowOrder, start: int, stop: int) -> Generator[TorchBatch, None, None]:
-        """Rows as they lie; what a segment has beyond a batch is held for the next."""
+        """The rows in the store's order; rows of a segment beyond the end of a batch are held for the next batch."""
         row = order.batch_bounds(start)[0] // order.segment_rows * order.segment_rows
         held: list[NDArray[Any]] = []
         with closing(
@@ -185,5 +185,5 @@ class StoreDataset(IterableDataset[TorchBatch]):
 
 
 def _whole(y: Tensor) -> Tensor:
-    """Class ids as torch's losses want them."""
+    """Class ids as int64, which torch's losses need; targets as they are."""
     return y if y.is_floating_point() else y.long()

@@ -1,4 +1,4 @@
-"""Rows lent from process to process: the same rows, nothing left behind, and another way where that one fails."""
+"""Segments shared between processes: the same rows, nothing left behind, and another way where that one fails."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import torch
 from ep3stream.conversion.spec import StoreSpec
 from ep3stream.conversion.writer import create_store
 from ep3stream.store.reader import SplitReader, open_store
-from ep3stream.stream import segment_reads
-from ep3stream.stream import shared_segments as lent_rows
+from ep3stream.stream import segment_reads, shared_segments
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream
 from ep3stream.stream.shared_segments import SharedSegment, this_machine
@@ -30,9 +29,9 @@ LAYOUT: Any = (((5000, 64), "float32"), ((5000,), "int32"))
 
 @pytest.fixture(autouse=True)
 def _no_block_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(lent_rows, "_spare", [])
+    monkeypatch.setattr(shared_segments, "_free_blocks", [])
     yield
-    lent_rows._spare.clear()
+    shared_segments._free_blocks.clear()
     gc.collect()
     assert [file for file in map(_target, os.listdir("/proc/self/fd")) if "ep3stream-rows" in file] == []
 
@@ -44,58 +43,58 @@ def _target(file: str) -> str:
         return ""
 
 
-def lend(value: float) -> SharedSegment:
+def share(value: float) -> SharedSegment:
     def fill(x: Any, y: Any) -> str:
         x[:], y[:] = value, int(value)
         return "told"
 
-    lent = SharedSegment.filled(LAYOUT, fill)
-    assert lent is not None
-    return lent
+    shared = SharedSegment.filled(LAYOUT, fill)
+    assert shared is not None
+    return shared
 
 
-def test_another_process_sees_the_rows_and_what_was_told_of_them() -> None:
-    lent = lend(7)
+def test_another_process_sees_the_rows_and_what_the_filling_returned() -> None:
+    shared = share(7)
     code = (
-        "import sys, pickle; lent = pickle.load(sys.stdin.buffer); x, y = lent.rows({}); "
-        "print(x.shape, x.min(), y.sum(), y.dtype, lent.told)"
+        "import sys, pickle; shared = pickle.load(sys.stdin.buffer); x, y = shared.rows({}); "
+        "print(x.shape, x.min(), y.sum(), y.dtype, shared.fill_result)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], input=pickle.dumps(lent), capture_output=True, check=True
+        [sys.executable, "-c", code], input=pickle.dumps(shared), capture_output=True, check=True
     )
     assert done.stdout.decode().split() == ["(5000,", "64)", "7.0", "35000", "int32", "told"]
 
 
-def test_memory_is_used_again_only_when_its_lender_lets_go() -> None:
-    first, seen = lend(1), {}
-    second = lend(2)
-    x, _ = pickle.loads(pickle.dumps(first)).rows(seen)
+def test_memory_is_used_again_only_when_its_owner_lets_go() -> None:
+    first, mapped = share(1), {}
+    second = share(2)
+    x, _ = pickle.loads(pickle.dumps(first)).rows(mapped)
     assert x[0, 0] == 1
     assert first._address != second._address
     address = first._address
     del first
-    third = lend(3)
+    third = share(3)
     assert third._address == address
     assert x[0, 0] == 3
 
 
-def test_those_that_look_keep_few_blocks_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lent_rows, "_SEEN_BLOCKS", 3)
-    seen: dict[int, Any] = {}
-    for lent in [lend(value) for value in range(6)]:
-        pickle.loads(pickle.dumps(lent)).rows(seen)
-    assert len(seen) == 3
+def test_a_client_keeps_few_blocks_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_segments, "_MAPPED_BLOCKS", 3)
+    mapped: dict[int, Any] = {}
+    for shared in [share(value) for value in range(6)]:
+        pickle.loads(pickle.dumps(shared)).rows(mapped)
+    assert len(mapped) == 3
 
 
-def test_a_lender_that_is_gone_is_an_os_error() -> None:
-    lent = lend(1)
-    process, file, inode = lent._address
+def test_an_owner_that_is_gone_is_an_os_error() -> None:
+    shared = share(1)
+    process, file, inode = shared._address
     for address in ((2**22 - 1, file, inode), (process, 0, inode), (process, file, inode + 1)):
         with pytest.raises(OSError, match=r"No such file|another one|Permission"):
             SharedSegment(address, LAYOUT, None).rows({})
 
 
-def test_few_rows_and_systems_without_such_memory_lend_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_and_systems_without_such_memory_share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SharedSegment.filled((((10, 3), "float32"), ((10,), "int32")), pytest.fail) is None
 
     def refuse(*_: Any) -> int:
@@ -120,7 +119,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> SplitReader:
         source=(),
         segment_bytes=1 << 20,
     )
-    path = tmp_path_factory.mktemp("lent") / "s"
+    path = tmp_path_factory.mktemp("shared") / "s"
     x = np.random.default_rng(0).standard_normal((30_000, 40), dtype=np.float32)
     with create_store(path, spec, "zarr") as writer:
         writer.append("train", x, np.arange(30_000) % 9)
@@ -145,20 +144,20 @@ def batches(reader: SplitReader, dask: str | None) -> list[Any]:
         return [(batch.x.clone(), batch.y.clone()) for batch in stream]
 
 
-@pytest.mark.parametrize("way", ["lent", "sent", "lender gone"])
-def test_a_stream_gets_the_same_batches_lent_sent_or_when_the_lender_is_gone(
+@pytest.mark.parametrize("way", ["shared", "sent", "owner gone"])
+def test_a_stream_gets_the_same_batches_shared_sent_or_when_the_owner_is_gone(
     reader: SplitReader, cluster: Any, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     looked: list[int] = []
-    mapped = lent_rows._mapped
+    map_memory = shared_segments._map_memory
 
     def note(*address: int) -> Any:
         looked.append(address[0])
-        if way == "lender gone":
+        if way == "owner gone":
             raise FileNotFoundError(2, "No such file or directory")
-        return mapped(*address)
+        return map_memory(*address)
 
-    monkeypatch.setattr(lent_rows, "_mapped", note)
+    monkeypatch.setattr(shared_segments, "_map_memory", note)
     if way == "sent":
         monkeypatch.setattr(segment_reads, "this_machine", lambda: None)
     found = batches(reader, cluster.scheduler_address)
