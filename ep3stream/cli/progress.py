@@ -19,54 +19,21 @@ from ep3stream.store.verify import VerifyProgress
 
 _LOGGER = logging.getLogger(__name__)
 
-# Between two lines of a log, in seconds.
+# Time between two lines of a log.
 LINE_EVERY_S = 60.0
 
 _BAR_WIDTH = 40
 
 _LEAST_BAR_WIDTH = 8
 
-# Of the columns beside the bar and the text: the task's name and the spaces between.
+# The width that the task's name and the spaces between the columns take.
 _OTHER_WIDTH = 12
-
-
-class _Lines:
-    """Progress as log lines, the first after a while."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def tell(self, what: str, pieces: Sequence[str], now: FitProgress | ConvertProgress) -> None:
-        """One more line, if it is time."""
-        if time.monotonic() - self._last >= LINE_EVERY_S:
-            self._last = time.monotonic()
-            _LOGGER.info("%s: %s", what, ", ".join(pieces), extra={"progress": asdict(now)})
-
-
-def _fitting(pieces: Sequence[str], width: int) -> str:
-    """As many of the pieces, the most important first, as have room in a terminal of that width."""
-    kept = list(pieces[:1])
-    for piece in pieces[1:]:
-        if len("  ".join([*kept, piece])) > width - _OTHER_WIDTH - _LEAST_BAR_WIDTH:
-            break
-        kept.append(piece)
-    return "  ".join(kept)
-
-
-def _bar(console: Console) -> BarColumn:
-    room = console.width - _OTHER_WIDTH
-    return BarColumn(bar_width=max(_LEAST_BAR_WIDTH, min(_BAR_WIDTH, room // 3)))
 
 
 @contextmanager
 def fit_bar(console: Console) -> Iterator[Callable[[FitProgress], None]]:
-    """For `fit`: the share done, time to go, running loss, rows/s, share of time starved of data, epoch."""
-    columns = (
-        TextColumn("fit"),
-        _bar(console),
-        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
-    )
-    with _drawn(console, *columns) as progress:
+    """For `fit`: the share done, time to go, running loss, rows/s, share of the time spent waiting for data, epoch."""
+    with _drawn(console, TextColumn("fit"), *_bar_and_text(console)) as progress:
         task, lines = progress.add_task("", total=None, text="set-up"), _Lines()
 
         def show(now: FitProgress) -> None:
@@ -80,7 +47,7 @@ def fit_bar(console: Console) -> Iterator[Callable[[FitProgress], None]]:
             )
             if progress.disable:
                 lines.tell("fit", pieces, now)
-            text = _fitting(pieces, console.width)
+            text = _joined(pieces, console.width)
             progress.update(task, total=now.n_steps, completed=now.step, text=text)
 
         yield show
@@ -88,13 +55,8 @@ def fit_bar(console: Console) -> Iterator[Callable[[FitProgress], None]]:
 
 @contextmanager
 def convert_bar(console: Console) -> Iterator[Callable[[ConvertProgress], None]]:
-    """A bar for each stage of `convert`: time to go, rows/s, MB/s, rows; bytes of the source, then rows'."""
-    columns = (
-        TextColumn("{task.description:<5}"),
-        _bar(console),
-        TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
-    )
-    with _drawn(console, *columns) as progress:
+    """A bar for each stage of `convert`: time to go, rows/s, MB/s (of the source, then of the store), rows."""
+    with _drawn(console, TextColumn("{task.description:<5}"), *_bar_and_text(console)) as progress:
         tasks: dict[str, TaskID] = {}
         lines = _Lines()
 
@@ -114,14 +76,14 @@ def convert_bar(console: Console) -> Iterator[Callable[[ConvertProgress], None]]
                 pieces = ["bringing all of it to the disk"]
             if progress.disable:
                 lines.tell(now.stage, [f"{100 * now.share:.0f}%", *pieces], now)
-            progress.update(tasks[now.stage], completed=now.share, text=_fitting(pieces, console.width))
+            progress.update(tasks[now.stage], completed=now.share, text=_joined(pieces, console.width))
 
         yield show
 
 
 @contextmanager
 def verify_bar(console: Console) -> Iterator[Callable[[VerifyProgress], None]]:
-    """A bar for `verify`, with MB/s."""
+    """A bar for `verify`: the share read, MB, MB/s, time to go; it goes away at the end."""
     columns = (TextColumn("verify"), BarColumn(), TextColumn("{task.percentage:>3.0f}% {task.fields[text]}"))
     with _drawn(console, *columns, transient=True) as progress:
         task = progress.add_task("", total=None, text="")
@@ -137,14 +99,45 @@ def verify_bar(console: Console) -> Iterator[Callable[[VerifyProgress], None]]:
 
 @contextmanager
 def _drawn(console: Console, *columns: ProgressColumn, transient: bool = False) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere a disabled one, not begun: rich before 14.3 ends those by an empty line too."""
+    """Shows the columns on a terminal. Elsewhere the Progress is disabled, and never started: rich before 14.3 ends
+    a disabled one with an empty line too.
+    """
     is_shown = console.is_terminal
     progress = Progress(*columns, console=console, transient=transient, disable=not is_shown)
     with progress if is_shown else nullcontext():
         yield progress
 
 
+def _bar_and_text(console: Console) -> tuple[BarColumn, TextColumn]:
+    width = max(_LEAST_BAR_WIDTH, min(_BAR_WIDTH, (console.width - _OTHER_WIDTH) // 3))
+    return BarColumn(bar_width=width), TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True))
+
+
+def _joined(pieces: Sequence[str], width: int) -> str:
+    """The first pieces, which are the most important: as many as a terminal of that width has room for."""
+    kept = list(pieces[:1])
+    for piece in pieces[1:]:
+        if len("  ".join([*kept, piece])) > width - _OTHER_WIDTH - _LEAST_BAR_WIDTH:
+            break
+        kept.append(piece)
+    return "  ".join(kept)
+
+
+class _Lines:
+    """Progress as log lines, at most one each LINE_EVERY_S, the first of them after that time."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def tell(self, what: str, pieces: Sequence[str], now: FitProgress | ConvertProgress) -> None:
+        """Logs a line, with the numbers of `now` for --json-logs, if it is time."""
+        if time.monotonic() - self._last >= LINE_EVERY_S:
+            self._last = time.monotonic()
+            _LOGGER.info("%s: %s", what, ", ".join(pieces), extra={"progress": asdict(now)})
+
+
 def _count(number: float) -> str:
+    """12.3k for 12345."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.1f}{letter}"
