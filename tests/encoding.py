@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ep3stream.config import ConvertConfig
-from ep3stream.conversion import recorded_columns as recorded_module
+from ep3stream.conversion import recorded_columns
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.recorded_columns import take_over
@@ -82,5 +82,5 @@ def pretend_store(monkeypatch: pytest.MonkeyPatch, encoded: Encoded, **changes: 
     def open_store(_: Path) -> Any:
         yield SimpleNamespace(manifest=manifest)
 
-    monkeypatch.setattr(recorded_module, "open_store", open_store)
+    monkeypatch.setattr(recorded_columns, "open_store", open_store)
     return Path("first.zarr")

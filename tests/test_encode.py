@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
-from ep3stream.conversion.categories import BatchOrigin, DistinctValues
+from ep3stream.conversion.categories import DistinctValues
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.numbers import ColumnMeans, fill, missing_cells
 from ep3stream.conversion.table_source import open_tables
 from ep3stream.errors import SourceError
-from ep3stream.formats.source import START, FeatureColumn, RowSource, SourceBatch, TargetColumns
+from ep3stream.formats.source import START, BatchOrigin, FeatureColumn, RowSource, SourceBatch, TargetColumns
 
 GAPS = "n,color,m,y\n1,red,5,10\n,blue,6,20\n3,,nan,30\n5,red,7,\n"
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from ep3stream.config import Unknown
 from ep3stream.errors import SourceError
+from ep3stream.formats.source import BatchOrigin
 
 MISSING_CATEGORY = "(missing)"
 
-# The code of an unseen category: as an index, the last place of `ranks` and `hashes`.
+# The code of an unseen category: as an index, the last entry of `ranks` and `hashes`.
 UNKNOWN = -1
 _UNKNOWN_HASH = xxhash.xxh32_intdigest(b"(unknown)")
 
@@ -98,18 +99,6 @@ class UnseenValues:
         return "; ".join(columns)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOrigin:
-    """The file and row where a batch starts, to name its cells in messages."""
-
-    file: Path | str
-    first_row: int
-
-    def cell(self, column: str, index: int) -> str:
-        """File, column and row of the batch's row `index`; rows count from 1 without the header."""
-        return f"{self.file}: column {column!r}, row {self.first_row + index + 1}"
-
-
 class CategoryCodes:
     """The distinct values of one column, numbered in order of appearance, so that one pass over the rows is enough.
 
@@ -159,27 +148,27 @@ class CategoryCodes:
         Raises SourceError if there are more values than the limit, and for an unseen value of a closed column
         unless it is ignored: then its code is UNKNOWN.
         """
-        # One place more at the end, which the index -1 of missing values finds.
+        # One entry more at the end, which the index -1 of missing values finds.
         table = np.zeros(len(cells.values) + 1, np.int32)
-        for place, value in cells.present():
+        for index, value in cells.present():
             if value not in self._codes:
                 if self.may_ignore:
-                    table[place] = UNKNOWN
+                    table[index] = UNKNOWN
                     continue
                 if self.is_closed:
-                    raise self._unseen_error(value, where.cell(self.column, cells.first_row(place)))
+                    raise self._unseen_error(value, where.cell(self.column, cells.first_row(index)))
                 self._codes[value] = len(self)
                 if len(self) > self._limit:
                     raise SourceError(
                         f"{where.file}: column {self.column!r} has more than {self._limit} different "
                         f"values; {self._remedy_of_many()}"
                     )
-            table[place] = self._codes[value]
+            table[index] = self._codes[value]
         return table[cells.indices]
 
     def unseen(self, cells: DistinctValues) -> dict[int, Any]:
         """The unseen values among the cells, by their index among the distinct values of the cells."""
-        return {place: value for place, value in cells.present() if value not in self._codes}
+        return {index: value for index, value in cells.present() if value not in self._codes}
 
     def _remedy_of_many(self) -> str:
         """The advice for too many values: a single text makes texts of all the numbers in a column of CSV."""
@@ -188,9 +177,9 @@ class CategoryCodes:
             return f"they are numbers, like {first}, but among them is a text: correct or empty that cell"
         return self._remedy
 
-    def _unseen_error(self, value: Any, place: str) -> SourceError:
+    def _unseen_error(self, value: Any, where: str) -> SourceError:
         return SourceError(
-            f"{place}: {value!r} is not among the {len(self)} values of {self._store}; correct it, or take --unknown "
+            f"{where}: {value!r} is not among the {len(self)} values of {self._store}; correct it, or take --unknown "
             f"{'ignore or drop' if self._is_onehot else 'drop'}; to learn it, convert both files anew as one store and "
             "fit that"
         )
@@ -202,7 +191,7 @@ class CategoryCodes:
         return sorted(self._codes, key=lambda value: (value == MISSING_CATEGORY, value))
 
     def ranks(self) -> NDArray[np.int32]:
-        """Place of each code's value among the sorted values, (len + 1,); 0 for UNKNOWN."""
+        """The index of each code's value among the sorted values, (len + 1,); 0 for UNKNOWN."""
         ranks = np.zeros(len(self) + 1, np.int32)
         ranks[[self._codes[value] for value in self.sorted_values()]] = np.arange(len(self), dtype=np.int32)
         return ranks
@@ -236,7 +225,7 @@ class DistinctValues:
         values = cells.dictionary.to_pylist()
         indices = cells.indices.cast(pa.int32()).fill_null(-1).to_numpy(zero_copy_only=False)
         absent = [
-            place for place, value in enumerate(values) if value is None or value == "" or value != value
+            index for index, value in enumerate(values) if value is None or value == "" or value != value
         ]
         if absent:
             indices = np.where(np.isin(indices, absent), np.int32(-1), indices)
@@ -245,8 +234,8 @@ class DistinctValues:
     def present(self) -> Iterator[tuple[int, Any]]:
         """The index and value of each value that a row has; missing values are MISSING_CATEGORY at -1."""
         counts = np.bincount(self.indices + 1, minlength=len(self.values) + 1)
-        for place in (np.flatnonzero(counts) - 1).tolist():
-            yield place, self.values[place] if place >= 0 else MISSING_CATEGORY
+        for index in (np.flatnonzero(counts) - 1).tolist():
+            yield index, self.values[index] if index >= 0 else MISSING_CATEGORY
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:
@@ -258,19 +247,19 @@ class DistinctValues:
         """The same for these rows alone."""
         return DistinctValues(self.values, self.indices[rows], rows)
 
-    def first_row(self, place: int) -> int:
-        """The first row within the batch whose value has the index `place`."""
-        row = int(np.argmax(self.indices == place))
+    def first_row(self, index: int) -> int:
+        """The first row within the batch whose value has the index `index`."""
+        row = int(np.argmax(self.indices == index))
         return row if self.rows is None else int(self.rows[row])
 
     def as_integers(self, column: str, where: BatchOrigin) -> DistinctValues:
         """The values as integers; raises SourceError, which names the row, for one that is no whole number."""
         whole = [_whole(value) for value in self.values]
-        for place, value in enumerate(whole):
+        for index, value in enumerate(whole):
             if value is None:
                 raise SourceError(
-                    f"{where.cell(column, self.first_row(place))}: the label is no whole number below 2^53 "
-                    f"({self.values[place]}); correct it, or take --task regression"
+                    f"{where.cell(column, self.first_row(index))}: the label is no whole number below 2^53 "
+                    f"({self.values[index]}); correct it, or take --task regression"
                 )
         return DistinctValues(whole, self.indices, self.rows)
 

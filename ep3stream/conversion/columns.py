@@ -23,7 +23,7 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 
 # The parts of a date or time that become features unless --dates says otherwise.
-DEFAULT_PARTS: tuple[DatePart, ...] = ("days", "month", "weekday", "hour")
+_DEFAULT_PARTS: tuple[DatePart, ...] = ("days", "month", "weekday", "hour")
 
 # The parts that each kind of date or time has.
 _PARTS: dict[Family, tuple[DatePart, ...]] = {
@@ -69,7 +69,7 @@ _DAY = 24 * _HOUR
 
 _WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0.
 
-# What makes a name of an option a pattern.
+# A name given for an option is a pattern if it has one of these letters.
 _MAGIC = frozenset("*?[")
 
 Cells = tuple[tuple[NDArray[Any], ...], tuple[pa.DictionaryArray, ...], NDArray[Any] | pa.DictionaryArray]
@@ -110,7 +110,7 @@ def read_type(family: Family, dtype: pa.DataType | None = None) -> pa.DataType:
 def parts_of(family: Family, wanted: Sequence[DatePart]) -> tuple[DatePart, ...]:
     """The parts among those wanted that the family has; none for a family that is no date or time."""
     fitting = _PARTS.get(family, ())
-    return tuple(part for part in wanted or DEFAULT_PARTS if part in fitting)
+    return tuple(part for part in wanted or _DEFAULT_PARTS if part in fitting)
 
 
 def numbers(values: pa.Array) -> NDArray[Any]:
@@ -148,18 +148,6 @@ def date_part(values: pa.Array, part: DatePart) -> NDArray[np.float64]:
     months = dates.astype("datetime64[M]")
     found = months.astype(np.int64) % 12 + 1 if part == "month" else (dates - months).astype(np.int64) + 1
     return np.where(known, found, np.nan)
-
-
-def categories(values: pa.Array, dtype: pa.DataType) -> pa.DictionaryArray:
-    """The distinct values and each row's index among them, (b,), as an arrow dictionary array.
-
-    Numbers are cast to `dtype`; values of any other type are cast to it and then to text.
-    """
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    values = values.cast(dtype)
-    is_number = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
-    return (values if is_number else values.cast(pa.string())).dictionary_encode()
 
 
 def _microseconds(values: pa.Array, dtype: pa.DataType) -> NDArray[np.float64]:
@@ -213,11 +201,17 @@ class ColumnPlan:
         return np.column_stack(float64) if float64 else np.empty((rows.num_rows, 0))
 
     def _categories(self, values: pa.Array, source: str, where: str) -> pa.DictionaryArray:
+        """The distinct values, numbers as they are read and all others as text, and each row's index, (b,)."""
+        dtype = self.types[source]
+        is_number = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
         try:
-            return categories(values, self.types[source])
+            if pa.types.is_dictionary(values.type):
+                values = values.dictionary_decode()
+            values = values.cast(dtype)
+            return (values if is_number else values.cast(pa.string())).dictionary_encode()
         except pa.ArrowInvalid as error:
             raise SourceError(
-                f"{where}: column {source!r} is read as {self.types[source]}, which does not hold "
+                f"{where}: column {source!r} is read as {dtype}, which does not hold "
                 f"all of its {values.type} ({str(error)[:100]}); convert the file by itself"
             ) from error
 

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, Missing, Unknown, XDtype
 from ep3stream.conversion.categories import (
-    BatchOrigin,
     CategoryCodes,
     DistinctValues,
     UnseenValues,
@@ -36,6 +35,7 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.source import (
     MAX_CATEGORIES,
     MAX_LABELS,
+    BatchOrigin,
     FeatureColumn,
     RowSource,
     SourceBatch,
@@ -189,7 +189,7 @@ class RowEncoder:
         if missing is None:
             return {}
         missing = missing.reshape(len(missing), -1)
-        is_target = names[0] in self.target_names
+        is_target = names[0] in self.target.names
         if self.missing == "error" or (self.missing == "mean" and is_target):
             row, column = map(int, np.argwhere(missing)[0])
             remedy = "--missing drop" if is_target else "--missing mean or drop"
@@ -230,11 +230,6 @@ class RowEncoder:
             self.means.add(rows.x if first.all() else rows.x[first])
 
     @property
-    def target_names(self) -> tuple[str, ...]:
-        """The names of the target columns in the store."""
-        return self.target.names
-
-    @property
     def is_complete(self) -> bool:
         """Whether all categories, labels and fills are known before the rows are read."""
         learned = [*self.categories, *([self.labels] if self.labels is not None else [])]
@@ -243,7 +238,7 @@ class RowEncoder:
     @property
     def word_names(self) -> tuple[str, ...]:
         """The column that each word of `words` stands for."""
-        targets = (f"target {name}" for name in self.target_names)
+        targets = (f"target {name}" for name in self.target.names)
         return (*self.names, *(category.column for category in self.categories), *targets)
 
     def words(self, rows: EncodedRows) -> NDArray[np.uint32]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.conversion.categories import BatchOrigin
 from ep3stream.errors import SourceError
+from ep3stream.formats.source import BatchOrigin
 from ep3stream.store.manifest import ColumnStatistics
 
 # Values that are checked at a time.

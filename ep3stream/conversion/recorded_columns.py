@@ -155,7 +155,7 @@ def describe_columns(
             for name, source, family in zip(
                 names,
                 target.sources or names,
-                target.families or ["number" if target.kind == "number" else target.kind] * len(names),
+                target.families or [target.kind] * len(names),
                 strict=True,
             )
         ],
@@ -211,14 +211,22 @@ def plan_like(
     """
     if rename:
         like = _under_the_files_names(where, like, rename, list(schema))
-    columns = tuple(_matched(where, column, schema, has_types, like) for column in like.columns)
+
+    def family(source: str, recorded: Family | None) -> Family:
+        return _family(where, source, recorded, schema, has_types, like)
+
+    columns = []
+    for column in like.columns:
+        found = family(column.source, column.family)
+        if column.family is None and (found == "text") != (column.kind == "category"):
+            raise SourceError(
+                f"{where}: column {column.source!r} holds {found} but is {column.kind} in {like.store}; "
+                "convert it to what it was"
+            )
+        columns.append(replace(column, family=_plain(found) if column.kind == "numeric" else found))
     target = like.target
-    learned: list[Family] = [
-        _family(where, source, family, schema, has_types, like)
-        for source, family in zip(
-            target.sources, target.families or (None,) * len(target.sources), strict=True
-        )
-    ]
+    recorded = target.families or (None,) * len(target.sources)
+    learned = list(map(family, target.sources, recorded))
     if learned and not target.families and learned[0] in ("integer", "number") and target.kind == "text":
         target = replace(target, kind="integer")  # Version 1 does not tell labels of text from integers.
     if target.kind == "number":
@@ -229,7 +237,7 @@ def plan_like(
     extra = [name for name in schema if name not in types]
     if extra and target.names:
         _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
-    return ColumnPlan(types, columns, target)
+    return ColumnPlan(types, tuple(columns), target)
 
 
 def _under_the_files_names(
@@ -250,22 +258,6 @@ def _under_the_files_names(
         replace(column, source=theirs.get(column.source, column.source)) for column in like.columns
     )
     return replace(like, columns=columns, target=target)
-
-
-def _matched(
-    where: str,
-    column: FeatureColumn,
-    schema: Mapping[str, pa.DataType],
-    has_types: bool,
-    like: RecordedColumns,
-) -> FeatureColumn:
-    family = _family(where, column.source, column.family, schema, has_types, like)
-    if column.family is None and (family == "text") != (column.kind == "category"):
-        raise SourceError(
-            f"{where}: column {column.source!r} holds {family} but is {column.kind} in {like.store}; "
-            "convert it to what it was"
-        )
-    return replace(column, family=_plain(family) if column.kind == "numeric" else family)
 
 
 def _plain(family: Family) -> Family:

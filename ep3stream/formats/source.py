@@ -122,6 +122,18 @@ class SourceBatch:
     raw: memoryview | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BatchOrigin:
+    """The file and row where a batch starts, to name its cells in messages."""
+
+    file: Path | str
+    first_row: int
+
+    def cell(self, column: str, index: int) -> str:
+        """File, column and row of the batch's row `index`; rows count from 1 without the header."""
+        return f"{self.file}: column {column!r}, row {self.first_row + index + 1}"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RowSource:
     """Files of one format, or an object of Python, whose rows are read from front to back.
