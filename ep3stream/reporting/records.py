@@ -104,13 +104,20 @@ class _Replay:
 class RunRecords:
     """All that a page is drawn from.
 
-    summary: run.json, whose objects have properties of their own. undone: the steps that a roll-back or a resume
-    has taken back later, one item for each time.
+    summary: run.json as it is, and its parts: store (the fitted store: path, fingerprint, split, task, sizes), setup
+    (seconds of the stages, eigenvalues, mu, lambda_max), environment (device and versions), statistics (of columns and
+    classes). undone: the steps that a roll-back or a resume has taken back later, one item for each time.
     """
 
     name: str
     summary: Record
+    store: Record
     plan: PlanRecord
+    setup: Record
+    environment: Record
+    statistics: Record
+    target_names: list[str]
+    class_names: list[str]
     config: str
     steps: Steps
     undone: tuple[Steps, ...]
@@ -129,10 +136,18 @@ class RunRecords:
         for record in _json_lines(run / "metrics.jsonl"):
             replay.add(record)
         summary = _json_object("".join(_lines(run / "run.json")))
+        parts = ("store", "setup", "environment", "statistics")
+        store, setup, environment, statistics = (as_record(summary.get(part)) for part in parts)
         return cls(
             name=run.resolve().name,
             summary=summary,
+            store=store,
             plan=PlanRecord.of(summary.get("plan")),
+            setup=setup,
+            environment=environment,
+            statistics=statistics,
+            target_names=as_texts(summary.get("target_names")),
+            class_names=as_texts(summary.get("class_names")),
             config="".join(_lines(run / "config.toml")),
             steps=Steps.of(replay.steps),
             undone=tuple(Steps.of(rows) for rows in replay.undone),
@@ -140,36 +155,6 @@ class RunRecords:
             events=tuple(replay.events),
             evaluations=tuple(_json_lines(run / "evaluations.jsonl")),
         )
-
-    @property
-    def store(self) -> Record:
-        """The store that is fitted: path, fingerprint, split, task and sizes."""
-        return as_record(self.summary.get("store"))
-
-    @property
-    def setup(self) -> Record:
-        """What the set-up measured: seconds of its stages, eigenvalues, mu, lambda_max."""
-        return as_record(self.summary.get("setup"))
-
-    @property
-    def environment(self) -> Record:
-        """The device, the number of threads and the versions of the libraries."""
-        return as_record(self.summary.get("environment"))
-
-    @property
-    def statistics(self) -> Record:
-        """Means, deviations and limits of the columns, and the counts of the classes."""
-        return as_record(self.summary.get("statistics"))
-
-    @property
-    def target_names(self) -> list[str]:
-        """The names of the targets."""
-        return as_texts(self.summary.get("target_names"))
-
-    @property
-    def class_names(self) -> list[str]:
-        """The names of the classes; empty for regression."""
-        return as_texts(self.summary.get("class_names"))
 
     @property
     def setup_s(self) -> float:

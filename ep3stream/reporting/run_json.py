@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 Record = dict[str, Any]
@@ -50,10 +50,10 @@ class PlanStage:
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """The "plan" of run.json, the only place where its keys are spelled for readers.
+    """The "plan" of run.json; fields are named like its keys, which readers spell nowhere else.
 
-    Numbers are None where a run of an older version lacks them, texts are empty then.
-    memory: planned bytes by purpose. stages: in order; none for a fit without stages.
+    Where a run of an older version lacks a field, a number is None and a text is empty. memory: planned bytes by
+    purpose. stages: in order; none for a fit without stages.
     """
 
     n_centers: float | None
@@ -74,35 +74,19 @@ class PlanRecord:
     @classmethod
     def of(cls, plan: object) -> PlanRecord:
         """The fields of a plan as JSON; all of them missing if it is none."""
-        fields = as_record(plan)
-
-        def number(key: str) -> float | None:
-            value = fields.get(key)
-            return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-        def text(key: str) -> str:
-            value = fields.get(key)
-            return value if isinstance(value, str) else ""
-
-        stages = [as_record(stage) for stage in as_list(fields.get("stages"))]
+        record = as_record(plan)
+        plain: dict[str, Any] = {}
+        for field in fields(cls):
+            value = record.get(field.name)
+            if field.type == "str":
+                plain[field.name] = value if isinstance(value, str) else ""
+            elif field.type == "float | None":
+                plain[field.name] = value if math.isfinite(as_float(value)) else None
+        sizes = {name: as_float(value) for name, value in as_record(record.get("memory")).items()}
+        stages = [as_record(stage) for stage in as_list(record.get("stages"))]
         return cls(
-            n_centers=number("n_centers"),
-            kernel=text("kernel"),
-            bandwidth=number("bandwidth"),
-            projection=text("projection"),
-            model_rank=number("model_rank"),
-            data_rank=number("data_rank"),
-            ridge=number("ridge"),
-            step_rule=text("step_rule"),
-            batch_size=number("batch_size"),
-            step_size=number("step_size"),
-            steps_per_epoch=number("steps_per_epoch"),
-            n_steps=number("n_steps"),
-            memory={
-                name: n_bytes
-                for name, value in as_record(fields.get("memory")).items()
-                if math.isfinite(n_bytes := as_float(value))
-            },
+            **plain,
+            memory={name: n_bytes for name, n_bytes in sizes.items() if math.isfinite(n_bytes)},
             stages=tuple(
                 PlanStage(as_float(stage.get("first_row")), as_float(stage.get("n_flattened")))
                 for stage in stages

@@ -155,33 +155,21 @@ def tiles(records: RunRecords) -> list[Tile]:
         for name in metric_names(scores)[:3]
     ]
     loss, elapsed, rate = steps.last("loss"), steps.last("elapsed_s"), steps.rows_per_s()
-    bandwidth, memory = as_float(plan.bandwidth), math.fsum(plan.memory.values())
-    n_rows, n_features = store.get("n_rows"), store.get("n_features")
+    memory, n_rows, n_features = math.fsum(plan.memory.values()), store.get("n_rows"), store.get("n_features")
+    setup = f"and {duration(setup_s)} of set-up" if setup_s else ""
+    bandwidth = "" if plan.bandwidth is None else f"bandwidth {number(as_float(plan.bandwidth))}"
+    outputs = plural(store["n_outputs"], "output") if "n_outputs" in store else ""
     others = (
-        (loss, ("running loss", number(loss), "on rows before they are used")),
-        (elapsed, ("fit time", duration(elapsed), f"and {duration(setup_s)} of set-up" if setup_s else "")),
-        (rate, ("rows per second", number(rate), f"{count(steps.last('rows'))} rows in all")),
-        (
-            as_float(plan.n_centers),
-            (
-                "centers",
-                count(plan.n_centers),
-                f"bandwidth {number(bandwidth)}" if math.isfinite(bandwidth) else "",
-            ),
-        ),
-        (as_float(n_rows), ("rows to fit", count(n_rows), str(store.get("split", "")))),
-        (
-            as_float(n_features),
-            (
-                "features",
-                count(n_features),
-                plural(store["n_outputs"], "output") if "n_outputs" in store else "",
-            ),
-        ),
-        (memory or math.nan, ("memory planned", size(memory), "")),
-        (setup_s or math.nan, ("set-up time", duration(setup_s), "")),
+        (loss, "running loss", number(loss), "on rows before they are used"),
+        (elapsed, "fit time", duration(elapsed), setup),
+        (rate, "rows per second", number(rate), f"{count(steps.last('rows'))} rows in all"),
+        (as_float(plan.n_centers), "centers", count(plan.n_centers), bandwidth),
+        (as_float(n_rows), "rows to fit", count(n_rows), str(store.get("split", ""))),
+        (as_float(n_features), "features", count(n_features), outputs),
+        (memory or math.nan, "memory planned", size(memory), ""),
+        (setup_s or math.nan, "set-up time", duration(setup_s), ""),
     )
-    known = [tile for value, tile in others if math.isfinite(value)]
+    known = [(label, text, remark) for value, label, text, remark in others if math.isfinite(value)]
     return [*score_tiles, *known][:_MOST_TILES]
 
 
