@@ -122,13 +122,13 @@ def end_of_a_fit(command: list[str], after_s: float | None, to_group: bool) -> t
     return process.returncode, lines[-1] if lines else "", time.monotonic() - began
 
 
-PARTS = 5
+PARTS = 10
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @pytest.mark.parametrize("part", range(PARTS))
-@pytest.mark.parametrize(("devices", "n_moments"), [(1, 20), (2, 4)])
+@pytest.mark.parametrize(("devices", "n_moments"), [(1, 10), (2, 2)])
 def test_a_sigterm_at_any_moment_ends_a_fit_with_75_or_0(
     store: Path, tmp_path: Path, devices: int, n_moments: int, part: int
 ) -> None:
