@@ -468,7 +468,7 @@ def test_a_piece_of_a_model_that_is_no_file_is_not_opened(made, tmp_path, name, 
 def test_a_set_up_for_other_rows_is_refused(made, tmp_path, field, words):
     change_plan(made / "run", tmp_path / "setup", field)
     with refused(words), open_store(made / "plain.zarr") as store:
-        Setup.load(tmp_path / "setup").order(store.split("train"), 0)
+        Setup.load(tmp_path / "setup").order(store.split("train").info, 0)
 
 
 def test_a_set_up_cannot_ask_for_memory_that_the_fit_was_not_given(made, tmp_path):

@@ -271,7 +271,7 @@ def reader_and_order(store: Location, run: Path) -> tuple[SplitReader, RowOrder]
     from ep3stream.run.setup import Setup
 
     reader = open_store(store).split("train")
-    return reader, Setup.load(run / "setup").order(reader, 0)
+    return reader, Setup.load(run / "setup").order(reader.info, 0)
 
 
 @contextmanager

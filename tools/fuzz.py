@@ -315,7 +315,7 @@ class Subjects:
     def use_setup(self, projection: str) -> None:
         """As a resumed fit does: the order of an epoch and a step."""
         setup = Setup.load(self.runs[projection] / "setup")
-        order = setup.order(self.reader, 0)
+        order = setup.order(self.reader.info, 0)
         assert len(order.segments(0)) == order.n_segments
         solver = setup.solver(self.configs[projection], None, self.mesh)
         inputs, y = setup.inputs(), torch.zeros(16, 1)
