@@ -51,6 +51,11 @@ class SplitLayout:
             codec=manifest.codec,
         )
 
+    def chunk_bytes(self, array: str) -> int:
+        """The bytes of a decoded chunk. The last chunk of a split is filled up to the length of the others."""
+        n_values = self.chunk_rows * math.prod(self.rows[array])
+        return n_values * np.dtype(self.dtypes[array]).itemsize
+
 
 def y_row(task: str, n_outputs: int) -> tuple[int, ...]:
     """The shape of one row of y: () for a class id, (c,) for c targets."""

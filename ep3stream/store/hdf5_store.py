@@ -7,7 +7,6 @@ only looks up those places, and its file is closed afterwards, so threads and fo
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -148,7 +147,7 @@ class Hdf5Reader:
             place = int(places[name][index])
             if place < 0:  # HDF5 would fill the rows in, silently.
                 raise ValueError(f"chunk {index} of {info.name}/{name} is missing")
-            if place + _chunk_bytes(layout, name) > size:
+            if place + layout.chunk_bytes(name) + _CHECKSUM_BYTES > size:
                 raise EOFError(f"the file ends inside chunk {index} of {info.name}/{name}")
 
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
@@ -222,11 +221,6 @@ def _filters(dataset: Any) -> list[int]:
     return [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
 
 
-def _chunk_bytes(layout: SplitLayout, name: str) -> int:
-    n_values = layout.chunk_rows * math.prod(layout.rows[name])
-    return n_values * np.dtype(layout.dtypes[name]).itemsize + _CHECKSUM_BYTES
-
-
 def _chunk_places(dataset: Any, name: str, layout: SplitLayout, info: SplitInfo) -> NDArray[np.int64]:
     """The byte offset of each chunk in the file, (n_segments,), -1 for a chunk that has none."""
     row, dtype = layout.rows[name], layout.dtypes[name]
@@ -234,7 +228,7 @@ def _chunk_places(dataset: Any, name: str, layout: SplitLayout, info: SplitInfo)
     promised = ((info.n_rows, *row), dtype, (layout.chunk_rows, *row), _FILTERS)
     if found != promised:
         raise ValueError(f"{layout.name}/{name} declares {found} but the manifest {promised}")
-    n_bytes = _chunk_bytes(layout, name)
+    n_bytes = layout.chunk_bytes(name) + _CHECKSUM_BYTES
     places = np.full(info.n_segments, -1, np.int64)
 
     def note(chunk: Any) -> None:

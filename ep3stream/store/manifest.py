@@ -92,7 +92,7 @@ class SplitInfo:
 
     @property
     def n_segments(self) -> int:
-        """ceil(n_rows / segment_rows)."""
+        """The number of segments, ceil(n_rows / segment_rows)."""
         return -(-self.n_rows // self.segment_rows)
 
     def rows_of_segment(self, index: int) -> int:

@@ -6,6 +6,10 @@ AWS_REGION, AWS_ENDPOINT_URL, AWS_SKIP_SIGNATURE and so on. Needs obstore.
 Each request has one time-out and is repeated in one place. Requests that read are repeated here, because obstore does
 not repeat an answer that ends too early, and repeats others without a word in the log. Requests that write are
 repeated by obstore, which does so for each part of a large upload and knows which of them may be sent twice.
+
+Objects are read in parts, side by side, and not by one request each, as zarr's ObjectStore does: where a window has
+few segments, few requests would be on their way. From a server that answers after 30 ms with 80 MB/s on each
+connection, 16 MiB come in .05 to .1 s in parts and in .27 s by one request, for the same processor time.
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ _MIB = 1 << 20
 # The bytes that one request fetches. Times the number of requests: about 64 MiB are on their way at most.
 _PART_BYTES = 1 * _MIB
 
+# What a request may fetch beyond its part, so that a chunk's checksum needs no request of its own.
 _SHORT_BYTES = 4096
 
+# How many requests are under way at once, and how many segments are read at once.
 _REQUESTS = 64
 
 _READERS = 16

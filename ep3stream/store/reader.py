@@ -199,7 +199,7 @@ class SplitReader:
 
     @property
     def manifest(self) -> Manifest:
-        """The store's manifest."""
+        """The manifest of the store, which is opened for it if need be."""
         return self._opened().manifest
 
     @property

@@ -14,7 +14,6 @@ fills in the rows of a missing file without an error. Nor does it know which fil
 from __future__ import annotations
 
 import json
-import math
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -49,9 +48,21 @@ _ABSENT = np.iinfo(np.uint64).max
 Bytes = NDArray[np.uint8]
 
 
-def chunk_file(info: SplitInfo, name: str, n_dimensions: int, number: int) -> str:
-    """The name, inside the store, of file `number` of array `name`."""
-    return "/".join([info.name, name, "c", str(number), *["0"] * (n_dimensions - 1)])
+@dataclass(frozen=True, slots=True)
+class ChunkFile:
+    """A file of an array, as the manifest promises it: `name` inside the store, with `n_chunks` chunks of `array`."""
+
+    name: str
+    layout: SplitLayout
+    array: str
+    n_chunks: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, info: SplitInfo, array: str, number: int) -> ChunkFile:
+        """File `number` of an array of a split."""
+        layout, per_file = SplitLayout.of(manifest, info), info.segments_per_file
+        name = "/".join([info.name, array, "c", str(number), *["0"] * len(layout.rows[array])])
+        return cls(name, layout, array, min(per_file, info.n_segments - number * per_file))
 
 
 def metadata_files(manifest: Manifest) -> Iterator[str]:
@@ -60,15 +71,6 @@ def metadata_files(manifest: Manifest) -> Iterator[str]:
     for split in manifest.splits:
         yield f"{split}/{METADATA}"
         yield from (f"{split}/{name}/{METADATA}" for name in ARRAYS)
-
-
-@dataclass(frozen=True, slots=True)
-class _ChunkFile:
-    """What the manifest promises about one file: it holds `n_chunks` chunks of `array`."""
-
-    layout: SplitLayout
-    array: str
-    n_chunks: int
 
 
 def unknown_keys(raw: Any, understood: Any) -> Iterator[str]:
@@ -86,7 +88,14 @@ def unknown_keys(raw: Any, understood: Any) -> Iterator[str]:
 
 def file_problems(files: StoreFiles, manifest: Manifest) -> dict[str, str]:
     """File -> problem, for files that are missing, of a wrong size, of a wrong kind, or foreign to the store."""
-    found, chunks = dict(files.walk()), dict(_chunk_files(manifest))
+    found = dict(files.walk())
+    chunks = {
+        file.name: file
+        for info in manifest.splits.values()
+        for array in ARRAYS
+        for number in range(-(-info.n_segments // info.segments_per_file))
+        for file in [ChunkFile.of(manifest, info, array, number)]
+    }
     expected = {*metadata_files(manifest), *chunks}
     folders = {str(folder) for name in expected for folder in PurePosixPath(name).parents}
     problems = dict.fromkeys(sorted(expected - set(found)), "is missing")
@@ -94,37 +103,24 @@ def file_problems(files: StoreFiles, manifest: Manifest) -> dict[str, str]:
         if name not in expected and name not in folders:
             problems[name] = "does not belong to the store"
         elif stat.S_ISREG(mode) and name in chunks:
-            if problem := _chunk_problem(files, name, chunks[name]):
+            if problem := _chunk_problem(files, chunks[name]):
                 problems[name] = problem
         elif stat.S_ISLNK(mode) or stat.S_ISREG(mode) != (name in expected):
             problems[name] = "is a link, or not the kind of file it must be; put the file itself there"
     return problems
 
 
-def _chunk_files(manifest: Manifest) -> Iterator[tuple[str, _ChunkFile]]:
-    for info in manifest.splits.values():
-        layout, per_file = SplitLayout.of(manifest, info), info.segments_per_file
-        for array in ARRAYS:
-            for number in range(-(-info.n_segments // per_file)):
-                n_chunks = min(per_file, info.n_segments - number * per_file)
-                name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
-                yield name, _ChunkFile(layout, array, n_chunks)
-
-
-def require_stored(files: StoreFiles, manifest: Manifest, info: SplitInfo, array: str, number: int) -> None:
-    """Raise FileNotFoundError or ValueError unless the array's file `number` exists with the size that it must have.
+def require_stored(files: StoreFiles, chunk: ChunkFile) -> None:
+    """Raise FileNotFoundError or ValueError unless the file exists with the size that it must have.
 
     That size follows from the manifest, the header of a compressed chunk, and the index of a shard.
     """
-    layout = SplitLayout.of(manifest, info)
-    name = chunk_file(info, array, 1 + len(layout.rows[array]), number)
-    n_chunks = min(info.segments_per_file, info.n_segments - number * info.segments_per_file)
     try:
-        problem = _chunk_problem(files, name, _ChunkFile(layout, array, n_chunks))
+        problem = _chunk_problem(files, chunk)
     except FileNotFoundError:  # Zarr would fill the rows in, silently.
-        raise FileNotFoundError(f"{name} is missing") from None
+        raise FileNotFoundError(f"{chunk.name} is missing") from None
     if problem:
-        raise ValueError(f"{name} {problem}")
+        raise ValueError(f"{chunk.name} {problem}")
 
 
 def read_metadata(files: StoreFiles, name: str) -> tuple[bytes, Any]:
@@ -157,9 +153,9 @@ def _codecs(content: Any) -> Iterator[Any]:
                 yield from _codecs(codec.get("configuration"))
 
 
-def _chunk_problem(files: StoreFiles, name: str, chunk: _ChunkFile) -> str | None:
-    layout, size = chunk.layout, files.size(name)
-    n_decoded = chunk_bytes(layout, chunk.array)
+def _chunk_problem(files: StoreFiles, chunk: ChunkFile) -> str | None:
+    name, layout, size = chunk.name, chunk.layout, files.size(chunk.name)
+    n_decoded = layout.chunk_bytes(chunk.array)
     stored_bytes = n_decoded + CHECKSUM_BYTES if layout.codec == "none" else None
     if layout.chunks_per_file > 1:
         return _shard_problem(files, name, size, layout.chunks_per_file, chunk.n_chunks, stored_bytes)
@@ -167,12 +163,6 @@ def _chunk_problem(files: StoreFiles, name: str, chunk: _ChunkFile) -> str | Non
     if expected is None:
         return f"has {size} bytes, which do not begin a compressed chunk"
     return None if size == expected else f"has {size} bytes; it must have {expected}"
-
-
-def chunk_bytes(layout: SplitLayout, array: str) -> int:
-    """The bytes of a chunk of `array`, decoded. The last chunk of a split is filled up to the length of the others."""
-    n_values = layout.chunk_rows * math.prod(layout.rows[array])
-    return n_values * np.dtype(layout.dtypes[array]).itemsize
 
 
 def _blosc_bytes(files: StoreFiles, name: str, size: int, n_decoded: int) -> int | None:
@@ -245,7 +235,7 @@ class ChunkReader:
             data, checksum_bytes = packed[:-CHECKSUM_BYTES], packed[-CHECKSUM_BYTES:].tobytes()
             _require_checksum(google_crc32c.value(data), checksum_bytes)
             # A last chunk has more rows than `out`, which Blosc can only unpack all at once.
-            n_decoded = chunk_bytes(layout, array)
+            n_decoded = layout.chunk_bytes(array)
             whole = out if len(out) == n_decoded else np.empty(n_decoded, np.uint8)
             numcodecs.Blosc().decode(data, out=whole)
             if whole is not out:

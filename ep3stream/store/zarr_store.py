@@ -25,8 +25,8 @@ from ep3stream.store.files import StoreFiles
 from ep3stream.store.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Codec, Manifest, SplitInfo
 from ep3stream.store.zarr_layout import (
     METADATA,
+    ChunkFile,
     ChunkReader,
-    chunk_file,
     file_problems,
     metadata_files,
     read_metadata,
@@ -165,8 +165,9 @@ class ZarrReader:
 
     def check(self, info: SplitInfo, index: int) -> None:
         """Raise unless the files that hold the segment exist with the right sizes."""
-        for name in ARRAYS:
-            require_stored(self._files, self._manifest, info, name, index // info.segments_per_file)
+        for array in ARRAYS:
+            file = ChunkFile.of(self._manifest, info, array, index // info.segments_per_file)
+            require_stored(self._files, file)
 
     def read(self, info: SplitInfo, index: int, x: NDArray[Any], y: NDArray[Any]) -> float:
         """Fill x and y with one checked segment; returns the seconds that it took to get the stored bytes."""
@@ -195,9 +196,8 @@ class ZarrReader:
 
     def pieces(self, info: SplitInfo, index: int) -> tuple[str, ...]:
         """The files that hold segment `index`."""
-        dimensions = {name: 1 + len(row) for name, row in SplitLayout.of(self._manifest, info).rows.items()}
         number = index // info.segments_per_file
-        return tuple(chunk_file(info, name, dimensions[name], number) for name in ARRAYS)
+        return tuple(ChunkFile.of(self._manifest, info, array, number).name for array in ARRAYS)
 
 
 def _metadata_problem(files: StoreFiles, manifest: Manifest, name: str) -> str | None:

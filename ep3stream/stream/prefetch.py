@@ -199,16 +199,6 @@ class BatchStream:
             yield window
 
 
-def epoch_batches(
-    reader: SplitReader, order: RowOrder, epoch: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield x and y of each batch of an epoch, in `order`; a batch is overwritten by the next."""
-    first = epoch * order.steps_per_epoch
-    with BatchStream(reader, order, first, first + order.steps_per_epoch, device) as stream:
-        for batch in stream:
-            yield batch.x, batch.y
-
-
 class _Window:
     """Memory for the segments of one window, the reads under way into it, and its rows yet to be used."""
 
