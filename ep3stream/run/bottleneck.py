@@ -52,7 +52,8 @@ def bottleneck(seconds: Mapping[str, float]) -> str:
             sentences += f", most of all {part}: {_REMEDIES[part]}."
     stalled = seconds.get("stalled_s", math.nan) / max(seconds["elapsed_s"], 1e-9)
     if stalled > _LITTLE:
-        sentences += f" Checkpoints held it up for {100 * stalled:.1f}%: fewer of them would help (--checkpoint-minutes)."
+        remedy = "fewer of them would help (--checkpoint-minutes)"
+        sentences += f" Checkpoints held it up for {100 * stalled:.1f}%: {remedy}."
     return sentences
 
 
