@@ -28,7 +28,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,9 +255,9 @@ def moved(solver: Solver, device: torch.device) -> Solver:
     mesh = Mesh(0, 1, device)
     projection: Any = solver.projection
     tensors = {
-        name: value.to(device)
-        for name in projection.__slots__
-        if isinstance(value := getattr(projection, name), Tensor)
+        item.name: value.to(device)
+        for item in fields(projection)
+        if item.init and isinstance(value := getattr(projection, item.name), Tensor)
     }
     kernel: Any = solver.kernel
     d = kernel.centre.numel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -248,9 +248,9 @@ class ArraySource:
         self, order: RowOrder, steps: range, device: torch.device
     ) -> AbstractContextManager[Iterator[Batch]]:
         """Gathered from the arrays, window by window of the order."""
-        return nullcontext(self._batches(order, steps))
+        return nullcontext(self._batches(order, steps, replace(self.form, device=device)))
 
-    def _batches(self, order: RowOrder, steps: range) -> Iterator[Batch]:
+    def _batches(self, order: RowOrder, steps: range, form: RowForm) -> Iterator[Batch]:
         pending, step = np.empty(0, np.int64), steps.start
         for visit in order.visits(steps.start, steps.stop):
             places = order.window_rows(visit.epoch, visit.index, visit.segments)[visit.used :]
@@ -260,7 +260,7 @@ class ArraySource:
                 first, end = order.batch_bounds(step % order.steps_per_epoch)
                 if len(pending) < end - first:
                     break
-                x, y = self.form.pair(*self.take(pending[: end - first]))
+                x, y = form.pair(*self.take(pending[: end - first]))
                 yield Batch(step, x, y, 0.0)
                 pending, step = pending[end - first :], step + 1
 
@@ -287,12 +287,12 @@ class ArraySplit:
     @classmethod
     def of(cls, source: ArraySource) -> ArraySplit:
         """Checks and sums all rows, O(n d) time; raises InputError for rows of another form."""
-        form = source.form
+        form = replace(source.form, device=torch.device("cpu"))
         is_classification = form.task == "classification"
         features, targets = Moments.empty(form.n_features), Moments.empty(form.n_outputs)
         counts = np.zeros(form.n_outputs, np.int64)
         for pair in source.all():
-            x, y = (rows.cpu().numpy() for rows in form.pair(*pair))
+            x, y = (rows.numpy() for rows in form.pair(*pair))
             features = features.merge(Moments.of(x))
             if is_classification:
                 counts += np.bincount(y, minlength=form.n_outputs)

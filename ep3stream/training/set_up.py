@@ -199,8 +199,12 @@ def set_up(
     """
     times = times or StageTimes()
     settings, device, inputs = config.solver, mesh.device, problem.inputs
-    _require_in_range(inputs(rows.centers))
-    sample, probes = (_require_in_range(inputs(each)).to(device) for each in (rows.sample, rows.probes))
+    centers, sample, probes = (
+        _require_in_range(inputs.to(points.device)(points))
+        for points in (rows.centers, rows.sample, rows.probes)
+    )
+    del centers  # The builder scales those of its shard.
+    sample, probes = sample.to(device), probes.to(device)
     with times.stage("bandwidth"):
         kernel = with_precision(
             _kernel(problem, rows, config.kernel, function, sample, mesh), settings.precision
