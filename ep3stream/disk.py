@@ -33,9 +33,7 @@ from typing import BinaryIO
 from ep3stream.errors import DiskError
 
 OPERATIONS = ("require_space", "make_directory", "write", "sync", "rename", "remove")
-
 _SPARE_BYTES = 1 << 20  # For manifests, directories and what the file system itself needs.
-
 _MAX_LOCK_BYTES = 1000
 
 

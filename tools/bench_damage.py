@@ -33,9 +33,8 @@ from ep3stream.conversion.spec import StoreSpec
 from ep3stream.conversion.writer import create_store
 from ep3stream.errors import Ep3streamError
 from ep3stream.store.reader import open_store
-from ep3stream.stream.order import RowOrder
+from ep3stream.stream.order import RowOrder, sample_rows
 from ep3stream.stream.prefetch import BatchStream
-from ep3stream.stream.scan import sample_rows
 
 FORMATS = ("plain", "lz4", "sharded", "hdf5")
 OUTCOMES = ("detected", "harmless", "VISIBLE", "READ BY FIT", "CRASHED")

@@ -17,7 +17,6 @@ from ep3stream.errors import ConfigError
 from ep3stream.run.text import json_text
 
 _DAMAGED = 3
-
 _COMPARISON = Path("comparison.html")
 
 

@@ -21,9 +21,7 @@ _LOGGER = logging.getLogger(__name__)
 
 # Time between two lines of a log.
 LINE_EVERY_S = 60.0
-
 _BAR_WIDTH = 40
-
 _LEAST_BAR_WIDTH = 8
 
 # The width that the task's name and the spaces between the columns take.

@@ -27,7 +27,6 @@ from ep3stream.config.solver import KernelConfig, SolverConfig
 from ep3stream.errors import ConfigError
 
 CONFIG_VERSION = 1
-
 MAX_CONFIG_BYTES = MIB
 
 # tomllib takes time in the square of the number of parts of a key.

@@ -66,7 +66,6 @@ _TESTS: tuple[tuple[Callable[[pa.DataType], bool], Family], ...] = (
 _SECOND = 10**6
 _HOUR = 3600 * _SECOND
 _DAY = 24 * _HOUR
-
 _WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0.
 
 # A name given for an option is a pattern if it has one of these letters.

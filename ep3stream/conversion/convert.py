@@ -41,7 +41,6 @@ from ep3stream.store.reader import open_store
 _logger = logging.getLogger(__name__)
 
 _PLAN_VERSION = 1
-
 _MAX_READ_BYTES = 8 * MIB
 
 # A block of rows this small stays in the processor's cache on its way into the store.

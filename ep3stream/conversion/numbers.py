@@ -19,7 +19,6 @@ from ep3stream.store.manifest import ColumnStatistics
 
 # Values that are checked at a time.
 _BLOCK = 1 << 16
-
 _FLOAT16_EXPONENT = np.uint16(0x7C00)
 
 # Of rows that are cast at a time: what is written is read again for its check while it is in the cache.
@@ -27,7 +26,6 @@ _BLOCK_BYTES = 1 << 17
 
 # Moments take float64 blocks of this size: few enough rows for the cache, many enough to forget the calls.
 _MOMENTS_BLOCK_BYTES = 1 << 20
-
 _FOLDED_COLUMNS = 256
 
 

@@ -33,7 +33,6 @@ COLUMNS_VERSION = 2
 
 # Settings that choose or shape columns. Under `like` they are those of the other store.
 _TAKEN_OVER = ("columns", "drop", "categories", "category", "dates")
-
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -32,9 +32,7 @@ from ep3stream.errors import InputError
 
 # What sorting needs for each row beside the row: a copy of the key, the sorted key and the place.
 _SORT_BYTES = 32
-
 _BUFFERS = 2
-
 _SHUFFLE_PURPOSE = 1  # Of the random numbers: the seed serves other purposes too.
 
 

@@ -18,9 +18,7 @@ from ep3stream.store.manifest import MAX_SEGMENT_BYTES, YDtype, naming_problems
 
 # More files in a directory would be slow to copy and list; larger files would cost the writer memory.
 _MAX_FILES = 4096
-
 _MAX_FILE_BYTES = 256 * MIB
-
 _MAX_Y_BYTES = 64 * MIB  # Of the y of a segment, unless the segment's x is larger.
 
 

@@ -27,14 +27,11 @@ from ep3stream.errors import DamagedDataError, DiskError
 from ep3stream.store.json_files import signed_bytes, signed_object
 
 SPLIT_SHIFT = 56  # The split is the key's bits from this one up.
-
 MAX_SPLITS = 256
 
 # Bits of a cell beside those of its split, for few and for many splits: 16 bits in all, which numpy sorts fastest.
 _MANY_BITS, _FEW_BITS = 12, 8
-
 _STAGING_BYTES = 4 * MIB
-
 _VERIFIED_CELLS = 64
 
 

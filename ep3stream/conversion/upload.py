@@ -22,7 +22,6 @@ from ep3stream.store.object_files import ObjectFiles
 from ep3stream.store.zarr_store import read_manifest
 
 _THREADS = 4
-
 _REMEMBER_EVERY_S = 1.0
 
 

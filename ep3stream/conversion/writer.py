@@ -41,7 +41,6 @@ _THREADS = 2
 # Below this ratio packing and unpacking cost more time than the smaller files save: random floats shrink by a
 # tenth, and are then written at a third and read at half of the rate.
 _MIN_RATIO = 1.25
-
 _SAMPLE_BYTES = 4 * MIB
 
 

@@ -30,9 +30,7 @@ from ep3stream.stream.order import Rows
 from ep3stream.training.set_up import draw_centers
 
 _FEW_CENTERS, _MANY_CENTERS = 2000, 5000
-
 _FEW_ROWS_PER_CENTER = 5
-
 _ROWS_TO_SEE, _LEAST_EPOCHS, _MOST_EPOCHS = 30_000, 2, 20
 
 

@@ -23,7 +23,6 @@ from ep3stream.store.manifest import ColumnStatistics
 from ep3stream.stream.order import Rows
 
 _BATCH_ROWS = 4096
-
 _MAX_BLOCKS = 64
 
 # Purposes of random numbers.
@@ -31,7 +30,6 @@ _CENTERS, ORDERS, DRAWS, _BLOCKS = 7, 4, 5, 6
 
 # Whole numbers up to so many on average are taken as they are, so that an epoch is that of the repeated rows.
 _MOST_COPIES = 8
-
 NO_ROWS = np.empty(0, np.int64)
 
 

@@ -24,9 +24,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 
 _KIND = "estimator"
-
 _FLOAT = "float"
-
 _CONFIG, _CALLABLE, _PAIRS = "KernelConfig", "callable", "pairs"  # Not every key is a text, as JSON wants.
 
 

@@ -33,7 +33,6 @@ _FILE_AND_NAME = re.compile(r"(.+(?:\.npz|\.h5|\.hdf5|\.hdf)):(.+)", re.IGNORECA
 # QMNIST calls its labels ...-idx2-int.gz.
 _IDX_NAME = re.compile(r"[.-]idx\d?(-(u?byte|short|int|float|double))?(\.gz)?$", re.IGNORECASE)
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
 # Chunks up to this size are read once and whole, even if the reader asks for less at a time.

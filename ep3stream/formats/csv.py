@@ -30,12 +30,10 @@ from ep3stream.formats.text_blocks import PACKED_SUFFIXES, TextBlock, TextFault,
 _LOGGER = logging.getLogger(__name__)
 
 _HEADER_BYTES = 1 << 16
-
 _BLOCK_BYTES = 4 << 20
 
 # Types are inferred from the first block; a column that is empty there may have a value further on.
 _INFERENCE_BYTES = 64 << 20
-
 _PARSERS = 2
 
 # What a spreadsheet writes where the comma is taken, by decimals or by a habit. Not the blank: names have it too.

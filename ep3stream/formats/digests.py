@@ -17,7 +17,6 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.source import reading
 
 DIGEST_BLOCK_BYTES = 64 << 20
-
 _READ_BYTES = 1 << 20
 
 

@@ -29,7 +29,6 @@ _AHEAD = 2
 
 # About the size of a cell, to turn bytes into rows.
 _VALUE_BYTES = 8
-
 _BATCHES = "python: batches"
 
 Pair = tuple[NDArray[Any], NDArray[Any]]

@@ -30,9 +30,7 @@ SVMLIGHT_SUFFIXES = tuple(
 )
 
 _BLOCK_BYTES = 1 << 20
-
 _IGNORED = re.compile(rb"#[^\n]*|(?<=[ \t])qid:\S*")
-
 _SPACE, _TAB, _NEWLINE, _RETURN, _COLON = b" \t\n\r:"
 
 

@@ -46,9 +46,7 @@ _STEP_BYTES = 1 << 20
 
 # Parquet is decoded in pieces of at least this size: smaller pieces decode a third slower.
 _DECODED_BYTES = 32 << 20
-
 _MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-
 _ARROW_MAGIC = b"ARROW1"
 _FEATHER_1_MAGIC = b"FEA1"
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"

@@ -21,13 +21,9 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.source import reading
 
 MAX_LINE_BYTES = 64 << 20
-
 _BOM = b"\xef\xbb\xbf"
-
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
-
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
-
 PACKED_SUFFIXES = (*_CODECS, ".zip")
 
 

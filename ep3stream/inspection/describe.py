@@ -19,17 +19,11 @@ from ep3stream.run.text import bytes_text, number_text, table_text
 from ep3stream.store.files import Location
 
 _WIDTH = 80
-
 _MAX_LINES = 20
-
 _MAX_NAMES = 6
-
 _NAME_WIDTH = 20
-
 _BAR_WIDTH = 24
-
 _MOMENTS = ("mean", "std", "min", "max")
-
 _SOURCE_KEYS = ("name", "bytes", "digest")
 
 

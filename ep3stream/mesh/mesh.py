@@ -30,9 +30,7 @@ Result = TypeVar("Result")
 
 # Whole tensors travel between the leader and the shards in pieces, so that no device needs room for another's shard.
 _PIECE_BYTES = 64 << 20
-
 _CACHE_LINE_BYTES = 64
-
 _GOES_ON = "the same command goes on from the last checkpoint"
 
 # Gloo raises a plain RuntimeError and NCCL a DistError for everything: only the words tell a lost rank from the rest.

@@ -29,7 +29,6 @@ _COUNTER_STRIDE = 16
 # A rank that waits looks so many times at once, then gives its core away between looks, and sleeps after so long.
 _EAGER_LOOKS = 50
 _SLEEP_AFTER_S, _SLEEP_S = 0.005, 0.0005
-
 _CHECK_PEERS_S = 0.1
 
 

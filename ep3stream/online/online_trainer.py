@@ -36,7 +36,6 @@ from ep3stream.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 _LEAST_MEASURED_ROWS = 16
-
 _GUARD_NUMBERS = ("step_size", "good_averaged", "good_step", "due_step", "n_cuts")
 
 # What a saved state has of the rows of the set-up, where they are known.

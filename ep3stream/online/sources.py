@@ -23,10 +23,10 @@ from ep3stream.solver.targets import TargetCode
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
+from ep3stream.store.scan import scan
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream
-from ep3stream.stream.scan import scan
 from ep3stream.training.plan import ProblemSize
 from ep3stream.training.set_up import Split
 
@@ -41,7 +41,6 @@ UNKNOWN_ROWS = 1 << 40
 
 # Arrays are shuffled by segments of about so many bytes, as a store with the default settings is.
 _SEGMENT_BYTES = 16 * MIB
-
 _SCORED_ROWS = 4096
 
 

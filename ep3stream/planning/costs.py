@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from ep3stream.config import Projection
 
 _FLOAT = 4
-
 _CENTER_BATCH = 4096  # Of EigenPro's passes, at most.
 
 # By size on a shared switch: NCCL takes some 20 microseconds to begin, gloo on one machine some 100.

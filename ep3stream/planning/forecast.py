@@ -34,6 +34,7 @@ from ep3stream.run.text import bytes_text
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import open_store
+from ep3stream.stream.order import SAMPLED_SEGMENTS
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.plan import (
     BATCHES,
@@ -47,8 +48,6 @@ from ep3stream.training.plan import (
     require_machine,
 )
 from ep3stream.training.set_up import shape_of
-
-_SAMPLED_SEGMENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +250,8 @@ def _setup_seconds(sizes: Sizes, pilot_run: PilotRun, rates: Rates, shape: Probl
 def _setup_segments(sizes: Sizes, shape: ProblemSize) -> int:
     """How many segments the set-up reads: `sample_rows` draws from 64 segments, or more for many centers."""
     n_segments = -(-shape.n_rows // shape.segment_rows)
-    drawn = max(_SAMPLED_SEGMENTS, 2 * sizes.n_centers // shape.segment_rows)
-    return min(n_segments, drawn + _SAMPLED_SEGMENTS)
+    drawn = max(SAMPLED_SEGMENTS, 2 * sizes.n_centers // shape.segment_rows)
+    return min(n_segments, drawn + SAMPLED_SEGMENTS)
 
 
 def _resident_bytes() -> int:

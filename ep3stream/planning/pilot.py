@@ -39,15 +39,10 @@ Clock = Callable[[], float]
 
 # Beyond these centers every cost grows in proportion to them, or as a formula says; below, it is all measured.
 _MOST_CENTERS = 2048
-
 _READERS = 2
-
 _MOST_READ_BYTES = 96 << 20
-
 _READ_FOR_S = 2.0
-
 _STEP_FOR_S = 1.0
-
 _FEW_CENTERS = 16
 
 

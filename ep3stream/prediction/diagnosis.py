@@ -23,11 +23,8 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
 _MOST_TARGETS = 4
-
 _MOST_CLASSES = 25
-
 _MOST_PAIRS = 20
 
 # A matrix of c^2 counts: 2 MiB at most.
@@ -35,29 +32,22 @@ _MOST_COUNTED_CLASSES = 512
 
 # Bins of predictions: linear, up to so many standard deviations of the fit's y from its mean; the outermost are open.
 _REACH = 8.0
-
 _PREDICTION_BINS = 256
 
 # Bins of residuals, in standard deviations of the fit's y: linear below _FINE and logarithmic beyond it, up to 10^6, so
 # that their range need not be known in advance. Fewer bins for each bin of predictions, more for all rows together.
 _FINE = 0.01
-
 _LOG_RANGE = np.log1p(1e6 / _FINE)
-
 _RESIDUAL_BINS = 512
-
 _FINE_RESIDUAL_BINS = 8192
 
 # Groups of predictions and bars of the histogram, as reported.
 _GROUPS = 20
-
 _BARS = 41
-
 _CONFIDENCE_BINS = 100
 
 # Bins of confidence are joined until they hold this share of the rows and this many: fewer are mostly chance.
 _LEAST_SHARE = 0.05
-
 _LEAST_ROWS = 30
 
 

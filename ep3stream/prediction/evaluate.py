@@ -26,7 +26,7 @@ from ep3stream.solver.model import ModelShard, Predictor
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.files import ObjectUrl
 from ep3stream.store.reader import RowStore, SplitReader, open_store
-from ep3stream.stream.scan import Segment, scan
+from ep3stream.store.scan import Segment, scan
 
 OutputBatch = tuple[Tensor, NDArray[Any] | None]
 """Outputs of some rows, (rows, c), and their y, None on ranks that do not read."""
@@ -35,9 +35,7 @@ RANK_TIMEOUT_S = 1800.0
 
 # A batch of outputs has at most so many rows and so many values: 16 MiB of float32.
 _OUTPUT_ROWS = 8192
-
 _OUTPUT_VALUES = 1 << 22
-
 logger = logging.getLogger(__name__)
 
 

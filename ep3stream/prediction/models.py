@@ -30,9 +30,7 @@ from ep3stream.store.json_files import created_by
 from ep3stream.store.reader import open_store
 
 EXPORT_VERSION = 1
-
 TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
-
 logger = logging.getLogger(__name__)
 
 

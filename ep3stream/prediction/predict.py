@@ -44,12 +44,10 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.store.files import ObjectUrl, location
 from ep3stream.store.reader import SplitReader, open_store
-from ep3stream.stream.scan import scan
+from ep3stream.store.scan import scan
 
 STANDARD_STREAM = "-"
-
 _SEGMENT_BYTES = 16 * MIB
-
 _TABLE_ROWS = 8192
 
 

@@ -11,7 +11,6 @@ Outputs = NDArray[np.float64]
 
 # The AUC is that of scores rounded to so many leading bits of float32: two histograms of 8 MiB.
 _AUC_BITS = 20
-
 _TOP = 5
 
 

@@ -27,11 +27,8 @@ from ep3stream.reporting.run_json import as_float
 
 # What the loss is drawn against: the field of a step record -> its name on the page and its units.
 X_AXES: Mapping[str, tuple[str, Units]] = {"rows": ("rows seen", COUNTS), "elapsed_s": ("time", SECONDS)}
-
 _MARKED_EVENTS = {"resume": "resumed", "rollback": "rolled back"}
-
 _MOST_MARKS = 40
-
 _MOST_WINDOWS = 120
 
 

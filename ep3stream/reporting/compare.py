@@ -21,9 +21,7 @@ from ep3stream.reporting.report import write_page
 from ep3stream.reporting.run_json import as_float
 
 MOST_RUNS = 8
-
 _MOST_POINTS = 600
-
 _HEAD_BYTES = 1 << 12
 
 # Only a file with this title is replaced.

@@ -21,14 +21,11 @@ Units = tuple[tuple[float, str], ...]
 """The units an axis may be read in, small to large: pairs of (size, name)."""
 
 PLAIN: Units = ((1.0, ""),)
-
 SECONDS: Units = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "days"))
-
 COUNTS: Units = ((1.0, ""), (1e3, "thousands"), (1e6, "millions"), (1e9, "billions"))
 
 # The coordinates of a drawing run from 0 to _SIZE in both directions, y downwards.
 _SIZE = 1000.0
-
 MOST_POINTS = 1500
 
 

@@ -14,11 +14,8 @@ from ep3stream.reporting.run_json import Record, as_float, as_list, as_record, a
 from ep3stream.reporting.summary import headline_scores
 
 _MOST_CLASSES = 25
-
 _MOST_MISTAKES = 10
-
 _MOST_TARGETS = 4
-
 _NAME_WIDTH = 24
 
 Cell = tuple[str, float, str]

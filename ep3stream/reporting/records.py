@@ -30,7 +30,6 @@ STEP_FIELDS = ("step", "epoch", "rows", "loss", "batch_loss", "rows_per_s", "ste
 
 # A longer fit loses every second record whenever it has so many: 40 MB at most.
 _MOST_STEPS = 1 << 16
-
 _MOST_UNDONE = 20
 
 

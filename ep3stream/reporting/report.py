@@ -21,9 +21,7 @@ Bar = tuple[str, str, float]
 """A name, its quantity as text and its length in percent of the longest bar."""
 
 _MOST_NAMES = 40
-
 _MOST_EVENTS = 40
-
 _MOST_COLUMNS = 40
 
 _LABELS = {

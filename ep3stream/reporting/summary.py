@@ -37,7 +37,6 @@ _MACHINES = {
 }
 
 _MOST_TILES = 8
-
 _MOST_EVALUATIONS = 20
 
 

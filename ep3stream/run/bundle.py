@@ -32,11 +32,8 @@ if TYPE_CHECKING:
 
 # 2: a set-up may have stages. 3: a set-up of `nystrom` has half and shrink instead of core. 1 and 2 are read too.
 BUNDLE_VERSION = 3
-
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
-
 _MAX_MANIFEST_BYTES = 16 << 20
-
 _PIECE_BYTES = 4 << 20
 
 # In the order in which tensors lie in a file: no element is larger than those before, so that all are aligned.

@@ -23,7 +23,6 @@ from ep3stream.stream.prefetch import StreamTimes
 logger = logging.getLogger(__name__)
 
 _KIND = "checkpoint"
-
 _TENSORS = ("weights", "velocity", "average", "good_weights", "good_average")
 
 

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 # A fit of a week writes about 1 MB.
 MAX_LINES_BYTES = 64 << 20
-
 _WARNINGS = {"rollback", "checkpoint_failed", "no_better"}
 
 

@@ -41,7 +41,6 @@ JOB, PIPE, OUTCOME = "job.json", "pipe", "outcome.json"
 
 # The exit code of a rank that merely lost another one.
 LOST_RANK = RankError.exit_code
-
 _POLL_S = 0.1
 
 # The agent kills ranks that have not ended 30 s after it told them to.

@@ -15,10 +15,10 @@ from torch import Tensor
 from ep3stream.mesh import Mesh
 from ep3stream.store.backend import y_row
 from ep3stream.store.manifest import Manifest
+from ep3stream.store.scan import Segment
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream, StreamTimes
-from ep3stream.stream.scan import Segment
 
 # While the reader fills one buffer, ranks behind it may still compute on the other.
 _N_BUFFERS = 2

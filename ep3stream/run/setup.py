@@ -39,11 +39,8 @@ _BY_CENTER = frozenset({"centers", "basis", "tempering"})
 
 # The tensor that each stage has its own of: stacked by stage. A set-up of bundle format 1 has one stage and no stack.
 STAGED = "shrink"
-
 _WHOLE = ("excluded_rows", "center_order")
-
 _DOUBLE = ("factor", "directions", "half", "shrink")
-
 _LARGEST = 1e38
 
 

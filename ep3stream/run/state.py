@@ -16,9 +16,7 @@ from ep3stream.run.directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 MODEL_KIND = "model"
-
 _NAME = re.compile(r"step-(\d{12})")
-
 _MAX_SUMMARY_BYTES = 1 << 26
 
 

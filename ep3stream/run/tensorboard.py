@@ -28,7 +28,6 @@ _STEP_CURVES = {
 }
 
 _NOT_SCORES = {"kind", "step", "epoch", "rows", "elapsed_s", "split", "n"}
-
 _FLUSH_S = 10
 
 

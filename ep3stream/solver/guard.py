@@ -20,9 +20,7 @@ from ep3stream.solver.step import SolverState
 # Steps that the running loss is a mean of, and those at the start that its best does not count.
 _MEMORY_STEPS = 50
 _SETTLING_STEPS = 8
-
 _GOOD_STATE_EVERY_STEPS = 64
-
 _MAX_CUTS = 3
 _CUT, _CUT_AT_ONCE = 2, 8
 

@@ -48,7 +48,6 @@ _FEW_ROWS = 256
 
 # Stages are planned for so many epochs, whatever the settings ask for: more or fewer may be asked for on the way.
 _STAGED_EPOCHS = 4
-
 _MIN_AUTO_BATCH = 512
 
 # Of the leverage at which a row diverges. Just below that leverage the row's error alternates and dies away slowly.

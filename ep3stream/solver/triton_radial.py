@@ -23,7 +23,6 @@ import triton.language as tl
 from torch import Tensor
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-
 _BLOCK_OUT, _BLOCK_SUM = 64, 64
 
 # Programs to run at once: several for each of the 132 multiprocessors of an H100.

@@ -24,11 +24,8 @@ from ep3stream.store.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 
 # Every structure of this version of the format carries a checksum; older ones hide flipped bits.
 _LIBRARY_VERSION = ("v110", "v110")
-
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
 _FILTERS = [h5py.h5z.FILTER_FLETCHER32]
-
 _CHECKSUM_BYTES = 4  # Behind the rows of each chunk, by the filter fletcher32.
 
 

@@ -16,7 +16,6 @@ _MAX_NESTING = 32
 
 # Of brackets, counted in texts as well: an empty list takes 30 times the memory of its text.
 _MAX_CONTAINERS = 1 << 20
-
 _T = TypeVar("_T")
 
 

@@ -21,9 +21,7 @@ from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.store.json_files import JsonObject, json_digest, signed_bytes, signed_object
 
 STORE_FORMAT_VERSION = 2
-
 MANIFEST_NAME = "manifest.json"
-
 MAX_MANIFEST_BYTES = 64 * MIB
 
 # HDF5 cannot hold a chunk of 4 GiB.
@@ -34,7 +32,6 @@ YDtype = Literal["int32", "float32"]
 Codec = Literal["none", "lz4", "zstd"]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
-
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 

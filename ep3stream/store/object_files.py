@@ -43,7 +43,6 @@ _SHORT_BYTES = 4096
 
 # How many requests are under way at once, and how many segments are read at once.
 _REQUESTS = 64
-
 _READERS = 16
 
 # The time-outs of a request. They are shorter than that of a segment (120 s), and bound opening and listing too.

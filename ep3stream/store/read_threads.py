@@ -20,7 +20,6 @@ from typing import Any, Generic, TypeVar
 from ep3stream.store.retries import Hung
 
 _T = TypeVar("_T")
-
 _log = logging.getLogger(__name__)
 
 # How long to wait, in all, for reads that are under way when nobody wants them any more.

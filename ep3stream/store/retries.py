@@ -25,12 +25,10 @@ from ep3stream.store.backend import SegmentReader
 from ep3stream.store.files import ObjectUrl
 
 _T = TypeVar("_T")
-
 _log = logging.getLogger(__name__)
 
 # The pauses behind attempts at a segment that failed. Behind one that hung there is none: its time-out was long enough.
 PAUSES_S = (0.1, 0.5)
-
 ATTEMPTS = 1 + len(PAUSES_S)
 
 
@@ -130,7 +128,6 @@ class Outage:
 
 
 _OUTAGES: dict[str, Outage] = {}
-
 _LOCK = threading.Lock()
 
 

@@ -32,9 +32,7 @@ from ep3stream.store.files import StoreFiles
 from ep3stream.store.manifest import MANIFEST_NAME, Manifest, SplitInfo
 
 METADATA = "zarr.json"
-
 CHECKSUM_BYTES = 4
-
 _BLOSC_HEADER_BYTES = 16
 
 # A zarr.json of our stores has some 1,500 bytes.
@@ -42,7 +40,6 @@ _MAX_METADATA_BYTES = 1 << 16
 
 # The codecs of our stores.
 _CODECS = ("bytes", "blosc", "crc32c", "sharding_indexed")
-
 _ABSENT = np.iinfo(np.uint64).max
 
 Bytes = NDArray[np.uint8]

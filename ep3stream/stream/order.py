@@ -1,4 +1,4 @@
-"""The order in which a fit sees the rows, a pure function of (seed, epoch), and a measure of how well it mixes.
+"""The order in which a fit sees the rows, a pure function of (seed, epoch); how well it mixes; and random samples.
 
 The segments of a split are permuted and taken in windows of a few; then the rows of each window are permuted. The order
 is held in memory for one window at a time. Permutations come from a 64-bit counter hash and not from a library's
@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.errors import InputError
+from ep3stream.store.manifest import SplitInfo
 
 Rows = NDArray[np.int64]
 
 # Which permutation is meant: one word of the hash's key.
 _SEGMENTS, _ROWS = 1, 2
+# Random rows are read from so many segments.
+SAMPLED_SEGMENTS = 64
 
 # The quantiles that OrderQuality gives.
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
 _MAX_WINDOWS = 32
 
 
@@ -144,6 +146,22 @@ class RowOrder:
             for index in np.flatnonzero((ends > first_row) & (begins < end_row) & (ends > begins)).tolist():
                 used = max(first_row - int(begins[index]), 0)
                 yield WindowVisit(epoch, index, self.window(segments, index), used)
+
+
+def sample_rows(info: SplitInfo, n_rows: int, *stream: int) -> Rows:
+    """`n_rows` distinct row numbers of the split in random order, a function of the integers `stream`.
+
+    The rows lie in at most 64 random segments, or in as many as hold twice as many rows where 64 do not: rows drawn
+    from all of 10^9 would have the whole store read. n_rows may not exceed the split's rows.
+    """
+    generator = np.random.default_rng(stream)
+    n_segments = max(SAMPLED_SEGMENTS, -(-2 * n_rows // info.segment_rows))
+    if info.n_segments <= n_segments:
+        return generator.choice(info.n_rows, n_rows, replace=False).astype(np.int64)
+    # The last segment may be shorter; leaving it out keeps every other row equally likely.
+    segments = generator.choice(info.n_segments - 1, n_segments, replace=False).astype(np.int64)
+    pool = generator.choice(n_segments * info.segment_rows, n_rows, replace=False).astype(np.int64)
+    return segments[pool // info.segment_rows] * info.segment_rows + pool % info.segment_rows
 
 
 def _permutation(size: int, *stream: int) -> Rows:

@@ -34,7 +34,6 @@ from ep3stream.stream.order import RowOrder, Rows, WindowVisit
 from ep3stream.stream.segment_reads import DaskReads, Finish, LocalReads, SegmentReads
 
 _WINDOWS = 2
-
 _BATCH_SLOTS = 3
 
 

@@ -16,16 +16,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ep3stream.config import MIB, parse_bytes
 from ep3stream.errors import InputError
 from ep3stream.store.reader import SplitReader
+from ep3stream.store.scan import scan
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream
-from ep3stream.stream.scan import scan
 
 _STATE_VERSION = 1
-
 _WINDOWS = 2
-
 _NO_ROWS = np.empty(0, np.int64)
-
 _CPU = torch.device("cpu")
 
 TorchBatch = tuple[Tensor, Tensor]

@@ -19,14 +19,11 @@ from ep3stream.formats.arrays import open_array
 from ep3stream.solver.model import InputScaling
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.reader import SplitReader, open_store
-from ep3stream.stream.scan import sample_rows
+from ep3stream.stream.order import sample_rows
 
 _CLUSTERS, _ORDER = 4, 5
-
 _CLUSTERED = "kmeans:"
-
 _ROWS_PER_CLUSTER = 10
-
 _CLUSTER_PASSES = 5
 
 

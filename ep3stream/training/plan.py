@@ -21,33 +21,19 @@ from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
 
 WIDER_BASIS, BATCHES = "room for a wider basis", "kernel block and batches"
-
 _AUTO_CENTERS = 5000
-
 _AUTO_MODEL_RANK = 500
-
 _AUTO_LANDMARKS = 2000
-
 _AUTO_SAMPLES = 3000
-
 _LEAST_AUTO_SAMPLES = 1000
-
 _WIDEST_RANK = 1500
-
 _WIDEST_SHARE = 8  # of the memory left over
-
 _PUBLISHED_SAMPLES = 2000
-
 _ROWS_PER_SAMPLE = 16
-
 _SAMPLES_PER_PAIR = 10
-
 _MAX_BATCH = 4096
-
 _MIN_BATCH = 16
-
 _STREAM_BYTES = 40 * MIB
-
 _FLOAT = 4
 
 # Far beyond any model, for the search of the largest that fits.
@@ -265,7 +251,6 @@ def _too_large(
 
 
 _OF_FREE_MEMORY = 0.8
-
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 

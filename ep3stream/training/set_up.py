@@ -41,8 +41,7 @@ from ep3stream.solver.step import Stage
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
 from ep3stream.store.manifest import Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
-from ep3stream.stream.order import Rows
-from ep3stream.stream.scan import sample_rows
+from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget, require_machine
 

@@ -16,7 +16,6 @@ from ep3stream.store.reader import RowStore
 from ep3stream.stream.order import RowOrder
 
 RUN_FORMAT_VERSION = 1
-
 _MOST_COLUMNS = 200
 
 

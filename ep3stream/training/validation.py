@@ -18,8 +18,7 @@ from ep3stream.run.checkpoint import Best
 from ep3stream.solver.model import ModelShard
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.reader import RowStore, SplitReader
-from ep3stream.stream.order import Rows
-from ep3stream.stream.scan import sample_rows
+from ep3stream.stream.order import Rows, sample_rows
 
 _MAX_ROWS = 50_000
 

@@ -27,9 +27,7 @@ _HALVING_FACTOR = 3
 
 # The bandwidths of the grid, as powers of two times the median distance, and how far beyond them the search may go.
 _DOUBLINGS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-
 _MOST_DOUBLINGS = 8.0
-
 _SHAPES = {"dispersal": (0.7, 1.0, 1.5), "rational_quadratic": (0.5, 1.0, 2.0)}
 
 # n lambda, the noise variance of a Gaussian process with this kernel, which does not depend on n.
@@ -37,19 +35,16 @@ _NOISES = (0.0, *(10.0 ** (power / 2) for power in range(-6, 9)))
 
 # A larger ridge must lower the loss to this share of a smaller one's: few epochs already act as a regulariser.
 _RIDGE_GAIN = 0.99
-
 _MEDIAN_ROWS = 2000
 
 # By what factor a doubled bandwidth and a smoother kernel have to lower the loss, and how smooth each kernel is.
 # Measured on flight delays, scaled: matern32 at 35 beats laplacian at 9 by 1.6% here, and loses by 1% in a fit of one
 # epoch.
 _DOUBLING_COST, _SMOOTHNESS_COST = 1.005, 1.02
-
 _SMOOTHNESS = {"laplacian": 0, "matern32": 1, "matern52": 2, "rational_quadratic": 3, "gaussian": 3}
 
 # Feature factors are powers of the mean squared gradient; 1/2 is the power of the recursive feature machine.
 _SCALE_POWERS = (0.25, 0.5)
-
 _SCALE_ROUNDS = 4
 
 # The rounds end when one lowers the loss to no less than this share.
@@ -57,9 +52,7 @@ _SCALE_GAIN = 0.995
 
 # The least squared gradient that counts, as a share of the mean over the features.
 _LEAST_GRADIENT = 1e-6
-
 _GRADIENT_ROWS = 1000
-
 logger = logging.getLogger(__name__)
 
 

@@ -20,7 +20,7 @@ from ep3stream.errors import ConfigError
 from ep3stream.run.text import table_text
 from ep3stream.store.files import Location, ObjectUrl
 from ep3stream.store.reader import SplitReader, open_store
-from ep3stream.stream.scan import sample_rows
+from ep3stream.stream.order import sample_rows
 from ep3stream.training.set_up import input_scaling, target_code
 from ep3stream.tuning.halving import Deadline, Rung, Sample, Search, Trial
 
@@ -30,9 +30,7 @@ Criterion = Literal["mse", "accuracy"]
 
 # The random streams of `sample_rows` from which the rows to fit and the held-out rows are drawn.
 _FIT_STREAM, _HELD_OUT_STREAM = 5, 6
-
 _LEAST_ROWS = 50
-
 _LEAST_CENTERS = 60
 
 # Without --centers the largest trial takes n p^2 of this: some 5 s on 4 cores.
@@ -40,18 +38,13 @@ _MOST_WORK = 18000 * 2250**2
 
 # The limits of n/p in a trial, and n/p where the number of centers of the fit is not known.
 _ROWS_PER_CENTER = (4, 32)
-
 _USUAL_ROWS_PER_CENTER = 8
-
 _AUTO_CENTERS = 5000
-
 _HELD_OUT_PER_CENTER = 2
 
 # The table of trials.
 _MAX_LINES = 20
-
 _COLUMNS = ("", "kernel", "bandwidth", "ridge", "scaled", "rows", "mse")
-
 _NAME_WIDTH = 20
 
 
