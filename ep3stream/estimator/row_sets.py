@@ -212,7 +212,7 @@ class WeightedRows:
             yield self.take(order[rows])
 
     def all(self) -> Iterator[Pair]:
-        """Each row once."""
+        """Every row once, in the order of the arrays."""
         for rows in batches_of(len(self.x)):
             yield self.x[rows], self.y[rows]
 

@@ -94,7 +94,7 @@ class OnlineTrainer:
 
     @property
     def progress(self) -> Progress:
-        """The trainer's."""
+        """State, guard and running scores of the trainer."""
         return self.trainer.progress
 
     def train_epoch(self, source: NumberedSource, epoch: int, excluded: Rows) -> int:

@@ -229,7 +229,7 @@ class ArraySource:
 
     @property
     def n_rows(self) -> int:
-        """n."""
+        """How many rows the arrays have."""
         return len(self.x)
 
     @property
@@ -365,7 +365,7 @@ class StoreSource:
         return BatchStream(self.reader, order, steps.start, steps.stop, device)
 
     def all(self) -> Iterator[Pair]:
-        """Segment by segment."""
+        """Every row once, in the order of the store, a segment at a time."""
         yield from scan(self.reader)
 
 

@@ -146,7 +146,7 @@ class FitRun:
 
     @property
     def progress(self) -> Progress:
-        """The trainer's."""
+        """State, guard and running scores of the trainer: what a checkpoint saves."""
         return self.trainer.progress
 
     def run(self, changes: tuple[Change, ...]) -> None:

@@ -138,7 +138,7 @@ class StageTimes:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures the block."""
+        """Measures the seconds of the block and keeps them under `name`."""
         began = self._clock()
         yield
         self.elapsed_s[name] = self._clock() - began
