@@ -152,7 +152,9 @@ def test_a_kernel_model_trains_on_it(zarr_path):
     for epoch in range(4):
         data.set_epoch(epoch)
         losses.append(model.fit_epoch(DataLoader(data, batch_size=None)))
-    assert losses[-1] < losses[0] / 2
+    # The first epoch starts at the ridge regression of the sample, far below the variance of the targets.
+    assert losses[-1] < y.var() / 4
+    assert losses == sorted(losses, reverse=True)
     assert model.score(x, y)["r2"] > 0.7
 
 

@@ -5,6 +5,7 @@ torch, whose import takes two seconds, is imported only where tensors are read.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -206,8 +207,13 @@ def _check_checkpoint(setup_digest: str | None, path: Path) -> None:
 
 
 def _bytes_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files below a directory; a running fit may remove them meanwhile."""
+    if path.is_file():
+        return path.stat().st_size
+    # os.walk passes over a directory that is gone, which Path.rglob does not.
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     n_bytes = 0
-    for file in [path] if path.is_file() else path.rglob("*"):
-        with suppress(FileNotFoundError):  # A running fit removes old checkpoints.
-            n_bytes += file.stat().st_size if file.is_file() else 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            n_bytes += file.stat().st_size
     return n_bytes
