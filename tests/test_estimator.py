@@ -367,3 +367,17 @@ def test_a_search_over_a_store_says_that_a_store_is_no_array(tmp_path):
     split = ep3stream.open_store(tmp_path / "rows.zarr").split("train")
     with pytest.raises(TypeError, match=r"is a store, not an array: .* or search with `ep3stream tune`"):
         GridSearchCV(KernelClassifier(), {"bandwidth": [1.0, 2.0]}, cv=2).fit(split)
+
+
+def test_an_estimator_saved_before_the_set_up_of_a_fit_was_its_own_predicts_the_same_and_trains_on():
+    """fixtures/estimator-3: 160 smooth rows, 16 centers, state version 3, whose points were scaled."""
+    folder = Path(__file__).parent / "fixtures" / "estimator-3"
+    x, targets = smooth_rows(160)
+    model = KernelRegressor.load(folder)
+    expected = np.load(folder / "expected.npy", allow_pickle=False)
+    np.testing.assert_allclose(model.predict(x[:20]), expected, rtol=1e-4)
+    before = model.score(x, targets[:, 0])
+    for _ in range(20):
+        model.partial_fit(x, targets[:, 0])
+    assert model.score(x, targets[:, 0]) > before
+    assert len(model.losses_) == 22

@@ -23,7 +23,9 @@ from ep3stream.store.manifest import STORE_FORMAT_VERSION
 from ep3stream.store.reader import open_store
 from ep3stream.store.verify import verify_store
 
-FIXTURES = sorted(path for path in (Path(__file__).parent / "fixtures").iterdir() if path.is_dir())
+FIXTURES = sorted(
+    path for path in (Path(__file__).parent / "fixtures").iterdir() if path.name.startswith("store-")
+)
 STORES = sorted(path for folder in FIXTURES for path in folder.iterdir() if path.suffix in (".zarr", ".h5"))
 EVERY_FIXTURE = pytest.mark.parametrize("made", FIXTURES, ids=lambda path: path.name)
 
