@@ -52,6 +52,7 @@ _CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
 
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
+_CHECKED_ROWS = 1 << 16
 
 
 class Split(Protocol):
@@ -198,12 +199,12 @@ def set_up(
     """
     times = times or StageTimes()
     settings, device, inputs = config.solver, mesh.device, problem.inputs
-    centers, sample, probes = (
-        _require_in_range(inputs.to(points.device)(points))
-        for points in (rows.centers, rows.sample, rows.probes)
+    for some in rows.centers.split(_CHECKED_ROWS):  # No scaled copy of all centers is ever held.
+        _require_in_range(inputs.to(some.device)(some))
+    sample, probes = (
+        _require_in_range(inputs.to(points.device)(points)).to(device)
+        for points in (rows.sample, rows.probes)
     )
-    del centers  # The builder scales those of its shard.
-    sample, probes = sample.to(device), probes.to(device)
     with times.stage("bandwidth"):
         kernel = with_precision(
             _kernel(problem, rows, config.kernel, function, sample, mesh), settings.precision
