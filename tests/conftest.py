@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +19,19 @@ unhurried = settings(
 settings.register_profile("dev", unhurried)
 settings.register_profile("ci", unhurried, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# A shell gives what it starts in the background an ignored SIGINT, which all processes below would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def level_of_the_log() -> Iterator[None]:
+    """The command line and the tools set the level of the package's logger; the next test finds it as it was."""
+    package = logging.getLogger("ep3stream")
+    level = package.level
+    yield
+    package.setLevel(level)
 
 
 def pytest_terminal_summary(
