@@ -44,7 +44,7 @@ from ep3stream.solver.model import InputScaling, Predictor
 from ep3stream.solver.set_up import PROBE_ROWS
 from ep3stream.solver.targets import require_weights_of_task, weighted
 from ep3stream.stream.order import Rows
-from ep3stream.training.set_up import Problem, shape_of, target_code
+from ep3stream.training.set_up import Problem, problem_of_split
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -294,21 +294,8 @@ class KernelModel:
             return
         self._names = self._form.names(source.reader if isinstance(source, StoreSource) else None)
         split = source.split()
-        counts = split.info.class_counts
-        problem = Problem(
-            shape=shape_of(split),
-            task=self._form.task,
-            names=self._names,
-            inputs=self._spec.inputs,
-            targets=weighted(
-                target_code(split),
-                self._weighted_names(),
-                None if counts is None else torch.tensor(counts),
-                self._spec.config.solver,
-            ).to(self._form.device),
-            feature_mean=torch.tensor(
-                split.info.features.mean, dtype=torch.float64, device=self._form.device
-            ),
+        problem = replace(
+            problem_of_split(split, self._spec.config), names=self._names, inputs=self._spec.inputs
         )
         self._trainer = OnlineTrainer.of_split(self._spec, problem, split)
 
@@ -351,6 +338,9 @@ class KernelModel:
             targets=code.to(x.device),
         )
         rows = set_up_rows(spec, x[:n_held], y[:n_held], spec.config.solver.nystrom_samples)
+        if self._n_rows in (0, UNKNOWN_ROWS):
+            # A head start is for a sample that is few of the rows, and nobody knows how many there are.
+            rows = replace(rows, sample_y=None)
         self._trainer = OnlineTrainer(spec, problem, rows)
         held, self._held = self._held, []
         for inputs, targets in held:

@@ -68,10 +68,16 @@ class OnlineSpec:
 class OnlineTrainer:
     """A trainer whose set-up is done; it is the recorder of its own losses."""
 
-    def __init__(self, spec: OnlineSpec, problem: Problem, rows: SetUpRows) -> None:
+    def __init__(
+        self,
+        spec: OnlineSpec,
+        problem: Problem,
+        rows: SetUpRows,
+        planned: tuple[SizePlan, int] | None = None,
+    ) -> None:
         self.spec, self.problem, self.rows = spec, problem, rows
         mesh = Mesh(0, 1, spec.centers.device)
-        plan, memory_bytes = spec.plan(problem.shape, mesh)
+        plan, memory_bytes = planned or spec.plan(problem.shape, mesh)
         self.result = set_up(problem, rows, plan, spec.config, spec.function, mesh, memory_bytes)
         self.trainer = Trainer(self.result.setup, spec.config, spec.function, mesh)
         self.trainer.start()
@@ -84,13 +90,11 @@ class OnlineTrainer:
     @classmethod
     def of_split(cls, spec: OnlineSpec, problem: Problem, split: Split) -> OnlineTrainer:
         """Draws the rows of the set-up from a split, as `fit` draws them."""
-        plan, _ = spec.plan(problem.shape, Mesh(0, 1, spec.centers.device))
-        drawn = spec.drawn
-        x, y = (
-            torch.from_numpy(part)
-            for part in split.read_rows(other_rows(split.info, drawn, plan, spec.config))
-        )
-        return cls(spec, problem, set_up_rows(spec, x.float(), y, plan.nystrom_samples))
+        planned = spec.plan(problem.shape, Mesh(0, 1, spec.centers.device))
+        plan, _ = planned
+        numbers = other_rows(split.info, spec.drawn, plan, spec.config)
+        x, y = (torch.from_numpy(part) for part in split.read_rows(numbers))
+        return cls(spec, problem, set_up_rows(spec, x.float(), y, plan.nystrom_samples), planned)
 
     @property
     def progress(self) -> Progress:
