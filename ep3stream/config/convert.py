@@ -99,9 +99,11 @@ class ConvertConfig:
         None,
         "number of features of svmlight files",
         limit=at_least(1),
-        default_means="counted in a first pass",
+        default_means="counted in a first pass; with --like those of the store",
     )
-    index_base: Literal[0, 1] = setting(1, "index of the first feature of svmlight files")
+    index_base: Literal[0, 1] | None = setting(
+        None, "index of the first feature of svmlight files", default_means="1; with --like that of the store"
+    )
     splits: Mapping[str, float] = setting(
         lambda: {"train": 1.0},
         "splits of the store, and each one's share of the rows",

@@ -79,7 +79,9 @@ class Expansion:
         return cls(
             feature_names=tuple(names),
             class_names=None if labels is None else tuple(map(str, labels.sorted_values())),
-            columns=describe_columns(source.columns, source.target, values, fills, encoder.missing),
+            columns=describe_columns(
+                source.columns, source.target, values, fills, encoder.missing, source.recorded
+            ),
             numeric=np.asarray(numeric, np.intp),
             categories=tuple(categories),
             label_ranks=None if labels is None else labels.ranks(),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ep3stream.config import ConvertConfig
+from ep3stream.conversion.recorded_columns import RecordedColumns
 from ep3stream.conversion.table_source import choose_columns, open_tables
 from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import array_source
@@ -106,7 +107,8 @@ def _open_paths(paths: list[Path], config: ConvertConfig) -> RowSource:
         raise SourceError(
             f"{table}: is a table beside {sparse[0]}, which is svmlight; convert them separately"
         )
-    return _of_arrays(svmlight_source(files, config), config)
+    like = None if config.like is None else RecordedColumns.of(Path(config.like)).sparse_layout
+    return _of_arrays(svmlight_source(files, config, like), config)
 
 
 def _of_arrays(source: RowSource, config: ConvertConfig) -> RowSource:

@@ -26,10 +26,12 @@ from ep3stream.conversion.columns import (
 )
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
+from ep3stream.formats.svmlight import SparseLayout
 from ep3stream.store.manifest import Manifest
 from ep3stream.store.reader import open_store
 
-COLUMNS_VERSION = 2
+# Version 2 added types, sources and targets; version 3 what `RowSource.recorded` says of arrays and svmlight.
+COLUMNS_VERSION = 3
 
 # Settings that choose or shape columns. Under `like` they are those of the other store.
 _TAKEN_OVER = ("columns", "drop", "categories", "category", "dates")
@@ -42,6 +44,8 @@ class RecordedColumns:
 
     values: the values of each category column by its name, in the order of its features or codes.
     fills: the number that the missing values of each numeric column became.
+    n_source_features: of arrays and svmlight files, how many features they had before any was chosen.
+    index_base: of svmlight files, the index of the first feature.
     """
 
     store: Path
@@ -53,6 +57,8 @@ class RecordedColumns:
     fills: Mapping[str, float]
     target: TargetColumns
     class_names: tuple[str, ...] | None
+    n_source_features: int | None = None
+    index_base: int | None = None
 
     @classmethod
     def of(cls, path: Path) -> RecordedColumns:
@@ -95,6 +101,8 @@ class RecordedColumns:
                 families=tuple(one["type"] for one in target if "type" in one),
             ),
             class_names=class_names,
+            n_source_features=_optional_integer(document, "source_features"),
+            index_base=_optional_integer(document, "index_base"),
         )
 
     @property
@@ -105,6 +113,11 @@ class RecordedColumns:
             for column in self.columns
         }
         return names | dict(zip(self.target.names, self.target.sources, strict=True))
+
+    @property
+    def sparse_layout(self) -> SparseLayout:
+        """How later svmlight files are read."""
+        return SparseLayout(self.store, self.n_source_features or len(self.columns), self.index_base)
 
     def without_target(self) -> RecordedColumns:
         """The same for files whose target is not known, or does not matter."""
@@ -131,7 +144,7 @@ def columns_of(manifest: Manifest) -> dict[str, Any]:
 def unreadable_columns(document: Mapping[str, Any]) -> str | None:
     """Why files cannot be converted by this record of columns, in words; None if they can."""
     version = document.get("version")
-    if version in (1, COLUMNS_VERSION):
+    if version in range(1, COLUMNS_VERSION + 1):
         return None
     return "holds no converted columns" if version is None else f"has columns of version {version}"
 
@@ -142,8 +155,12 @@ def describe_columns(
     values: Mapping[str, Sequence[Any]],
     fills: Mapping[str, float],
     missing: Missing,
+    of_source: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record of the columns as JSON for the manifest; `values` of categories and `fills` by column name."""
+    """The record of the columns as JSON for the manifest; `values` of categories and `fills` by column name.
+
+    of_source: `RowSource.recorded`.
+    """
     names = list(target.names)
     return {
         "version": COLUMNS_VERSION,
@@ -159,6 +176,7 @@ def describe_columns(
             )
         ],
         "missing": missing,
+        **of_source,
         "columns": [_described(column, values, fills) for column in columns],
     }
 
@@ -288,6 +306,14 @@ def _family(
         f"{where}: column {source!r} holds {schema[source]} but was {recorded} for {like.store}; "
         "convert it to that type"
     )
+
+
+def _optional_integer(document: Mapping[str, Any], name: str) -> int | None:
+    """The number of this name, if there is one; raises TypeError for anything else."""
+    value = document.get(name)
+    if value is not None and type(value) is not int:
+        raise TypeError(f"{name} is {value!r:.40}, no whole number")
+    return value
 
 
 def _column(described: Mapping[str, Any]) -> FeatureColumn:

@@ -166,6 +166,8 @@ def choose_columns(source: RowSource, config: ConvertConfig) -> RowSource:
     `columns`, `drop` and `rename` work as for tables; `category` and `dates` are refused. Under `like` the
     features must be those of the store, or as many if the store was made of a table; they get its names.
     """
+    # For later files: which of as many features are meant, where only some are kept.
+    source = replace(source, recorded={**source.recorded, "source_features": len(source.columns)})
     for name in ("category", "dates"):
         if getattr(config, name):
             raise ConfigError(f"{name} was given for arrays, which hold numbers alone; leave {name} out")
@@ -200,7 +202,9 @@ def _choose_like(source: RowSource, like: RecordedColumns) -> RowSource:
             )
     wanted = [column.source for column in like.columns]
     # Some of an array's columns can be found again by their numbers; else there must be as many.
-    by_name = set(wanted) <= set(names) and set(wanted) != set(names[: len(wanted)])
+    by_name = set(wanted) <= set(names) and (
+        len(names) == like.n_source_features or set(wanted) != set(names[: len(wanted)])
+    )
     if not by_name and len(names) != len(wanted):
         raise SourceError(
             f"{where}: has {len(names)} features but {like.store} has {len(wanted)}; "

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -147,6 +147,7 @@ class RowSource:
     expected_rows: the number of rows, if the format states it.
     expected_bytes: about how many bytes the rows will take as float32; 0 if unknown.
     described: what the manifest says of a source without files.
+    recorded: what the record of the columns says of the source as a whole, for later files that are read like it.
     """
 
     name: str
@@ -159,6 +160,7 @@ class RowSource:
     expected_rows: int | None = None
     expected_bytes: int = 0
     described: tuple[dict[str, Any], ...] = ()
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
     def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """All rows from `start` on, in order, about `block_bytes` at a time.

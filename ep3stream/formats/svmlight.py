@@ -9,6 +9,7 @@ dependency, refuses indices that do not ascend, and names no row in its errors.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig
-from ep3stream.errors import SourceError
+from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.array_source import ArrayLayout
 from ep3stream.formats.digests import stamps_of
 from ep3stream.formats.source import START, RestartPosition, RowSource, SourceBatch, reading
@@ -30,6 +31,10 @@ SVMLIGHT_SUFFIXES = tuple(
 )
 
 _BLOCK_BYTES = 1 << 20
+
+# Parts without rows that a message names.
+_MAX_NAMED = 5
+_LOGGER = logging.getLogger(__name__)
 _IGNORED = re.compile(rb"#[^\n]*|(?<=[ \t])qid:\S*")
 _SPACE, _TAB, _NEWLINE, _RETURN, _COLON = b" \t\n\r:"
 
@@ -65,6 +70,18 @@ class SparseRows:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseLayout:
+    """What earlier files say of later ones: the number of features, and the index of the first, None if unknown.
+
+    where: the store that was made of the earlier files.
+    """
+
+    where: Path
+    n_features: int
+    index_base: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Block:
     """Rows of a file behind its first `first_row` ones; ends: where each of them ends in the unpacked text."""
 
@@ -74,44 +91,85 @@ class _Block:
     end_byte: int
 
 
-def svmlight_source(files: Sequence[Path], config: ConvertConfig) -> RowSource:
+def svmlight_source(
+    files: Sequence[Path], config: ConvertConfig, like: SparseLayout | None = None
+) -> RowSource:
     """One or several svmlight files. Features are x0, x1, ...: index 1 is x0, or index 0 with `index_base` 0.
 
     Without `features` or `task` in the config, one pass over the files counts the features and finds out
-    whether all labels are whole numbers; if so, they are classes. Raises SourceError.
+    whether all labels are whole numbers; if so, they are classes. like: the layout of earlier files, which these
+    have too. Files without rows are passed over. Raises SourceError.
     """
+    index_base = _index_base(config, like)
+    n_features = config.features or (None if like is None else like.n_features)
     found, is_whole, n_rows = 0, True, None
-    if config.features is None or config.task is None:
-        found, is_whole, n_rows = _scan(files, config.index_base)
-    n_features = config.features or found
+    is_guess = like is not None and like.index_base is None and config.index_base is None
+    if n_features is None or config.task is None or is_guess:
+        found, is_whole, n_rows = _scan(files, index_base)
+    if like is not None and is_guess and found != n_features:
+        raise SourceError(
+            f"{files[0]}: states {found} features if its indices count from 1, but {like.where} has {n_features}; "
+            "say from where they count with --index-base 0 or 1"
+        )
+    n_features = n_features or found
     if not n_features:
         raise SourceError(f"{files[0]}: states no feature; say how many there are with --features")
     name = str(files[0])
     dtype = np.dtype(np.int64 if is_whole else np.float64)
     layout = ArrayLayout.of((name, name), (1, n_features), (1,), dtype, config.task)
+    remedy = "give more --features" if like is None else f"so many has {like.where}: leave the index out"
 
     def read(block_bytes: int, start: RestartPosition) -> Iterator[SourceBatch]:
         block_rows = max(1, block_bytes // (8 * n_features))
+        without_rows = []
         for number, file in list(enumerate(files))[start.file :]:
             begin = start if number == start.file else RestartPosition(number)
             row = begin.row
-            for block in _blocks(file, block_bytes, begin, config.index_base):
-                _require_features(file, block, n_features, config.index_base)
+            for block in _blocks(file, block_bytes, begin, index_base):
+                _require_features(file, block, n_features, index_base, remedy)
                 row += len(block.rows.labels)
                 yield from _batches(block, block_rows, file, number, layout)
-            if row == 0:
-                raise SourceError(f"{file}: has no rows; leave it out or give a file with data")
+            without_rows += [file] * (row == 0)
+        if len(without_rows) == len(files):
+            raise SourceError(f"{files[0]}: has no rows; give a file with data")
+        if without_rows:
+            _LOGGER.info("%s", passed_over_words(without_rows))
 
     return RowSource(
         name=str(files[-1]),
         columns=layout.columns,
         target=layout.target,
         read=read,
-        fingerprint=(*stamps_of(files), {"features": n_features, "index_base": config.index_base}),
+        fingerprint=(*stamps_of(files), {"features": n_features, "index_base": index_base}),
         files=tuple(files),
         expected_rows=n_rows,
         expected_bytes=4 * (n_rows or 0) * (n_features + 1),
+        recorded={"index_base": index_base},
     )
+
+
+def passed_over_words(files: Sequence[object]) -> str:
+    """Says that these parts of a source have no rows."""
+    more = ", ..." * (len(files) > _MAX_NAMED)
+    named = ", ".join(map(str, files[:_MAX_NAMED]))
+    return f"{len(files)} part(s) without rows are passed over: {named}{more}"
+
+
+def _index_base(config: ConvertConfig, like: SparseLayout | None) -> int:
+    """The index of the first feature; raises ConfigError if the config contradicts the earlier files."""
+    if like is None:
+        return 1 if config.index_base is None else config.index_base
+    stated = (
+        ("index_base", config.index_base, like.index_base),
+        ("features", config.features, like.n_features),
+    )
+    for name, given, recorded in stated:
+        if None not in (given, recorded) and given != recorded:
+            raise ConfigError(
+                f"{name} {given} contradicts like, whose store {like.where} has {recorded}; leave {name} out"
+            )
+    known = config.index_base if like.index_base is None else like.index_base
+    return 1 if known is None else known
 
 
 def _batches(
@@ -134,13 +192,13 @@ def _batches(
         )
 
 
-def _require_features(file: Path, block: _Block, n_features: int, index_base: int) -> None:
+def _require_features(file: Path, block: _Block, n_features: int, index_base: int, remedy: str) -> None:
     beyond = block.rows.indices >= n_features
     if beyond.any():
         entry = int(np.argmax(beyond))
         raise SourceError(
             f"{file}: row {block.first_row + block.rows.rows[entry] + 1}: index "
-            f"{block.rows.indices[entry] + index_base} is beyond {n_features} features; give more --features"
+            f"{block.rows.indices[entry] + index_base} is beyond {n_features} features; {remedy}"
         )
 
 
