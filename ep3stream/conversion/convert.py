@@ -32,7 +32,7 @@ from ep3stream.conversion.work import ConversionWork, Json, conversion_work, is_
 from ep3stream.conversion.writer import StoreWriter, refuse_existing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, SourceError
 from ep3stream.formats.digests import SourceDigests
-from ep3stream.formats.source import START, RestartPosition, RowSource
+from ep3stream.formats.source import START, RestartPosition, RowSource, SourceBatch
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import Manifest
@@ -257,6 +257,10 @@ class _Conversion:
         (split,) = self.config.splits
         saved = self.work.progress()
         report = _reporter("read", self._tell)
+        if saved:
+            self.encoder.offsets.restore(saved["read"]["encoder"]["offsets"])
+        else:
+            self.reader.read_ahead()
         expansion = Expansion.build(self.source, self.encoder)
         with self._open_writer(expansion, self.source.expected_rows, saved and saved["writer"]) as writer:
             n_written = writer.rows_written(split)
@@ -406,6 +410,7 @@ class _RowReader:
         self._source, self._config = source, config
         self._keys = RowKeys(self.encoder, config.splits, config.seed, bool(config.shuffle))
         self._counts = np.zeros(len(config.splits), np.int64)
+        self._ahead: Iterator[SourceBatch] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -423,6 +428,13 @@ class _RowReader:
         self._counts[:] = state.counts
         self._keys.skip(state.n_rows)
 
+    def read_ahead(self) -> None:
+        """Reads the first rows, which decide about offsets; `rows` then begins with them."""
+        self._ahead = self.encoder.offsets.read_ahead(self._batches(START))
+
+    def _batches(self, start: RestartPosition) -> Iterator[SourceBatch]:
+        return self._source.batches(min(_MAX_READ_BYTES, self._config.memory_bytes // 16), start)
+
     def rows(self, start: RestartPosition, report: _Report) -> Iterator[tuple[EncodedRows, _ReadState]]:
         """Yields every row from `start` on once, in the source's order, in batches; and the state after each batch.
 
@@ -431,7 +443,8 @@ class _RowReader:
         """
         source, config = self._source, self._config
         total_bytes, first_byte = self.digests.bytes_total, None
-        for batch in source.batches(min(_MAX_READ_BYTES, config.memory_bytes // 16), start):
+        ahead, self._ahead = self._ahead, None
+        for batch in ahead or self.encoder.offsets.read_ahead(self._batches(start)):
             rows = self.encoder.encode(batch)
             split_ids = self._keys.assign(rows)
             self.encoder.observe(rows, split_ids)

@@ -29,6 +29,7 @@ from ep3stream.conversion.categories import (
     column_warning,
 )
 from ep3stream.conversion.numbers import ColumnMeans, Rounding, all_finite, fill, missing_cells
+from ep3stream.conversion.offsets import ColumnOffsets, without_offsets
 from ep3stream.conversion.recorded_columns import RecordedColumns
 from ep3stream.conversion.rows import EncodedRows, RowLayout
 from ep3stream.errors import SourceError
@@ -69,6 +70,7 @@ class RowEncoder:
 
     names: the numeric columns. categories, labels: the values of the category columns and of the label.
     means: the means of the numeric columns, computed under `mean`. fills: the means taken over from `like`.
+    offsets: what is subtracted from numbers first.
     rounding: the errors of float16, if x is stored so. like: the store whose columns are followed.
     """
 
@@ -81,6 +83,7 @@ class RowEncoder:
     unknown: Unknown
     means: ColumnMeans | None
     fills: NDArray[np.float64] | None
+    offsets: ColumnOffsets
     rounding: Rounding | None
     like: Path | None
     tally: _Tally
@@ -101,6 +104,10 @@ class RowEncoder:
         )
         labels = _labels(source, like)
         y_shape, y_dtype = ((), "int32") if labels is not None else ((len(source.target.names),), "float32")
+        numeric_targets = source.target.names if labels is None else ()
+        offsets = ColumnOffsets(names, numeric_targets, x_dtype)
+        if like is not None:
+            offsets.take_over(like.offsets)
         fills = None
         if missing == "mean" and like is not None:
             fills = np.array([like.fills[name] for name in names], np.float64)
@@ -114,6 +121,7 @@ class RowEncoder:
             unknown=unknown,
             means=ColumnMeans(len(names)) if missing == "mean" and fills is None else None,
             fills=fills,
+            offsets=offsets,
             rounding=Rounding(len(names)) if x_dtype == "float16" and names else None,
             like=None if like is None else like.store,
             tally=_Tally(),
@@ -133,19 +141,22 @@ class RowEncoder:
         where = BatchOrigin(batch.file, batch.first_row)
         target_where = BatchOrigin(batch.target_file, batch.first_row)
         cells = [DistinctValues.of(values) for values in batch.texts]
-        gaps = {} if ready else self._fill_numbers(rows.x, batch.numeric, self.names, where)
+        gaps = {} if ready else self._fill_numbers(rows.x, batch.numeric, self.offsets.x, self.names, where)
         for category, values in zip(self.categories, cells, strict=True):
             gaps |= self._count_missing([category.column], values.missing, "text", where)
         label = None
         if self.labels is None:
-            gaps |= self._fill_numbers(rows.y, (batch.target,), self.target.names, target_where)
+            gaps |= self._fill_numbers(
+                rows.y, (batch.target,), self.offsets.y, self.target.names, target_where
+            )
         else:
             label = DistinctValues.of(batch.target)
             gaps |= self._count_missing([self.labels.column], label.missing, "label", target_where)
             if self.target.kind == "integer":
                 label = label.as_integers(self.labels.column, target_where)
         if self.rounding is not None:
-            self.rounding.add(batch.numeric, rows.x)
+            self.rounding.add(without_offsets(batch.numeric, self.offsets.x), rows.x)
+        self.offsets.check(batch, rows.x, rows.y)
         left_out = [*gaps.values()] if self.missing == "drop" else []
         left_out += self._count_unseen(
             [*zip(self.categories, cells, strict=True), (self.labels, label)], left_out
@@ -165,16 +176,25 @@ class RowEncoder:
 
     def _as_stored(self, batch: SourceBatch) -> dict[str, NDArray[Any]]:
         """The batch's own numbers as x if they are as they will be stored, so that no copy is made; else nothing."""
-        if len(batch.numeric) != 1 or batch.numeric[0].dtype != self.layout.dtypes["x"]:
+        if (
+            self.offsets.x.any()
+            or len(batch.numeric) != 1
+            or batch.numeric[0].dtype != self.layout.dtypes["x"]
+        ):
             return {}
         (x,) = batch.numeric
         return {"x": x} if x.ndim == 2 and x.flags.c_contiguous and all_finite(x) else {}
 
     def _fill_numbers(
-        self, out: NDArray[Any], pieces: Sequence[Any], names: Sequence[str], where: BatchOrigin
+        self,
+        out: NDArray[Any],
+        pieces: Sequence[Any],
+        offsets: NDArray[np.float64],
+        names: Sequence[str],
+        where: BatchOrigin,
     ) -> dict[str, NDArray[np.bool_]]:
-        """Cast the pieces into `out`; returns which rows lack a value, (b,), by column."""
-        if fill(out, pieces):
+        """Cast the pieces less the offsets into `out`; returns which rows lack a value, (b,), by column."""
+        if fill(out, without_offsets(pieces, offsets)):
             return {}
         missing = missing_cells(out, pieces, names, where)
         return self._count_missing(names, missing, "value", where) if missing.any() else {}
@@ -300,11 +320,15 @@ class RowEncoder:
         if self.tally.missing:
             report["missing"] = dict(sorted(self.tally.missing.items()))
             fills = self.fill_values()
-            filled = {name: fills[name] for name in report["missing"] if name in fills}
+            offsets = self.offsets.by_name
+            filled = {
+                name: fills[name] + offsets.get(name, 0.0) for name in report["missing"] if name in fills
+            }
             report |= {"fills": filled} if filled else {}
         if self.tally.unseen:
             report["unknown"] = self.tally.unseen.to_json()
             self.report_unseen()
+        self.offsets.tell()
         if self.rounding is not None:
             report["rounding"] = self.rounding.report(self.names)
             for name, share in zip(self.names, self.rounding.error_per_std(), strict=True):
@@ -333,6 +357,7 @@ class RowEncoder:
             "strangers": self.tally.unseen.to_json(),
             "means": None if self.means is None else self.means.state(),
             "rounding": None if self.rounding is None else self.rounding.state(),
+            "offsets": self.offsets.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -346,6 +371,7 @@ class RowEncoder:
         self.tally.unseen = UnseenValues.of(state.get("strangers", {}))
         if self.means is not None:
             self.means.restore(state["means"])
+        self.offsets.restore(state["offsets"])
         if self.rounding is not None:
             self.rounding.restore(state["rounding"])
 

@@ -80,7 +80,13 @@ class Expansion:
             feature_names=tuple(names),
             class_names=None if labels is None else tuple(map(str, labels.sorted_values())),
             columns=describe_columns(
-                source.columns, source.target, values, fills, encoder.missing, source.recorded
+                source.columns,
+                source.target,
+                values,
+                fills,
+                encoder.missing,
+                source.recorded,
+                encoder.offsets.by_name,
             ),
             numeric=np.asarray(numeric, np.intp),
             categories=tuple(categories),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from ep3stream.formats.svmlight import SparseLayout
 from ep3stream.store.manifest import Manifest
 from ep3stream.store.reader import open_store
 
-# Version 2 added types, sources and targets; version 3 what `RowSource.recorded` says of arrays and svmlight.
+# Version 2 added types, sources and targets; version 3 what `RowSource.recorded` says of arrays and svmlight,
+# and offsets.
 COLUMNS_VERSION = 3
 
 # Settings that choose or shape columns. Under `like` they are those of the other store.
@@ -43,7 +44,8 @@ class RecordedColumns:
     """The parts of a store that a later conversion takes over: columns, values of categories, fills, classes.
 
     values: the values of each category column by its name, in the order of its features or codes.
-    fills: the number that the missing values of each numeric column became.
+    fills: the number that the missing values of each numeric column became. offsets: what is subtracted from the
+    numbers of columns and targets, fills included, before they are stored, by name; others have none.
     n_source_features: of arrays and svmlight files, how many features they had before any was chosen.
     index_base: of svmlight files, the index of the first feature.
     """
@@ -57,6 +59,7 @@ class RecordedColumns:
     fills: Mapping[str, float]
     target: TargetColumns
     class_names: tuple[str, ...] | None
+    offsets: Mapping[str, float] = field(default_factory=dict)
     n_source_features: int | None = None
     index_base: int | None = None
 
@@ -101,6 +104,7 @@ class RecordedColumns:
                 families=tuple(one["type"] for one in target if "type" in one),
             ),
             class_names=class_names,
+            offsets={one["name"]: float(one["offset"]) for one in [*described, *target] if "offset" in one},
             n_source_features=_optional_integer(document, "source_features"),
             index_base=_optional_integer(document, "index_base"),
         )
@@ -156,10 +160,11 @@ def describe_columns(
     fills: Mapping[str, float],
     missing: Missing,
     of_source: Mapping[str, Any],
+    offsets: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of the columns as JSON for the manifest; `values` of categories and `fills` by column name.
 
-    of_source: `RowSource.recorded`.
+    of_source: `RowSource.recorded`. offsets: what is subtracted from columns and targets, by name.
     """
     names = list(target.names)
     return {
@@ -167,7 +172,7 @@ def describe_columns(
         "target": names[0] if len(names) == 1 else names,
         "kind": target.kind,
         "targets": [
-            {"name": name, "source": source, "type": family}
+            {"name": name, "source": source, "type": family} | _offset_of(name, offsets)
             for name, source, family in zip(
                 names,
                 target.sources or names,
@@ -177,7 +182,9 @@ def describe_columns(
         ],
         "missing": missing,
         **of_source,
-        "columns": [_described(column, values, fills) for column in columns],
+        "columns": [
+            _described(column, values, fills) | _offset_of(column.name, offsets) for column in columns
+        ],
     }
 
 
@@ -306,6 +313,10 @@ def _family(
         f"{where}: column {source!r} holds {schema[source]} but was {recorded} for {like.store}; "
         "convert it to that type"
     )
+
+
+def _offset_of(name: str, offsets: Mapping[str, float]) -> dict[str, float]:
+    return {"offset": offsets[name]} if offsets.get(name) else {}
 
 
 def _optional_integer(document: Mapping[str, Any], name: str) -> int | None:

@@ -59,14 +59,16 @@ class ColumnStatistics:
     missing: tuple[int, ...]
 
 
-def column_statistics(names: tuple[str, ...], statistics: ColumnStatistics) -> list[dict[str, Any]]:
-    """Mean, std, min, max and missing cells of each column, as JSON."""
+def column_statistics(
+    names: tuple[str, ...], statistics: ColumnStatistics, offsets: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Mean, std, min, max and missing cells of each column, as JSON, with the columns' offsets, (columns,), added."""
     values = zip(
         names,
-        statistics.mean,
+        (offsets + statistics.mean).tolist(),
         statistics.std,
-        statistics.minimum,
-        statistics.maximum,
+        (offsets + statistics.minimum).tolist(),
+        (offsets + statistics.maximum).tolist(),
         statistics.missing,
         strict=True,
     )
@@ -126,6 +128,18 @@ class Manifest:
     splits: Mapping[str, SplitInfo]
 
     @property
+    def feature_offsets(self) -> NDArray[np.float64]:
+        """What was subtracted from each feature before it was stored, (d,): a value is the stored number plus this."""
+        return _offsets(self.feature_names, self.columns.get("columns"))
+
+    @property
+    def target_offsets(self) -> NDArray[np.float64]:
+        """What was subtracted from each target, (c,); zeros for classes."""
+        if self.task == "classification":
+            return np.zeros(self.n_outputs)
+        return _offsets(self.target_names, self.columns.get("targets"))
+
+    @property
     def fingerprint(self) -> str:
         """The xxh3_128 of the canonical JSON, in 32 hex digits: a name of the store's content."""
         return json_digest(self._content())
@@ -183,6 +197,15 @@ def naming_problems(
         yield f"target_names has {len(target_names)} names but {task} needs {n_targets}"
     if class_names is not None and (task == "regression" or len(class_names) != n_outputs):
         yield f"class_names has {len(class_names)} names but task is {task} with {n_outputs} outputs"
+
+
+def _offsets(names: tuple[str, ...], columns: Any) -> NDArray[np.float64]:
+    """The recorded offset of each of `names`, (n,), 0 for those without one."""
+    recorded = [column for column in columns or () if "offset" in column]
+    if not recorded:
+        return np.zeros(len(names))
+    by_name = {column["name"]: float(column["offset"]) for column in recorded}
+    return np.array([by_name.get(name, 0.0) for name in names])
 
 
 def _read_manifest(top: JsonObject) -> Manifest:
