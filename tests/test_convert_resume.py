@@ -30,12 +30,14 @@ def _saved_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Two files with numbers, a category that appears late, missing cells and labels."""
+    """Two files with numbers, some with an offset, a category that appears late, missing cells and labels."""
     (tmp_path / "in").mkdir()
     for number in range(2):
         rows = range(number * N_ROWS // 2, (number + 1) * N_ROWS // 2)
-        lines = [f"{i},{i * 0.37 if i % 7 else ''},{'ab'[i > N_ROWS - 300]},{i % 3}" for i in rows]
-        (tmp_path / "in" / f"{number}.csv").write_text("\n".join(["i,v,kind,y", *lines, ""]))
+        lines = [
+            f"{i},{i * 0.37 if i % 7 else ''},{'ab'[i > N_ROWS - 300]},{10**12 + i},{i % 3}" for i in rows
+        ]
+        (tmp_path / "in" / f"{number}.csv").write_text("\n".join(["i,v,kind,t,y", *lines, ""]))
     return tmp_path / "in"
 
 
@@ -74,7 +76,7 @@ def convert_with_stops(source: object, store: Path, config: ConvertConfig, stops
 CONFIGS = {
     "shuffled": replace(CONFIG, missing="mean", splits={"train": 0.8, "test": 0.2}),
     "in order": replace(CONFIG, missing="drop", shuffle=False),
-    "straight": replace(CONFIG, missing="drop", shuffle=False, columns=("i", "v"), task="regression"),
+    "straight": replace(CONFIG, missing="drop", shuffle=False, columns=("i", "v", "t"), task="regression"),
     "hdf5": replace(CONFIG, missing="drop", splits={"train": 0.5, "test": 0.5}, format="hdf5"),
 }
 

@@ -262,10 +262,12 @@ class ColumnOffsets:
         n_wanted = sample_rows(len(self.x) + len(self.y))
         held: list[SourceBatch] = []
         n_rows = 0
-        while n_rows < n_wanted and (batch := next(batches, None)) is not None:
+        while n_rows < n_wanted:
             if held and not held[-1].raw:
                 # An iterable of the user's may fill the same memory again.
                 held[-1] = _copied(held[-1])
+            if (batch := next(batches, None)) is None:
+                break
             held.append(batch)
             n_rows += batch.n_rows
             if len(held) == 1 and not self._may_lose(batch):
@@ -292,31 +294,38 @@ class ColumnOffsets:
 
     def check(self, batch: SourceBatch, x: NDArray[Any], y: NDArray[Any]) -> None:
         """Notes losses among the rows of a batch, of which x, (b, k), and y are stored; looks at one row in 64."""
-        rows = np.arange(batch.n_rows)
-        rows = rows[(rows + batch.first_row) % _CHECKED_EVERY < _CHECKED_RUN]
+        numbers = np.arange(batch.first_row, batch.first_row + batch.n_rows)
+        rows = np.flatnonzero(numbers % _CHECKED_EVERY < _CHECKED_RUN)
         if not len(rows):
             return
+        runs = numbers[rows] // _CHECKED_EVERY
         for part, pieces, stored in ((0, batch.numeric, x), (1, self._targets(batch), y)):
             first = 0
             for piece in pieces:
                 width = 1 if piece.ndim == 1 else piece.shape[1]
                 if not np.can_cast(piece.dtype, "float32") and self._dtypes[part] == "float32":
-                    self._check_piece(part, first, piece[rows], stored[rows, first : first + width])
+                    self._check_piece(part, first, piece[rows], stored[rows, first : first + width], runs)
                 first += width
 
-    def _check_piece(self, part: int, first: int, values: NDArray[Any], stored: NDArray[Any]) -> None:
-        """values, (b,) or (b, k), as they were read; stored, (b, k)."""
+    def _check_piece(
+        self, part: int, first: int, values: NDArray[Any], stored: NDArray[Any], runs: NDArray[np.int64]
+    ) -> None:
+        """values, (b,) or (b, k), as they were read; stored, (b, k); runs, (b,), numbers runs of neighbouring rows.
+
+        Only runs of a narrow range are looked at: values of a wider one are hardly ever so near to each other.
+        """
         values = values.reshape(stored.shape)
+        starts = np.flatnonzero(np.diff(runs, prepend=-1))
         with np.errstate(invalid="ignore"):
-            low, high = (f.reduce(stored, axis=0).astype(np.float64) for f in (np.fmin, np.fmax))
+            low, high = (f.reduceat(stored, starts, axis=0).astype(np.float64) for f in (np.fmin, np.fmax))
             unit = np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
-            # Among so few rows, values of a wider range are hardly ever as near as that.
-            near = high - low < unit * len(stored) / _MAX_LOST_SHARE
-        for column in np.flatnonzero(near):
-            seen = np.unique(values[:, column])
-            kept = np.unique(stored[:, column])
-            n_distinct, n_kept = (int(np.count_nonzero(~np.isnan(each))) for each in (seen, kept))
-            self._note(part, first + int(column), Precision(0.0, len(values), n_distinct, n_kept))
+            near = high - low < unit * (_CHECKED_RUN / _MAX_LOST_SHARE)
+        lengths = np.diff(starts, append=len(runs))
+        for column in np.flatnonzero(near.any(axis=0)):
+            rows = np.repeat(near[:, column], lengths)
+            seen, kept = np.unique(values[rows, column]), np.unique(stored[rows, column])
+            n_distinct, n_kept = (int(np.count_nonzero(each == each)) for each in (seen, kept))
+            self._note(part, first + int(column), Precision(0.0, int(rows.sum()), n_distinct, n_kept))
 
     def _note(self, part: int, column: int, found: Precision) -> None:
         if found.is_lossy and self._dtypes[part] == "float32":

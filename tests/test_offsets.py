@@ -1,0 +1,287 @@
+"""Numbers that float32 would merge are stored less a recorded offset; what no offset mends is told by column."""
+
+from __future__ import annotations
+
+import logging
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+import ep3stream
+from ep3stream import ConvertConfig
+from ep3stream.conversion.offsets import exact_difference, precision_of, sample_rows
+
+N = np.arange(3000)
+RNG = np.random.default_rng(5)
+
+# Values of which float32 keeps a part, and which an offset keeps all of.
+MENDED: dict[str, NDArray[Any]] = {
+    "days as yyyymmdd": 20260401 + N % 30,
+    "minutes as yyyymmddhhmm": 202604010000 + 100 * (N % 24),
+    "seconds since 1970": 1_776_000_000 + N,
+    "milliseconds since 1970": 1_776_000_000_000 + 1000 * N,
+    "nanoseconds since 1970": 1_776_000_000_000_000_000 + 1000 * N,
+    "microseconds as float64": 1_776_000_000_000_000.0 + N,
+    "northing by 0.1 m": 5_432_100 + (N % 1000) / 10,
+    "Excel's days with fractions": 46_113 + N / 86_400,
+    "temperature in mK": 300_000_000 + RNG.integers(-1000, 1000, 3000),
+    "pressure in Pa by 0.01": 9_101_325 + RNG.integers(-1000, 1000, 3000) / 100,
+    "years with fractions": 2026.123456 + 1e-7 * N,
+    "ids around 2^53": 2**53 - 1500 + N,
+    "uint64 beyond int64": np.uint64(2**63) + N.astype(np.uint64),
+    "negative int64": -(2**60) - N,
+    "counts around 1e8": 100_000_000 + RNG.poisson(1e4, 3000),
+    "degrees by 1e-6": 37 + RNG.integers(0, 10**6, 3000) / 1e6,
+    "tiny differences of tiny numbers": 1e-6 + 1e-15 * N,
+    "times and a few zeros": np.where(N % 10 == 0, 0, 1_776_000_000 + N),
+    "a constant that is no float32": np.full(3000, 20_260_401),
+}
+
+# Values that float32 holds well enough, or about as well with an offset.
+LEFT: dict[str, NDArray[Any]] = {
+    "normal": RNG.normal(size=3000),
+    "uniform": RNG.uniform(size=3000),
+    "years": 1990 + N % 37,
+    "whole numbers below 2^24": 10_000_000 + N,
+    "amounts over a wide range": RNG.integers(0, 10**9, 3000),
+    "a constant fraction": np.full(3000, 0.1),
+    "prices": RNG.integers(0, 10**5, 3000) / 100,
+    "zeros": np.zeros(3000),
+}
+
+
+def stored(path: Path, split: str = "train") -> tuple[NDArray[Any], NDArray[Any], Any]:
+    """x and y of a split with the offsets added, in float64, and the manifest."""
+    with ep3stream.open_store(path) as store:
+        manifest = store.manifest
+        x, y = store.split(split).read_rows(np.arange(manifest.splits[split].n_rows))
+    return x.astype(np.float64) + manifest.feature_offsets, y + manifest.target_offsets, manifest
+
+
+def plain(**settings: Any) -> ConvertConfig:
+    return ConvertConfig(shuffle=False, **settings)
+
+
+def frame(values: Any, **columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({"v": values, "n": N % 7, "y": (N % 2).astype(float), **columns})
+
+
+@pytest.mark.parametrize("name", MENDED)
+def test_what_float32_would_merge_is_stored_less_an_offset(tmp_path: Path, name: str) -> None:
+    values = MENDED[name]
+    ep3stream.convert(frame(values), tmp_path / "s.zarr", plain(target="y"))
+    manifest = stored(tmp_path / "s.zarr")[2]
+    offset = manifest.feature_offsets[0]
+    with ep3stream.open_store(tmp_path / "s.zarr") as store:
+        kept = np.unique(store.split("train").read_rows(N)[0][:, 0])
+    assert offset != 0
+    assert len(kept) == len(np.unique(values))
+    spread = float(values.max() - values.min())
+    if "zeros" not in name:
+        # In units of the stored numbers, for x itself is rounded to float64 where the offset is beyond 2^53.
+        np.testing.assert_allclose(
+            np.sort(kept), exact_difference(np.unique(values), offset), atol=max(spread, 1.0) * 1e-7
+        )
+    assert manifest.feature_offsets[1] == 0
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_float32_holds_is_stored_as_it_is(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ep3stream.convert(frame(LEFT[name]), tmp_path / "s.zarr", plain(target="y"))
+    with ep3stream.open_store(tmp_path / "s.zarr") as store:
+        x, _ = store.split("train").read_rows(N)
+        assert not store.manifest.feature_offsets.any()
+        assert "offset" not in str(store.manifest.columns)
+    np.testing.assert_array_equal(x[:, 0], LEFT[name].astype(np.float32))
+    assert "rounding" not in caplog.text
+
+
+def test_a_zero_among_large_numbers_stays_zero(tmp_path: Path) -> None:
+    ep3stream.convert(frame(MENDED["times and a few zeros"]), tmp_path / "s.zarr", plain(target="y"))
+    x, _, _ = stored(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(x[:, 0], MENDED["times and a few zeros"])
+
+
+def test_a_target_of_a_large_mean_keeps_its_signal(tmp_path: Path) -> None:
+    signal = np.sin(N)
+    table = frame(N).assign(y=1.7e9 + signal, second=signal)
+    ep3stream.convert(table, tmp_path / "s.zarr", plain(target=("y", "second")))
+    _, y, manifest = stored(tmp_path / "s.zarr")
+    assert manifest.target_offsets.tolist() == [1.7e9, 0]
+    np.testing.assert_allclose(y[:, 0], table.y, atol=1e-6)
+    np.testing.assert_array_equal(y[:, 1], signal.astype(np.float32))
+
+
+def test_gaps_do_not_disturb_an_offset(tmp_path: Path) -> None:
+    values = np.where(N < 1000, np.nan, 1_776_000_000.0 + N)
+    ep3stream.convert(frame(values), tmp_path / "s.zarr", plain(target="y", missing="drop"))
+    x, _, _ = stored(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(x[:, 0], values[1000:])
+
+
+def test_the_mean_that_fills_gaps_is_that_of_the_values(tmp_path: Path) -> None:
+    values = np.where(N % 3 == 0, np.nan, 1_776_000_000.0 + N)
+    manifest = ep3stream.convert(frame(values), tmp_path / "s.zarr", plain(target="y", missing="mean"))
+    x, _, _ = stored(tmp_path / "s.zarr")
+    np.testing.assert_allclose(x[::3, 0], np.nanmean(values), atol=1e-3)
+    assert manifest.conversion["fills"]["v"] == pytest.approx(np.nanmean(values), abs=1e-3)
+
+
+def test_offsets_do_not_depend_on_the_memory(tmp_path: Path) -> None:
+    n = 30_000
+    rows = np.arange(n)
+    table = pd.DataFrame({"v": 1_776_000_000_000 + 977 * rows, "y": rows % 5 * 1.0})
+    table.loc[15_000:, "v"] += 10**9
+    pq.write_table(pa.Table.from_pandas(table), tmp_path / "t.parquet", row_group_size=777)
+    digests = set()
+    for memory in (1 << 20, 1 << 30):
+        path = tmp_path / f"{memory}.zarr"
+        manifest = ep3stream.convert(
+            tmp_path / "t.parquet", path, plain(target="y", memory_bytes=memory, segment_bytes=4096)
+        )
+        digests.add((manifest.splits["train"].digests, manifest.feature_offsets[0]))
+    assert len(digests) == 1
+
+
+def test_a_batch_that_is_filled_again_by_its_maker_is_copied(tmp_path: Path) -> None:
+    def batches() -> Any:
+        x, y = np.empty((100, 1)), np.empty(100)
+        for first in range(0, 3000, 100):
+            x[:, 0], y[:] = 1_776_000_000 + N[first : first + 100], N[first : first + 100]
+            yield x, y
+
+    ep3stream.convert(batches, tmp_path / "s.zarr", plain())
+    x, y, _ = stored(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(x[100:, 0], 1_776_000_000 + N[100:])
+    np.testing.assert_array_equal(y[100:, 0], N[100:])
+
+
+def test_a_source_that_can_be_read_once_gets_offsets(tmp_path: Path) -> None:
+    x, y = (1_776_000_000.0 + N)[:, None], np.sin(N)
+    ep3stream.convert(iter([(x[:7], y[:7]), (x[7:], y[7:])]), tmp_path / "s.zarr", plain())
+    np.testing.assert_array_equal(stored(tmp_path / "s.zarr")[0], x)
+
+
+def test_a_later_part_of_another_type_has_the_same_offset(tmp_path: Path) -> None:
+    rows = np.arange(12_000)
+    pq.write_table(pa.table({"v": 1_776_000_000 + rows, "y": rows * 1.0}), tmp_path / "1.parquet")
+    later = pa.table({"v": pa.array(N, pa.int16()), "y": N * 1.0})
+    pq.write_table(later, tmp_path / "2.parquet")
+    ep3stream.convert(
+        [tmp_path / "1.parquet", tmp_path / "2.parquet"], tmp_path / "s.zarr", plain(target="y")
+    )
+    x, _, manifest = stored(tmp_path / "s.zarr")
+    assert manifest.feature_offsets[0] > 0
+    np.testing.assert_array_equal(x[:12_000, 0], 1_776_000_000 + rows)
+    np.testing.assert_allclose(x[12_000:, 0], N, atol=64)  # Half of the unit of float32 at 1.8e9.
+
+
+def test_decimals_and_timestamps_have_offsets(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "amount": pa.array(
+                [Decimal(5_432_100_000 + i) / 1000 for i in range(3000)], pa.decimal128(12, 3)
+            ),
+            "time": pa.array(1_776_000_000 + N, pa.timestamp("s")),
+            "y": N * 1.0,
+        }
+    )
+    ep3stream.convert(table, tmp_path / "s.zarr", plain(target="y", dates=("days",)))
+    x, _, manifest = stored(tmp_path / "s.zarr")
+    assert (manifest.feature_offsets != 0).all()
+    np.testing.assert_allclose(x[:, 0], 5_432_100 + N / 1000, atol=1e-6)
+    np.testing.assert_allclose(x[:, 1] * 86_400, 1_776_000_000 + N, atol=1e-3)
+
+
+def test_a_store_like_another_subtracts_its_offsets(tmp_path: Path) -> None:
+    ep3stream.convert(frame(1_776_000_000 + N), tmp_path / "1.zarr", plain(target="y"))
+    later = frame(1_776_100_000 + N)
+    later.to_csv(tmp_path / "later.csv", index=False)
+    ep3stream.convert(tmp_path / "later.csv", tmp_path / "2.zarr", ConvertConfig(like=tmp_path / "1.zarr"))
+    _, _, first = stored(tmp_path / "1.zarr")
+    x, _, second = stored(tmp_path / "2.zarr")
+    np.testing.assert_array_equal(first.feature_offsets, second.feature_offsets)
+    np.testing.assert_array_equal(x[:, 0], later.v)
+
+
+def test_inspect_shows_the_users_values(tmp_path: Path) -> None:
+    table = frame(1_776_000_000 + N).assign(y=1.7e9 + N)
+    ep3stream.convert(table, tmp_path / "s.zarr", plain(target="y"))
+    content = ep3stream.inspect(tmp_path / "s.zarr")
+    (column, _) = content["features"]["train"]
+    assert (column["min"], column["max"]) == (1_776_000_000, 1_776_002_999)
+    assert content["splits"]["train"]["target_mean"] == [1.7e9 + 1499.5]
+
+
+def test_float16_stores_numbers_less_an_offset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = {"v": 20_260_401 + N % 30, "w": 5000 + np.sin(N)}
+    ep3stream.convert(
+        frame(values["v"], w=values["w"]), tmp_path / "s.zarr", plain(target="y", dtype="float16")
+    )
+    x, _, _ = stored(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(x[:, 0], values["v"])
+    np.testing.assert_allclose(x[:, 2], values["w"], atol=1e-3)
+    assert "rounding" not in caplog.text
+
+
+def test_an_ordinary_float16_store_has_no_offsets(tmp_path: Path) -> None:
+    ep3stream.convert(frame(RNG.normal(size=3000)), tmp_path / "s.zarr", plain(target="y", dtype="float16"))
+    assert not stored(tmp_path / "s.zarr")[2].feature_offsets.any()
+
+
+LOST = {
+    "two clusters of times": np.where(N % 2, 1_776_000_000 + N, 3_776_000_000 + N),
+    "whole numbers beyond 2^53 as float64": 1.776e18 + 256.0 * (N % 500),
+    "small steps around numbers far apart": (N % 5) * 1e9 + N / 1000,
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_no_offset_mends_is_told_by_column(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ep3stream.convert(frame(LOST[name]), tmp_path / "s.zarr", plain(target="y"))
+    (told,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told.startswith("column 'v'")
+    assert "leave the column out" in told
+
+
+def test_a_loss_behind_the_first_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = np.arange(40_000)
+    table = pd.DataFrame({"v": np.where(rows < 12_000, rows, 1_776_000_000_000 + rows), "y": rows % 2 * 1.0})
+    ep3stream.convert(table, tmp_path / "s.zarr", plain(target="y"))
+    assert "column 'v': rounding to float32 keeps" in caplog.text
+    assert not stored(tmp_path / "s.zarr")[2].feature_offsets.any()
+
+
+def test_the_loss_of_a_target_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ep3stream.convert(frame(N).assign(y=(N % 2) * 1.7e9 + np.sin(N)), tmp_path / "s.zarr", plain(target="y"))
+    assert "target 'y': rounding to float32 keeps" in caplog.text
+
+
+def test_a_difference_of_64_bit_integers_is_exact() -> None:
+    signed = np.array([-(2**63), -1, 0, 2**63 - 1])
+    np.testing.assert_array_equal(exact_difference(signed, 1.0), [-(2.0**63) - 1, -2, -1, 2.0**63 - 2])
+    unsigned = np.array([0, 2**63, 2**63 + 1, 2**64 - 1], np.uint64)
+    np.testing.assert_array_equal(exact_difference(unsigned, 2.0**63), [-(2.0**63), 0, 1, 2.0**63 - 1])
+    near = np.array([2**53 + 1, 2**53 + 2])
+    np.testing.assert_array_equal(exact_difference(near, 2.0**53), [1, 2])
+
+
+def test_whole_numbers_keep_whole_offsets() -> None:
+    for values in (20_260_401 + N, 1_776_000_000.0 + N, -(2**60) - N):
+        assert precision_of(np.asarray(values), "float32").offset % 1 == 0
+
+
+def test_the_sample_of_wide_rows_is_smaller() -> None:
+    assert sample_rows(1) == 10_000
+    assert 64 <= sample_rows(100_000) < 100
