@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import gzip
+import io
+import shutil
+import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,11 +63,17 @@ def member(save: Callable[..., Any]) -> Callable[[Path, np.ndarray], Path]:
     return save_and_name
 
 
+def by_columns(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.asfortranarray(array) for name, array in arrays.items()}
+
+
 SAVERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
     "x.npy": saved(np.save),
     "fortran.npy": saved(lambda path, x: np.save(path, np.asfortranarray(x))),
     "stored.npz": member(np.savez),
     "deflated.npz": member(np.savez_compressed),
+    "columns-stored.npz": member(lambda path, **arrays: np.savez(path, **by_columns(arrays))),
+    "columns-deflated.npz": member(lambda path, **arrays: np.savez_compressed(path, **by_columns(arrays))),
     "x-idx3-ubyte": saved(lambda path, x: path.write_bytes(idx(x))),
     "x-idx3-ubyte.gz": saved(lambda path, x: path.write_bytes(gzip.compress(idx(x)))),
     "x.h5": save_hdf5,
@@ -195,10 +206,6 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         "holds object, not numbers",
     ),
     "text": (lambda d: (np.save(d / "x.npy", np.array(["a"])), d / "x.npy")[1], "holds <U1, not numbers"),
-    "fortran and deflated": (
-        lambda d: (np.savez_compressed(d / "x.npz", x=np.asfortranarray(X)), d / "x.npz")[1],
-        "deflated column by column",
-    ),
 }
 
 
@@ -216,5 +223,113 @@ def test_rows_of_hdf5_that_were_never_written_are_no_zeros(tmp_path: Path) -> No
     with h5py.File(tmp_path / "x.h5", "w") as file:
         written = file.create_dataset("x", (30, 2), "f4", chunks=(10, 2))
         written[:20] = 1
-    with pytest.raises(SourceError, match="/x lacks some of its 3 chunks"):
+    with pytest.raises(SourceError, match="/x: it lacks 1 of its 3 chunks, the first at row 21"):
         open_row_array(tmp_path / "x.h5", "x")
+
+
+def npz_of(path: Path, members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_flipped_byte_of_any_npz_is_never_data(
+    tmp_path: Path, save: Callable[..., Any], order: str
+) -> None:
+    x = X.reshape(57, 6).round(1).copy(order=order)
+    save(tmp_path / "x.npz", x=x)
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    for place in range(0, len(data), 7):
+        data[place] ^= 0x10
+        (tmp_path / "x.npz").write_bytes(data)
+        try:
+            rows = np.concatenate(
+                [block for block, _ in open_row_array(tmp_path / "x.npz", "x").blocks(9, 0)]
+            )
+        except SourceError:
+            pass
+        else:
+            np.testing.assert_array_equal(rows, x)
+        data[place] ^= 0x10
+
+
+NPZ: dict[str, tuple[list[tuple[str, bytes]], str | None]] = {
+    "in a folder": ([("train/x.npy", npy(X))], None),
+    "beside a folder": ([("train/", b""), ("train/x.npy", npy(X))], None),
+    "another member of the name": ([("x.npy", npy(X)), ("train/x.npy", npy(X))], None),
+    "version 2 of the header": ([("train/x.npy", npy(X, (2, 0)))], None),
+    "version 3 of the header": ([("train/x.npy", npy(X, (3, 0)))], None),
+    "big-endian": ([("train/x.npy", npy(X.astype(">f4")))], None),
+    "twice": ([("train/x.npy", npy(X)), ("train/x.npy", npy(X + 1))], "has 2 arrays called 'train/x'"),
+    "with a suffix and without": ([("train/x.npy", npy(X)), ("train/x", npy(X + 1))], "has 2 arrays called"),
+    "longer than its header": ([("train/x.npy", npy(X) + b"more")], "holds more than its header says"),
+    "shorter than its header": ([("train/x.npy", npy(X)[:-4])], "truncated|early"),
+    "no array": ([("train/x.npy", b"hello, world")], "cannot be read"),
+    "records": ([("train/x.npy", npy(np.zeros(5, [("a", "f4"), ("b", "i4")])))], "holds records of a, b, not numbers"),
+    "dates": ([("train/x.npy", npy(np.zeros(5, "M8[s]")))], r"holds datetime64\[s\], not numbers"),
+    "complex": ([("train/x.npy", npy(np.zeros(5, "c8")))], "holds complex64"),
+    "void": ([("train/x.npy", npy(np.zeros(5, "V3")))], r"holds \|V3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(("members", "message"), NPZ.values(), ids=NPZ)
+def test_npz_members_are_read_or_refused_in_one_line(
+    tmp_path: Path, members: list[tuple[str, bytes]], message: str | None, compression: int
+) -> None:
+    npz_of(tmp_path / "x.npz", members, compression)
+    path = Path(f"{tmp_path}/x.npz:train/x")
+    if message is None:
+        rows = np.concatenate([block for block, _ in open_row_array(path, "x").blocks(9, 0)])
+        np.testing.assert_array_equal(rows, X)
+    else:
+        with pytest.raises(SourceError, match=message):
+            list(open_row_array(path, "x").blocks(9, 0))
+
+
+def test_packed_columns_that_the_temporary_disk_cannot_take_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=np.asfortranarray(X))
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr("ep3stream.formats.arrays.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(SourceError, match=r"takes 1368 bytes unpacked, but .* has 100 free; set TMPDIR"):
+        list(open_row_array(tmp_path / "x.npz", "x").blocks(9, 0))
+
+
+def test_packed_columns_leave_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    np.savez_compressed(tmp_path / "x.npz", x=np.asfortranarray(X))
+    blocks = open_row_array(tmp_path / "x.npz", "x").blocks(9, 0)
+    next(blocks)
+    assert not list((tmp_path / "tmp").iterdir())
+    np.testing.assert_array_equal(np.concatenate([block for block, _ in blocks]), X[9:])
+
+
+def test_an_encrypted_npz_is_told_as_such(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=X)
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(SourceError, match="is encrypted; save it without a password"):
+        open_row_array(tmp_path / "x.npz", "x")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x-idx3-ubyte"])
+def test_bytes_behind_an_array_are_refused(tmp_path: Path, name: str) -> None:
+    path = SAVERS[name](tmp_path / name, X)
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(SourceError, match="has 4 bytes more than the"):
+        open_row_array(path, "x")

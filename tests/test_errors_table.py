@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 from rank_kernels import deadly
 from s3_server import ENVIRONMENT, s3_server
 
@@ -177,6 +179,37 @@ def read_only(w: Workspace) -> tuple[int, str]:
     path = w.file("t.csv", "a,b,y\n" + ROWS)
     w.patch.setattr(Path, "mkdir", refuse(30))
     return w.said("convert", path, w.here / "out.zarr", "--target", "y")
+
+
+def half_written(w: Workspace) -> tuple[int, str]:
+    with h5py.File(w.here / "t.h5", "w") as file:
+        file.create_dataset("x", (40, 2), "f4", chunks=(20, 2))[:20] = 1
+        file["y"] = np.arange(40.0)
+    return w.said("convert", w.here / "t.h5", w.here / "s.zarr")
+
+
+def lost_source(w: Workspace) -> tuple[int, str]:
+    layout = h5py.VirtualLayout((40, 2), "f4")
+    layout[:] = h5py.VirtualSource("part.h5", "x", shape=(40, 2))
+    with h5py.File(w.here / "t.h5", "w") as file:
+        file.create_virtual_dataset("x", layout)
+        file["y"] = np.arange(40.0)
+    return w.said("convert", w.here / "t.h5", w.here / "s.zarr")
+
+
+def emptied_chunk(w: Workspace) -> tuple[int, str]:
+    group = zarr.open_group(w.here / "t.zarr", mode="w")
+    group.create_array("x", shape=(40, 2), chunks=(20, 2), dtype="f4")[:] = 1
+    (w.here / "t.zarr/x/c/1/0").write_bytes(b"")
+    return w.said("convert", w.here / "t.zarr", w.here / "s.zarr")
+
+
+def two_arrays(w: Workspace) -> tuple[int, str]:
+    with (w.here / "x.npy").open("wb") as file:
+        np.save(file, np.ones((7, 2), "f4"))
+        np.save(file, np.ones((7, 2), "f4"))
+    np.save(w.here / "y.npy", np.arange(7.0))
+    return w.said("convert", "--x", w.here / "x.npy", "--y", w.here / "y.npy", w.here / "s.zarr")
 
 
 def pickled(w: Workspace) -> tuple[int, str]:
@@ -387,6 +420,10 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
         "a,b\n1,2\n", "--like", w.made / "classes.zarr"
     ),
     "x and y of different lengths": unequal,
+    "an HDF5 dataset of which a part was never written": half_written,
+    "an HDF5 file whose sources are lost": lost_source,
+    "a Zarr array that was copied in part": emptied_chunk,
+    "an NPY file with a second array behind the first": two_arrays,
     "an NPY file of Python objects": pickled,
     "a truncated file": lambda w: w.convert(gzip.compress(f"a,b,y\n{ROWS}".encode())[:-20], name="t.csv.gz"),
     "a URL": lambda w: w.said("convert", "https://example.com/t.csv", w.here / "s.zarr", "--target", "y"),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ep3stream.config import Task
 from ep3stream.errors import SourceError
-from ep3stream.formats.arrays import RowArray
 from ep3stream.formats.digests import stamps_of
+from ep3stream.formats.row_array import RowArray
 from ep3stream.formats.source import (
     MAX_LABELS,
     Family,

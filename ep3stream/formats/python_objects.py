@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ep3stream.config import Task
 from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import ArrayLayout, array_source
-from ep3stream.formats.arrays import RowArray, RowBlocks
+from ep3stream.formats.row_array import RowArray, RowBlocks
 from ep3stream.formats.source import RestartPosition, RowSource, SourceBatch
 
 # Collections of Dask that are computed ahead of the reader.
