@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 import ep3stream
 from ep3stream import ConvertConfig
-from ep3stream.conversion.offsets import exact_difference, precision_of, sample_rows
+from ep3stream.conversion.offsets import precision_of, sample_rows
+from ep3stream.store.offsets import exact_difference
 
 N = np.arange(3000)
 RNG = np.random.default_rng(5)
@@ -62,7 +63,7 @@ def stored(path: Path, split: str = "train") -> tuple[NDArray[Any], NDArray[Any]
     with ep3stream.open_store(path) as store:
         manifest = store.manifest
         x, y = store.split(split).read_rows(np.arange(manifest.splits[split].n_rows))
-    return x.astype(np.float64) + manifest.feature_offsets, y + manifest.target_offsets, manifest
+    return x.astype(np.float64) + manifest.offsets.x, y + manifest.offsets.y, manifest
 
 
 def plain(**settings: Any) -> ConvertConfig:
@@ -78,7 +79,7 @@ def test_what_float32_would_merge_is_stored_less_an_offset(tmp_path: Path, name:
     values = MENDED[name]
     ep3stream.convert(frame(values), tmp_path / "s.zarr", plain(target="y"))
     manifest = stored(tmp_path / "s.zarr")[2]
-    offset = manifest.feature_offsets[0]
+    offset = manifest.offsets.x[0]
     with ep3stream.open_store(tmp_path / "s.zarr") as store:
         kept = np.unique(store.split("train").read_rows(N)[0][:, 0])
     assert offset != 0
@@ -89,7 +90,7 @@ def test_what_float32_would_merge_is_stored_less_an_offset(tmp_path: Path, name:
         np.testing.assert_allclose(
             np.sort(kept), exact_difference(np.unique(values), offset), atol=max(spread, 1.0) * 1e-7
         )
-    assert manifest.feature_offsets[1] == 0
+    assert manifest.offsets.x[1] == 0
 
 
 @pytest.mark.parametrize("name", LEFT)
@@ -99,7 +100,7 @@ def test_what_float32_holds_is_stored_as_it_is(
     ep3stream.convert(frame(LEFT[name]), tmp_path / "s.zarr", plain(target="y"))
     with ep3stream.open_store(tmp_path / "s.zarr") as store:
         x, _ = store.split("train").read_rows(N)
-        assert not store.manifest.feature_offsets.any()
+        assert not store.manifest.offsets.x.any()
         assert "offset" not in str(store.manifest.columns)
     np.testing.assert_array_equal(x[:, 0], LEFT[name].astype(np.float32))
     assert "rounding" not in caplog.text
@@ -116,7 +117,7 @@ def test_a_target_of_a_large_mean_keeps_its_signal(tmp_path: Path) -> None:
     table = frame(N).assign(y=1.7e9 + signal, second=signal)
     ep3stream.convert(table, tmp_path / "s.zarr", plain(target=("y", "second")))
     _, y, manifest = stored(tmp_path / "s.zarr")
-    assert manifest.target_offsets.tolist() == [1.7e9, 0]
+    assert manifest.offsets.y.tolist() == [1.7e9, 0]
     np.testing.assert_allclose(y[:, 0], table.y, atol=1e-6)
     np.testing.assert_array_equal(y[:, 1], signal.astype(np.float32))
 
@@ -148,7 +149,7 @@ def test_offsets_do_not_depend_on_the_memory(tmp_path: Path) -> None:
         manifest = ep3stream.convert(
             tmp_path / "t.parquet", path, plain(target="y", memory_bytes=memory, segment_bytes=4096)
         )
-        digests.add((manifest.splits["train"].digests, manifest.feature_offsets[0]))
+        digests.add((manifest.splits["train"].digests, manifest.offsets.x[0]))
     assert len(digests) == 1
 
 
@@ -180,7 +181,7 @@ def test_a_later_part_of_another_type_has_the_same_offset(tmp_path: Path) -> Non
         [tmp_path / "1.parquet", tmp_path / "2.parquet"], tmp_path / "s.zarr", plain(target="y")
     )
     x, _, manifest = stored(tmp_path / "s.zarr")
-    assert manifest.feature_offsets[0] > 0
+    assert manifest.offsets.x[0] > 0
     np.testing.assert_array_equal(x[:12_000, 0], 1_776_000_000 + rows)
     np.testing.assert_allclose(x[12_000:, 0], N, atol=64)  # Half of the unit of float32 at 1.8e9.
 
@@ -197,7 +198,7 @@ def test_decimals_and_timestamps_have_offsets(tmp_path: Path) -> None:
     )
     ep3stream.convert(table, tmp_path / "s.zarr", plain(target="y", dates=("days",)))
     x, _, manifest = stored(tmp_path / "s.zarr")
-    assert (manifest.feature_offsets != 0).all()
+    assert (manifest.offsets.x != 0).all()
     np.testing.assert_allclose(x[:, 0], 5_432_100 + N / 1000, atol=1e-6)
     np.testing.assert_allclose(x[:, 1] * 86_400, 1_776_000_000 + N, atol=1e-3)
 
@@ -209,7 +210,7 @@ def test_a_store_like_another_subtracts_its_offsets(tmp_path: Path) -> None:
     ep3stream.convert(tmp_path / "later.csv", tmp_path / "2.zarr", ConvertConfig(like=tmp_path / "1.zarr"))
     _, _, first = stored(tmp_path / "1.zarr")
     x, _, second = stored(tmp_path / "2.zarr")
-    np.testing.assert_array_equal(first.feature_offsets, second.feature_offsets)
+    np.testing.assert_array_equal(first.offsets.x, second.offsets.x)
     np.testing.assert_array_equal(x[:, 0], later.v)
 
 
@@ -235,7 +236,7 @@ def test_float16_stores_numbers_less_an_offset(tmp_path: Path, caplog: pytest.Lo
 
 def test_an_ordinary_float16_store_has_no_offsets(tmp_path: Path) -> None:
     ep3stream.convert(frame(RNG.normal(size=3000)), tmp_path / "s.zarr", plain(target="y", dtype="float16"))
-    assert not stored(tmp_path / "s.zarr")[2].feature_offsets.any()
+    assert not stored(tmp_path / "s.zarr")[2].offsets.x.any()
 
 
 LOST = {
@@ -260,7 +261,7 @@ def test_a_loss_behind_the_first_rows_is_told(tmp_path: Path, caplog: pytest.Log
     table = pd.DataFrame({"v": np.where(rows < 12_000, rows, 1_776_000_000_000 + rows), "y": rows % 2 * 1.0})
     ep3stream.convert(table, tmp_path / "s.zarr", plain(target="y"))
     assert "column 'v': rounding to float32 keeps" in caplog.text
-    assert not stored(tmp_path / "s.zarr")[2].feature_offsets.any()
+    assert not stored(tmp_path / "s.zarr")[2].offsets.x.any()
 
 
 def test_the_loss_of_a_target_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,10 +1,7 @@
 """Offsets: what is subtracted from a column, in float64, before its numbers are rounded to the store's dtype.
 
-float32 holds 24 binary digits. Of 1776000123 (a time in seconds) it keeps the hundreds, of 1776000123 - 1776000000
-everything. A column is looked at in the first rows of a source. It gets an offset where rounding makes one value of
-two, or moves values by a noticeable share of their spread, and an offset helps. What no offset mends is told.
-
-`ColumnOffsets` decides for the columns of a conversion and subtracts, `ArrayOffsets` does so for arrays in memory.
+A column is looked at in the first rows of a source. It gets an offset where rounding makes one value of two, or moves
+values by a noticeable share of their spread, and an offset helps. What no offset mends is told.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.formats.source import SourceBatch
+from ep3stream.store.offsets import exact_difference, shifted
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -163,20 +161,6 @@ def _merged_spacing(ordered: NDArray[Any], spread: float, largest: float) -> flo
     return spacing if 0 < spread < spacing * len(ordered) / _MAX_LOST_SHARE else 0.0
 
 
-def exact_difference(values: NDArray[Any], offset: float) -> NDArray[np.float64]:
-    """values - offset, (b,), in float64; of 64-bit integers as exact as float64 can hold it."""
-    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or not float(offset).is_integer():
-        return np.asarray(values, np.float64) - offset
-    whole = int(offset)
-    if not np.iinfo(values.dtype).min <= whole <= np.iinfo(values.dtype).max:
-        return values.astype(np.float64) - offset
-    # Modulo 2^64 both differences are right, and the one that is not negative is below 2^64.
-    numbers, origin = values.astype(np.uint64), np.uint64(whole % (1 << 64))
-    up, down = numbers - origin, origin - numbers
-    found: NDArray[np.float64] = np.where(values >= whole, up.astype(np.float64), -down.astype(np.float64))
-    return found
-
-
 def without_offsets(pieces: Pieces, offsets: NDArray[np.float64]) -> Pieces:
     """The pieces, (b,) or (b, k) each, with the offsets of their columns, left to right, subtracted in float64."""
     if not offsets.any():
@@ -186,18 +170,8 @@ def without_offsets(pieces: Pieces, offsets: NDArray[np.float64]) -> Pieces:
         width = 1 if piece.ndim == 1 else piece.shape[1]
         own = offsets[first : first + width]
         first += width
-        changed.append(shifted(piece, own) if own.any() else piece)
+        changed.append(shifted(piece, own))
     return changed
-
-
-def shifted(values: NDArray[Any], offsets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """values, (b,) or (b, k), with offsets, (k,), subtracted; float64."""
-    if values.ndim == 1:
-        return exact_difference(values, float(offsets[0]))
-    moved = values.astype(np.float64)
-    for column in np.flatnonzero(offsets):
-        moved[:, column] = exact_difference(values[:, column], float(offsets[column]))
-    return moved
 
 
 def sample_rows(n_columns: int) -> int:

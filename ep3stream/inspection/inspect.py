@@ -81,7 +81,7 @@ def _inspect_store(path: Location) -> dict[str, Any]:
             "class_names": None if manifest.class_names is None else list(manifest.class_names),
             "splits": {name: _split(info, manifest) for name, info in manifest.splits.items()},
             "features": {
-                name: column_statistics(manifest.feature_names, info.features, manifest.feature_offsets)
+                name: column_statistics(manifest.feature_names, info.features, manifest.offsets.x)
                 for name, info in manifest.splits.items()
             },
         }
@@ -97,7 +97,7 @@ def _split(info: SplitInfo, manifest: Manifest) -> dict[str, Any]:
     if info.class_counts is not None:
         content["class_counts"] = list(info.class_counts)
     if info.targets is not None:
-        offsets = manifest.target_offsets
+        offsets = manifest.offsets.y
         content["target_mean"] = (offsets + info.targets.mean).tolist()
         content["target_std"] = list(info.targets.std)
         content["targets"] = column_statistics(manifest.target_names, info.targets, offsets)

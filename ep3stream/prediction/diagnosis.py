@@ -56,17 +56,22 @@ def diagnosis_for(model: Predictor) -> ClassDiagnosis | RegressionDiagnosis:
     if model.class_names is not None:
         return ClassDiagnosis(model.class_names)
     offset, scale = (values.double().numpy() for values in (model.targets.offset, model.targets.scale))
-    return RegressionDiagnosis(model.target_names, offset, scale)
+    shown = np.zeros_like(offset) if model.offsets is None else model.offsets.y
+    return RegressionDiagnosis(model.target_names, offset, scale, shown)
 
 
 class RegressionDiagnosis:
     """Counts of predictions and residuals for each of the first few targets; 1.1 MiB each.
 
     offset, scale: (c,), the mean and the standard deviation of the fit's y, from which the bins are laid out.
+    shown: (c,), what is added to predictions where they are reported; 0 by default.
     """
 
-    def __init__(self, names: Sequence[str], offset: Floats, scale: Floats) -> None:
-        targets = list(zip(names, offset, scale, strict=True))[:_MOST_TARGETS]
+    def __init__(
+        self, names: Sequence[str], offset: Floats, scale: Floats, shown: Floats | None = None
+    ) -> None:
+        shown = np.zeros_like(offset) if shown is None else shown
+        targets = list(zip(names, offset, scale, shown, strict=True))[:_MOST_TARGETS]
         self._targets = [_TargetDiagnosis(*target) for target in targets]
 
     def add(self, outputs: Floats, y: NDArray[Any]) -> None:
@@ -85,8 +90,8 @@ class RegressionDiagnosis:
 
 
 class _TargetDiagnosis:
-    def __init__(self, name: str, offset: float, scale: float) -> None:
-        self._name, self._offset, self._scale = name, offset, scale
+    def __init__(self, name: str, offset: float, scale: float, shown: float) -> None:
+        self._name, self._offset, self._scale, self._shown = name, offset, scale, float(shown)
         self._counts = np.zeros((_PREDICTION_BINS, _RESIDUAL_BINS), np.int64)
         self._predicted = np.zeros(_PREDICTION_BINS)
         self._fine_counts = np.zeros(_FINE_RESIDUAL_BINS, np.int64)
@@ -133,7 +138,7 @@ class _TargetDiagnosis:
             bands.append(
                 {
                     "rows": n_rows,
-                    "predicted": float(self._predicted[members].sum()) / n_rows,
+                    "predicted": float(self._predicted[members].sum()) / n_rows + self._shown,
                     "quantiles": [quantile * scale for quantile in quantiles],
                 }
             )

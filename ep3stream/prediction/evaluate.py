@@ -121,6 +121,8 @@ def output_batches(
     """The model's outputs for the rows of `segments`, a few rows at a time: outputs may far exceed the inputs."""
     n_rows = max(1, min(_OUTPUT_ROWS, _OUTPUT_VALUES // model.targets.n_outputs))
     for x, y in node_pieces(model.mesh, segments, reader.manifest.n_features, n_rows):
+        if y is not None and model.change is not None and not model.targets.is_classification:
+            y = y - model.change[1]  # In float64.
         yield model.outputs(x), y
 
 
@@ -147,7 +149,8 @@ def scatter_model(
         send = mesh.scatter_rows if name in ("centers", "weights") else mesh.replicate
         return send(tensors.get(name)).to(mesh.device)
 
-    return Predictor.of({name: shard(name) for name in names}, description, kernel).prepared(mesh)
+    own = Predictor.of({name: shard(name) for name in names}, description, kernel)
+    return own.prepared(mesh, reader.manifest.offsets)
 
 
 def _check_columns(model: Predictor, reader: SplitReader) -> None:

@@ -27,16 +27,20 @@ from ep3stream.solver.export import exported_program
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.store.json_files import created_by
+from ep3stream.store.offsets import Offsets
 from ep3stream.store.reader import open_store
 
-EXPORT_VERSION = 1
+# 2: a model with offsets.
+EXPORT_VERSION = 2
 TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 logger = logging.getLogger(__name__)
 
 
 def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None = None) -> Predictor:
     """The model of a set-up that holds all centers, with these weights, (p, c), on the CPU."""
-    names = setup.description["names"]
+    names, conversion = setup.description["names"], setup.description.get("conversion")
+    columns = (conversion or {}).get("columns") or {}
+    offsets = Offsets.recorded(columns, names["features"], names["classes"] or names["targets"])
     return Predictor(
         setup.kernel(function),
         setup.tensors["centers"],
@@ -46,6 +50,7 @@ def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None =
         tuple(names["features"]),
         tuple(names["targets"]),
         None if names["classes"] is None else tuple(names["classes"]),
+        offsets if offsets else None,
     )
 
 
@@ -143,7 +148,8 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
     """Writes the model of a run, or of `save`, to a new directory `out`; returns that directory.
 
     Other programs read it without ep3stream: `model.safetensors` and `model.json` hold all that predictions depend on,
-    and `program.pt2` predicts: torch.export.load(file).module()(x), x of (n, d) float32. A callable kernel has to be
+    and `program.pt2` predicts: torch.export.load(file).module()(x), x of (n, d) float32, or float64 for a model with
+    offsets, which the program subtracts. A callable kernel has to be
     given here, and is in the program only.
     Raises InputError if `out` exists or cannot be written, and for a callable that torch cannot export.
     """
@@ -174,7 +180,7 @@ def _export_description(model: Predictor, conversion: dict[str, Any] | None) -> 
     p, d = model.centers.shape
     return {
         "format": "ep3stream-model",
-        "format_version": EXPORT_VERSION,
+        "format_version": EXPORT_VERSION if model.offsets else 1,
         "created_by": created_by(),
         "task": "regression" if model.class_names is None else "classification",
         "n_centers": p,

@@ -63,7 +63,8 @@ def predict(
     """Writes the model's predictions for every row of a split, in the store's order; returns their number.
 
     split: by default `test`, or the only split of the store. An `out` that ends in .npy becomes an array: targets,
-    (n,) or (n, c) float32; class ids, (n,) int32; with `scores` the outputs, (n, c) float32, from which these follow.
+    (n,) or (n, c) float32, or float64 where they have offsets; class ids, (n,) int32; with `scores` the outputs,
+    (n, c), from which these follow.
     Any other `out` becomes a store, HDF5 if it ends in .h5 or .hdf5, with the outputs, (n, c), as x and the y of the
     rows as y. devices: as in `evaluate`.
 
@@ -106,7 +107,7 @@ def _write_array(
     n_rows, n_outputs = reader.info.n_rows, model.targets.n_outputs
     as_ids = model.class_names is not None and not scores
     is_flat = as_ids or (n_outputs == 1 and not scores)
-    dtype = np.dtype(np.int32 if as_ids else np.float32)
+    dtype = np.dtype(np.int32 if as_ids else model.output_dtype)
     header = {
         "descr": np.lib.format.dtype_to_descr(dtype),
         "fortran_order": False,
@@ -116,7 +117,7 @@ def _write_array(
     with _new_file(out) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for outputs, _ in batches:
-            values = (outputs.argmax(1) if as_ids else outputs).cpu().numpy()
+            values = outputs.argmax(1).cpu().numpy() if as_ids else model.with_offsets(outputs.cpu().numpy())
             file.write(values.astype(dtype, order="C", copy=False).data)
 
 
@@ -132,7 +133,7 @@ def _write_store(
         feature_names=model.class_names or model.target_names,
         target_names=model.target_names,
         class_names=model.class_names,
-        columns={"predictions_of": manifest.fingerprint},
+        columns={"predictions_of": manifest.fingerprint, **_recorded_offsets(model)},
         shuffle_seed=manifest.shuffle_seed,
         source=(),
         segment_bytes=min(max(4096, reader.info.segment_rows * manifest.n_outputs * 4), _SEGMENT_BYTES),
@@ -143,6 +144,15 @@ def _write_store(
             assert y is not None  # The leader reads the rows.
             writer.append(reader.info.name, outputs.cpu().numpy(), y)
         writer.commit()
+
+
+def _recorded_offsets(model: Predictor) -> dict[str, Any]:
+    """The record of offsets in a store of outputs, whose x and y are both less those of the targets."""
+    if model.offsets is None or not model.offsets.y.any():
+        return {}
+    pairs = zip(model.target_names, model.offsets.y.tolist(), strict=True)
+    columns = [{"name": name, "offset": offset} for name, offset in pairs]
+    return {"columns": columns, "targets": columns}
 
 
 @contextmanager
@@ -209,7 +219,7 @@ def _predicted_columns(model: Predictor, features: FeatureRows, scores: bool) ->
         rows = torch.from_numpy(np.asarray(x, np.float32)).to(model.centers)
         parts = [model.outputs(part, prepared).cpu().numpy() for part in rows.split(_TABLE_ROWS)]
         outputs = np.concatenate(parts) if parts else np.empty((0, model.targets.n_outputs), np.float32)
-        columns: list[NDArray[Any]] = list(outputs.T)
+        columns: list[NDArray[Any]] = list(model.with_offsets(outputs).T)
         if model.class_names is not None and not scores:
             columns = [np.array(model.class_names, object)[outputs.argmax(1)]]
         places = pa.array(np.cumsum(usable) - 1, mask=~usable)
@@ -300,7 +310,7 @@ def predict_lazily(model: Predictor, x: Any, scores: bool = False) -> Any:
     """`model.predict` of a Dask array x, (n, d), or with `scores` its `decision_function`, as a lazy Dask array."""
     n_outputs = model.targets.n_outputs
     if scores:
-        return map_rows(model, x, Predictor.decision_function, n_outputs, np.float32)
+        return map_rows(model, x, Predictor.decision_function, n_outputs, model.output_dtype)
     if model.class_names is not None:
         return map_rows(model, x, Predictor.predict, None, np.asarray(model.class_names).dtype)
-    return map_rows(model, x, Predictor.predict, None if n_outputs == 1 else n_outputs, np.float32)
+    return map_rows(model, x, Predictor.predict, None if n_outputs == 1 else n_outputs, model.output_dtype)

@@ -25,6 +25,8 @@ _EXAMPLE_ROWS = 8
 class ServedModel(torch.nn.Module):
     """Maps x, (n, d), to outputs, (n, c), both float32 and in the units of the data; not finite inputs give nan.
 
+    With offsets x is float64, and outputs are where targets have offsets.
+
     O(npd) time, and memory for n times 4096 kernel values: choose n accordingly.
     """
 
@@ -34,6 +36,8 @@ class ServedModel(torch.nn.Module):
     centers: Tensor
     weights: Tensor
     offset: Tensor
+    x_offset: Tensor
+    y_offset: Tensor
 
     def __init__(self, model: Predictor) -> None:
         super().__init__()
@@ -48,22 +52,31 @@ class ServedModel(torch.nn.Module):
             "offset": model.targets.offset,
         }.items():
             self.register_buffer(name, tensor.detach().cpu().float().contiguous())
+        x, y = (None, None) if model.offsets is None else (model.offsets.x, model.offsets.y)
+        self.has_x, self.has_y = x is not None, y is not None and bool(y.any())
+        for name, values in (("x_offset", x), ("y_offset", y)):
+            if values is not None:
+                self.register_buffer(name, torch.from_numpy(values))
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs, (n, c), for x of (n, d)."""
+        if self.has_x:
+            x = (x - self.x_offset).float()
         inputs = (x - self.input_shift) * self.input_scale - self.centre
         outputs = self.offset.expand(x.shape[0], -1)
         of_kernel = _formula(self.kernel)
         for start in range(0, len(self.centers), _TILE_CENTERS):
             tile = slice(start, start + _TILE_CENTERS)
             outputs = outputs + of_kernel(inputs, self.centers[tile]) @ self.weights[tile]
-        return outputs
+        return outputs.double() + self.y_offset if self.has_y else outputs
 
 
 def exported_program(model: Predictor) -> ExportedProgram:
     """The model as a program for any number of rows; InputError for a callable that torch.export cannot follow."""
     example = model.centers[:1].cpu().expand(_EXAMPLE_ROWS, -1).contiguous()
     served = ServedModel(model).eval()
+    if served.has_x:
+        example = example.double() + served.x_offset
     try:
         with torch.no_grad():
             return torch.export.export(served, (example,), dynamic_shapes={"x": {0: Dim("rows")}})

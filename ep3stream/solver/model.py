@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFun
 from ep3stream.solver.named_kernels import named_kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
+from ep3stream.store.offsets import Offsets, shifted
 
 _PREDICT_ROWS = 2048
 
@@ -60,6 +61,8 @@ class ModelShard:
     """This rank's share of a model, ready to predict together with the other ranks.
 
     centers: p_shard points, scaled and prepared; weights: (c, p_shard); both on the mesh's device.
+    change: where rows come from a store of other offsets than the model's: what is to be subtracted from x, (d,), on
+    the device, and from y, (c,), to make them the model's; None for nothing.
     """
 
     kernel: Kernel
@@ -68,14 +71,19 @@ class ModelShard:
     inputs: InputScaling
     targets: TargetCode
     mesh: Mesh
+    change: tuple[Tensor, NDArray[np.float64]] | None = None
 
     def outputs(self, x: Tensor) -> Tensor:
         """f(x), (n, c), in the units of the targets, for x, (n, d), the same on every rank; O(n p_shard d) time.
+
+        x is less the offsets of the store, and f(x) less those of the model's targets.
 
         Raises InputError where x is not finite.
         """
         parts = []
         for rows in torch.split(x, _PREDICT_ROWS):
+            if self.change is not None:
+                rows = rows.double() - self.change[0]
             scaled = self.inputs(rows.to(self.weights))
             if not bool(torch.isfinite(scaled).all()):
                 raise InputError("x has a value that is not finite; fill or drop missing values first")
@@ -88,7 +96,8 @@ class ModelShard:
 class Predictor:
     """A kernel machine ready to predict.
 
-    centers: (p, d), in the units of the data; weights: (p, c); class_names: None for regression.
+    centers: (p, d), in the units of the data; weights: (p, c); class_names: None for regression. offsets: what
+    `predict` subtracts from x, and adds to the outputs, in float64; centers and scalings are less these. None for none.
     """
 
     kernel: Kernel
@@ -99,6 +108,12 @@ class Predictor:
     feature_names: tuple[str, ...]
     target_names: tuple[str, ...]
     class_names: tuple[str, ...] | None
+    offsets: Offsets | None = None
+
+    @property
+    def output_dtype(self) -> type[np.float32] | type[np.float64]:
+        """Of the outputs that `predict` and `decision_function` return: float64 where targets have offsets."""
+        return np.float32 if self.offsets is None or not self.offsets.y.any() else np.float64
 
     @property
     def n_features(self) -> int:
@@ -111,11 +126,23 @@ class Predictor:
         function = self.kernel.function if isinstance(self.kernel, CallableKernel) else None
         return Predictor.of(tensors, self.description(), function)
 
-    def prepared(self, mesh: Mesh | None = None) -> ModelShard:
+    def without(self, offsets: Offsets) -> Predictor:
+        """The same model for rows that are less these offsets of features already, as a store gives them."""
+        own = self.offsets or Offsets(np.zeros(self.n_features), np.zeros(self.targets.n_outputs))
+        left = Offsets(own.x - offsets.x, own.y)
+        return replace(self, offsets=left if left else None)
+
+    def prepared(self, mesh: Mesh | None = None, offsets: Offsets | None = None) -> ModelShard:
         """The model with centers prepared for blocks, to be used for many calls of `outputs`.
 
-        mesh: where this model has one rank's share of the centers, the mesh of all ranks.
+        mesh: where this model has one rank's share of the centers, the mesh of all ranks. offsets: those of the rows to
+        come, where they are not the model's own.
         """
+        change = None
+        if offsets is not None:
+            own = self.offsets or Offsets(np.zeros_like(offsets.x), np.zeros_like(offsets.y))
+            if left := own - offsets:
+                change = (torch.from_numpy(left.x).to(self.centers.device), left.y)
         return ModelShard(
             self.kernel,
             self.kernel.left(self.inputs(self.centers)),
@@ -123,11 +150,13 @@ class Predictor:
             self.inputs,
             self.targets,
             mesh or Mesh(0, 1, self.centers.device),
+            change,
         )
 
     def outputs(self, x: Tensor, prepared: ModelShard | None = None) -> Tensor:
         """f(x), (n, c), in the units of the targets, for x, (n, d), on the model's device; O(npd) time.
 
+        Both are less the model's offsets. `as_stored` and `with_offsets` make x of values, and values of f(x).
         For classes, column k is the score of class k, fitted to be 1 for its rows and 0 for the others. Raises
         InputError where x has another number of features, or values that are not finite.
         """
@@ -145,10 +174,25 @@ class Predictor:
             return labels
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
-    def decision_function(self, x: NDArray[Any] | Tensor) -> NDArray[np.float32]:
+    def decision_function(self, x: NDArray[Any] | Tensor) -> NDArray[Any]:
         """The outputs behind `predict`, (n, c), for x of (n, d)."""
-        scores: NDArray[np.float32] = self.outputs(_as_tensor(x)).cpu().numpy()
-        return scores
+        return self.with_offsets(self.outputs(self.as_stored(x)).cpu().numpy())
+
+    def as_stored(self, x: NDArray[Any] | Tensor) -> Tensor:
+        """x, (n, d), less the offsets of the features, as a tensor; InputError where x is no array of numbers."""
+        if self.offsets is None or not self.offsets.x.any():
+            return _as_tensor(x)
+        values = x.detach().cpu().numpy() if isinstance(x, Tensor) else _as_numbers(x)
+        if values.ndim != 2 or values.shape[1] != self.n_features:
+            return _as_tensor(x)  # `outputs` refuses it.
+        return _as_tensor(shifted(values, self.offsets.x)).to(self.centers.device)
+
+    def with_offsets(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        """Outputs, (n, c), with the offsets of the targets added in float64, where they have some."""
+        if self.offsets is None or not self.offsets.y.any():
+            return outputs
+        added: NDArray[np.float64] = outputs.astype(np.float64) + self.offsets.y
+        return added
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the model by name, on the CPU, for a model file."""
@@ -162,6 +206,9 @@ class Predictor:
         }
         if isinstance(self.kernel, RadialKernel):
             tensors["kernel_centre"] = self.kernel.centre
+        if self.offsets:
+            # Only where there are some, so that a version that knows no offsets refuses the model.
+            tensors["x_offset"], tensors["y_offset"] = map(torch.from_numpy, (self.offsets.x, self.offsets.y))
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def description(self) -> dict[str, Any]:
@@ -197,6 +244,9 @@ class Predictor:
         else:
             kernel = CallableKernel(function)
         classes = description["class_names"]
+        offsets = None
+        if "x_offset" in tensors:
+            offsets = Offsets(*(tensors[name].double().cpu().numpy() for name in ("x_offset", "y_offset")))
         return cls(
             kernel,
             tensors["centers"],
@@ -206,6 +256,7 @@ class Predictor:
             tuple(description["feature_names"]),
             tuple(description["target_names"]),
             None if classes is None else tuple(classes),
+            offsets,
         )
 
 
@@ -213,14 +264,19 @@ def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
     """x itself if it is a tensor, or else as a float32 tensor; InputError where x is no array of numbers."""
     if isinstance(x, Tensor):
         return x
+    array = _as_numbers(x)
+    with np.errstate(over="ignore"):  # Too large values become infinite, and `outputs` refuses them.
+        return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+
+
+def _as_numbers(x: Any) -> NDArray[Any]:
     try:
         array = np.asarray(x)
     except ValueError as error:
         raise InputError(f"x is no array ({error}); give an array of numbers, (n, d)") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"x holds {array.dtype}, not numbers; give an array of numbers, (n, d)")
-    with np.errstate(over="ignore"):  # Too large values become infinite, and `outputs` refuses them.
-        return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
+    return array
 
 
 def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
@@ -233,11 +289,14 @@ def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any
     d, c = len(description["feature_names"]), len(description["class_names"] or description["target_names"])
     p = len(tensors["centers"])
     vectors = {"input_shift": d, "input_scale": d, "target_offset": c, "target_scale": c, "kernel_centre": d}
-    expected = {"centers": (p, d), "weights": (p, c)} | {name: (size,) for name, size in vectors.items()}
+    doubles = {"x_offset": d, "y_offset": c}
+    expected: dict[str, tuple[int, ...]] = {"centers": (p, d), "weights": (p, c)}
+    expected |= {name: (size,) for name, size in (vectors | doubles).items()}
     for name, tensor in tensors.items():
-        if tuple(tensor.shape) != expected.get(name) or tensor.dtype != torch.float32:
+        dtype = torch.float64 if name in doubles else torch.float32
+        if tuple(tensor.shape) != expected.get(name) or tensor.dtype != dtype:
             raise DamagedDataError(
-                f"{name} of the model is {tensor.dtype} {tuple(tensor.shape)}, not float32 {expected.get(name)}; "
+                f"{name} of the model is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {expected.get(name)}; "
                 "fit again"
             )
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ep3stream.config import MIB, Task, XDtype
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.store.json_files import JsonObject, json_digest, signed_bytes, signed_object
+from ep3stream.store.offsets import Offsets
 
 STORE_FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -128,16 +129,10 @@ class Manifest:
     splits: Mapping[str, SplitInfo]
 
     @property
-    def feature_offsets(self) -> NDArray[np.float64]:
-        """What was subtracted from each feature before it was stored, (d,): a value is the stored number plus this."""
-        return _offsets(self.feature_names, self.columns.get("columns"))
-
-    @property
-    def target_offsets(self) -> NDArray[np.float64]:
-        """What was subtracted from each target, (c,); zeros for classes."""
-        if self.task == "classification":
-            return np.zeros(self.n_outputs)
-        return _offsets(self.target_names, self.columns.get("targets"))
+    def offsets(self) -> Offsets:
+        """What was subtracted before features and targets were stored: a value is the stored number plus its offset."""
+        names = self.target_names if self.class_names is None else self.class_names
+        return Offsets.recorded(self.columns, self.feature_names, names)
 
     @property
     def fingerprint(self) -> str:
@@ -197,15 +192,6 @@ def naming_problems(
         yield f"target_names has {len(target_names)} names but {task} needs {n_targets}"
     if class_names is not None and (task == "regression" or len(class_names) != n_outputs):
         yield f"class_names has {len(class_names)} names but task is {task} with {n_outputs} outputs"
-
-
-def _offsets(names: tuple[str, ...], columns: Any) -> NDArray[np.float64]:
-    """The recorded offset of each of `names`, (n,), 0 for those without one."""
-    recorded = [column for column in columns or () if "offset" in column]
-    if not recorded:
-        return np.zeros(len(names))
-    by_name = {column["name"]: float(column["offset"]) for column in recorded}
-    return np.array([by_name.get(name, 0.0) for name in names])
 
 
 def _read_manifest(top: JsonObject) -> Manifest:

@@ -18,6 +18,7 @@ from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
 from ep3stream.solver.model import InputScaling
 from ep3stream.store.files import Location, ObjectUrl, location
+from ep3stream.store.offsets import shifted
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import sample_rows
 
@@ -50,9 +51,9 @@ class CenterSource:
         path = place if isinstance(place, ObjectUrl) else Path(centers)
         if isinstance(path, ObjectUrl) or _is_split(path):
             n_centers = _check_split(path, reader)
-            return cls(n_centers, partial(_in_own_order, config, partial(_split_points, path)))
+            return cls(n_centers, partial(_in_own_order, config, partial(_split_points, path, reader)))
         stored = _open_points(path, reader.manifest.n_features)
-        return cls(len(stored), partial(_in_own_order, config, partial(_file_points, stored, path)))
+        return cls(len(stored), partial(_in_own_order, config, partial(_file_points, stored, path, reader)))
 
 
 def _fewer_than_rows(n_centers: int, reader: SplitReader) -> int:
@@ -92,12 +93,30 @@ def _open_points(path: Path, n_features: int) -> NDArray[Any]:
     return points
 
 
-def _file_points(stored: NDArray[Any], path: Path) -> Tensor:
+def _file_points(stored: NDArray[Any], path: Path, reader: SplitReader) -> Tensor:
+    offsets, mean = reader.manifest.offsets.x, np.array(reader.info.features.mean)
+    stored = shifted(stored, offsets_left(stored, offsets, mean))
     with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite and is refused.
         points = stored.astype(np.float32)
     if not np.isfinite(points).all():
         raise ConfigError(f"centers in {path} hold values that are not finite in float32; remove those rows")
     return torch.from_numpy(points)
+
+
+def offsets_left(
+    points: NDArray[Any], offsets: NDArray[np.float64], mean: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What is to be subtracted from the columns of points, (p, d), to make them rows of a store with offsets, (d,).
+
+    Points may come as the store gives its rows, whose mean is `mean`, (d,), or as values of the user's: a column is
+    whatever its median is nearer to.
+    """
+    left = offsets.copy()
+    for column in np.flatnonzero(offsets):
+        middle = float(np.median(points[:, column]))
+        is_stored = abs(middle - mean[column]) < abs(middle - offsets[column] - mean[column])
+        left[column] = 0.0 if is_stored else offsets[column]
+    return left
 
 
 def _is_split(path: Path) -> bool:
@@ -117,10 +136,12 @@ def _check_split(path: Location, reader: SplitReader) -> int:
         return store.split(path.name).info.n_rows
 
 
-def _split_points(path: Location) -> Tensor:
+def _split_points(path: Location, reader: SplitReader) -> Tensor:
     with open_store(path.parent) as store:
-        reader = store.split(path.name)
-        return torch.from_numpy(reader.read_rows(np.arange(reader.info.n_rows))[0]).float()
+        points = store.split(path.name)
+        x = points.read_rows(np.arange(points.info.n_rows))[0]
+        left = reader.manifest.offsets.x - store.manifest.offsets.x
+        return torch.from_numpy(shifted(x, left)).float()
 
 
 def _n_clusters(centers: str, n_rows: int) -> int:

@@ -62,12 +62,12 @@ def _statistics(store: RowStore, split: str) -> dict[str, Any]:
     """Of the split's first features, of its targets or classes: the page can be drawn again without the store."""
     manifest, info = store.manifest, store.manifest.splits[split]
     told: dict[str, Any] = {
-        "features": column_statistics(manifest.feature_names, info.features, manifest.feature_offsets)[
+        "features": column_statistics(manifest.feature_names, info.features, manifest.offsets.x)[
             :_MOST_COLUMNS
         ]
     }
     if info.targets is not None:
-        statistics = column_statistics(manifest.target_names, info.targets, manifest.target_offsets)
+        statistics = column_statistics(manifest.target_names, info.targets, manifest.offsets.y)
         told["targets"] = statistics[:_MOST_COLUMNS]
     if info.class_counts is not None:
         told["class_counts"] = list(info.class_counts)[:_MOST_COLUMNS]
