@@ -16,6 +16,7 @@ from small_stores import make_store, smooth_rows
 import ep3stream
 from ep3stream import FitConfig, InputError, KernelConfig, KernelModel, SolverConfig
 from ep3stream.config import KERNEL_DEFAULTS
+from ep3stream.conversion.recorded_columns import COLUMNS_VERSION
 from ep3stream.solver import export
 
 DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
@@ -89,7 +90,7 @@ def test_the_description_says_what_the_document_says(tmp_path):
     described = json.loads((ep3stream.export(run, tmp_path / "out") / "model.json").read_text())
     listed = set(re.findall(r"`([a-z_]+)`", DOCS.read_text().split("`model.json`:")[1].split("\n\nIn ")[0]))
     assert set(described) - {"created_by"} <= listed
-    assert described["conversion"]["columns"]["version"] == 2
+    assert described["conversion"]["columns"]["version"] == COLUMNS_VERSION
     assert (described["n_centers"], described["n_features"], described["n_outputs"]) == (50, 5, 3)
 
 
