@@ -157,7 +157,6 @@ def test_standard_input_goes_to_standard_output(made, tmp_path, monkeypatch, cap
         ),
         (lambda text: text.replace("price", "prize"), "no column 'price', .*did you mean prize"),
         (lambda text: "", "standard input: is empty"),
-        (lambda text: text.splitlines()[0] + "\n", "a header but no rows"),
     ],
 )
 def test_what_does_not_match_is_named_and_nothing_is_written(made, tmp_path, monkeypatch, change, message):
@@ -166,6 +165,27 @@ def test_what_does_not_match_is_named_and_nothing_is_written(made, tmp_path, mon
     with pytest.raises(SourceError, match=message):
         predict_tables(made / "sold-mean", "-", "-")
     assert standard.out.getvalue() == b""
+
+
+def test_a_table_without_rows_has_a_header_for_its_predictions(made, tmp_path, monkeypatch):
+    header = write_table(tmp_path / "april.csv", 1, 4).read_text().splitlines()[0]
+    standard = Standard(monkeypatch, f"{header}\n".encode())
+    assert predict_tables(made / "sold-mean", "-", "-") == 0
+    assert standard.out.getvalue() == b"sold\n"
+    empty = pa_parquet.read_schema(
+        write_parquet(tmp_path / "april.parquet", tmp_path / "april.csv")
+    ).empty_table()
+    pa_parquet.write_table(empty, tmp_path / "april.parquet")
+    assert predict_tables(made / "days-error", tmp_path / "april.parquet", tmp_path / "out.csv") == 0
+    assert (tmp_path / "out.csv").read_text() == "days\n"
+    Standard(monkeypatch, b"when,city,price\n")
+    with pytest.raises(SourceError, match="no column 'rooms'"):
+        predict_tables(made / "sold-mean", "-", "-")
+
+
+def write_parquet(path, table):
+    pa_parquet.write_table(pa_csv.read_csv(table), path)
+    return path
 
 
 def test_unknown_categories_are_ignored_or_give_an_empty_line_and_the_others_stay_as_they_are(

@@ -14,7 +14,8 @@ import pytest
 from ep3stream.config import ConvertConfig, Task
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
-from ep3stream.conversion.open_source import find_files, open_source
+from ep3stream.conversion.find_files import find_files
+from ep3stream.conversion.open_source import open_source
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import RowSource
 
@@ -84,7 +85,8 @@ def test_a_directory_and_a_pattern_stand_for_their_tables_in_order(tmp_path: Pat
     for name in ("b.csv", "a.csv", "c.parquet", ".hidden.csv"):
         write_table(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no table")
-    names = [file.name for file in find_files([tmp_path, tmp_path / "*.csv"])]
+    names = [file.path.name for file in find_files([tmp_path])]
+    names += [file.path.name for file in find_files([tmp_path / "*.csv"])]
     assert names == ["a.csv", "b.csv", "c.parquet", "a.csv", "b.csv"]
 
 
@@ -236,7 +238,7 @@ def test_files_with_different_columns_are_refused_before_reading(
     first = write_table(tmp_path / "1.csv")
     name, change = other
     if "header" in change:
-        second = write_text(tmp_path / name, f"{change['header']}\n")
+        second = write_text(tmp_path / name, f"{change['header']}\n1,2,3,4,5\n")
     else:
         second = write_parquet(tmp_path / name, **{"a": [1], "color": ["red"], "y": [1], **change})
     with pytest.raises(SourceError, match=message):

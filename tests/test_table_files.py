@@ -271,15 +271,6 @@ def test_whatever_stands_in_the_fields_rows_are_those_of_pyarrow_or_refused(
         ]
 
 
-def test_directories_name_columns_of_parquet_files(tmp_path: Path) -> None:
-    directory = tmp_path / "year=2020" / "place=New%20York" / "kind=__HIVE_DEFAULT_PARTITION__"
-    directory.mkdir(parents=True)
-    path = write(directory, "part.parquet", parquet(table_of(5)))
-    found = read(path)
-    assert found.column_names == ["i", "f", "t", "year", "place", "kind"]
-    assert found.slice(4).to_pylist()[0].items() >= {"year": 2020, "place": "New York", "kind": None}.items()
-
-
 def test_row_groups_before_the_start_are_not_read(tmp_path: Path) -> None:
     data = bytearray(parquet(table_of()))
     data[4:2000] = bytes(1996)  # all of the first row group

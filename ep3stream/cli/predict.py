@@ -18,7 +18,7 @@ from ep3stream.cli.options import (
     number_or,
     store_place,
 )
-from ep3stream.config import RENAME_LIKE_HELP, UNKNOWN_HELP, Unknown, parse_renames
+from ep3stream.config import PARTITIONS_HELP, RENAME_LIKE_HELP, UNKNOWN_HELP, Unknown, parse_renames
 from ep3stream.errors import ConfigError
 from ep3stream.run.text import json_text
 from ep3stream.store.files import Location
@@ -60,6 +60,7 @@ def add_predict(commands: Any) -> None:
         "write predictions for every row of a store's split, or of a table",
         "ep3stream predict runs/first new.zarr predictions.npy --split train",
         "ep3stream predict runs/first april.csv predictions.csv",
+        "ep3stream predict runs/first 'months/*.parquet' predictions.csv",
         "ep3stream predict runs/first - -",
         "ep3stream predict runs/first may.csv predictions.csv --unknown ignore --rename departure=dep_time",
     )
@@ -67,8 +68,9 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "rows",
         type=_rows_place,
+        nargs="+",
         metavar="ROWS",
-        help="a store, a table (CSV, Parquet ...), or - for CSV on standard input",
+        help="a store; tables (CSV, Parquet ...), directories of them or patterns; or - for CSV on standard input",
     )
     parser.add_argument(
         "out",
@@ -79,6 +81,7 @@ def add_predict(commands: Any) -> None:
     parser.add_argument("--scores", action="store_true", help="outputs of all classes, not the class")
     parser.add_argument("--unknown", choices=get_args(Unknown), help=f"{UNKNOWN_HELP}; default: error")
     parser.add_argument("--rename", type=checked(parse_renames), metavar="OLD=NEW,...", help=RENAME_LIKE_HELP)
+    parser.add_argument("--partitions", action="store_true", help=PARTITIONS_HELP)
     _add_split_and_devices(parser)
 
 
@@ -88,16 +91,21 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
 
     # First of all, since a table given in the place of the run is no run.
     RunDirectory(options.run.absolute()).require()
-    if is_table(options.rows):
+    if len(options.rows) > 1 or is_table(options.rows[0]):
         if options.split is not None:
             raise ConfigError(f"split is {options.split}, but a table has no splits; leave it out")
         n_rows = predict_tables(
-            options.run, options.rows, options.out, options.scores, options.unknown or "error", options.rename
+            options.run,
+            options.rows,
+            options.out,
+            options.scores,
+            options.unknown or "error",
+            options.rename,
+            options.partitions,
         )
-    elif options.unknown or options.rename:
+    elif given := [name for name in ("unknown", "rename", "partitions") if getattr(options, name)]:
         raise ConfigError(
-            f"{'unknown' if options.unknown else 'rename'} is for tables, but {options.rows} is a store; "
-            "give it to `convert --like`"
+            f"{given[0]} is for tables, but {options.rows[0]} is a store; give it to `convert --like`"
         )
     elif str(options.out) == _STANDARD or options.out.suffix.lower() == ".csv":
         raise ConfigError(
@@ -106,7 +114,7 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
     else:
         n_rows = predict(
             options.run,
-            options.rows,
+            options.rows[0],
             options.out,
             options.split,
             scores=options.scores,

@@ -1,6 +1,7 @@
 """Every setting of a conversion and of a fit, checked before any work; a fit's settings read and write TOML."""
 
 from ep3stream.config.convert import (
+    PARTITIONS_HELP,
     RENAME_LIKE_HELP,
     UNKNOWN_HELP,
     Categories,
@@ -42,6 +43,7 @@ __all__ = [
     "KERNEL_DEFAULTS",
     "MAX_CONFIG_BYTES",
     "MIB",
+    "PARTITIONS_HELP",
     "READ_TIMEOUT_S",
     "RENAME_LIKE_HELP",
     "UNKNOWN_HELP",

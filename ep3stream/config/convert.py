@@ -28,7 +28,10 @@ Unknown = Literal["error", "ignore", "drop"]
 
 DatePart = Literal["days", "month", "day", "weekday", "hour"]
 
-# `predict` has these two options as well.
+# `predict` has these options as well.
+PARTITIONS_HELP = (
+    "key=value folders above named files and directories become columns, as those below a directory always do"
+)
 UNKNOWN_HELP = (
     "a category that the store does not have: error stops; ignore sets none of the column's 0/1 features, as "
     "scikit-learn's OneHotEncoder does; drop leaves the row out, as it does a row of an unknown class"
@@ -94,6 +97,7 @@ class ConvertConfig:
         metavar="STORE",
         parse=Path,
     )
+    partitions: bool = setting(False, PARTITIONS_HELP)
     unknown: Unknown | None = setting(None, f"with --like, {UNKNOWN_HELP}", default_means="error")
     features: int | None = setting(
         None,

@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ep3stream.config import Unknown
+from ep3stream.conversion.same_value import KnownValues
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import BatchOrigin
 
@@ -122,6 +123,7 @@ class CategoryCodes:
         self._limit, self._remedy, self._store = limit, remedy, store
         self.may_ignore, self._is_onehot = may_ignore and is_onehot, is_onehot
         self._codes: dict[Any, int] = {}
+        self._same: KnownValues | None = None
         self._hashes = np.empty(0, np.uint32)
         self.restore(known)
 
@@ -140,6 +142,7 @@ class CategoryCodes:
     def restore(self, values: Sequence[Any]) -> None:
         """Replace all values by these, in the order of their codes."""
         self._codes = {value: code for code, value in enumerate(values)}
+        self._same = None
         self._hashes = np.empty(0, np.uint32)
 
     def encode(self, cells: DistinctValues, where: BatchOrigin) -> NDArray[np.int32]:
@@ -150,7 +153,8 @@ class CategoryCodes:
         """
         # One entry more at the end, which the index -1 of missing values finds.
         table = np.zeros(len(cells.values) + 1, np.int32)
-        for index, value in cells.present():
+        for index, cell in cells.present():
+            value = self._known(cell)
             if value not in self._codes:
                 if self.may_ignore:
                     table[index] = UNKNOWN
@@ -168,7 +172,16 @@ class CategoryCodes:
 
     def unseen(self, cells: DistinctValues) -> dict[int, Any]:
         """The unseen values among the cells, by their index among the distinct values of the cells."""
-        return {index: value for index, value in cells.present() if value not in self._codes}
+        return {index: value for index, value in cells.present() if self._known(value) not in self._codes}
+
+    def _known(self, value: Any) -> Any:
+        """The value of a closed column that the cell says in another way, such as 1.0 for 1; else the cell itself."""
+        if value in self._codes or not self.is_closed:
+            return value
+        if self._same is None:
+            self._same = KnownValues(self._codes)
+        same = self._same.find(value)
+        return value if same is None else same
 
     def _remedy_of_many(self) -> str:
         """The advice for too many values: a single text makes texts of all the numbers in a column of CSV."""

@@ -74,7 +74,9 @@ _MAGIC = frozenset("*?[")
 Cells = tuple[tuple[NDArray[Any], ...], tuple[pa.DictionaryArray, ...], NDArray[Any] | pa.DictionaryArray]
 
 
-def family_of(dtype: pa.DataType, where: str) -> Family:
+def family_of(
+    dtype: pa.DataType, where: str, remedy: str = "convert it, or leave it out with --drop"
+) -> Family:
     """The kind of values that an arrow type holds.
 
     Raises SourceError, in which `where` names file and column, for a type of another kind or an empty column.
@@ -86,15 +88,7 @@ def family_of(dtype: pa.DataType, where: str) -> Family:
     for test, family in _TESTS:
         if test(dtype):
             return family
-    raise SourceError(
-        f"{where} holds {dtype}, neither numbers nor UTF-8 text; convert it, or leave it out with --drop"
-    )
-
-
-def same_family(one: Family, other: Family) -> bool:
-    """Whether a column may hold the one kind of values in one file and the other kind in the next."""
-    numeric = ("number", "integer")
-    return one == other or (one in numeric and other in numeric)
+    raise SourceError(f"{where} holds {dtype}, neither numbers nor UTF-8 text; {remedy}")
 
 
 def read_type(family: Family, dtype: pa.DataType | None = None) -> pa.DataType:
@@ -175,6 +169,12 @@ class ColumnPlan:
         pairs = [(column.source, column.family) for column in self.columns]
         pairs += zip(self.target.sources, self.target.families, strict=True)
         return {source: family for source, family in pairs if family is not None}
+
+    @property
+    def category_sources(self) -> frozenset[str]:
+        """The columns, by their names in the files, whose values are categories or labels, of whatever kind."""
+        labels = self.target.sources if self.target.kind != "number" else ()
+        return frozenset((*labels, *(column.source for column in self.columns if column.kind == "category")))
 
     def cells(self, rows: pa.RecordBatch, where: str) -> Cells:
         """`numeric`, `texts` and `target` of a SourceBatch; raises SourceError for values that do not convert."""

@@ -398,7 +398,7 @@ def _labels(source: RowSource, like: RecordedColumns | None) -> CategoryCodes | 
     known: tuple[int | str, ...] = source.label_values or ()
     store: Path | str | None = (source.files or ("the source",))[-1] if known else None
     if like is not None:
-        known, store = like.classes(target.kind) or (), like.store
+        known, store = like.labels, like.store
     return CategoryCodes(
         target.names[0], MAX_LABELS, "take --task regression if they are amounts", known, store
     )

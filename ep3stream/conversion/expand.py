@@ -6,9 +6,8 @@ A missing number becomes its column's fill; an unseen category that is ignored s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from ep3stream.conversion.categories import UNKNOWN
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
 from ep3stream.conversion.rows import EncodedRows
-from ep3stream.conversion.table_source import open_tables_like
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import RowSource
 
@@ -153,18 +151,15 @@ class FeatureRows:
     @classmethod
     def open(
         cls,
-        files: Sequence[Path],
+        source: RowSource,
         recorded: RecordedColumns,
         unknown: Unknown = "error",
-        rename: Mapping[str, str] | None = None,
     ) -> FeatureRows:
-        """Read the first rows of each table; raises SourceError, which names a column that does not match.
+        """The features of a source without a target, which was opened like the store of the columns `recorded`.
 
-        recorded: the columns of the store. unknown: what becomes of unseen categories. rename: a column's name in
-        the tables -> its name in the store. The last two are as in `ConvertConfig`.
+        unknown: what becomes of unseen categories, as in `ConvertConfig`.
         """
         like = recorded.without_target()
-        source = open_tables_like(files, like, rename)
         settings = ConvertConfig(dtype=like.dtype, missing=like.missing, like=like.store, unknown=unknown)
         encoder = RowEncoder.build(source, settings, like)
         return cls(source, encoder, Expansion.build(source, encoder))

@@ -5,28 +5,28 @@ A new source format is added here, in `open_source`, and as a module of `formats
 
 from __future__ import annotations
 
-import glob
-import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ep3stream.config import ConvertConfig
+from ep3stream.conversion.find_files import FoundFile, find_files
 from ep3stream.conversion.recorded_columns import RecordedColumns
-from ep3stream.conversion.table_source import choose_columns, open_tables
+from ep3stream.conversion.table_source import (
+    choose_columns,
+    features_of_arrays,
+    open_tables,
+    open_tables_like,
+    require_columns_like,
+    tables_with_rows,
+    with_folders,
+)
 from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import array_source
-from ep3stream.formats.arrays import can_hold_x_and_y, is_array_file, open_row_array
+from ep3stream.formats.arrays import can_hold_x_and_y, open_row_array
 from ep3stream.formats.python_objects import PythonTable, batches_source, pair_source
-from ep3stream.formats.source import RowSource, reading
+from ep3stream.formats.source import RowSource
 from ep3stream.formats.svmlight import SVMLIGHT_SUFFIXES, svmlight_source
-from ep3stream.formats.tables import TABLE_SUFFIXES
-
-_FOUND_SUFFIXES = (*TABLE_SUFFIXES, *SVMLIGHT_SUFFIXES)
-
-# A URL in which `Path` has made one slash of two.
-_URL = re.compile(r"([a-z0-9]{2,}):/+")
 
 
 def open_source(
@@ -52,22 +52,6 @@ def open_source(
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):
         return _of_arrays(pair_source(*source, config.task), config)
     return _of_arrays(batches_source(source, config.task), config)
-
-
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Every file that is named, lies below a named directory or matches a pattern, sorted within each."""
-    files = [file for path in paths for file in _expand(path)]
-    if not files:
-        raise SourceError("nothing to convert; name tables or directories of them, or give --x and --y")
-    for file in files:
-        if not file.name.lower().endswith(_FOUND_SUFFIXES):
-            is_array = is_array_file(file)
-            remedy = "give arrays as --x and --y" if is_array else "convert it first"
-            raise SourceError(f"{file}: is none of {', '.join(_FOUND_SUFFIXES)}; {remedy}")
-        with reading(file), file.open("rb") as stream:
-            if not stream.read(1):
-                raise SourceError(f"{file}: is empty; leave it out or give a file with data")
-    return files
 
 
 def _paths(source: Any) -> list[Path] | None:
@@ -98,17 +82,40 @@ def _open_paths(paths: list[Path], config: ConvertConfig) -> RowSource:
     if len(paths) == 1 and can_hold_x_and_y(paths[0]):
         x, y = (open_row_array(paths[0], name) for name in "xy")
         return _of_arrays(array_source(x, y, config.task), config)
-    files = find_files(paths)
-    sparse = [file for file in files if file.name.lower().endswith(SVMLIGHT_SUFFIXES)]
-    if not sparse:
-        return open_tables(files, config)
-    if len(sparse) < len(files):
-        table = next(file for file in files if file not in sparse)
+    found = find_files(paths)
+    like = None if config.like is None else RecordedColumns.of(Path(config.like))
+    if sparse := _sparse_files(found):
+        layout = None if like is None else like.sparse_layout
+        return _of_arrays(svmlight_source(sparse, config, layout), config)
+    return open_tables(with_folders(tables_with_rows(found), config, like), config)
+
+
+def open_features(paths: Sequence[Path], like: RecordedColumns, config: ConvertConfig) -> RowSource | None:
+    """The files that `paths` stand for as a source of features alone, read as those of a store were.
+
+    None if no file has a row, though the columns are right. Of the config, rename and partitions are used. Raises
+    SourceError or ConfigError.
+    """
+    like, found = like.without_target(), find_files(paths)
+    if sparse := _sparse_files(found):
+        settings = ConvertConfig(task="regression")
+        return features_of_arrays(svmlight_source(sparse, settings, like.sparse_layout), like)
+    with_rows = tables_with_rows(found, may_be_empty=True)
+    if not with_rows:
+        require_columns_like(with_folders(found, config, like)[0], like, config.rename)
+        return None
+    return open_tables_like(with_folders(with_rows, config, like), like, config.rename)
+
+
+def _sparse_files(found: Sequence[FoundFile]) -> list[Path]:
+    """The files if they are svmlight, none if they are tables; raises SourceError for both at once."""
+    sparse = [file.path for file in found if file.path.name.lower().endswith(SVMLIGHT_SUFFIXES)]
+    if sparse and len(sparse) < len(found):
+        table = next(file.path for file in found if file.path not in sparse)
         raise SourceError(
             f"{table}: is a table beside {sparse[0]}, which is svmlight; convert them separately"
         )
-    like = None if config.like is None else RecordedColumns.of(Path(config.like)).sparse_layout
-    return _of_arrays(svmlight_source(files, config, like), config)
+    return sparse
 
 
 def _of_arrays(source: RowSource, config: ConvertConfig) -> RowSource:
@@ -118,35 +125,3 @@ def _of_arrays(source: RowSource, config: ConvertConfig) -> RowSource:
             f"--target {config.targets[0]} names a column, but y of {source.name} is given by itself; leave it out"
         )
     return choose_columns(source, config)
-
-
-def _expand(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        found = list(_files_below(path))
-        if not found:
-            raise SourceError(
-                f"{path}: holds no table ({', '.join(_FOUND_SUFFIXES)}); name another directory"
-            )
-    elif not path.exists() and glob.has_magic(str(path)):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True) if not Path(name).is_dir()]
-        if not found:
-            raise SourceError(f"{path}: matches no file; check the pattern")
-    elif not path.exists():
-        if url := _URL.match(str(path)):
-            address = f"{url[1]}://{str(path)[url.end() :]}"
-            raise SourceError(
-                f"{address}: sources are files on a disk, not URLs; fetch it first, then convert it"
-            )
-        raise SourceError(f"{path}: there is no such file; check the name")
-    else:
-        found = [path]
-    return iter(sorted(found))
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    """Tables in and below a directory, without names that begin with . or _, such as `_metadata`."""
-    for parent, directories, names in os.walk(directory):
-        directories[:] = [name for name in directories if not name.startswith((".", "_"))]
-        for name in names:
-            if name.lower().endswith(_FOUND_SUFFIXES) and not name.startswith((".", "_")):
-                yield Path(parent, name)

@@ -22,8 +22,8 @@ from ep3stream.conversion.columns import (
     family_of,
     read_type,
     require_known,
-    same_family,
 )
+from ep3stream.conversion.conform import family_or_none, fits, misfit
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 from ep3stream.formats.svmlight import SparseLayout
@@ -127,17 +127,16 @@ class RecordedColumns:
         """The same for files whose target is not known, or does not matter."""
         return replace(self, task="regression", target=TargetColumns((), "number"), class_names=None)
 
-    def classes(self, kind: str) -> tuple[int | str, ...] | None:
-        """The labels in the order of their ids, as integers for an integer target; raises ConfigError for texts."""
-        if self.class_names is None or kind != "integer":
-            return self.class_names
-        try:
-            return tuple(map(int, self.class_names))
-        except ValueError:
-            raise ConfigError(
-                f"like is {self.store}, whose classes are texts such as {self.class_names[0]!r}, "
-                "but the target holds integers; convert it by itself"
-            ) from None
+    @property
+    def labels(self) -> tuple[int | str, ...]:
+        """The classes in the order of their ids: as whole numbers if the store's labels were, else as texts."""
+        names = self.class_names or ()
+        is_whole = self.target.kind == "integer" and all(map(_is_whole, names))
+        return tuple(map(int, names)) if is_whole else names
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def columns_of(manifest: Manifest) -> dict[str, Any]:
@@ -236,8 +235,13 @@ def plan_like(
     if rename:
         like = _under_the_files_names(where, like, rename, list(schema))
 
+    categories = frozenset(column.source for column in like.columns if column.kind == "category")
+    if like.target.kind != "number":
+        categories |= {*like.target.sources}
+
     def family(source: str, recorded: Family | None) -> Family:
-        return _family(where, source, recorded, schema, has_types, like)
+        is_category = source in categories and recorded is not None
+        return _family(where, source, recorded, schema, has_types, like, is_category)
 
     columns = []
     for column in like.columns:
@@ -256,8 +260,12 @@ def plan_like(
     if target.kind == "number":
         learned = [_plain(family) for family in learned]
     target = replace(target, families=tuple(learned))
-    types = {column.source: read_type(column.family) for column in columns if column.family is not None}
-    types |= {source: read_type(family) for source, family in zip(target.sources, learned, strict=True)}
+    families = [(column.source, column.family) for column in columns if column.family is not None]
+    families += zip(target.sources, learned, strict=True)
+    types = {
+        source: _read_as(family, schema[source], source in categories, has_types)
+        for source, family in families
+    }
     extra = [name for name in schema if name not in types]
     if extra and target.names:
         _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
@@ -289,6 +297,30 @@ def _plain(family: Family) -> Family:
     return "number" if family == "integer" else family
 
 
+def _read_as(family: Family, found: pa.DataType, is_category: bool, has_types: bool) -> pa.DataType:
+    """The type as which a column is read, where the file has or suggests `found`.
+
+    Categories are compared as the file has them, numbers of a typed file or texts. The digits of a nanosecond are
+    read where the first rows have them, and a CSV column of true and false may become numbers.
+    """
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if is_category:
+        is_number = pa.types.is_integer(found) or pa.types.is_floating(found)
+        return found if has_types and is_number else pa.string()
+    if family == "number" and pa.types.is_boolean(found):
+        return found
+    if {family, _naive_family(found)} == {"date", "timestamp"} and not has_types:
+        return pa.timestamp(found.unit if pa.types.is_timestamp(found) else "us")
+    return read_type(family, found)
+
+
+def _naive_family(dtype: pa.DataType) -> Family | None:
+    if pa.types.is_date(dtype):
+        return "date"
+    return "timestamp" if pa.types.is_timestamp(dtype) and dtype.tz is None else None
+
+
 def _family(
     where: str,
     source: str,
@@ -296,23 +328,28 @@ def _family(
     schema: Mapping[str, pa.DataType],
     has_types: bool,
     like: RecordedColumns,
+    is_category: bool,
 ) -> Family:
-    """The kind of values as which a column is read: the recorded one. A file that states types must have it."""
+    """The kind of values as which a column is read: the recorded one. A file that states types must fit it."""
     if source not in schema:
         # What is to be predicted has no target yet: that is no slip of the pen.
         remedy = f"{close_to(source, list(schema))} --rename OTHER={source} takes another"
         if source in like.target.sources:
             remedy = "a store needs its target; `ep3stream predict RUN FILE OUT.csv` takes a table without"
         raise SourceError(f"{where}: has no column {source!r}, which {like.store} has; {remedy}")
+    if recorded == "duration" and not has_types and not pa.types.is_null(schema[source]):
+        raise SourceError(
+            f"{where}: column {source!r} was a duration for {like.store}, which text cannot state; "
+            "give a Parquet or Arrow file"
+        )
     if recorded is not None and not has_types:
         return recorded
-    found = family_of(schema[source], f"{where}: column {source!r}")
-    if recorded is None or same_family(found, recorded):
-        return recorded or found
-    raise SourceError(
-        f"{where}: column {source!r} holds {schema[source]} but was {recorded} for {like.store}; "
-        "convert it to that type"
-    )
+    found = family_or_none(schema[source], f"{where}: column {source!r}")
+    if recorded is None:
+        return found or family_of(schema[source], f"{where}: column {source!r}")
+    if fits(found, recorded, is_category):
+        return recorded
+    raise SourceError(f"{where}: column {source!r} {misfit(schema[source], recorded, str(like.store))}")
 
 
 def _offset_of(name: str, offsets: Mapping[str, float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ types. `choose_columns` picks and renames columns of arrays, whose features x0, 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,19 +20,31 @@ from ep3stream.config import ConvertConfig
 from ep3stream.conversion.columns import (
     ColumnPlan,
     choose,
-    family_of,
     plan_columns,
+    read_type,
     rename_target,
     require_distinct,
     require_known,
-    same_family,
 )
+from ep3stream.conversion.conform import conformed, family_or_none, fits, wider
+from ep3stream.conversion.find_files import FoundFile
 from ep3stream.conversion.recorded_columns import RecordedColumns, plan_like
 from ep3stream.errors import ConfigError, SourceError
-from ep3stream.formats.source import FeatureColumn, RestartPosition, RowSource, SourceBatch, reading
+from ep3stream.formats.partitions import PartitionedFile, folder_texts, partition_types
+from ep3stream.formats.source import (
+    BatchOrigin,
+    FeatureColumn,
+    RestartPosition,
+    RowSource,
+    SourceBatch,
+    reading,
+)
+from ep3stream.formats.svmlight import passed_over_words
 from ep3stream.formats.tables import (
     TableInput,
+    file_of,
     float32_bytes,
+    has_rows,
     has_types,
     stated_rows,
     table_fingerprint,
@@ -39,6 +52,8 @@ from ep3stream.formats.tables import (
     table_records,
     table_schema,
 )
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def open_tables(tables: Sequence[TableInput], config: ConvertConfig) -> RowSource:
@@ -49,7 +64,7 @@ def open_tables(tables: Sequence[TableInput], config: ConvertConfig) -> RowSourc
     """
     if config.like is not None:
         return open_tables_like(tables, RecordedColumns.of(Path(config.like)), config.rename)
-    schema = _schema(tables[0])
+    schema = _schema_of_all(tables)
     plan = plan_columns(str(tables[0]), schema, config)
     return _planned(tables, plan, None if config.columns else set(schema))
 
@@ -67,6 +82,84 @@ def open_tables_like(
     return _planned(tables, plan, None)
 
 
+def require_columns_like(table: TableInput, recorded: RecordedColumns, rename: Mapping[str, str]) -> None:
+    """Raises SourceError unless a table without rows has the columns of a store."""
+    with reading(table):
+        schema = dict(_schema(table)) if has_types(table) else dict.fromkeys(table_header(table), pa.null())
+    plan_like(str(table), schema, has_types(table), recorded, rename)
+
+
+def tables_with_rows(files: Sequence[FoundFile], may_be_empty: bool = False) -> list[FoundFile]:
+    """The files without those that have no row, as Spark writes them; raises SourceError if none has one.
+
+    A single file is left to its reader, but with `may_be_empty`: then no file may be left.
+    """
+    if len(files) == 1:
+        _require_bytes(files[0].path)
+        if not may_be_empty:
+            return list(files)
+    empty = []
+    for file in files:
+        with reading(file.path):
+            if not has_rows(file.path):
+                empty.append(file)
+    if len(empty) == len(files) and not may_be_empty:
+        raise SourceError(f"{files[0].path}: has no rows, nor has any of the other {len(files) - 1} files")
+    if empty and len(files) > 1:
+        _LOGGER.info("%s", passed_over_words([file.path for file in empty]))
+    return [file for file in files if file not in empty]
+
+
+def _require_bytes(file: Path) -> None:
+    with reading(file):
+        if file.stat().st_size == 0:
+            raise SourceError(f"{file}: is empty; leave it out or give a file with data")
+
+
+def with_folders(
+    files: Sequence[FoundFile], config: ConvertConfig, like: RecordedColumns | None = None
+) -> list[TableInput]:
+    """The files with the columns that key=value folders name: those below a named directory, or with
+    `partitions` those above it and above named files too.
+
+    Raises SourceError for files that lie in folders of other keys.
+    """
+    texts = [folder_texts(file.path, file.below, config.partitions) for file in files]
+    for file, found in zip(files, texts, strict=True):
+        if found.keys() != texts[0].keys():
+            told = [", ".join(keys) or "none" for keys in (texts[0], found)]
+            raise SourceError(
+                f"{file.path}: lies in folders of {told[1]}, but {files[0].path} in those of {told[0]}; "
+                "put all parts at the same depth, or convert them separately"
+            )
+    if not texts[0]:
+        _tell_folders(files, config)
+        return [file.path for file in files]
+    renamed = {key: config.rename.get(key, key) for key in texts[0]}
+    kinds, families = {}, {}
+    if like is not None:
+        kinds = {column.source: column.kind for column in like.columns}
+        families = {column.source: column.family for column in like.columns}
+    as_text = [
+        key for key, name in renamed.items() if key in config.category or kinds.get(name) == "category"
+    ]
+    types = partition_types({key: [found[key] for found in texts] for key in texts[0]}, as_text)
+    for key, name in renamed.items():
+        if (family := families.get(name)) is not None and key not in as_text:
+            types[key] = read_type(family)
+    return [PartitionedFile(file.path, found, types) for file, found in zip(files, texts, strict=True)]
+
+
+def _tell_folders(files: Sequence[FoundFile], config: ConvertConfig) -> None:
+    above = {} if config.partitions else folder_texts(files[0].path, files[0].below, with_above=True)
+    if above:
+        _LOGGER.warning(
+            "%s: the folders above it say %s, which are no columns unless --partitions is given",
+            files[0].path,
+            ", ".join(f"{key}={text}" for key, text in above.items()),
+        )
+
+
 def _planned(tables: Sequence[TableInput], plan: ColumnPlan, allowed: set[str] | None) -> RowSource:
     for table in tables[1:]:
         _require_columns(table, plan, tables[0], allowed)
@@ -79,7 +172,7 @@ def _planned(tables: Sequence[TableInput], plan: ColumnPlan, allowed: set[str] |
         target=plan.target,
         read=lambda block_bytes, start: _batches(tables, plan, block_bytes, start),
         fingerprint=tuple(map(table_fingerprint, tables)),
-        files=tuple(table for table in tables if isinstance(table, Path)),
+        files=tuple(file for file in map(file_of, tables) if file is not None),
         expected_rows=n_rows,
         expected_bytes=4 * n_rows * len(plan.types)
         if n_rows is not None
@@ -94,16 +187,19 @@ def _batches(
     tables: Sequence[TableInput], plan: ColumnPlan, block_bytes: int, start: RestartPosition
 ) -> Iterator[SourceBatch]:
     """All rows from `start` on, in the blocks of the reader or about `block_bytes` at a time."""
+    families, categories = plan.families, plan.category_sources
     for index, table in list(enumerate(tables))[start.file :]:
         begin = start if index == start.file else RestartPosition(index)
-        file = table if isinstance(table, Path) else str(table)
+        file = file_of(table) or str(table)
         row = begin.row
         with reading(table):
             for record in table_records(table, plan.types, block_bytes, begin):
                 row += record.rows.num_rows
                 if not record.rows.num_rows:
                     continue
-                numeric, texts, target = plan.cells(record.rows, str(file))
+                where = BatchOrigin(file, record.first_row)
+                rows = conformed(record.rows, families, categories, where)
+                numeric, texts, target = plan.cells(rows, str(file))
                 yield SourceBatch(
                     file=file,
                     target_file=file,
@@ -128,6 +224,24 @@ def _schema(table: TableInput) -> dict[str, pa.DataType]:
     return {field.name: field.type for field in schema}
 
 
+def _schema_of_all(tables: Sequence[TableInput]) -> dict[str, pa.DataType]:
+    """The columns of the first table, with types that the later ones have too, where they state them.
+
+    A column that has no value in the first tables has the type of the first table where it has one.
+    """
+    first = tables[0]
+    schema = _schema(first)
+    for table in tables[1:]:
+        untyped = any(map(pa.types.is_null, schema.values()))
+        if not has_types(table) and not untyped:
+            continue
+        for name, dtype in _schema(table).items():
+            is_open = name in schema and (has_types(table) or pa.types.is_null(schema[name]))
+            if is_open:
+                schema[name] = wider(schema[name], dtype, f"{table}: column {name!r}")
+    return schema
+
+
 def _require_unique(table: TableInput, names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
@@ -149,8 +263,10 @@ def _require_columns(
     for name in [*plan.types, *others]:
         if name not in names or name not in plan.types:
             difference = f"only {first if name in plan.types else table} has {name!r}"
-        elif name in found and not same_family(
-            family_of(found[name], f"{table}: column {name!r}"), plan.families[name]
+        elif name in found and not fits(
+            family_or_none(found[name], f"{table}: column {name!r}"),
+            plan.families[name],
+            name in plan.category_sources,
         ):
             difference = f"{name!r} is {found[name]} but {plan.types[name]} there"
         else:
@@ -192,6 +308,17 @@ def choose_columns(source: RowSource, config: ConvertConfig) -> RowSource:
     return _with_columns(replace(source, target=target), columns, _indices(kept, names))
 
 
+def features_of_arrays(source: RowSource, like: RecordedColumns) -> RowSource:
+    """A source of arrays with the features of a store and without a target; raises SourceError."""
+
+    def read(block_bytes: int, start: RestartPosition) -> Iterator[SourceBatch]:
+        for batch in chosen.batches(block_bytes, start):
+            yield replace(batch, target=np.empty((batch.n_rows, 0)))
+
+    chosen = _choose_like(source, like)
+    return replace(chosen, target=like.target, read=read)
+
+
 def _choose_like(source: RowSource, like: RecordedColumns) -> RowSource:
     where, names = source.name, [column.name for column in source.columns]
     for column in like.columns:
@@ -211,7 +338,7 @@ def _choose_like(source: RowSource, like: RecordedColumns) -> RowSource:
             "give arrays of the same columns"
         )
     target, outputs = source.target, len(like.target.names)
-    if target.task != like.task or len(target.names) != outputs:
+    if outputs and (target.task != like.task or len(target.names) != outputs):
         raise SourceError(
             f"{where}: its target is {len(target.names)} column(s) for {target.task}, but {like.store} has "
             f"{outputs} for {like.task}; give the same kind of y"

@@ -7,6 +7,7 @@ null; `conversion/encode.py` then refuses them, drops the row or fills them in, 
 from __future__ import annotations
 
 import csv
+import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ _READ_ERRORS = (
     EOFError,
     BadZipFile,
     zlib.error,
+    lzma.LZMAError,
     csv.Error,
     pa.ArrowException,
     ValueError,

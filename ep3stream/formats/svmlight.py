@@ -1,4 +1,4 @@
-"""svmlight / libsvm text (`label index:value ...`), plain, .gz or .zst, read as dense rows.
+"""svmlight / libsvm text (`label index:value ...`), plain or packed, read as dense rows.
 
 A feature that a row does not state is 0, not missing; a stated NaN is a missing value. Comments behind `#` and
 `qid:` are ignored. A line of another form is a SourceError that names the row.
@@ -24,10 +24,10 @@ from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.array_source import ArrayLayout
 from ep3stream.formats.digests import stamps_of
 from ep3stream.formats.source import START, RestartPosition, RowSource, SourceBatch, reading
-from ep3stream.formats.text_blocks import TextFault, text_blocks
+from ep3stream.formats.text_blocks import STREAM_SUFFIXES, TextFault, text_blocks
 
 SVMLIGHT_SUFFIXES = tuple(
-    name + packed for name in (".svm", ".libsvm", ".svmlight") for packed in ("", ".gz", ".zst")
+    name + packed for name in (".svm", ".libsvm", ".svmlight") for packed in ("", *STREAM_SUFFIXES)
 )
 
 _BLOCK_BYTES = 1 << 20
@@ -109,7 +109,7 @@ def svmlight_source(
     if like is not None and is_guess and found != n_features:
         raise SourceError(
             f"{files[0]}: states {found} features if its indices count from 1, but {like.where} has {n_features}; "
-            "say from where they count with --index-base 0 or 1"
+            "say from where they count with `convert --like --index-base` 0 or 1"
         )
     n_features = n_features or found
     if not n_features:

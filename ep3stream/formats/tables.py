@@ -1,8 +1,8 @@
 """Tables that are converted, files of any table format or objects of Python, read as arrow record batches.
 
-Parquet is read row group by row group, with the columns that its directories name (year=2020/part.parquet).
-Arrow IPC files and streams (.arrow, .feather, .ipc) are read record batch by record batch. csv.py reads text,
-python_objects.py tables of Python. An empty cell, null and NaN are passed on as they are.
+Parquet is read row group by row group, Arrow IPC files and streams (.arrow, .feather, .ipc) record batch by record
+batch. csv.py reads text, python_objects.py tables of Python, partitions.py the columns that folders name. An empty
+cell, null and NaN are passed on as they are.
 
 A new table format needs its suffixes in TABLE_SUFFIXES, a branch in `table_schema` and one in `table_records`.
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,16 +21,19 @@ import pyarrow.parquet as pq
 from ep3stream.errors import SourceError
 from ep3stream.formats.csv import CsvLayout, csv_records, csv_schema
 from ep3stream.formats.digests import stamps_of
+from ep3stream.formats.partitions import PartitionedFile
 from ep3stream.formats.python_objects import PythonTable
 from ep3stream.formats.source import RestartPosition
-from ep3stream.formats.text_blocks import PACKED_SUFFIXES
+from ep3stream.formats.text_blocks import PACKED_SUFFIXES, STREAM_SUFFIXES, TextFault, open_unpacked
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
 TABLE_SUFFIXES = (
-    ".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst", ".zip",
-    *PARQUET_SUFFIXES, *ARROW_SUFFIXES,
-)  # fmt: skip
+    *(name + packed for packed in ("", *STREAM_SUFFIXES) for name in (".csv", ".tsv")),
+    ".zip",
+    *PARQUET_SUFFIXES,
+    *ARROW_SUFFIXES,
+)
 
 # About the size of a cell, to turn bytes into rows.
 _VALUE_BYTES = 8
@@ -46,12 +48,15 @@ _STEP_BYTES = 1 << 20
 
 # Parquet is decoded in pieces of at least this size: smaller pieces decode a third slower.
 _DECODED_BYTES = 32 << 20
-_MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+# Read of a text to see whether a row follows the header.
+_PROBED_BYTES = 1 << 12
 _ARROW_MAGIC = b"ARROW1"
 _FEATHER_1_MAGIC = b"FEA1"
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
-TableInput = Path | PythonTable
+# A table of Python or a file, and a file with columns that its folders name.
+TableInput = Path | PythonTable | PartitionedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,18 @@ class TableRows:
     next_byte: int = 0
 
 
+def file_of(table: TableInput) -> Path | None:
+    """The file that a table is read from; None for a table of Python."""
+    if isinstance(table, PartitionedFile):
+        return table.file
+    return table if isinstance(table, Path) else None
+
+
 def table_header(table: TableInput) -> list[str]:
     """The column names, without inferring types."""
+    if isinstance(table, PartitionedFile):
+        header = table_header(table.file)
+        return [*header, *(name for name in table.types if name not in header)]
     if isinstance(table, PythonTable) or has_types(table):
         return list(table_schema(table).names)
     return CsvLayout.of(table).columns
@@ -82,11 +97,10 @@ def table_schema(table: TableInput) -> pa.Schema:
     """
     if isinstance(table, PythonTable):
         return table.schema
+    if isinstance(table, PartitionedFile):
+        return table.schema(table_schema(table.file))
     if _is_parquet(table):
-        schema = pq.read_schema(table)
-        for name, value in _partition_values(table, schema.names).items():
-            schema = schema.append(pa.field(name, value.type))
-        return schema.remove_metadata()
+        return pq.read_schema(table).remove_metadata()
     if _is_arrow(table):
         with _open_arrow(table, None) as (reader, _):
             return reader.schema.remove_metadata()
@@ -95,6 +109,8 @@ def table_schema(table: TableInput) -> pa.Schema:
 
 def has_types(table: TableInput) -> bool:
     """Whether the table states the types of its columns, as all but CSV do."""
+    if isinstance(table, PartitionedFile):
+        return has_types(table.file)
     return isinstance(table, PythonTable) or _is_parquet(table) or _is_arrow(table)
 
 
@@ -102,6 +118,8 @@ def stated_rows(table: TableInput) -> int | None:
     """The number of rows, if the table states it without being read."""
     if isinstance(table, PythonTable):
         return table.n_rows
+    if isinstance(table, PartitionedFile):
+        return stated_rows(table.file)
     return int(pq.read_metadata(table).num_rows) if _is_parquet(table) else None
 
 
@@ -109,6 +127,8 @@ def float32_bytes(table: TableInput) -> int:
     """About how many bytes the rows take as float32, by the file's size; 0 for Python's tables."""
     if isinstance(table, PythonTable):
         return 0
+    if isinstance(table, PartitionedFile):
+        return float32_bytes(table.file)
     is_packed = has_types(table) or table.name.lower().endswith(PACKED_SUFFIXES)
     return table.stat().st_size // (1 if is_packed else _TEXT_RATIO)
 
@@ -118,6 +138,8 @@ def table_fingerprint(table: TableInput) -> dict[str, Any]:
     if isinstance(table, PythonTable):
         columns = {field.name: str(field.type) for field in table.schema}
         return {"name": table.name, "columns": columns, "rows": table.n_rows}
+    if isinstance(table, PartitionedFile):
+        return {**table_fingerprint(table.file), "folders": dict(table.texts)}
     return stamps_of([table])[0]
 
 
@@ -128,6 +150,9 @@ def table_records(
 
     CSV is parsed as `types` says; a table that states its types comes with those.
     """
+    if isinstance(table, PartitionedFile):
+        yield from _with_folders(table, types, block_bytes, start)
+        return
     row, names = start.row, list(types)
     records: Iterator[tuple[pa.RecordBatch, int, int]]
     if isinstance(table, PythonTable):
@@ -142,6 +167,39 @@ def table_records(
     for rows, end_byte, next_byte in records:
         yield TableRows(rows, row, end_byte, next_byte)
         row += rows.num_rows
+
+
+def _with_folders(
+    table: PartitionedFile, types: Mapping[str, pa.DataType], block_bytes: int, start: RestartPosition
+) -> Iterator[TableRows]:
+    header = table_header(table.file)
+    stored = {name: dtype for name, dtype in types.items() if name in header}
+    # Rows must be counted even where the folders alone name what is needed.
+    read = stored or {header[0]: pa.string()}
+    records = ((record.rows, record) for record in table_records(table.file, read, block_bytes, start))
+    for rows, record in table.with_folders(records, list(types)):
+        yield replace(record, rows=rows)
+
+
+def has_rows(table: TableInput) -> bool:
+    """Whether the table has a row, as far as it can be told without reading much; raises any error of a reader."""
+    if isinstance(table, PartitionedFile):
+        return has_rows(table.file)
+    if isinstance(table, Path) and table.stat().st_size == 0:
+        return False
+    rows = stated_rows(table)
+    if rows is not None or isinstance(table, PythonTable):
+        return rows != 0
+    if _is_arrow(table):
+        with _open_arrow(table, None) as (reader, raw):
+            return any(batch.num_rows for batch, _ in _arrow_batches(reader, raw))
+    try:
+        with open_unpacked(table) as (stream, _):
+            if not stream.read(1):
+                return False
+        return any(block.text.strip() for block in CsvLayout.of(table).blocks(_PROBED_BYTES))
+    except TextFault:
+        return True  # The reader will say what is wrong, with the row.
 
 
 def _is_parquet(table: Path) -> bool:
@@ -163,8 +221,6 @@ def _parquet_records(
     Whole row groups before `start_row` are not read.
     """
     metadata = pq.read_metadata(file)
-    partitions = _partition_values(file, metadata.schema.to_arrow_schema().names)
-    stored = [name for name in names if name not in partitions]
     n_bytes = file.stat().st_size
     row_bytes = _VALUE_BYTES * len(names)
     block_rows = max(1, block_bytes // row_bytes)
@@ -183,9 +239,9 @@ def _parquet_records(
                 row = group_end
                 continue
             # One group at a time: fetched bytes are kept until the call for them ends.
-            for rows in table.iter_batches(decoded_rows, row_groups=[group], columns=stored):
+            for rows in table.iter_batches(decoded_rows, row_groups=[group], columns=names):
                 for begin in range(max(0, start_row - row), rows.num_rows, block_rows):
-                    block = _with_partitions(rows.slice(begin, block_rows), partitions, names)
+                    block = rows.slice(begin, block_rows).select(names)
                     yield block, n_bytes * (row + begin + block.num_rows) // metadata.num_rows, 0
                 row += rows.num_rows
 
@@ -198,41 +254,6 @@ def _largest_group(metadata: pq.FileMetaData) -> int:
         for group in groups
     ]
     return max(packed, default=0)
-
-
-def _partition_values(file: Path, stored: Sequence[str]) -> dict[str, pa.Scalar]:
-    """The columns that the directories right above the file name, as in year=2020/month=1/part.parquet.
-
-    Whole numbers are int64, everything else is text. A column of that name in the file itself goes first.
-    """
-    values: dict[str, pa.Scalar] = {}
-    for directory in file.absolute().parents:
-        name, equals, text = directory.name.partition("=")
-        if not equals:
-            break
-        if name not in stored:
-            values[unquote(name)] = _partition_value(unquote(text))
-    return dict(reversed(values.items()))
-
-
-def _partition_value(text: str) -> pa.Scalar:
-    if text == _MISSING_PARTITION:
-        return pa.scalar(None, pa.string())
-    if text.removeprefix("-").isdecimal() and abs(int(text)) < 1 << 63:
-        return pa.scalar(int(text), pa.int64())
-    return pa.scalar(text)
-
-
-def _with_partitions(
-    rows: pa.RecordBatch, partitions: dict[str, pa.Scalar], names: Sequence[str]
-) -> pa.RecordBatch:
-    if not partitions:
-        return rows.select(names)
-    columns = [
-        pa.repeat(partitions[name], rows.num_rows) if name in partitions else rows.column(name)
-        for name in names
-    ]
-    return pa.record_batch(columns, names=list(names))
 
 
 # -- Arrow IPC

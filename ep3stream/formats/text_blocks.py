@@ -1,10 +1,11 @@
-"""Text files, plain or packed (.gz, .zst, .zip), as blocks of whole lines whose places in the text are known.
+"""Text files, plain or packed (.gz, .zst, .bz2, .xz, .lz4, .zip), as blocks of whole lines.
 
-The places are where an interrupted conversion starts again, and how errors count rows.
+The blocks' places in the text are known: there an interrupted conversion starts again, and by them errors count rows.
 """
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ from ep3stream.formats.source import reading
 MAX_LINE_BYTES = 64 << 20
 _BOM = b"\xef\xbb\xbf"
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
-PACKED_SUFFIXES = (*_CODECS, ".zip")
+_CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+STREAM_SUFFIXES = (*_CODECS, ".xz")
+PACKED_SUFFIXES = (*STREAM_SUFFIXES, ".zip")
 
 
 class TextFault(Exception):
@@ -44,9 +46,9 @@ class TextBlock:
 
 
 def unpacked_name(file: Path) -> str:
-    """The name of the text, in lower case: without .gz or .zst, or that of the one member of a .zip."""
-    name = zip_member(file) if file.suffix.lower() == ".zip" else file.name
-    return name.lower().removesuffix(".gz").removesuffix(".zst")
+    """The name of the text, in lower case: without .gz or the like, or that of the one member of a .zip."""
+    name = (zip_member(file) if file.suffix.lower() == ".zip" else file.name).lower()
+    return name.removesuffix(next((suffix for suffix in STREAM_SUFFIXES if name.endswith(suffix)), ""))
 
 
 def zip_member(file: Path) -> str:
@@ -70,6 +72,9 @@ def open_unpacked(file: Path, start_byte: int = 0) -> Iterator[tuple[Any, Callab
         if suffix in _CODECS:
             raw = stack.enter_context(pa.OSFile(str(file)))
             stream = stack.enter_context(pa.CompressedInputStream(raw, _CODECS[suffix]))
+        elif suffix == ".xz":
+            raw = stack.enter_context(file.open("rb"))
+            stream = stack.enter_context(lzma.open(raw))
         elif suffix == ".zip":
             raw = stack.enter_context(file.open("rb"))
             stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(raw)).open(zip_member(file)))

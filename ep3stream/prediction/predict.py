@@ -6,11 +6,13 @@ Stores and tables are streamed: memory does not grow with the number of rows.
 from __future__ import annotations
 
 import csv
+import glob
 import io
+import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -22,14 +24,14 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from ep3stream.config import MIB, Format, Unknown
+from ep3stream.config import MIB, ConvertConfig, Format, Unknown
 from ep3stream.conversion.expand import FeatureRows
-from ep3stream.conversion.open_source import find_files
+from ep3stream.conversion.find_files import FOUND_SUFFIXES
+from ep3stream.conversion.open_source import open_features
 from ep3stream.conversion.spec import StoreSpec
 from ep3stream.conversion.writer import create_store
 from ep3stream.disk import no_link, replacing
 from ep3stream.errors import InputError, SourceError
-from ep3stream.formats.tables import TABLE_SUFFIXES
 from ep3stream.mesh import joined
 from ep3stream.prediction.evaluate import (
     RANK_TIMEOUT_S,
@@ -42,7 +44,7 @@ from ep3stream.prediction.models import load, recorded_columns
 from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
-from ep3stream.store.files import ObjectUrl, location
+from ep3stream.store.files import ObjectUrl, location, path_kind
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.store.scan import scan
 
@@ -169,43 +171,55 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_table(path: Path | str) -> bool:
-    """Whether `path` stands for a table: it is `-`, for standard input, or has a table's suffix."""
-    return str(path) == STANDARD_STREAM or str(path).lower().endswith(TABLE_SUFFIXES)
+    """Whether `path` stands for tables: `-`, for standard input, a table's name, a pattern, a directory of tables."""
+    place = Path(path)
+    if str(path) == STANDARD_STREAM or place.name.lower().endswith(FOUND_SUFFIXES):
+        return True
+    if place.is_dir():
+        return path_kind(place) == "a directory of other things"
+    return not os.path.lexists(place) and glob.has_magic(str(path))
 
 
 def predict_tables(
     run: Path | str,
-    rows: Path | str,
+    rows: Path | str | Sequence[Path | str],
     out: Path | str,
     scores: bool = False,
     unknown: Unknown = "error",
     rename: Mapping[str, str] | None = None,
+    partitions: bool = False,
 ) -> int:
-    """Writes the predictions for every row of a table as CSV, in order; returns their number.
+    """Writes the predictions for every row of tables as CSV, in order; returns their number.
 
-    rows: a file, or `-` for CSV on standard input. Columns are found by name and read as the conversion of the run's
-    store read them; the target and other columns are ignored.
+    rows: files, directories and patterns as for `convert`, or `-` for CSV on standard input. Columns are found by
+    name and read as the conversion of the run's store read them; the target and other columns are ignored.
     out: a file ending in .csv, which appears when it is whole, or `-` for standard output. Its header has the names of
-    the targets; classes are written by name; with `scores` each class has a column. A row that lacks a value, where
-    the conversion would have dropped the row, has empty predictions.
+    the targets, and is all there is for tables without rows; classes are written by name; with `scores` each class
+    has a column. A row that lacks a value, where the conversion would have dropped the row, has empty predictions.
     unknown: for a category that the store does not have, `error` raises, `ignore` sets none of the column's features,
-    `drop` writes empty predictions. rename: a column's name in the table -> its name in the store.
-    Memory: a few blocks of 4 MiB, and the model.
+    `drop` writes empty predictions. rename: a column's name in the table -> its name in the store. partitions: as in
+    `ConvertConfig`. Memory: a few blocks of 4 MiB, and the model.
 
     Raises SourceError naming column and row; InputError for a run that does not know its columns, or for `out`.
     """
     model, recorded = load(run), recorded_columns(run)
-    with _table_files(rows) as files:
-        features = FeatureRows.open(files, recorded, unknown, rename)
-        if features.feature_names != model.feature_names:
-            raise InputError(f"{run} has a model of other features than the columns it records; fit again")
+    config = ConvertConfig(rename=rename or {}, partitions=partitions)
+    with _table_paths(rows) as paths:
+        source = open_features(paths, recorded, config)
+        batches: Iterator[list[pa.Array]] = iter(())
+        if source is not None:
+            features = FeatureRows.open(source, recorded, unknown)
+            if features.feature_names != model.feature_names:
+                raise InputError(
+                    f"{run} has a model of other features than the columns it records; fit again"
+                )
+            batches = _predicted_columns(model, features, scores)
         names = (model.class_names if scores else None) or model.target_names
-        batches = _predicted_columns(model, features, scores)
         # The first rows are read before the file is made, so that unreadable rows leave nothing behind.
-        first, n_rows = next(batches), 0
+        first, n_rows = next(batches, None), 0
         with _csv_sink(out) as sink:
             sink.write(_csv([names]))
-            for columns in chain([first], batches):
+            for columns in chain([] if first is None else [first], batches):
                 sink.write(_csv(zip(*(column.to_pylist() for column in columns), strict=True)))
                 n_rows += len(columns[0])
         return n_rows
@@ -233,17 +247,22 @@ def _csv(rows: Iterable[Iterable[str | None]]) -> bytes:
 
 
 @contextmanager
-def _table_files(rows: Path | str) -> Iterator[list[Path]]:
-    """The files of a table. Standard input is copied to a file, because it is read twice: for types, and for rows."""
-    if str(rows) != STANDARD_STREAM:
-        yield find_files([Path(rows)])
+def _table_paths(rows: Path | str | Sequence[Path | str]) -> Iterator[list[Path]]:
+    """The paths of tables. Standard input is copied to a file, because it is read twice: for types, and for rows."""
+    places = [rows] if isinstance(rows, Path | str) else list(rows)
+    if not any(str(place) == STANDARD_STREAM for place in places):
+        yield list(map(Path, places))
         return
+    if len(places) > 1:
+        raise InputError(
+            f"{STANDARD_STREAM} is standard input, which is read alone; leave the other tables out"
+        )
     with TemporaryDirectory(prefix="ep3stream-") as folder:
         file = Path(folder, "standard input.csv")
         with file.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy, 1 << 20)
         try:
-            yield find_files([file])
+            yield [file]
         except SourceError as error:
             raise SourceError(str(error).replace(str(file), file.stem)) from error
 
