@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ from ep3stream.config import ConvertConfig
 from ep3stream.conversion import recorded_columns
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
+from ep3stream.conversion.numbers import ColumnMeans
 from ep3stream.conversion.recorded_columns import take_over
+from ep3stream.conversion.rows import EncodedRows
 from ep3stream.conversion.table_source import open_tables
 from ep3stream.formats.source import RowSource
 
@@ -30,6 +33,11 @@ class Encoded(NamedTuple):
     source: RowSource
     x: np.ndarray
     y: np.ndarray
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The record of the columns in the store's manifest."""
+        return self.expansion.columns(self.x.mean(axis=0, dtype=np.float64))
 
     @property
     def names(self) -> list[str]:
@@ -50,16 +58,21 @@ def write(path: Path, table: str | dict[str, Any]) -> Path:
 def encode_source(source: RowSource, config: ConvertConfig, block_bytes: int = 1 << 20) -> Encoded:
     config, like = take_over(config)
     encoder = RowEncoder.build(source, config, like)
-    parts = []
-    for batch in source.batches(block_bytes):
-        rows = encoder.encode(batch)
-        encoder.observe(rows, np.zeros(len(rows), np.intp))
-        parts.append(rows)
+    parts = [encoder.encode(batch) for batch in source.batches(block_bytes)]
+    learn_means(encoder, parts)
     encoder.require_usable(Path("last.csv"))
     expansion = Expansion.build(source, encoder)
     expanded = [expansion.expand(rows) for rows in parts]
     x, y = (np.concatenate([part[i] for part in expanded]) for i in (0, 1))
     return Encoded(expansion, encoder, source, x, y)
+
+
+def learn_means(encoder: RowEncoder, parts: Sequence[EncodedRows]) -> None:
+    """As a conversion does it behind the last row; the parts are those of the first split."""
+    means = ColumnMeans(len(gappy := encoder.unknown_means()))
+    for rows in parts:
+        means.add(rows.x[:, gappy])
+    encoder.set_means(gappy, means.means())
 
 
 def encode(path: Path, table: str | dict[str, Any], **settings: Any) -> Encoded:
@@ -72,7 +85,7 @@ def pretend_store(monkeypatch: pytest.MonkeyPatch, encoded: Encoded, **changes: 
     manifest = SimpleNamespace(
         task=encoded.source.target.task,
         x_dtype=encoded.encoder.layout.dtypes["x"],
-        columns=json.loads(json.dumps(encoded.expansion.columns)),
+        columns=json.loads(json.dumps(encoded.columns)),
         target_names=encoded.source.target.names,
         class_names=encoded.expansion.class_names,
     )

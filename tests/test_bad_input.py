@@ -83,15 +83,16 @@ def npz_bytes() -> bytes:
 
 
 MANY = 4000
+STOP = ["--missing", "error"]
 TABLES: dict[str, tuple[str, Table, list[str], tuple[str, ...]]] = {
     "empty file": ("t.csv", "", Y, ("t.csv: is empty", "give a file with data")),
     "header only": ("t.csv", "a,y\n", Y, ("t.csv: has a header but no rows", "give a file with data")),
     "ragged row": ("t.csv", rows(MANY, "5\n"), Y, ("t.csv: row 4001 has 1 fields but the header 2", "correct")),
     "text": ("t.csv", rows(MANY, "n/a?,1\n"), Y, ("t.csv: column 'a' ", "numbers", "among them is a text", "correct")),
     "late text": ("t.csv", rows(600_000, "n/a?,1\n"), Y, ("t.csv: column 'a', row 600001", "'n/a?'", "correct")),
-    "NaN": ("t.csv", rows(MANY, "nan,1\n"), Y, ("t.csv: column 'a', row 4001", "missing", "--missing")),
+    "NaN": ("t.csv", rows(MANY, "nan,1\n"), [*Y, *STOP], ("t.csv: column 'a', row 4001", "missing", "--missing")),
     "infinite": ("t.csv", rows(MANY, "inf,1\n"), Y, ("column 'a', row 4001", "not finite (inf)", "correct it")),
-    "NaN target": ("t.csv", rows(MANY, "1,\n"), Y, ("column 'y', row 4001", "missing")),
+    "NaN target": ("t.csv", rows(MANY, "1,\n"), [*Y, *STOP], ("column 'y', row 4001", "missing")),
     "unknown target": ("t.csv", "a,y\n1,2\n", ["--target", "z"], ("t.csv: there is no column 'z'", "did you mean")),
     "no target": ("t.csv", "a,y\n1,2\n", [], ("t.csv: no target column was chosen", "--target NAME")),
     "one class": ("t.csv", "a,y\n1,x\n2,x\n", Y, ("t.csv: every row has the label 'x' in 'y'", "two classes")),
@@ -100,7 +101,7 @@ TABLES: dict[str, tuple[str, Table, list[str], tuple[str, ...]]] = {
         ("'y' has more than 10000", "--task regression"),
     ),
     "no rows after drop": (
-        "t.csv", "a,y\n,1\n2,\n", [*Y, "--missing", "drop"], ("t.csv: every row has a missing value", "--missing mean"),
+        "t.csv", "a,y\n,1\n2,\n", [*Y, "--missing", "drop"], ("t.csv: every row has a missing value", "--missing auto"),
     ),
     "garbage": ("t.csv", bytes(range(256)) * 50, Y, ("t.csv: the header cannot be read (holds a NUL", "CSV file")),
     "other garbage": ("t.csv", np.random.default_rng(0).bytes(9000), Y, ("t.csv: the header", "is not UTF-8")),
@@ -118,7 +119,7 @@ TABLES: dict[str, tuple[str, Table, list[str], tuple[str, ...]]] = {
     "different lengths": (
         "t.npz", {"x": np.zeros((3, 1)), "y": np.zeros(4)}, [], ("x has 3 rows", "y has 4", "matching pair"),
     ),
-    "spaces and unicode": ("Übung 1 ☃.csv", "a,y\n1,x\n2,\n", Y, ("Übung 1 ☃.csv: column 'y', row 2",)),
+    "spaces and unicode": ("Übung 1 ☃.csv", "a,y\n1,x\n2,\n", [*Y, *STOP], ("Übung 1 ☃.csv: column 'y', row 2",)),
     "another kind": ("t.xlsx", "PK", Y, ("t.xlsx: is none of .csv", "convert it first")),
 }  # fmt: skip
 

@@ -76,7 +76,7 @@ def test_an_impossible_choice_is_refused_by_name(
         ({"target": ("a", "a")}, "target has 'a' twice"),
         ({"rename": {"a": "c", "b": "c"}}, "rename has 'c' twice"),
         ({"dates": ["year"]}, "dates is 'year'"),
-        ({"missing": "zero"}, "missing is 'zero'; choose one of error, mean, drop"),
+        ({"missing": "zero"}, "missing is 'zero'; choose one of auto, error, mean, drop"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_any_file_is_read(
@@ -196,7 +196,7 @@ def test_a_later_file_in_another_order_gets_the_features_and_fills_of_the_store(
     np.testing.assert_array_equal(later.x, first.x[[1, 0]])
     np.testing.assert_array_equal(later.y, first.y[[1, 0]])
     assert "not in first.zarr, so left out: extra" in caplog.text
-    assert later.expansion.columns == first.expansion.columns
+    assert later.columns == first.columns
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_two_columns_of_a_later_file_may_change_places(
 def test_options_that_contradict_the_store_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
-    first = encode(tmp_path / "1", "n,y\n1,a\n2,b\n")
+    first = encode(tmp_path / "1", "n,y\n1,a\n2,b\n", missing="drop")
     like = pretend_store(monkeypatch, first)
     with pytest.raises(ConfigError, match=message):
         encode(tmp_path / "2", "n,y\n1,a\n2,b\n", **{"target": None, **settings}, like=like)

@@ -251,7 +251,7 @@ def test_the_memory_held_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch
             replace(SMALL, splits={"train": 0.99, "test": 0.01}),
             "split test .* got none of the 2",
         ),
-        (["a,y", "1,1", "2,nan"], SMALL, "column 'y', row 2"),
+        (["a,y", "1,1", "2,nan"], replace(SMALL, missing="error"), "column 'y', row 2"),
         (["a,y", "1,1"], replace(SMALL, target="z"), "no column 'z'"),
     ],
 )

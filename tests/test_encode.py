@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from encoding import Encoded, encode, write
+from encoding import Encoded, encode, learn_means, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,14 +36,16 @@ def test_rows_with_missing_values_are_dropped_and_counted_by_column(tmp_path: Pa
 
 def test_missing_numbers_become_the_mean_and_missing_texts_a_category_of_their_own(tmp_path: Path) -> None:
     found = encode(tmp_path / "t", GAPS.replace("7,\n", "7,40\n"), missing="mean")
-    assert found.names == ["n", "color=blue", "color=red", "color=(missing)", "m"]
-    np.testing.assert_array_equal(found.x[:, 0], [1, 3, 3, 5])
-    np.testing.assert_array_equal(found.x[:, 4], [5, 6, 6, 7])
-    assert found.x[:, 3].tolist() == [0, 0, 1, 0]
+    assert found.names == [
+        *("n", "n (missing)", "color=blue", "color=red", "color=(missing)", "m", "m (missing)")
+    ]
+    np.testing.assert_array_equal(found.x[:, :2], [[1, 0], [3, 1], [3, 0], [5, 0]])
+    np.testing.assert_array_equal(found.x[:, 5:], [[5, 0], [6, 0], [6, 1], [7, 0]])
+    assert found.x[:, 4].tolist() == [0, 0, 1, 0]
     report = found.encoder.report()
     assert report == {"missing": {"color": 1, "m": 1, "n": 1}, "fills": {"m": 6, "n": 3}}
-    fills = {column["name"]: column.get("fill") for column in found.expansion.columns["columns"]}
-    assert fills == {"n": 3, "color": None, "m": 6}
+    fills = {column["name"]: column.get("fill") for column in found.columns["columns"]}
+    assert fills == {"n": 3, "n (missing)": None, "color": None, "m": 6, "m (missing)": None}
 
 
 def test_the_mean_is_that_of_the_first_split_and_filled_cells_are_counted_by_feature(tmp_path: Path) -> None:
@@ -51,11 +53,11 @@ def test_the_mean_is_that_of_the_first_split_and_filled_cells_are_counted_by_fea
     encoder = RowEncoder.build(source, ConvertConfig(missing="mean"))
     (rows,) = map(encoder.encode, source.batches(1 << 20))
     assert not encoder.is_complete
-    encoder.observe(rows, np.array([0, 0, 1]))
+    learn_means(encoder, [rows[:2]])
     x, _, filled = Expansion.build(source, encoder).expand(rows)
-    assert x[:, 0].tolist() == [1, 1, 9]
+    assert x[:, :2].tolist() == [[1, 0], [1, 1], [9, 0]]
     assert filled is not None
-    assert filled.sum(0).tolist() == [1, 0, 0]
+    assert filled.sum(0).tolist() == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -64,10 +66,10 @@ def test_the_mean_is_that_of_the_first_split_and_filled_cells_are_counted_by_fea
         (
             GAPS,
             "error",
-            "column 'n', row 2: the value is missing; fill it in, or take --missing mean or drop",
+            "column 'n', row 2: the value is missing; fill it in, or take --missing auto or drop",
         ),
         ("n,y\n1,a\n2,\n", "error", "column 'y', row 2: the label is missing; .*--missing drop"),
-        ("n,y\n1,2\n2,\n", "mean", "column 'y', row 2: the value is missing; .*--missing drop"),
+        ("n,y\n1,2\n2,\n", "error", "column 'y', row 2: the value is missing; .*--missing drop"),
         ("n,c,y\n1,a,1\n2,,2\n", "error", "column 'c', row 2: the text is missing"),
         ("n,y\n1,2\n,3\ninf,4\n", "drop", r"column 'n', row 3: the value is not finite \(inf\)"),
         ("n,y\n,2\n-inf,3\n", "mean", r"column 'n', row 2: the value is not finite \(-inf\)"),
@@ -78,11 +80,11 @@ def test_the_mean_is_that_of_the_first_split_and_filled_cells_are_counted_by_fea
             "'n' has no value in any row of the first split",
         ),
         ("n,y\n1,a\n2,a\n", "error", "every row has the label 'a'"),
-        ("n,y\n1,b\n2,a\n,c\n1,\n", "mean", "'y', row 4: the label is missing"),
+        ("n,y\n1,b\n2,a\n,c\n1,\n", {"y": "error"}, "'y', row 4: the label is missing"),
     ],
 )
 def test_what_cannot_be_filled_or_dropped_is_refused_by_name(
-    tmp_path: Path, table: Any, missing: str, message: str
+    tmp_path: Path, table: Any, missing: Any, message: str
 ) -> None:
     with pytest.raises(SourceError, match=message) as caught:
         encode(tmp_path / "t", table, missing=missing)
@@ -101,7 +103,7 @@ def test_numbers_and_booleans_can_be_categories_in_the_order_of_their_values(
 ) -> None:
     table = {"zip": [10, 9, 10], "ok": [True, False, True], "x": [0.5, -1.5, 2.0], "y": [1.0, 2, 3]}
     found = encode(tmp_path / "t", table, category=["zip", "ok", "x"], categories=encoding)
-    values = [column["values"] for column in found.expansion.columns["columns"]]
+    values = [column["values"] for column in found.columns["columns"]]
     assert values == [[9, 10], ["false", "true"], [-1.5, 0.5, 2.0]]
     if encoding == "codes":
         assert found.names == ["zip", "ok", "x"]
@@ -220,10 +222,9 @@ def read(source: RowSource, config: ConvertConfig, stops: Sequence[int]) -> Enco
         encoder.restore(state)
         batches = source.batches(64, position)
         for _, batch in zip(range(stop), batches, strict=False):
-            rows = encoder.encode(batch)
-            encoder.observe(rows, rows.y[:, 0].astype(np.intp) % 2)
-            parts.append(rows)
+            parts.append(encoder.encode(batch))
             position = batch.next
+    learn_means(encoder, parts)
     expansion = Expansion.build(source, encoder)
     x = np.concatenate([expansion.expand(rows)[0] for rows in parts])
     return Encoded(expansion, encoder, source, x, np.concatenate([rows.y for rows in parts]))
@@ -245,7 +246,7 @@ def test_an_encoder_restored_from_its_state_goes_on_as_if_never_stopped(
     whole, stopped = read(source, config, []), read(source, config, [3, 1, 11])
     np.testing.assert_array_equal(whole.x, stopped.x)
     np.testing.assert_array_equal(whole.y, stopped.y)
-    assert whole.expansion.columns == stopped.expansion.columns
+    assert whole.columns == stopped.columns
     assert whole.encoder.report() == stopped.encoder.report()
     assert whole.encoder.state() == stopped.encoder.state()
 

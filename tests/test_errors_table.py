@@ -376,7 +376,9 @@ def without_tensorboard(w: Workspace) -> tuple[int, str]:
 
 CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     # data to convert
-    "a cell is empty or NaN": lambda w: w.convert(f"a,b,y\n{ROWS}nan,1,1\n"),
+    "a cell is empty or NaN, with `--missing error`": lambda w: w.convert(
+        f"a,b,y\n{ROWS}nan,1,1\n", "--target", "y", "--missing", "error"
+    ),
     "a cell is infinite": lambda w: w.convert(f"a,b,y\n{ROWS}1,inf,1\n"),
     "a value is beyond float32": lambda w: w.convert(f"a,b,y\n{ROWS}1e39,1,1\n"),
     "a value is beyond float16, with `--dtype float16`": lambda w: w.convert(

@@ -25,7 +25,15 @@ from ep3stream.config.fit import (
     Scale,
     on_resume,
 )
-from ep3stream.config.parse import MIB, parse_bytes, parse_names, parse_renames, parse_splits, parse_weights
+from ep3stream.config.parse import (
+    MIB,
+    OTHER_COLUMNS,
+    parse_bytes,
+    parse_names,
+    parse_renames,
+    parse_splits,
+    parse_weights,
+)
 from ep3stream.config.settings import Setting, settings_of
 from ep3stream.config.solver import (
     KERNEL_DEFAULTS,
@@ -43,6 +51,7 @@ __all__ = [
     "KERNEL_DEFAULTS",
     "MAX_CONFIG_BYTES",
     "MIB",
+    "OTHER_COLUMNS",
     "PARTITIONS_HELP",
     "READ_TIMEOUT_S",
     "RENAME_LIKE_HELP",

@@ -7,9 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from ep3stream.config.parse import MIB, parse_bytes, parse_names, parse_renames, parse_splits
+from ep3stream.config.parse import (
+    MIB,
+    parse_bytes,
+    parse_missing,
+    parse_names,
+    parse_renames,
+    parse_splits,
+)
 from ep3stream.config.settings import at_least, check_settings, require, require_distinct, setting
 
 Task = Literal["regression", "classification"]
@@ -22,7 +29,7 @@ Codec = Literal["auto", "none", "lz4", "zstd"]
 
 Categories = Literal["onehot", "codes"]
 
-Missing = Literal["error", "mean", "drop"]
+Missing = Literal["auto", "error", "mean", "drop"]
 
 Unknown = Literal["error", "ignore", "drop"]
 
@@ -86,10 +93,13 @@ class ConvertConfig:
         metavar="PART,...",
         parse=parse_names,
     )
-    missing: Missing | None = setting(
+    missing: Missing | Mapping[str, Missing] | None = setting(
         None,
-        "an empty cell or NaN: error stops, mean fills it, drop leaves the row out",
-        default_means="error",
+        "an empty cell or NaN: auto and mean put the column's mean and add a 0/1 feature `COL (missing)`, make a text "
+        "the category (missing), and leave out a row without a target; drop leaves the row out; error stops",
+        default_means="auto",
+        metavar="POLICY|COL=POLICY,...",
+        parse=parse_missing,
     )
     like: Path | str | None = setting(
         None,
@@ -150,6 +160,11 @@ class ConvertConfig:
         check_settings(self)
         require_distinct("rename", list(self.rename.values()))
         require(all(self.rename.values()), "rename has an empty new name; use one of a letter at least")
+        for column, policy in self.missing.items() if isinstance(self.missing, Mapping) else ():
+            require(
+                policy in get_args(Missing),
+                f"missing of {column!r} is {policy!r:.80}; choose one of {', '.join(get_args(Missing))}",
+            )
         require(
             self.unknown is None or self.like is not None,
             f"unknown is {self.unknown}, but without like every category is learned; leave it out",

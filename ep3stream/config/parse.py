@@ -9,6 +9,9 @@ from ep3stream.errors import ConfigError
 
 MIB = 1 << 20
 
+# Stands for all columns that a setting by column does not name.
+OTHER_COLUMNS = "*"
+
 _BYTE_UNITS = {
     "": 1, "B": 1,
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
@@ -54,6 +57,19 @@ def parse_renames(text: str) -> dict[str, str]:
             raise ConfigError(f"rename has {old!r} twice; give each column one new name")
         renames[old] = new
     return renames
+
+
+def parse_missing(text: str) -> str | dict[str, str]:
+    """A policy as it stands; `COL=POLICY,...` by column, where a policy alone is that of all other columns."""
+    policies: dict[str, str] = {}
+    for part in parse_names(text):
+        column, _, policy = (piece.strip() for piece in part.rpartition("="))
+        column = column or OTHER_COLUMNS
+        if column in policies:
+            whose = "of the other columns" if column == OTHER_COLUMNS else f"of {column!r}"
+            raise ConfigError(f"missing {whose} is given twice; give it once")
+        policies[column] = policy
+    return policies[OTHER_COLUMNS] if policies.keys() == {OTHER_COLUMNS} else policies
 
 
 def parse_splits(text: str) -> dict[str, float]:

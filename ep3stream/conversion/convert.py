@@ -2,8 +2,10 @@
 
 Memory is bounded, and the store appears whole or not at all. Rows go straight from the source into the store if they
 may stay in the source's order and everything about the store is known before the first row. Otherwise they go through
-a `RowSorter`, which keeps them on the disk. On both ways the conversion saves its state now and then. A conversion that
-was killed goes on from there, and ends with the same bytes as one that was not.
+a `RowSorter`, which keeps them on the disk. So do rows with a missing number, which becomes its column's mean, known
+behind the last row: a conversion that has begun straight begins again at the first one. On both ways the conversion
+saves its state now and then. A conversion that was killed goes on from there, and ends with the same bytes as one that
+was not.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 from ep3stream.config import MIB, ConvertConfig, settings_of
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
+from ep3stream.conversion.numbers import ColumnMeans
 from ep3stream.conversion.open_source import open_source
 from ep3stream.conversion.recorded_columns import RecordedColumns, take_over
 from ep3stream.conversion.rows import EncodedRows
@@ -40,7 +43,7 @@ from ep3stream.store.reader import open_store
 
 _logger = logging.getLogger(__name__)
 
-_PLAN_VERSION = 1
+_PLAN_VERSION = 2
 _MAX_READ_BYTES = 8 * MIB
 
 # A block of rows this small stays in the processor's cache on its way into the store.
@@ -227,10 +230,14 @@ class _Conversion:
         tell: Callable[[ConvertProgress], None],
     ) -> None:
         self.work, self.store, self.source, self.config = work, store, source, config
-        self.reader = _RowReader(source, config, recorded)
-        self.encoder = self.reader.encoder
+        self.recorded = recorded
+        self._open_reader()
         self._tell = tell
         self._saved_at = time.monotonic()
+
+    def _open_reader(self) -> None:
+        self.reader = _RowReader(self.source, self.config, self.recorded)
+        self.encoder = self.reader.encoder
 
     def run(self) -> None:
         """Does what is left to do."""
@@ -240,20 +247,28 @@ class _Conversion:
             not config.shuffle
             and len(config.splits) == 1
             and config.format == "zarr"
-            and config.missing != "mean"
             and self.encoder.is_complete
+            and not (self.source.reads_once and self.encoder.may_fill)
+            and not self.work.is_sorting
         )
         if is_straight:
-            self._write_straight()
-            return
+            if self._write_straight():
+                return
+            self.work.start_sorting()
+            self._open_reader()
         with RowSorter(
             self.work.rows, self.encoder.layout, config.memory_bytes, len(config.splits), bool(config.shuffle)
         ) as sorter:
             saved = self._read_into(sorter)
+            if saved is None:
+                self._learn_means(sorter)
             self._write_from(sorter, saved)
 
-    def _write_straight(self) -> None:
-        """Reads the rows and appends them to the store's only split."""
+    def _write_straight(self) -> bool:
+        """Reads the rows and appends them to the store's only split.
+
+        Returns False at a missing number, whose column's mean is known behind the last row alone.
+        """
         (split,) = self.config.splits
         saved = self.work.progress()
         report = _reporter("read", self._tell)
@@ -271,6 +286,8 @@ class _Conversion:
             # holds back the rows of an unfinished file.
             states = deque([first])
             for rows, state in self.reader.rows(first.position, report):
+                if self.encoder.unknown_means():
+                    return False
                 n_skipped = min(to_skip, len(rows))
                 to_skip -= n_skipped
                 writer.append_checked(split, *expansion.expand(rows[n_skipped:]))
@@ -278,7 +295,8 @@ class _Conversion:
                 while len(states) > 1 and states[1].n_rows <= writer.rows_written(split):
                     states.popleft()
                 self._save(states[0], 0, writer)
-            self._commit(writer)
+            self._commit(writer, expansion)
+        return True
 
     def _read_into(self, sorter: RowSorter) -> Json | None:
         """Reads all rows into the sorter, except those it has from an earlier process.
@@ -297,6 +315,25 @@ class _Conversion:
         sorter.finish()
         return None
 
+    def _learn_means(self, sorter: RowSorter) -> None:
+        """Finds the means, over the first split, of the columns that have gaps.
+
+        In one more pass over the sorted rows, so that rows without gaps cost nothing, and in their final order, so that
+        the last bit does not depend on the memory.
+        """
+        gappy = self.encoder.unknown_means()
+        if not gappy:
+            return
+        means = ColumnMeans(len(gappy))
+        for _, rows in sorter.blocks(self._block_rows(), [0, *self.reader.counts[1:]]):
+            means.add(rows.x[:, gappy])
+        self.encoder.set_means(gappy, means.means())
+
+    def _block_rows(self) -> int:
+        """Returns how many sorted rows are taken at a time."""
+        widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.categories))
+        return max(1, min(_WRITE_BYTES, self.config.memory_bytes // 16) // widest)
+
     def _write_from(self, sorter: RowSorter, saved: Json | None) -> None:
         """Writes the sorted rows, except those that the store has from an earlier process."""
         report = _reporter("write", self._tell)
@@ -305,21 +342,19 @@ class _Conversion:
         expansion = Expansion.build(self.source, self.encoder)
         total = self.reader.n_rows
         row_bytes = expansion.n_features * np.dtype(self.encoder.layout.dtypes["x"]).itemsize
-        widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.categories))
-        block_rows = max(1, min(_WRITE_BYTES, self.config.memory_bytes // 16) // widest)
         with self._open_writer(expansion, total, saved and saved["writer"]) as writer:
             if sorter.n_spills and saved is None:
                 self._save(read, sorter.n_spills)
             done = [writer.rows_written(split) for split in splits]
             first = n_rows = sum(done)
-            for split, rows in sorter.blocks(block_rows, done):
+            for split, rows in sorter.blocks(self._block_rows(), done):
                 writer.append_checked(splits[split], *expansion.expand(rows))
                 n_rows += len(rows)
                 report(n_rows, n_rows / total, (n_rows - first) * row_bytes)
                 # Nothing can go on with an HDF5 file half written: it is written anew from the spilled rows.
                 if sorter.n_spills and self.config.format == "zarr":
                     self._save(read, sorter.n_spills, writer)
-            self._commit(writer)
+            self._commit(writer, expansion)
 
     def _restore_reader(self, state: _ReadState) -> None:
         try:
@@ -344,7 +379,7 @@ class _Conversion:
             feature_names=expansion.feature_names,
             target_names=target.names,
             class_names=expansion.class_names,
-            columns=expansion.columns,
+            columns=expansion.columns(),
             shuffle_seed=config.seed if config.shuffle else None,
             source=(),
             segment_bytes=config.segment_bytes,
@@ -365,11 +400,12 @@ class _Conversion:
             self.work.set_progress({"read": read.to_json(), "spills": n_spills, "writer": state})
             self._saved_at = time.monotonic()
 
-    def _commit(self, writer: StoreWriter) -> None:
+    def _commit(self, writer: StoreWriter, expansion: Expansion) -> None:
         _reporter("sync", self._tell)(self.reader.n_rows, 0.0, 0)
         files = self.reader.digests.finish() if self.source.files else self.source.described
+        means = writer.feature_means(next(iter(self.config.splits)))
         self.work.begin_commit()
-        writer.commit(files, self.encoder.report())
+        writer.commit(files, self.encoder.report(), expansion.columns(means))
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +449,12 @@ class _RowReader:
         self._ahead: Iterator[SourceBatch] | None = None
 
     @property
+    def counts(self) -> list[int]:
+        """Rows of each split so far; rows that were left out are not counted."""
+        counts: list[int] = self._counts.tolist()
+        return counts
+
+    @property
     def n_rows(self) -> int:
         """Rows read so far; rows that were left out are not counted."""
         return int(self._counts.sum())
@@ -447,7 +489,6 @@ class _RowReader:
         for batch in ahead or self.encoder.offsets.read_ahead(self._batches(start)):
             rows = self.encoder.encode(batch)
             split_ids = self._keys.assign(rows)
-            self.encoder.observe(rows, split_ids)
             self._counts += np.bincount(split_ids, minlength=len(self._counts))
             byte = 0
             if source.files:

@@ -1,9 +1,8 @@
-"""Turns batches into encoded rows: numbers, category codes, a target or label. Missing values are decided here.
+"""Turns batches into encoded rows: numbers, category codes, a target or label. Missing values are found here.
 
-A value is missing if it is NaN, null or an empty text. Under `--missing error` it is a SourceError that names
-file, column and row. Under `drop` its row is left out and counted. Under `mean` a missing number becomes the
-mean of its column in the first split, a missing category the category `(missing)`; a missing target or label is
-an error. Infinite numbers are always an error.
+What becomes of them, `missing_values.py` says by column: under `error` a missing value is a SourceError that names
+file, column and row, under `drop` its row is left out and counted, and else it stays NaN in a numeric column and is
+the category `(missing)` in another one. A row without a target is left out. Infinite numbers are always an error.
 
 An unseen category, which the store of `--like` does not have, is an error under `--unknown error`. Under
 `ignore` none of its one-hot features is set; under `drop` its row is left out.
@@ -28,11 +27,19 @@ from ep3stream.conversion.categories import (
     UnseenValues,
     column_warning,
 )
-from ep3stream.conversion.numbers import ColumnMeans, Rounding, all_finite, fill, missing_cells
+from ep3stream.conversion.missing_values import (
+    is_filled,
+    policies_of,
+    told_drops,
+    told_fills,
+    told_targets,
+    whole_name,
+)
+from ep3stream.conversion.numbers import Rounding, all_finite, fill, missing_cells
 from ep3stream.conversion.offsets import ColumnOffsets, without_offsets
 from ep3stream.conversion.recorded_columns import RecordedColumns
 from ep3stream.conversion.rows import EncodedRows, RowLayout
-from ep3stream.errors import SourceError
+from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import (
     MAX_CATEGORIES,
     MAX_LABELS,
@@ -54,11 +61,18 @@ _MAX_ERROR_PER_STD = 0.01
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts of rows kept and left out, of missing cells by column, and of unseen values."""
+    """What was counted and learned from the rows so far.
+
+    kept, dropped: rows kept and left out. missing: missing cells by column; of filled columns those in rows kept.
+    without_value: rows left out for a gap in a column under `drop`. means: what the gaps of a numeric column become.
+    unseen: unseen values.
+    """
 
     kept: int = 0
     dropped: int = 0
     missing: Counter[str] = field(default_factory=Counter)
+    without_value: int = 0
+    means: dict[str, float] = field(default_factory=dict)
     unseen: UnseenValues = field(default_factory=UnseenValues)
 
 
@@ -68,24 +82,22 @@ class RowEncoder:
 
     y is the label's code (int32) in classification and (c,) float32 in regression. The caller sets the key.
 
-    names: the numeric columns. categories, labels: the values of the category columns and of the label.
-    means: the means of the numeric columns, computed under `mean`. fills: the means taken over from `like`.
+    columns: the numeric columns. categories, labels: the values of the category columns and of the label.
+    policies: what becomes of a missing value, by column and target; a date's parts are one column.
     offsets: what is subtracted from numbers first.
     rounding: the errors of float16, if x is stored so. like: the store whose columns are followed.
     """
 
-    names: tuple[str, ...]
+    columns: tuple[FeatureColumn, ...]
     target: TargetColumns
     layout: RowLayout
     categories: tuple[CategoryCodes, ...]
     labels: CategoryCodes | None
-    missing: Missing
+    policies: Mapping[str, Missing]
     unknown: Unknown
-    means: ColumnMeans | None
-    fills: NDArray[np.float64] | None
     offsets: ColumnOffsets
     rounding: Rounding | None
-    like: Path | None
+    like: RecordedColumns | None
     tally: _Tally
 
     @classmethod
@@ -94,43 +106,52 @@ class RowEncoder:
     ) -> RowEncoder:
         """An encoder for the source's columns; under `like` with the values and fills of that store.
 
-        Of the config, which `take_over` has completed, dtype, missing and unknown are used.
+        Of the config, which `take_over` has completed, dtype, missing and unknown are used. Raises SourceError or
+        ConfigError if `missing` does not fit the columns.
         """
-        x_dtype, missing = config.dtype or "float32", config.missing or "error"
-        unknown = config.unknown or "error"
-        names = tuple(column.name for column in source.columns if column.kind == "numeric")
+        x_dtype, unknown = config.dtype or "float32", config.unknown or "error"
+        numeric = tuple(column for column in source.columns if column.kind == "numeric")
         categories = tuple(
             _category(c, x_dtype, like, unknown) for c in source.columns if c.kind == "category"
         )
         labels = _labels(source, like)
         y_shape, y_dtype = ((), "int32") if labels is not None else ((len(source.target.names),), "float32")
-        numeric_targets = source.target.names if labels is None else ()
-        offsets = ColumnOffsets(names, numeric_targets, x_dtype)
+        policies = policies_of(source, config.missing, None if like is None else like.policies)
+        if like is not None:
+            _require_means(numeric, policies, like)
+        offsets = ColumnOffsets(
+            [column.name for column in numeric], source.target.names if labels is None else (), x_dtype
+        )
         if like is not None:
             offsets.take_over(like.offsets)
-        fills = None
-        if missing == "mean" and like is not None:
-            fills = np.array([like.fills[name] for name in names], np.float64)
         return cls(
-            names=names,
+            columns=numeric,
             target=source.target,
-            layout=RowLayout.of(len(names), len(categories), y_shape, x_dtype, y_dtype),
+            layout=RowLayout.of(len(numeric), len(categories), y_shape, x_dtype, y_dtype),
             categories=categories,
             labels=labels,
-            missing=missing,
+            policies=policies,
             unknown=unknown,
-            means=ColumnMeans(len(names)) if missing == "mean" and fills is None else None,
-            fills=fills,
             offsets=offsets,
-            rounding=Rounding(len(names)) if x_dtype == "float16" and names else None,
-            like=None if like is None else like.store,
+            rounding=Rounding(len(numeric)) if x_dtype == "float16" and numeric else None,
+            like=like,
             tally=_Tally(),
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the numeric columns."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def _whole_names(self) -> tuple[str, ...]:
+        """The same with the parts of a date under the date's name, as gaps are counted."""
+        return tuple(map(whole_name, self.columns))
 
     def encode(self, batch: SourceBatch) -> EncodedRows:
         """The batch as at most b rows; raises SourceError, which names file, column and row of a bad value.
 
-        Rows that `drop` leaves out are missing; under `mean` x holds NaN for a missing number.
+        Rows that are left out are missing; x holds NaN for a missing number that is to be filled.
         """
         return self.encode_kept(batch)[0]
 
@@ -141,9 +162,13 @@ class RowEncoder:
         where = BatchOrigin(batch.file, batch.first_row)
         target_where = BatchOrigin(batch.target_file, batch.first_row)
         cells = [DistinctValues.of(values) for values in batch.texts]
-        gaps = {} if ready else self._fill_numbers(rows.x, batch.numeric, self.offsets.x, self.names, where)
+        gaps = (
+            {}
+            if ready
+            else self._fill_numbers(rows.x, batch.numeric, self.offsets.x, self._whole_names, where)
+        )
         for category, values in zip(self.categories, cells, strict=True):
-            gaps |= self._count_missing([category.column], values.missing, "text", where)
+            gaps |= self._gaps([category.column], values.missing, "text", where)
         label = None
         if self.labels is None:
             gaps |= self._fill_numbers(
@@ -151,13 +176,13 @@ class RowEncoder:
             )
         else:
             label = DistinctValues.of(batch.target)
-            gaps |= self._count_missing([self.labels.column], label.missing, "label", target_where)
+            gaps |= self._gaps([self.labels.column], label.missing, "label", target_where)
             if self.target.kind == "integer":
                 label = label.as_integers(self.labels.column, target_where)
         if self.rounding is not None:
             self.rounding.add(without_offsets(batch.numeric, self.offsets.x), rows.x)
         self.offsets.check(batch, rows.x, rows.y)
-        left_out = [*gaps.values()] if self.missing == "drop" else []
+        left_out = [lacking for name, lacking in gaps.items() if not self._fills(name)]
         left_out += self._count_unseen(
             [*zip(self.categories, cells, strict=True), (self.labels, label)], left_out
         )
@@ -166,6 +191,7 @@ class RowEncoder:
             kept = np.flatnonzero(~np.logical_or.reduce(left_out))
             rows, cells = rows.take(kept), [values.only(kept) for values in cells]
             label = label and label.only(kept)
+        self._count_missing(gaps, kept)
         for j, (category, values) in enumerate(zip(self.categories, cells, strict=True)):
             rows.codes[:, j] = category.encode(values, where)
         if self.labels is not None and label is not None:
@@ -197,28 +223,50 @@ class RowEncoder:
         if fill(out, without_offsets(pieces, offsets)):
             return {}
         missing = missing_cells(out, pieces, names, where)
-        return self._count_missing(names, missing, "value", where) if missing.any() else {}
+        return self._gaps(names, missing, "value", where) if missing.any() else {}
 
-    def _count_missing(
+    def _gaps(
         self, names: Sequence[str], missing: NDArray[np.bool_] | None, what: str, where: BatchOrigin
     ) -> dict[str, NDArray[np.bool_]]:
-        """Count the missing cells, (b,) or (b, k), of the columns; returns which rows lack a value, by column.
+        """Which rows lack a value, (b,), by column, of the missing cells (b,) or (b, k).
 
-        Raises SourceError if the settings do not allow a missing value there.
+        Raises SourceError if the policy of a column does not allow it.
         """
         if missing is None:
             return {}
         missing = missing.reshape(len(missing), -1)
-        is_target = names[0] in self.target.names
-        if self.missing == "error" or (self.missing == "mean" and is_target):
-            row, column = map(int, np.argwhere(missing)[0])
-            remedy = "--missing drop" if is_target else "--missing mean or drop"
+        refusing = np.array([self.policies[name] == "error" for name in names])
+        refused = np.argwhere(missing & refusing)
+        if len(refused):
+            row, column = map(int, refused[0])
+            remedy = "drop" if names[column] in self.target.names else "auto or drop"
             raise SourceError(
-                f"{where.cell(names[column], row)}: the {what} is missing; fill it in, or take {remedy}"
+                f"{where.cell(names[column], row)}: the {what} is missing; fill it in, or take --missing {remedy}"
             )
-        counts = np.count_nonzero(missing, axis=0)
-        self.tally.missing.update({name: int(counts[j]) for j, name in enumerate(names) if counts[j]})
-        return {name: missing[:, j] for j, name in enumerate(names) if counts[j]}
+        found = np.count_nonzero(missing, axis=0)
+        # The parts of a date come one after the other, and lack a value in the same rows.
+        return {name: missing[:, j] for j, name in enumerate(names) if found[j]}
+
+    def fills(self, column: FeatureColumn) -> bool:
+        """Whether a gap in this column is filled; else its row is left out."""
+        return self._fills(whole_name(column))
+
+    def _fills(self, name: str) -> bool:
+        """Whether a gap in this column is filled; else its row is left out."""
+        return is_filled(self.policies[name]) and name not in self.target.names
+
+    def _count_missing(self, gaps: Mapping[str, NDArray[np.bool_]], kept: NDArray[np.intp] | None) -> None:
+        """Count the gaps by column, those that are filled in the rows that are kept alone."""
+        dropping = []
+        for name, lacking in gaps.items():
+            if self._fills(name):
+                lacking = lacking if kept is None else lacking[kept]
+            elif self.policies[name] == "drop":
+                dropping.append(lacking)
+            if n_rows := int(np.count_nonzero(lacking)):
+                self.tally.missing[name] += n_rows
+        if dropping:
+            self.tally.without_value += int(np.count_nonzero(np.logical_or.reduce(dropping)))
 
     def _count_unseen(
         self,
@@ -243,17 +291,46 @@ class RowEncoder:
             with_unseen.append(np.isin(cells.indices, list(unseen)))
         return with_unseen if self.unknown == "drop" else []
 
-    def observe(self, rows: EncodedRows, split_ids: NDArray[np.intp]) -> None:
-        """Add the rows of the first split to the means that missing numbers become, under `mean`."""
-        if self.means is not None:
-            first = split_ids == 0
-            self.means.add(rows.x if first.all() else rows.x[first])
-
     @property
     def is_complete(self) -> bool:
-        """Whether all categories, labels and fills are known before the rows are read."""
+        """Whether all categories and labels are known before the rows are read."""
         learned = [*self.categories, *([self.labels] if self.labels is not None else [])]
-        return self.means is None and all(values.is_closed for values in learned)
+        return all(values.is_closed for values in learned)
+
+    @property
+    def may_fill(self) -> bool:
+        """Whether a number may be missing that becomes a mean which only the rows themselves can tell."""
+        return self.like is None and any(map(self.fills, self.columns))
+
+    def unknown_means(self) -> list[int]:
+        """The numeric columns, by index, with gaps so far whose means are not known; see `set_means`."""
+        if not self.tally.missing or self.like is not None:
+            return []
+        return [
+            j
+            for j, column in enumerate(self.columns)
+            if self.tally.missing[whole_name(column)]
+            and self.fills(column)
+            and column.name not in self.tally.means
+        ]
+
+    def set_means(self, columns: Sequence[int], means: NDArray[np.float64]) -> None:
+        """Say what the gaps of these numeric columns become in the store; raises SourceError for a mean that is NaN."""
+        for j, mean in zip(columns, means.tolist(), strict=True):
+            if np.isnan(mean):
+                raise SourceError(
+                    f"column {self.columns[j].name!r} has no value in any row of the first split, so no mean; "
+                    "leave it out with --drop"
+                )
+            self.tally.means[self.columns[j].name] = mean
+
+    @property
+    def indicators(self) -> tuple[str, ...]:
+        """The columns whose gaps a feature of their own marks: those of the store that is followed, or with gaps."""
+        if self.like is not None:
+            return self.like.indicators
+        named = dict.fromkeys(map(whole_name, self.columns))
+        return tuple(name for name in named if self.tally.missing[name] and self._fills(name))
 
     @property
     def word_names(self) -> tuple[str, ...]:
@@ -282,7 +359,7 @@ class RowEncoder:
         if self.tally.kept == 0:
             raise SourceError(
                 f"{file}: every row has a missing value, so none of the {self.tally.dropped} rows is left; "
-                "fill some in, leave the emptiest columns out with --drop, or take --missing mean"
+                "fill some in, leave the emptiest columns out with --drop, or take --missing auto"
             )
         for category in self.categories:
             if category.is_closed:
@@ -297,23 +374,14 @@ class RowEncoder:
             )
 
     def fill_values(self) -> dict[str, float]:
-        """The number that missing values become, by column, under `mean`; else nothing.
-
-        Raises SourceError for a column without a value in the first split.
-        """
-        fills = self.fills if self.means is None else self.means.means()
-        if fills is None:
-            return {}
-        for name, value in zip(self.names, fills, strict=True):
-            if np.isnan(value):
-                raise SourceError(
-                    f"column {name!r} has no value in any row of the first split, so no mean; "
-                    "leave it out with --drop"
-                )
-        return dict(zip(self.names, fills.tolist(), strict=True))
+        """The number that a missing value becomes in the store, by numeric column, as far as known and needed."""
+        if self.like is None:
+            return dict(self.tally.means)
+        fills = self.like.fills
+        return {column.name: fills[column.name] for column in self.columns if self.fills(column)}
 
     def report(self) -> dict[str, Any]:
-        """The counts of rows left out, cells filled and values rounded, for the manifest; warns of spoiled columns."""
+        """The counts of rows left out, cells filled and values rounded, for the manifest; warns of all of them."""
         report: dict[str, Any] = {}
         if self.tally.dropped:
             report["dropped_rows"] = self.tally.dropped
@@ -322,9 +390,12 @@ class RowEncoder:
             fills = self.fill_values()
             offsets = self.offsets.by_name
             filled = {
-                name: fills[name] + offsets.get(name, 0.0) for name in report["missing"] if name in fills
+                column.name: fills[column.name] + offsets.get(column.name, 0.0)
+                for column in self.columns
+                if column.name in fills and self.tally.missing[whole_name(column)]
             }
-            report |= {"fills": filled} if filled else {}
+            report |= {"fills": dict(sorted(filled.items()))} if filled else {}
+            self.report_missing()
         if self.tally.unseen:
             report["unknown"] = self.tally.unseen.to_json()
             self.report_unseen()
@@ -341,10 +412,35 @@ class RowEncoder:
                     )
         return report
 
+    def report_missing(self) -> None:
+        """Warn of the missing values, a line for each column that was filled, and of the rows left out for them."""
+        missing, fills, offsets = self.tally.missing, self.fill_values(), self.offsets.by_name
+        features = dict.fromkeys([*map(whole_name, self.columns), *(c.column for c in self.categories)])
+        means: dict[str, list[float]] = {}
+        for column in self.columns:
+            if column.name in fills:
+                mean = fills[column.name] + offsets.get(column.name, 0.0)
+                means.setdefault(whole_name(column), []).append(mean)
+        filled = {name: missing[name] for name in features if missing[name] and self._fills(name)}
+        dropping = [name for name in (*features, *self.target.names) if self.policies[name] == "drop"]
+        left = {name: missing[name] for name in self.target.names if missing[name] and name not in dropping}
+        lines = [
+            *told_fills(filled, self.tally.kept, means, self.indicators),
+            *told_targets(left),
+            *told_drops(
+                {name: missing[name] for name in dropping if missing[name]},
+                self.tally.without_value,
+                self.tally.kept + self.tally.dropped,
+            ),
+        ]
+        for line in lines:
+            _LOGGER.warning("%s", line)
+
     def report_unseen(self) -> None:
         """Warn of the unseen values, if there were any."""
         if self.tally.unseen:
-            _LOGGER.warning("%s", self.tally.unseen.sentence(self.unknown, self.like))
+            store = None if self.like is None else self.like.store
+            _LOGGER.warning("%s", self.tally.unseen.sentence(self.unknown, store))
 
     def state(self) -> dict[str, Any]:
         """Everything learned from the batches so far, as JSON that holds it exactly, for `restore`."""
@@ -354,8 +450,9 @@ class RowEncoder:
             "kept": self.tally.kept,
             "dropped": self.tally.dropped,
             "missing": dict(self.tally.missing),
+            "without_value": self.tally.without_value,
+            "means": dict(self.tally.means),
             "strangers": self.tally.unseen.to_json(),
-            "means": None if self.means is None else self.means.state(),
             "rounding": None if self.rounding is None else self.rounding.state(),
             "offsets": self.offsets.state(),
         }
@@ -368,12 +465,24 @@ class RowEncoder:
             self.labels.restore(state["labels"])
         self.tally.kept, self.tally.dropped = state["kept"], state["dropped"]
         self.tally.missing = Counter(state["missing"])
+        self.tally.without_value, self.tally.means = state["without_value"], dict(state["means"])
         self.tally.unseen = UnseenValues.of(state.get("strangers", {}))
-        if self.means is not None:
-            self.means.restore(state["means"])
         self.offsets.restore(state["offsets"])
         if self.rounding is not None:
             self.rounding.restore(state["rounding"])
+
+
+def _require_means(
+    columns: Sequence[FeatureColumn], policies: Mapping[str, Missing], like: RecordedColumns
+) -> None:
+    """Raises ConfigError if a column is to be filled for which the store has no mean."""
+    for column in columns:
+        policy = policies[whole_name(column)]
+        if is_filled(policy) and column.name not in like.fills:
+            raise ConfigError(
+                f"missing {policy} contradicts like, whose store {like.store} records no means of {column.name!r}; "
+                "use drop, or fill the cells in"
+            )
 
 
 def _category(

@@ -1,12 +1,13 @@
 """Turns encoded rows into the x and y of a store, once every category, label and fill is known.
 
 `Expansion` does this for a conversion, `FeatureRows` for tables without a target, whose rows a model predicts.
-A missing number becomes its column's fill; an unseen category that is ignored sets none of its features.
+A missing number becomes its column's fill, and its indicator feature is 1; an unseen category that is ignored sets none
+of its features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from ep3stream.config import ConvertConfig, Unknown
 from ep3stream.conversion.categories import UNKNOWN
 from ep3stream.conversion.encode import RowEncoder
+from ep3stream.conversion.missing_values import indicator_name, whole_name
+from ep3stream.conversion.numbers import all_finite
 from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
 from ep3stream.conversion.rows import EncodedRows
 from ep3stream.errors import SourceError
@@ -41,31 +44,44 @@ class _Category:
 class Expansion:
     """How encoded rows become x and y.
 
-    columns: the record of the columns for the manifest. numeric: the features of the numeric columns.
-    label_ranks: the class id of each label's code. fills: the number that NaN becomes in each numeric column,
-    in the dtype of x.
+    source, encoder: what the features are made of. numeric: the features of the numeric columns.
+    indicators, marked: the features that mark gaps, and the numeric column of each.
+    label_ranks: the class id of each label's code. fills: the number that NaN becomes in each numeric column, in the
+    dtype of x; NaN where there is none. None if nothing can be missing.
     """
 
+    source: RowSource
+    encoder: RowEncoder
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...] | None
-    columns: Mapping[str, Any]
     numeric: NDArray[np.intp]
+    indicators: NDArray[np.intp]
+    marked: NDArray[np.intp]
     categories: tuple[_Category, ...]
     label_ranks: NDArray[np.int32] | None
     fills: NDArray[Any] | None
 
     @classmethod
     def build(cls, source: RowSource, encoder: RowEncoder) -> Expansion:
-        """Lay out the features in the source's order, each value of a one-hot category as `column=value`."""
-        fills = encoder.fill_values()
+        """Lay out the features in the source's order, each value of a one-hot category as `column=value`.
+
+        The indicator of a column's gaps follows the column, or the last part of a date.
+        """
+        fills, marked = encoder.fill_values(), encoder.indicators
         codes = {category.column: category for category in encoder.categories}
         names: list[str] = []
         numeric: list[int] = []
+        indicators: dict[int, int] = {}
         categories: list[_Category] = []
-        for column in source.columns:
+        for column, following in zip(source.columns, [*source.columns[1:], None], strict=True):
             if column.kind == "numeric":
                 numeric.append(len(names))
                 names.append(column.name)
+                whole = whole_name(column)
+                is_last = following is None or whole_name(following) != whole
+                if is_last and whole in marked:
+                    indicators[len(names)] = len(numeric) - 1
+                    names.append(indicator_name(whole))
             else:
                 category, is_onehot = codes[column.name], column.encoding == "onehot"
                 categories.append(_Category(len(names), category.ranks(), is_onehot))
@@ -73,23 +89,41 @@ class Expansion:
                 names.extend(features if is_onehot else [column.name])
         _require_distinct(names)
         labels = encoder.labels
-        values = {name: category.sorted_values() for name, category in codes.items()}
         return cls(
+            source=source,
+            encoder=encoder,
             feature_names=tuple(names),
             class_names=None if labels is None else tuple(map(str, labels.sorted_values())),
-            columns=describe_columns(
-                source.columns,
-                source.target,
-                values,
-                fills,
-                encoder.missing,
-                source.recorded,
-                encoder.offsets.by_name,
-            ),
             numeric=np.asarray(numeric, np.intp),
+            indicators=np.asarray(list(indicators), np.intp),
+            marked=np.asarray(list(indicators.values()), np.intp),
             categories=tuple(categories),
             label_ranks=None if labels is None else labels.ranks(),
-            fills=np.array(list(fills.values()), encoder.layout.dtypes["x"]) if fills else None,
+            fills=np.array([fills.get(name, np.nan) for name in encoder.names], encoder.layout.dtypes["x"])
+            if fills
+            else None,
+        )
+
+    def columns(self, means: NDArray[np.float64] | None = None) -> dict[str, Any]:
+        """The record of the columns for the manifest.
+
+        means: the mean of each feature in the first split, (d,). A column that has no gap keeps it, for a later file
+        that has some.
+        """
+        encoder = self.encoder
+        fills = encoder.fill_values()
+        if means is not None and encoder.may_fill:
+            of_columns = zip(encoder.columns, means[self.numeric].tolist(), strict=True)
+            fills = {column.name: mean for column, mean in of_columns if encoder.fills(column)} | fills
+        return describe_columns(
+            self.source.columns,
+            self.source.target,
+            {category.column: category.sorted_values() for category in encoder.categories},
+            fills,
+            encoder.policies,
+            encoder.indicators,
+            self.source.recorded,
+            encoder.offsets.by_name,
         )
 
     @property
@@ -100,14 +134,21 @@ class Expansion:
     def expand(self, rows: EncodedRows) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_] | None]:
         """The store's x (b, d), y as class ids (b,) or numbers (b, c), and which cells of x were filled, (b, d).
 
-        The last is None if none was filled. Without categories and fills x is that of the rows, not a copy.
+        The last is None if none was filled. Without categories and indicators x is that of the rows, not a copy, if
+        none is missing.
         """
         y = rows.y if self.label_ranks is None else self.label_ranks[rows.y]
-        numbers, filled = self._fill(rows.x)
-        if not self.categories:
+        numbers, missing = self._fill(rows.x)
+        filled = None
+        if missing is not None:
+            filled = np.zeros((len(rows), self.n_features), np.bool_)
+            filled[:, self.numeric] = missing
+        if not self.categories and not len(self.indicators):
             return numbers, y, filled
         x = np.zeros((len(rows), self.n_features), rows.x.dtype)
         x[:, self.numeric] = numbers
+        if missing is not None:
+            x[:, self.indicators] = missing[:, self.marked]
         each = np.arange(len(rows))
         for j, category in enumerate(self.categories):
             codes = rows.codes[:, j]
@@ -119,15 +160,11 @@ class Expansion:
         return x, y, filled
 
     def _fill(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """The numeric columns with fills for NaN, and which features of which rows these are."""
-        if self.fills is None:
+        """The numeric columns with fills for NaN, and which of their cells these are; None if none is."""
+        if self.fills is None or all_finite(x):
             return x, None
         missing = np.isnan(x)
-        if not missing.any():
-            return x, None
-        filled = np.zeros((len(x), self.n_features), np.bool_)
-        filled[:, self.numeric] = missing
-        return np.where(missing, self.fills, x), filled
+        return np.where(missing, self.fills, x), missing
 
 
 def _require_distinct(names: list[str]) -> None:
@@ -160,7 +197,7 @@ class FeatureRows:
         unknown: what becomes of unseen categories, as in `ConvertConfig`.
         """
         like = recorded.without_target()
-        settings = ConvertConfig(dtype=like.dtype, missing=like.missing, like=like.store, unknown=unknown)
+        settings = ConvertConfig(dtype=like.dtype, like=like.store, unknown=unknown)
         encoder = RowEncoder.build(source, settings, like)
         return cls(source, encoder, Expansion.build(source, encoder))
 
@@ -173,8 +210,8 @@ class FeatureRows:
         """For each batch x, (k, d), of its usable rows, and which of its rows are usable, (b,).
 
         A row with a missing value is unusable if the store's conversion dropped such rows; else the value is
-        filled, or a SourceError. `unknown` decides about rows with an unseen category; a warning behind the last
-        row counts them.
+        filled, or a SourceError. `unknown` decides about rows with an unseen category. Warnings behind the last
+        row count both.
         """
         for batch in self.source.batches(_BLOCK_BYTES):
             rows, kept = self.encoder.encode_kept(batch)
@@ -182,4 +219,5 @@ class FeatureRows:
             if kept is not None:
                 usable[kept] = True
             yield self.expansion.expand(rows)[0], usable
+        self.encoder.report_missing()
         self.encoder.report_unseen()

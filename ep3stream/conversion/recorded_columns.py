@@ -8,6 +8,7 @@ were: refused, dropped, or filled with the recorded means.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ep3stream.conversion.columns import (
     require_known,
 )
 from ep3stream.conversion.conform import family_or_none, fits, misfit
+from ep3stream.conversion.missing_values import indicator_name, whole_name
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 from ep3stream.formats.svmlight import SparseLayout
@@ -48,15 +50,18 @@ class RecordedColumns:
     numbers of columns and targets, fills included, before they are stored, by name; others have none.
     n_source_features: of arrays and svmlight files, how many features they had before any was chosen.
     index_base: of svmlight files, the index of the first feature.
+    policies: what becomes of missing values, by column and target; the parts of a date are one column.
+    indicators: the columns whose gaps a feature of their own marks.
     """
 
     store: Path
     task: Task
     dtype: XDtype
-    missing: Missing
     columns: tuple[FeatureColumn, ...]
     values: Mapping[str, tuple[Any, ...]]
     fills: Mapping[str, float]
+    policies: Mapping[str, Missing]
+    indicators: tuple[str, ...]
     target: TargetColumns
     class_names: tuple[str, ...] | None
     offsets: Mapping[str, float] = field(default_factory=dict)
@@ -86,17 +91,26 @@ class RecordedColumns:
     ) -> RecordedColumns:
         """From the JSON of `columns_of`; raises KeyError, TypeError or AttributeError for any other JSON."""
         document: Mapping[str, Any] = record["columns"]
-        described: list[Mapping[str, Any]] = document["columns"]
+        described: list[Mapping[str, Any]] = [
+            one for one in document["columns"] if one["kind"] != "indicator"
+        ]
         target = document.get("targets") or [{"name": name} for name in target_names]
         task: Task = "regression" if class_names is None else "classification"
+        columns = tuple(_column(one) for one in described)
+        policy: Missing = document.get("missing", "error")
+        policies = {
+            whole_name(column): one.get("missing", policy)
+            for column, one in zip(columns, described, strict=True)
+        }
         return cls(
             store=origin,
             task=task,
             dtype=record["x_dtype"],
-            missing=document.get("missing", "error"),
-            columns=tuple(_column(one) for one in described),
+            columns=columns,
             values={one["name"]: tuple(one["values"]) for one in described if "values" in one},
             fills={one["name"]: float(one["fill"]) for one in described if "fill" in one},
+            policies=policies | {one["name"]: one.get("missing", policy) for one in target},
+            indicators=tuple(one["of"] for one in document["columns"] if one["kind"] == "indicator"),
             target=TargetColumns(
                 names=tuple(one["name"] for one in target),
                 kind=document.get("kind") or ("number" if task == "regression" else "text"),
@@ -157,21 +171,44 @@ def describe_columns(
     target: TargetColumns,
     values: Mapping[str, Sequence[Any]],
     fills: Mapping[str, float],
-    missing: Missing,
+    policies: Mapping[str, Missing],
+    indicators: Sequence[str],
     of_source: Mapping[str, Any],
     offsets: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of the columns as JSON for the manifest; `values` of categories and `fills` by column name.
 
-    of_source: `RowSource.recorded`. offsets: what is subtracted from columns and targets, by name.
+    policies, indicators: as in `RecordedColumns`. of_source: `RowSource.recorded`. offsets: what is subtracted from
+    columns and targets, by name.
     """
     names = list(target.names)
+    general = Counter(policies.values()).most_common(1)[0][0]
+    described = []
+    for column, following in zip(columns, [*columns[1:], None], strict=True):
+        whole = whole_name(column)
+        described.append(
+            _described(column, values, fills)
+            | _offset_of(column.name, offsets)
+            | _own_policy(policies[whole], general)
+        )
+        is_last = following is None or whole_name(following) != whole
+        if is_last and whole in indicators:
+            described.append(
+                {
+                    "name": indicator_name(whole),
+                    "kind": "indicator",
+                    "source": column.source or whole,
+                    "of": whole,
+                }
+            )
     return {
         "version": COLUMNS_VERSION,
         "target": names[0] if len(names) == 1 else names,
         "kind": target.kind,
         "targets": [
-            {"name": name, "source": source, "type": family} | _offset_of(name, offsets)
+            {"name": name, "source": source, "type": family}
+            | _offset_of(name, offsets)
+            | _own_policy(policies[name], general)
             for name, source, family in zip(
                 names,
                 target.sources or names,
@@ -179,23 +216,25 @@ def describe_columns(
                 strict=True,
             )
         ],
-        "missing": missing,
+        "missing": general,
         **of_source,
-        "columns": [
-            _described(column, values, fills) | _offset_of(column.name, offsets) for column in columns
-        ],
+        "columns": described,
     }
 
 
+def _own_policy(policy: Missing, general: Missing) -> dict[str, Missing]:
+    """The policy of a column as JSON if it is not that of most columns."""
+    return {} if policy == general else {"missing": policy}
+
+
 def take_over(config: ConvertConfig) -> tuple[ConvertConfig, RecordedColumns | None]:
-    """The config with dtype, missing and shuffle decided: as in the store it is `like`, or by default.
+    """The config with dtype and shuffle decided: as in the store it is `like`, or by default.
 
     Also returns the columns of that store, if there is one. Raises ConfigError, which names the setting, if the
     config contradicts the store.
     """
     if config.like is None:
-        dtype, missing = config.dtype or "float32", config.missing or "error"
-        return replace(config, dtype=dtype, missing=missing, shuffle=config.shuffle is not False), None
+        return replace(config, dtype=config.dtype or "float32", shuffle=config.shuffle is not False), None
     recorded = RecordedColumns.of(Path(config.like))
     like = f"contradicts like, whose store {recorded.store}"
     for name in _TAKEN_OVER:
@@ -210,13 +249,8 @@ def take_over(config: ConvertConfig) -> tuple[ConvertConfig, RecordedColumns | N
         if given and given not in allowed:
             shown, stored = (", ".join(v) if isinstance(v, tuple) else v for v in (given, allowed[0]))
             raise ConfigError(f"{name} {shown} {like} has {stored}; leave {name} out")
-    missing = config.missing or recorded.missing
-    if missing == "mean" and recorded.missing != "mean":
-        raise ConfigError(f"missing mean {like} records no means; use drop, or fill the cells in")
     shuffle = len(config.splits) > 1 if config.shuffle is None else config.shuffle
-    return replace(
-        config, task=recorded.task, dtype=recorded.dtype, missing=missing, shuffle=shuffle
-    ), recorded
+    return replace(config, task=recorded.task, dtype=recorded.dtype, shuffle=shuffle), recorded
 
 
 def plan_like(

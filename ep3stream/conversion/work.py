@@ -3,6 +3,7 @@
 .NAME.convert/plan.json       source and settings; a process goes on only with the same ones
               progress.json   how far the conversion is; replaced as a whole
               rows/           encoded rows on their way into order (spill.py)
+              sorting         exists if rows go through rows/ which could have gone straight into the store
               store           the store being written
               finished        the finished store, while it is uploaded into a bucket
               uploaded.json   which files were uploaded (upload.py)
@@ -74,6 +75,16 @@ class ConversionWork:
         """Notes that from now on the store may be in its place; raises DiskError."""
         _write(self.path / "committing", {})
 
+    @property
+    def is_sorting(self) -> bool:
+        """Whether `start_sorting` was called."""
+        return (self.path / "sorting").exists()
+
+    def start_sorting(self) -> None:
+        """Notes that rows cannot go straight into the store, and removes the store; raises DiskError."""
+        _write(self.path / "sorting", {})
+        self.start_writing_again()
+
     def start_writing_again(self) -> None:
         """Removes the store and the progress; the spilled rows stay."""
         for path in (self.path / "progress.json", self.path / "committing", self.store, self.finished):
@@ -82,6 +93,7 @@ class ConversionWork:
     def start_again(self) -> None:
         """Removes everything but the plan and the note of an upload."""
         self.start_writing_again()
+        delete(self.path / "sorting")
         delete(self.rows)
         self.rows.mkdir()
 

@@ -276,21 +276,36 @@ class StoreWriter:
 
     # Ending.
 
-    def commit(
-        self, source: Sequence[Mapping[str, Any]] | None = None, conversion: Mapping[str, Any] | None = None
-    ) -> Manifest:
-        """Writes the rest, brings everything to the disk, the manifest last, and renames the store to its name.
+    def feature_means(self, split: str) -> NDArray[np.float64]:
+        """Writes all rows given so far, and returns the mean of each feature of the split, (d,)."""
+        self._write_rest()
+        written = self._splits[split].written
+        assert written is not None
+        return written.features.mean
 
-        source and conversion: what the manifest says if the spec could not know it. A split without rows does not
-        exist in the store. Returns the manifest. Raises InputError if there are no rows at all or the name was taken
-        meanwhile, and DiskError.
-        """
+    def _write_rest(self) -> None:
         self._require_open()
         for rows in self._splits.values():
             if rows.filled:
                 self._hand_over(rows)
         while self._in_flight:
             self._collect()
+
+    def commit(
+        self,
+        source: Sequence[Mapping[str, Any]] | None = None,
+        conversion: Mapping[str, Any] | None = None,
+        columns: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Writes the rest, brings everything to the disk, the manifest last, and renames the store to its name.
+
+        source, conversion and columns: what the manifest says if the spec could not know it. A split without rows
+        does not exist in the store. Returns the manifest. Raises InputError if there are no rows at all or the name
+        was taken meanwhile, and DiskError.
+        """
+        if columns is not None:
+            self._spec = replace(self._spec, columns=columns)
+        self._write_rest()
         manifest = self._manifest(self._spec.source if source is None else tuple(source), conversion or {})
         data = manifest.to_json()
         # A store that this version cannot open must not be committed: the manifest is read back before.

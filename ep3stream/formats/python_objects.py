@@ -267,6 +267,7 @@ def batches_source(batches: Callable[[], Iterable[Any]] | Iterable[Any], task: T
         read=read,
         fingerprint=({"name": _BATCHES, "x": list(x_row), "y": list(y_row), "dtypes": dtypes},),
         described=({"name": _BATCHES},),
+        reads_once=isinstance(batches, Iterator),
     )
 
 

@@ -150,6 +150,7 @@ class RowSource:
     expected_bytes: about how many bytes the rows will take as float32; 0 if unknown.
     described: what the manifest says of a source without files.
     recorded: what the record of the columns says of the source as a whole, for later files that are read like it.
+    reads_once: whether the rows cannot be read a second time, as those of an iterator.
     """
 
     name: str
@@ -163,6 +164,7 @@ class RowSource:
     expected_bytes: int = 0
     described: tuple[dict[str, Any], ...] = ()
     recorded: Mapping[str, Any] = field(default_factory=dict)
+    reads_once: bool = False
 
     def batches(self, block_bytes: int, start: RestartPosition = START) -> Iterator[SourceBatch]:
         """All rows from `start` on, in order, about `block_bytes` at a time.
