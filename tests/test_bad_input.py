@@ -88,7 +88,10 @@ TABLES: dict[str, tuple[str, Table, list[str], tuple[str, ...]]] = {
     "empty file": ("t.csv", "", Y, ("t.csv: is empty", "give a file with data")),
     "header only": ("t.csv", "a,y\n", Y, ("t.csv: has a header but no rows", "give a file with data")),
     "ragged row": ("t.csv", rows(MANY, "5\n"), Y, ("t.csv: row 4001 has 1 fields but the header 2", "correct")),
-    "text": ("t.csv", rows(MANY, "n/a?,1\n"), Y, ("t.csv: column 'a' ", "numbers", "among them is a text", "correct")),
+    "text": (
+        "t.csv", rows(MANY, "n/a?,1\n"), Y,
+        ("t.csv: column 'a', row 4001", "'n/a?' is no number", "--invalid drop", "--category a"),
+    ),
     "late text": ("t.csv", rows(600_000, "n/a?,1\n"), Y, ("t.csv: column 'a', row 600001", "'n/a?'", "correct")),
     "NaN": ("t.csv", rows(MANY, "nan,1\n"), [*Y, *STOP], ("t.csv: column 'a', row 4001", "missing", "--missing")),
     "infinite": ("t.csv", rows(MANY, "inf,1\n"), Y, ("column 'a', row 4001", "not finite (inf)", "correct it")),

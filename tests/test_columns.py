@@ -206,10 +206,13 @@ def test_a_later_file_in_another_order_gets_the_features_and_fills_of_the_store(
         ("n,color,zip,when,y\n1,pink,7,2024-01-01,no\n", "column 'color', row 1: 'pink' is not among"),
         (
             "n,color,zip,when,y\n1,red,7,2024-01-01,no\n1,red,8,2024-01-01,no\n",
-            "'zip', row 2: '?8'? is not among",
+            "'zip', row 2: '8' is not among",
         ),
         ("n,color,zip,when,y\n1,red,7,2024-01-01,maybe\n", "column 'y', row 1: 'maybe' is not among"),
-        ("n,color,zip,when,y\nx,red,7,2024-01-01,no\n", "column 'n', row 1: invalid value 'x'"),
+        (
+            "n,color,zip,when,y\nx,red,7,2024-01-01,no\n",
+            "column 'n', row 1: 'x' is no number; correct it, or leave its row out",
+        ),
         (
             {"n": ["a"], "color": ["red"], "zip": [7], "when": ["a"], "y": ["no"]},
             "'n' holds string but was number",

@@ -69,16 +69,29 @@ def test_blanks_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
     ("values", "n_rows", "words"),
     [
         ([f"{i}%" for i in range(30)], 10_000, "'0%' look like numbers"),
-        (["?", *(str(i) for i in range(30))], 10_000, r"'0' (not '?') look like numbers"),
+        (
+            ["?", *(str(i) for i in range(30))],
+            10_000,
+            r"'0' (not '?') are numbers; correct or empty the others",
+        ),
+        ([f"{i} kg" for i in range(3)], 10_000, "'0 kg' look like numbers"),
+        (["1,000", "2,500"], 10_000, "look like numbers"),
+        (["1.5D+02", "2.5D+02"], 10_000, "look like numbers"),
+        (["10-20", "20-30", "30+"], 10_000, None),
+        (["12B", "7A", "3C"], 10_000, None),
         ([f"$ {i},000.00" for i in range(30)], 10_000, "look like numbers"),
-        ([f"{i + 1}.2.2024" for i in range(30)], 10_000, "'1.2.2024' look like dates"),
+        (
+            [f"{i + 1}.2.2024" for i in range(30)],
+            10_000,
+            "'1.2.2024' look like dates; say how they are written by --date a=%d.%m.%Y",
+        ),
         ([f"{i + 1}/2/24 10:15" for i in range(30)], 10_000, "look like dates"),
         ([f"user{i}" for i in range(60)], 100, "60 categories, but there are only 100 rows"),
         ([f"user{i}" for i in range(60)], 1000, None),
         ([f"user{i}" for i in range(40)], 40, None),
         (["1", "2", "3"], 3, None),  # Few numbers may well be classes.
-        ([*(str(i) for i in range(20)), *"abcdef"], 10_000, None),
-        ([*range(300)], 300, None),  # Numbers that --category has made categories of.
+        ([*(str(i) for i in range(20)), *"abcdef"], 10_000, "'0' (not 'a', 'b', 'c') are numbers"),
+        ([*range(300)], 300, None),  # Whole numbers of a Parquet file.
     ],
 )
 def test_texts_that_are_probably_no_categories_are_told_of(

@@ -398,6 +398,19 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a column of dates in another notation": lambda w: w.quietly_convert(
         "a,y\n" + "".join(f"01/{1 + i % 28:02}/2024,{i}\n" for i in range(40))
     ),
+    "a column of dates where day and month may be either": lambda w: w.quietly_convert(
+        "a,y\n" + "".join(f"01/{1 + i % 12:02}/2024,{i}\n" for i in range(40))
+    ),
+    "times of which some have a zone": lambda w: w.convert("a,y\n2024-03-01T10:00,1\n2024-03-01T10:00Z,2\n"),
+    "a target of texts that look like numbers": lambda w: w.convert(
+        "a,y\n" + "".join(f"{i},{i}%\n" for i in range(40))
+    ),
+    "numbers with leading zeros": lambda w: w.quietly_convert(
+        "a,y\n" + "".join(f"0{i % 7},{i}\n" for i in range(40))
+    ),
+    "texts that are the same number": lambda w: w.quietly_convert(
+        "a,y\n" + "".join(f"{'0' * (1 + i % 2)},{i}\n" for i in range(40)), "--category", "a"
+    ),
     "a column of identifiers": lambda w: w.quietly_convert(
         "a,y\n" + "".join(f"user{i},{i}\n" for i in range(60))
     ),

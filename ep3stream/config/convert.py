@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from ep3stream.config.parse import (
     MIB,
     parse_bytes,
+    parse_date_formats,
     parse_missing,
     parse_names,
     parse_renames,
@@ -32,6 +33,8 @@ Categories = Literal["onehot", "codes"]
 Missing = Literal["auto", "error", "mean", "drop"]
 
 Unknown = Literal["error", "ignore", "drop"]
+
+Invalid = Literal["error", "drop"]
 
 DatePart = Literal["days", "month", "day", "weekday", "hour"]
 
@@ -81,10 +84,25 @@ class ConvertConfig:
     )
     category: Sequence[str] = setting(
         (),
-        "columns of numbers, booleans or dates to treat like texts",
-        default_means="none",
+        "columns whose values are categories, or classes for the target: in CSV the texts of the file, so that 01234 "
+        "is not 1234",
+        default_means="those of texts",
         metavar="COL,...",
         parse=parse_names,
+    )
+    number: Sequence[str] = setting(
+        (),
+        "columns of numbers, whatever the first rows of a CSV suggest; texts of other tables too",
+        default_means="those of numbers",
+        metavar="COL,...",
+        parse=parse_names,
+    )
+    date: Mapping[str, str] = setting(
+        dict,
+        "how columns of dates are written, in the letters of strptime: due=%d.%m.%Y",
+        default_means="ISO 8601, or the one common format that fits the first rows",
+        metavar="COL=FORMAT,...",
+        parse=parse_date_formats,
     )
     dates: Sequence[DatePart] = setting(
         (),
@@ -100,6 +118,18 @@ class ConvertConfig:
         default_means="auto",
         metavar="POLICY|COL=POLICY,...",
         parse=parse_missing,
+    )
+    missing_words: Sequence[str] = setting(
+        (),
+        "texts that are gaps in every column, like ? or -",
+        default_means="in columns of numbers and dates NA, N/A, null, nan and the like; in columns of texts none",
+        metavar="WORD,...",
+        parse=parse_names,
+    )
+    invalid: Invalid | None = setting(
+        None,
+        "a text in a column of numbers or dates: error names its row and the text, drop leaves the row out",
+        default_means="error; with --like that of the store",
     )
     like: Path | str | None = setting(
         None,
@@ -159,6 +189,13 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         require_distinct("rename", list(self.rename.values()))
+        stated = {"category": self.category, "number": self.number, "date": tuple(self.date)}
+        for one, other in (("number", "category"), ("date", "category"), ("date", "number")):
+            both = [name for name in stated[one] if name in stated[other]]
+            require(
+                not both,
+                f"{both and both[0]!r} is in {one} and in {other}; leave it out of one of the two",
+            )
         require(all(self.rename.values()), "rename has an empty new name; use one of a letter at least")
         for column, policy in self.missing.items() if isinstance(self.missing, Mapping) else ():
             require(

@@ -72,6 +72,20 @@ def parse_missing(text: str) -> str | dict[str, str]:
     return policies[OTHER_COLUMNS] if policies.keys() == {OTHER_COLUMNS} else policies
 
 
+def parse_date_formats(text: str) -> dict[str, str]:
+    """`COL=FORMAT,...` as a mapping; a comma belongs to the format unless COL= follows it."""
+    formats: dict[str, str] = {}
+    for part in re.split(r",(?=[^,=%]+=)", text):
+        name, equals, text_format = part.partition("=")
+        name = name.strip().strip('"')
+        if not equals or not name or not text_format.strip():
+            raise ConfigError(f"date {part!r} is not COL=FORMAT; write it like due=%d.%m.%Y")
+        if name in formats:
+            raise ConfigError(f"date has {name!r} twice; give each column one format")
+        formats[name] = text_format.strip()
+    return formats
+
+
 def parse_splits(text: str) -> dict[str, float]:
     """`train=0.9,test=0.1` as a mapping of split name to the split's share of the rows."""
     splits: dict[str, float] = {}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
@@ -23,6 +24,8 @@ from ep3stream.config import Unknown
 from ep3stream.conversion.same_value import KnownValues
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import BatchOrigin
+from ep3stream.formats.text_cells import GAP_WORDS, known_texts, looks_like_amount, numbers_from
+from ep3stream.formats.text_dates import fitting_formats
 
 MISSING_CATEGORY = "(missing)"
 
@@ -46,11 +49,12 @@ _CONSEQUENCE: Mapping[Unknown, str] = {
     "drop": "those rows are left out",
 }
 
-# Texts that look like numbers or dates, and from how many categories on a warning of them is worth it.
-_NUMBER = re.compile(r"[-+($€£¥]*\s*[\d.,']*\d[\d.,']*\s*[)%€$£¥]?")
-_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d{2}.*)?")
+# Texts that look like dates in no format that is known, or like plain numbers, and from how many categories on a
+# warning of those is worth it.
+_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
 _LEAST_VALUES = 10
 _LEAST_IDENTIFIERS = 50
+_WHOLE_TEXT = re.compile(r"0|-?[1-9]\d*")
 
 
 class UnseenValues:
@@ -106,6 +110,7 @@ class CategoryCodes:
     limit, remedy: how many values there may be, and what to advise if there are more.
     known: values that come first. store: the store that they come from; then the column is closed: any other
     value is unseen and a SourceError, or gets the code UNKNOWN if `may_ignore` is set for one-hot features.
+    is_stated: whether the settings ask for these categories, so that nothing doubts them.
     """
 
     def __init__(
@@ -118,8 +123,9 @@ class CategoryCodes:
         *,
         may_ignore: bool = False,
         is_onehot: bool = False,
+        is_stated: bool = False,
     ) -> None:
-        self.column = column
+        self.column, self.is_stated = column, is_stated
         self._limit, self._remedy, self._store = limit, remedy, store
         self.may_ignore, self._is_onehot = may_ignore and is_onehot, is_onehot
         self._codes: dict[Any, int] = {}
@@ -184,11 +190,9 @@ class CategoryCodes:
         return value if same is None else same
 
     def _remedy_of_many(self) -> str:
-        """The advice for too many values: a single text makes texts of all the numbers in a column of CSV."""
-        first = next(iter(self._codes))
-        if isinstance(first, str) and all(map(_is_number, self._codes)):
-            return f"they are numbers, like {first}, but among them is a text: correct or empty that cell"
-        return self._remedy
+        """The advice for too many values: they may be dates or amounts in a notation that is not read."""
+        warning = None if self.is_stated else column_warning(self.column, list(self._codes), 0)
+        return self._remedy if warning is None else warning.partition("categories, but ")[2]
 
     def _unseen_error(self, value: Any, where: str) -> SourceError:
         return SourceError(
@@ -198,10 +202,23 @@ class CategoryCodes:
         )
 
     def sorted_values(self) -> list[Any]:
-        """Numbers by size, texts by letters, `(missing)` last; the values of a closed column as the store has them."""
+        """Numbers by size, texts by letters, `(missing)` last; the values of a closed column as the store has them.
+
+        Texts are numbers here if all of them are whole numbers, written as Python writes them.
+        """
         if self.is_closed:
             return list(self._codes)
+        if self.are_whole_texts:
+            return sorted(self._codes, key=lambda value: (value == MISSING_CATEGORY, _whole_or_0(value)))
         return sorted(self._codes, key=lambda value: (value == MISSING_CATEGORY, value))
+
+    @property
+    def are_whole_texts(self) -> bool:
+        """Whether all values are texts of whole numbers, like 12 and -3, but not 012 or 1.0."""
+        values = [value for value in self._codes if value != MISSING_CATEGORY]
+        return bool(values) and all(
+            isinstance(value, str) and _WHOLE_TEXT.fullmatch(value) for value in values
+        )
 
     def ranks(self) -> NDArray[np.int32]:
         """The index of each code's value among the sorted values, (len + 1,); 0 for UNKNOWN."""
@@ -266,7 +283,10 @@ class DistinctValues:
         return row if self.rows is None else int(self.rows[row])
 
     def as_integers(self, column: str, where: BatchOrigin) -> DistinctValues:
-        """The values as integers; raises SourceError, which names the row, for one that is no whole number."""
+        """The values as integers; raises SourceError, which names the row, for one that is no whole number.
+
+        A text of a whole number becomes that number; any other text stays, as a label of its own.
+        """
         whole = [_whole(value) for value in self.values]
         for index, value in enumerate(whole):
             if value is None:
@@ -277,16 +297,14 @@ class DistinctValues:
         return DistinctValues(whole, self.indices, self.rows)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return text == MISSING_CATEGORY
-    return True
+def _whole_or_0(value: str) -> int:
+    return 0 if value == MISSING_CATEGORY else int(value)
 
 
 def _whole(value: Any) -> Any:
     """The value as an integer, 0 if it is missing; None if it is a fraction or may have lost digits."""
+    if isinstance(value, str):
+        return int(value) if _WHOLE_TEXT.fullmatch(value) else value
     if not isinstance(value, float):
         return value if value is not None else 0
     if value != value:
@@ -300,30 +318,56 @@ def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | Non
     Returns None if the values look like categories, or are too few to tell.
     """
     texts = [value for value in values if isinstance(value, str) and value != MISSING_CATEGORY]
-    if len(texts) < _LEAST_VALUES:
+    if not texts:
         return None
     begin = f"column {column!r} is taken as {len(texts)} categories, but"
-    dates, other = _matching(_DATE, texts)
-    if dates:
-        return f"{begin} {_shown(dates, other)} look like dates; write them like 2024-12-31"
-    numbers, other = _matching(_NUMBER, texts)
-    if numbers:
-        return f"{begin} {_shown(numbers, other)} look like numbers; write them like 1234.5"
-    if len(texts) >= _LEAST_IDENTIFIERS and 2 * len(texts) > n_rows:
+    array = pa.array(texts)
+    known = known_texts(array, GAP_WORDS)
+    if formats := fitting_formats(known, _is_nearly_all):
+        shown = " or ".join(f"--date {column}={text_format}" for text_format, _ in formats[:_MAX_SHOWN])
+        return f"{begin} values such as {texts[0]!r} look like dates; say how they are written by {shown}"
+    is_number = pc.is_valid(numbers_from(known)).to_numpy(zero_copy_only=False)
+    is_amount = pc.fill_null(looks_like_amount(known), False).to_numpy(zero_copy_only=False)
+    n_numbers, n_amounts = int(is_number.sum()), int((is_amount | is_number).sum())
+    if n_amounts > n_numbers and _is_nearly_all(n_amounts, len(texts)):
+        first = texts[int(np.argmax(is_amount & ~is_number))]
+        other = [text for text, is_like in zip(texts, is_amount | is_number, strict=True) if not is_like]
+        return f"{begin} {_shown(first, other)} look like numbers; write them like 1234.5"
+    if len(texts) < _LEAST_VALUES:
+        return None
+    if 2 * n_numbers >= len(texts):
+        other = [text for text, is_like in zip(texts, is_number, strict=True) if not is_like]
+        words = _shown(texts[int(np.argmax(is_number))], other)
+        remedy = f"correct or empty the others, or say so by --number {column} or --category {column}"
+        return f"{begin} {words} are numbers; {remedy}"
+    dates = [text for text in texts if _DATE.fullmatch(text.strip())]
+    if _is_nearly_all(len(dates), len(texts)):
+        other = [text for text in texts if _DATE.fullmatch(text.strip()) is None]
+        return f"{begin} {_shown(dates[0], other)} look like dates; write them like 2024-12-31"
+    if n_rows and len(texts) >= _LEAST_IDENTIFIERS and 2 * len(texts) > n_rows:
         return (
             f"{begin} there are only {n_rows} rows; if it is an identifier, leave it out with --drop {column}"
         )
     return None
 
 
-def _matching(pattern: re.Pattern[str], texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The texts that match and those that do not, if nine tenths match; else two empty lists."""
-    other = [text for text in texts if pattern.fullmatch(text.strip()) is None]
-    if 10 * len(other) > len(texts):
-        return [], []
-    return [text for text in texts if text not in set(other)], other
+def same_number_warning(column: str, values: Sequence[Any]) -> str | None:
+    """A warning that names two texts of a category column that are the same number, such as 1 and 1.0."""
+    texts = sorted(value for value in values if isinstance(value, str))
+    known: dict[float, str] = {}
+    for text, number in zip(texts, numbers_from(pa.array(texts, pa.string())).to_pylist(), strict=True):
+        if number is not None and number == number and known.setdefault(number, text) != text:
+            return (
+                f"column {column!r} has the categories {known[number]!r} and {text!r}, which are the same number "
+                "written in two ways; they stay two, so write them alike if they are meant to be one"
+            )
+    return None
 
 
-def _shown(matching: Sequence[str], other: Sequence[str]) -> str:
+def _is_nearly_all(n_good: int, n_all: int) -> bool:
+    return n_good > 0 and 10 * n_good >= 9 * n_all
+
+
+def _shown(example: str, other: Sequence[str]) -> str:
     but = f" (not {', '.join(map(repr, other[:3]))})" if other else ""
-    return f"values such as {matching[0]!r}{but}"
+    return f"values such as {example!r}{but}"

@@ -1,15 +1,16 @@
 """The columns of tables: the kind of values each holds, which are read, and the features they become.
 
 A number stays a number, a text becomes a category, a date becomes its parts (`when.month`), a boolean 0 or 1.
-`plan_columns` decides this from the types of a file and the options of the config. `ColumnPlan.cells` then turns
-each batch of rows into arrays: null and an empty cell become NaN or null, and the encoder decides about them.
+`text_rules` says what the settings state of columns before their types are known. `plan_columns` decides from the
+types of a file and the options of the config. `ColumnPlan.cells` then turns each batch of rows into arrays: null
+and an empty cell become NaN or null, and the encoder decides about them.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from ep3stream.config import ConvertConfig, DatePart, Task
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
+from ep3stream.formats.text_cells import TextRules
 
 # The parts of a date or time that become features unless --dates says otherwise.
 _DEFAULT_PARTS: tuple[DatePart, ...] = ("days", "month", "weekday", "hour")
@@ -157,11 +159,13 @@ class ColumnPlan:
 
     types: for each needed column, by its name in the file, the arrow type as which it is read if the file
     states none. columns: the features, in the store's order. target: the columns to learn.
+    rules: what is stated, or was found out, of columns of texts.
     """
 
     types: dict[str, pa.DataType]
     columns: tuple[FeatureColumn, ...]
     target: TargetColumns
+    rules: TextRules = field(default_factory=TextRules)
 
     @property
     def families(self) -> dict[str, Family]:
@@ -215,11 +219,27 @@ class ColumnPlan:
             ) from error
 
 
-def plan_columns(where: str, schema: Mapping[str, pa.DataType], config: ConvertConfig) -> ColumnPlan:
+def text_rules(config: ConvertConfig) -> TextRules:
+    """What the config states of columns whose files do not state their types."""
+    labels = config.targets if config.task == "classification" else ()
+    stated = {*config.number, *config.date}
+    return TextRules(
+        texts=frozenset(name for name in (*config.category, *labels) if name not in stated),
+        numbers=frozenset(config.number),
+        formats=dict(config.date),
+        missing_words=tuple(config.missing_words),
+        drops_strays=config.invalid == "drop",
+    )
+
+
+def plan_columns(
+    where: str, schema: Mapping[str, pa.DataType], config: ConvertConfig, rules: TextRules | None = None
+) -> ColumnPlan:
     """The plan for a file with columns of these types, as the config asks.
 
-    Raises SourceError, in which `where` names the file, if no target is chosen, a name is unknown, a type is of
-    no use, or two columns would have the same name.
+    rules: what is known of columns of texts; by default what the config states. Raises SourceError, in which `where`
+    names the file, if no target is chosen, a name is unknown, a type is of no use, or two columns would have the same
+    name.
     """
     targets = require_known(where, config.targets, list(schema), "--target") if config.targets else ()
     if not targets:
@@ -229,9 +249,10 @@ def plan_columns(where: str, schema: Mapping[str, pa.DataType], config: ConvertC
     features = _chosen(where, list(schema), targets, config)
     if not features:
         raise SourceError(f"{where}: has no column beside the target {targets[0]!r}; add the features")
-    require_known(where, config.category, features, "--category")
+    for name in ("category", "number", "date"):
+        require_known(where, tuple(getattr(config, name)), [*features, *targets], f"--{name}")
     require_known(where, tuple(config.rename), [*features, *targets], "--rename")
-    target = _target(where, {name: schema[name] for name in targets}, config.task)
+    target = _target(where, {name: schema[name] for name in targets}, config)
     columns = [column for name in features for column in _feature_columns(where, name, schema[name], config)]
     types = {
         column.source: read_type(column.family, schema[column.source])
@@ -242,7 +263,8 @@ def plan_columns(where: str, schema: Mapping[str, pa.DataType], config: ConvertC
         name: read_type(family, schema[name])
         for name, family in zip(target.sources, target.families, strict=True)
     }
-    plan = ColumnPlan(types, tuple(columns), rename_target(target, config.rename))
+    target = rename_target(target, config.rename)
+    plan = ColumnPlan(types, tuple(columns), target, rules or text_rules(config))
     require_distinct(where, plan.columns, plan.target)
     return plan
 
@@ -314,7 +336,10 @@ def _feature_columns(
     family = family_of(dtype, f"{where}: column {name!r}")
     new = config.rename.get(name, name)
     if family == "text" or name in config.category:
-        yield FeatureColumn(new, "category", name, family, encoding=config.categories or "onehot")
+        is_stated = name in config.category
+        yield FeatureColumn(
+            new, "category", name, family, encoding=config.categories or "onehot", is_stated=is_stated
+        )
     elif family in ("number", "integer"):
         # Whole numbers in one file, or block, may go on as fractions in the next.
         yield FeatureColumn(new, "numeric", name, "number")
@@ -331,9 +356,21 @@ def _feature_columns(
             yield FeatureColumn(f"{new}.{part}", "numeric", name, family, part=part)
 
 
-def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> TargetColumns:
+def _target(where: str, types: Mapping[str, pa.DataType], config: ConvertConfig) -> TargetColumns:
     """Texts and booleans are labels, numbers are labels only when classification was asked for."""
     names = tuple(types)
+    stated = [name for name in names if name in config.category]
+    if stated and config.task == "regression":
+        raise SourceError(
+            f"{where}: target {stated[0]!r} is named by --category, but regression needs numbers; "
+            "leave one of the two out"
+        )
+    task: Task | None = "classification" if stated else config.task
+    if len(names) > 1 and task == "classification":
+        raise SourceError(
+            f"{where}: --task classification takes one column of labels but --target names {len(names)}; "
+            "choose one, or take --task regression"
+        )
     families = tuple(family_of(dtype, f"{where}: column {name!r}") for name, dtype in types.items())
     for name, family in zip(names, families, strict=True):
         if parts_of(family, ()) or (family == "duration" and task == "classification"):
@@ -343,13 +380,9 @@ def _target(where: str, types: Mapping[str, pa.DataType], task: Task | None) -> 
         if family == "text" and (task == "regression" or len(names) > 1):
             remedy = "or --task classification" if len(names) == 1 else "or take it as the only target"
             raise SourceError(f"{where}: target {name!r} is text; regression needs numbers, {remedy}")
-    if len(names) > 1 and task == "classification":
-        raise SourceError(
-            f"{where}: --task classification takes one column of labels but --target names {len(names)}; "
-            "choose one, or take --task regression"
-        )
+    is_stated = task == "classification"
     if families[0] in ("text", "boolean") and len(names) == 1 and task != "regression":
-        return TargetColumns(names, "text", names, families)
+        return TargetColumns(names, "text", names, families, is_stated)
     if task == "classification":
-        return TargetColumns(names, "integer", names, families)
+        return TargetColumns(names, "integer", names, families, is_stated)
     return TargetColumns(names, "number", names, tuple("number" if f == "integer" else f for f in families))

@@ -26,6 +26,7 @@ from ep3stream.conversion.categories import (
     DistinctValues,
     UnseenValues,
     column_warning,
+    same_number_warning,
 )
 from ep3stream.conversion.missing_values import (
     is_filled,
@@ -73,6 +74,7 @@ class _Tally:
     missing: Counter[str] = field(default_factory=Counter)
     without_value: int = 0
     means: dict[str, float] = field(default_factory=dict)
+    invalid: Counter[str] = field(default_factory=Counter)
     unseen: UnseenValues = field(default_factory=UnseenValues)
 
 
@@ -157,10 +159,22 @@ class RowEncoder:
 
     def encode_kept(self, batch: SourceBatch) -> tuple[EncodedRows, NDArray[np.intp] | None]:
         """The rows of `encode`, and the index within the batch of each row that was kept; None if all were."""
+        for column, stray in batch.strays.items():
+            self.tally.invalid[column] += int(np.count_nonzero(stray))
+        self.tally.dropped += batch.n_rows
+        batch, valid = batch.without_strays()
+        self.tally.dropped -= batch.n_rows
+        rows, kept = self._encode_valid(batch, valid)
+        return rows, kept if valid is None else valid if kept is None else valid[kept]
+
+    def _encode_valid(
+        self, batch: SourceBatch, valid: NDArray[np.intp] | None
+    ) -> tuple[EncodedRows, NDArray[np.intp] | None]:
+        """`encode_kept` for the rows that are numbered `valid` in the source's batch; None stands for all rows."""
         ready = self._as_stored(batch)
         rows = self.layout.with_parts(ready, batch.n_rows)
-        where = BatchOrigin(batch.file, batch.first_row)
-        target_where = BatchOrigin(batch.target_file, batch.first_row)
+        where = BatchOrigin(batch.file, batch.first_row, valid)
+        target_where = BatchOrigin(batch.target_file, batch.first_row, valid)
         cells = [DistinctValues.of(values) for values in batch.texts]
         gaps = (
             {}
@@ -361,12 +375,15 @@ class RowEncoder:
                 f"{file}: every row has a missing value, so none of the {self.tally.dropped} rows is left; "
                 "fill some in, leave the emptiest columns out with --drop, or take --missing auto"
             )
-        for category in self.categories:
+        for category in (*self.categories, *([self.labels] if self.labels is not None else [])):
             if category.is_closed:
                 continue
-            warning = column_warning(category.column, category.state(), self.tally.kept)
-            if warning is not None:
-                _LOGGER.warning("%s", warning)
+            doubt = None
+            if not category.is_stated:
+                doubt = column_warning(category.column, category.state(), self.tally.kept)
+            for warning in (doubt, same_number_warning(category.column, category.state())):
+                if warning is not None:
+                    _LOGGER.warning("%s", warning)
         if self.labels is not None and len(self.labels) < 2:
             raise SourceError(
                 f"{file}: every row has the label {self.labels.sorted_values()[0]!r} in "
@@ -396,6 +413,9 @@ class RowEncoder:
             }
             report |= {"fills": dict(sorted(filled.items()))} if filled else {}
             self.report_missing()
+        if self.tally.invalid:
+            report["invalid"] = dict(sorted(self.tally.invalid.items()))
+            self.report_invalid()
         if self.tally.unseen:
             report["unknown"] = self.tally.unseen.to_json()
             self.report_unseen()
@@ -436,6 +456,13 @@ class RowEncoder:
         for line in lines:
             _LOGGER.warning("%s", line)
 
+    def report_invalid(self) -> None:
+        """Warn of the rows left out for a text that is no value of its column's type."""
+        for column, count in sorted(self.tally.invalid.items()):
+            _LOGGER.warning(
+                "column %r: %d rows were left out, whose text is no value of the column's type", column, count
+            )
+
     def report_unseen(self) -> None:
         """Warn of the unseen values, if there were any."""
         if self.tally.unseen:
@@ -452,6 +479,7 @@ class RowEncoder:
             "missing": dict(self.tally.missing),
             "without_value": self.tally.without_value,
             "means": dict(self.tally.means),
+            "invalid": dict(self.tally.invalid),
             "strangers": self.tally.unseen.to_json(),
             "rounding": None if self.rounding is None else self.rounding.state(),
             "offsets": self.offsets.state(),
@@ -466,6 +494,7 @@ class RowEncoder:
         self.tally.kept, self.tally.dropped = state["kept"], state["dropped"]
         self.tally.missing = Counter(state["missing"])
         self.tally.without_value, self.tally.means = state["without_value"], dict(state["means"])
+        self.tally.invalid = Counter(state["invalid"])
         self.tally.unseen = UnseenValues.of(state.get("strangers", {}))
         self.offsets.restore(state["offsets"])
         if self.rounding is not None:
@@ -491,11 +520,23 @@ def _category(
     known, store = ((), None) if like is None else (like.values[column.name], like.store)
     if column.encoding == "codes":
         return CategoryCodes(
-            column.name, _MAX_CODES[x_dtype], "leave it out, or store it as numbers", known, store
+            column.name,
+            _MAX_CODES[x_dtype],
+            "leave it out, or store it as numbers",
+            known,
+            store,
+            is_stated=column.is_stated,
         )
     remedy = "it looks like an identifier: leave it out, or store it as numbers or with --categories codes"
     return CategoryCodes(
-        column.name, MAX_CATEGORIES, remedy, known, store, is_onehot=True, may_ignore=unknown == "ignore"
+        column.name,
+        MAX_CATEGORIES,
+        remedy,
+        known,
+        store,
+        is_onehot=True,
+        may_ignore=unknown == "ignore",
+        is_stated=column.is_stated,
     )
 
 
@@ -509,7 +550,12 @@ def _labels(source: RowSource, like: RecordedColumns | None) -> CategoryCodes | 
     if like is not None:
         known, store = like.labels, like.store
     return CategoryCodes(
-        target.names[0], MAX_LABELS, "take --task regression if they are amounts", known, store
+        target.names[0],
+        MAX_LABELS,
+        "take --task regression if they are amounts",
+        known,
+        store,
+        is_stated=target.is_stated,
     )
 
 

@@ -8,7 +8,7 @@ of its features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,9 +115,12 @@ class Expansion:
         if means is not None and encoder.may_fill:
             of_columns = zip(encoder.columns, means[self.numeric].tolist(), strict=True)
             fills = {column.name: mean for column, mean in of_columns if encoder.fills(column)} | fills
+        target = self.source.target
+        if encoder.labels is not None and encoder.labels.are_whole_texts:
+            target = replace(target, kind="integer")
         return describe_columns(
             self.source.columns,
-            self.source.target,
+            target,
             {category.column: category.sorted_values() for category in encoder.categories},
             fills,
             encoder.policies,

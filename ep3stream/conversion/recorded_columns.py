@@ -29,6 +29,7 @@ from ep3stream.conversion.missing_values import indicator_name, whole_name
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 from ep3stream.formats.svmlight import SparseLayout
+from ep3stream.formats.text_cells import TextRules
 from ep3stream.store.manifest import Manifest
 from ep3stream.store.reader import open_store
 
@@ -37,7 +38,9 @@ from ep3stream.store.reader import open_store
 COLUMNS_VERSION = 3
 
 # Settings that choose or shape columns. Under `like` they are those of the other store.
-_TAKEN_OVER = ("columns", "drop", "categories", "category", "dates")
+_TAKEN_OVER = (
+    "columns", "drop", "categories", "category", "number", "date", "dates", "missing_words",
+)  # fmt: skip
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -52,6 +55,7 @@ class RecordedColumns:
     index_base: of svmlight files, the index of the first feature.
     policies: what becomes of missing values, by column and target; the parts of a date are one column.
     indicators: the columns whose gaps a feature of their own marks.
+    rules: which texts are gaps, how dates are written, and whether rows with strays are dropped.
     """
 
     store: Path
@@ -67,6 +71,7 @@ class RecordedColumns:
     offsets: Mapping[str, float] = field(default_factory=dict)
     n_source_features: int | None = None
     index_base: int | None = None
+    rules: TextRules = field(default_factory=TextRules)
 
     @classmethod
     def of(cls, path: Path) -> RecordedColumns:
@@ -121,6 +126,7 @@ class RecordedColumns:
             offsets={one["name"]: float(one["offset"]) for one in [*described, *target] if "offset" in one},
             n_source_features=_optional_integer(document, "source_features"),
             index_base=_optional_integer(document, "index_base"),
+            rules=TextRules.of_json(document),
         )
 
     @property
@@ -303,7 +309,7 @@ def plan_like(
     extra = [name for name in schema if name not in types]
     if extra and target.names:
         _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
-    return ColumnPlan(types, tuple(columns), target)
+    return ColumnPlan(types, tuple(columns), target, like.rules)
 
 
 def _under_the_files_names(
@@ -323,7 +329,8 @@ def _under_the_files_names(
     columns = tuple(
         replace(column, source=theirs.get(column.source, column.source)) for column in like.columns
     )
-    return replace(like, columns=columns, target=target)
+    rules = like.rules.renamed(theirs)
+    return replace(like, columns=columns, target=target, rules=rules)
 
 
 def _plain(family: Family) -> Family:

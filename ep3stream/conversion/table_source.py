@@ -25,11 +25,13 @@ from ep3stream.conversion.columns import (
     rename_target,
     require_distinct,
     require_known,
+    text_rules,
 )
 from ep3stream.conversion.conform import conformed, family_or_none, fits, wider
 from ep3stream.conversion.find_files import FoundFile
 from ep3stream.conversion.recorded_columns import RecordedColumns, plan_like
 from ep3stream.errors import ConfigError, SourceError
+from ep3stream.formats.csv_types import ColumnTypes
 from ep3stream.formats.partitions import PartitionedFile, folder_texts, partition_types
 from ep3stream.formats.source import (
     BatchOrigin,
@@ -50,8 +52,9 @@ from ep3stream.formats.tables import (
     table_fingerprint,
     table_header,
     table_records,
-    table_schema,
+    table_types,
 )
+from ep3stream.formats.text_cells import TextRules
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -63,9 +66,16 @@ def open_tables(tables: Sequence[TableInput], config: ConvertConfig) -> RowSourc
     SourceError or ConfigError.
     """
     if config.like is not None:
-        return open_tables_like(tables, RecordedColumns.of(Path(config.like)), config.rename)
-    schema = _schema_of_all(tables)
-    plan = plan_columns(str(tables[0]), schema, config)
+        recorded = RecordedColumns.of(Path(config.like))
+        if config.invalid is not None:
+            rules = replace(recorded.rules, drops_strays=config.invalid == "drop")
+            recorded = replace(recorded, rules=rules)
+        return open_tables_like(tables, recorded, config.rename)
+    rules = text_rules(config)
+    found = _types_of_all(tables, rules)
+    schema = {field.name: field.type for field in found.schema}
+    plan = plan_columns(str(tables[0]), schema, config, replace(rules, formats=found.formats))
+    _tell(tables[0], found, plan)
     return _planned(tables, plan, None if config.columns else set(schema))
 
 
@@ -78,7 +88,8 @@ def open_tables_like(
     column that does not match.
     """
     first = tables[0]
-    plan = plan_like(str(first), _schema(first), has_types(first), recorded, rename)
+    schema = _schema(first, recorded.rules)
+    plan = plan_like(str(first), schema, has_types(first), recorded, rename)
     return _planned(tables, plan, None)
 
 
@@ -180,6 +191,7 @@ def _planned(tables: Sequence[TableInput], plan: ColumnPlan, allowed: set[str] |
         described=tuple(
             {"name": str(table), "rows": count} for table, count in zip(tables, counts, strict=True)
         ),
+        recorded=plan.rules.to_json(),
     )
 
 
@@ -193,7 +205,7 @@ def _batches(
         file = file_of(table) or str(table)
         row = begin.row
         with reading(table):
-            for record in table_records(table, plan.types, block_bytes, begin):
+            for record in table_records(table, plan.types, block_bytes, begin, plan.rules):
                 row += record.rows.num_rows
                 if not record.rows.num_rows:
                     continue
@@ -211,35 +223,63 @@ def _batches(
                     numeric=numeric,
                     texts=texts,
                     target=target,
+                    strays=record.strays,
                 )
         if row == 0:
             raise SourceError(f"{table}: has a header but no rows; leave it out or give a file with data")
 
 
-def _schema(table: TableInput) -> dict[str, pa.DataType]:
+def _schema(table: TableInput, rules: TextRules | None = None) -> dict[str, pa.DataType]:
     """The type of each column by its name, for CSV as the first rows suggest it; raises SourceError."""
+    return {field.name: field.type for field in _types(table, rules or TextRules()).schema}
+
+
+def _types(table: TableInput, rules: TextRules) -> ColumnTypes:
     with reading(table):
-        schema = table_schema(table)
-    _require_unique(table, schema.names)
-    return {field.name: field.type for field in schema}
+        found = table_types(table, rules)
+    _require_unique(table, found.schema.names)
+    return found
 
 
-def _schema_of_all(tables: Sequence[TableInput]) -> dict[str, pa.DataType]:
+def _tell(table: TableInput, found: ColumnTypes, plan: ColumnPlan) -> None:
+    """Log what is odd about the planned columns; raises SourceError for a target of amounts taken as classes."""
+    for name, note in found.notes.items():
+        if name in plan.types:
+            _LOGGER.warning("%s: %s", table, note)
+    for name, amount in found.amounts.items():
+        if name in plan.target.sources:
+            raise SourceError(
+                f"{table}: target {name!r} holds texts like {amount!r}, which look like numbers; write them like "
+                "1234.5, or take --task classification if they are names of classes"
+            )
+
+
+def _types_of_all(tables: Sequence[TableInput], rules: TextRules) -> ColumnTypes:
     """The columns of the first table, with types that the later ones have too, where they state them.
 
     A column that has no value in the first tables has the type of the first table where it has one.
     """
-    first = tables[0]
-    schema = _schema(first)
+    first = _types(tables[0], rules)
+    schema = {field.name: field.type for field in first.schema}
+    formats, notes, amounts = dict(first.formats), dict(first.notes), dict(first.amounts)
     for table in tables[1:]:
         untyped = any(map(pa.types.is_null, schema.values()))
         if not has_types(table) and not untyped:
             continue
-        for name, dtype in _schema(table).items():
-            is_open = name in schema and (has_types(table) or pa.types.is_null(schema[name]))
+        found = _types(table, rules)
+        for field in found.schema:
+            name = field.name
+            is_open = name in schema and pa.types.is_null(schema[name])
             if is_open:
-                schema[name] = wider(schema[name], dtype, f"{table}: column {name!r}")
-    return schema
+                for mine, theirs in (
+                    (formats, found.formats),
+                    (notes, found.notes),
+                    (amounts, found.amounts),
+                ):
+                    mine |= {name: theirs[name]} if name in theirs else {}
+            if is_open or (name in schema and has_types(table)):
+                schema[name] = wider(schema[name], field.type, f"{table}: column {name!r}")
+    return ColumnTypes(pa.schema(list(schema.items())), formats, notes, amounts)
 
 
 def _require_unique(table: TableInput, names: list[str]) -> None:
@@ -258,7 +298,7 @@ def _require_columns(
     with reading(table):
         names = table_header(table)
     _require_unique(table, names)
-    found = _schema(table) if has_types(table) else {}
+    found = _schema(table, plan.rules) if has_types(table) else {}
     others = [] if allowed is None else [name for name in names if name not in allowed]
     for name in [*plan.types, *others]:
         if name not in names or name not in plan.types:
@@ -279,12 +319,12 @@ def _require_columns(
 def choose_columns(source: RowSource, config: ConvertConfig) -> RowSource:
     """A source of arrays under the options of the config; raises SourceError or ConfigError.
 
-    `columns`, `drop` and `rename` work as for tables; `category` and `dates` are refused. Under `like` the
+    `columns`, `drop` and `rename` work as for tables; settings of texts and dates are refused. Under `like` the
     features must be those of the store, or as many if the store was made of a table; they get its names.
     """
     # For later files: which of as many features are meant, where only some are kept.
     source = replace(source, recorded={**source.recorded, "source_features": len(source.columns)})
-    for name in ("category", "dates"):
+    for name in ("category", "number", "date", "dates", "missing_words", "invalid"):
         if getattr(config, name):
             raise ConfigError(f"{name} was given for arrays, which hold numbers alone; leave {name} out")
     if config.like is not None:

@@ -1,8 +1,9 @@
 """CSV and TSV files, plain, .gz, .zst or .zip: their header, the types of their columns, and their rows.
 
 `CsvLayout` reads the header: the columns' names, the delimiter, the decimal point, the first byte of the rows.
-`csv_schema` infers types from the first rows, `csv_records` reads all rows. An empty cell is null. A row with
-too few or too many fields, or a text in a column of numbers, is a SourceError that names column and row.
+`csv_records` reads all rows; csv_types.py decides from the first ones what each column holds. An empty cell is
+null, or the empty text. A row with too few or too many fields, or a text in a column of numbers, is a SourceError
+that names column and row; text_cells.py reads such a column of a block cell by cell before that is said.
 
 pyarrow parses; text_blocks.py cuts the text into blocks of whole rows, which two threads parse. pyarrow's own
 streaming reader has no place to start again, and counts the header as a row in its errors. Measured on 40 MiB:
@@ -16,8 +17,9 @@ import io
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +28,12 @@ import pyarrow.csv as pa_csv
 
 from ep3stream.errors import SourceError
 from ep3stream.formats.text_blocks import PACKED_SUFFIXES, TextBlock, TextFault, text_blocks, unpacked_name
+from ep3stream.formats.text_cells import GAP_WORDS, StrayCell, TextRules, TypedRows, typed_rows
 
 _LOGGER = logging.getLogger(__name__)
 
 _HEADER_BYTES = 1 << 16
-_BLOCK_BYTES = 4 << 20
-
-# Types are inferred from the first block; a column that is empty there may have a value further on.
-_INFERENCE_BYTES = 64 << 20
+BLOCK_BYTES = 4 << 20
 _PARSERS = 2
 
 # What a spreadsheet writes where the comma is taken, by decimals or by a habit. Not the blank: names have it too.
@@ -42,6 +42,8 @@ _OTHER_DELIMITERS = ";\t|"
 # Fields between semicolons that are numbers with a decimal comma, or with a decimal point.
 _COMMA_NUMBER = re.compile(rb'(?:^|;)\s*"?[-+]?\d+,\d+(?:[eE][-+]?\d+)?"?\s*(?=;|\r?$)', re.MULTILINE)
 _POINT_NUMBER = re.compile(rb'(?:^|;)\s*"?[-+]?\d*\.\d+(?:[eE][-+]?\d+)?"?\s*(?=;|\r?$)', re.MULTILINE)
+
+_MISFIT = re.compile(r"CSV column #(\d+).*conversion error to (.*?): (.*)", re.DOTALL)
 
 # The first bytes of files that are often misnamed .csv.
 _OTHER_KINDS = {
@@ -74,11 +76,7 @@ class CsvLayout:
     def of(cls, file: Path) -> CsvLayout:
         """Read the header, the first line that is not empty; raises SourceError if there is none."""
         _refuse_other_kinds(file)
-        delimiter = "\t" if unpacked_name(file).endswith(".tsv") else ","
-        names, text, first_byte = _header(file, delimiter)
-        if len(names) == 1 and any(other in names[0] for other in _OTHER_DELIMITERS):
-            delimiter = max(_OTHER_DELIMITERS, key=names[0].count)
-            names, text, first_byte = _header(file, delimiter)
+        delimiter, (names, text, first_byte) = _delimiter_and_header(file)
         names = [name.strip() for name in names]
         for name, count in Counter(filter(None, names)).items():
             if count > 1:
@@ -116,8 +114,13 @@ class CsvLayout:
         """The text of the rows from `start_byte` on, or from the first row on, as blocks of whole rows."""
         return text_blocks(self.file, block_bytes, max(start_byte, self.first_byte), self.delimiter)
 
-    def parse(self, text: bytes, types: Mapping[str, pa.DataType | None]) -> pa.RecordBatch:
-        """The columns of `types` from a text of whole rows; None has the type inferred. Raises ArrowInvalid."""
+    def parse(
+        self, text: bytes, types: Mapping[str, pa.DataType | None], gap_words: Sequence[str] = GAP_WORDS
+    ) -> pa.RecordBatch:
+        """The columns of `types` from a text of whole rows; None has the type inferred. Raises ArrowInvalid.
+
+        The words are null in all columns but those of texts.
+        """
         table = pa_csv.read_csv(
             pa.BufferReader(text),
             # One thread counts the rows that it names in errors; several blocks are parsed side by side.
@@ -126,7 +129,8 @@ class CsvLayout:
             pa_csv.ConvertOptions(
                 column_types={name: dtype for name, dtype in types.items() if dtype is not None},
                 include_columns=list(types),
-                strings_can_be_null=True,
+                null_values=list(gap_words),
+                strings_can_be_null=False,
                 decimal_point=self.decimal_point,
             ),
         )
@@ -135,16 +139,39 @@ class CsvLayout:
         ]
         return pa.record_batch(columns, names=table.column_names)
 
+    def read(
+        self, text: bytes, types: Mapping[str, pa.DataType], rules: TextRules, as_texts: set[str]
+    ) -> TypedRows:
+        """The columns of `types` from a text of whole rows; raises ArrowInvalid or StrayCell.
+
+        as_texts: columns that pyarrow did not parse in an earlier block, to be read cell by cell; new ones are added.
+        """
+        while True:
+            asked = {name: pa.string() if name in as_texts else dtype for name, dtype in types.items()}
+            try:
+                rows = self.parse(text, asked, rules.gap_words)
+            except pa.ArrowInvalid as error:
+                misfit = _MISFIT.search(str(error))
+                name = self.names[int(misfit[1])] if misfit else ""
+                if not misfit or pa.types.is_string(asked[name]):
+                    raise
+                as_texts.add(name)
+            else:
+                return typed_rows(rows, types, rules, self.decimal_point)
+
     def fault(self, n_rows: int, error: Exception) -> SourceError:
         """The error of a block that begins behind `n_rows` rows, in words, with file, column and row."""
         if isinstance(error, TextFault):
             return SourceError(f"{self.file}: row {n_rows + 1}: {error}")
+        if isinstance(error, StrayCell):
+            where = f"column {error.column!r}, row {n_rows + error.row + 1}"
+            return SourceError(f"{self.file}: {where}: {error.in_words()}")
         reason = str(error)
         numbered = re.search(r"Row #(\d+)", reason)
         where = f"row {n_rows + int(numbered[1])}" if numbered else f"a row behind row {n_rows}"
         if ragged := re.search(r"Expected (\d+) columns, got (\d+)", reason):
             said = f"{where} has {ragged[2]} fields but the header {ragged[1]}; correct the row"
-        elif misfit := re.search(r"CSV column #(\d+).*conversion error to (.*?): (.*)", reason, re.DOTALL):
+        elif misfit := _MISFIT.search(reason):
             value = " ".join(misfit[3].split())[:80]
             column = f"column {self.names[int(misfit[1])]!r}, {where}"
             said = f"{column}: {value} for a column read as {misfit[2]}; correct it"
@@ -153,59 +180,39 @@ class CsvLayout:
         return SourceError(f"{self.file}: {said}")
 
 
-def csv_schema(file: Path) -> pa.Schema:
-    """Names and types of the columns as the first block suggests them; null for a column empty in 64 MiB.
-
-    Raises SourceError, which names the row, if the first rows cannot be read.
-    """
-    layout = CsvLayout.of(file)
-    layout.log_peculiarities()
-    names = layout.columns
-    types: dict[str, pa.DataType] = {}
-    n_rows = 0
-    try:
-        for block in layout.blocks(_BLOCK_BYTES):
-            rows = layout.parse(block.text, {name: None for name in names if name not in types})
-            for field in rows.schema:
-                if pa.types.is_binary(field.type):  # inferred for what is not UTF-8: have the row named
-                    layout.parse(block.text, {field.name: pa.string()})
-                if not pa.types.is_null(field.type):
-                    types[field.name] = field.type
-            n_rows += rows.num_rows
-            if len(types) == len(names) or block.next_byte > _INFERENCE_BYTES:
-                break
-    except (TextFault, pa.ArrowInvalid) as error:
-        raise layout.fault(n_rows, error) from error
-    if n_rows == 0:
-        raise SourceError(f"{file}: has a header but no rows; leave it out or give a file with data")
-    return pa.schema([(name, types.get(name, pa.null())) for name in names])
-
-
 def csv_records(
-    file: Path, types: Mapping[str, pa.DataType], block_bytes: int, start_row: int = 0, start_byte: int = 0
-) -> Iterator[tuple[pa.RecordBatch, TextBlock]]:
+    file: Path,
+    types: Mapping[str, pa.DataType],
+    block_bytes: int,
+    start_row: int = 0,
+    start_byte: int = 0,
+    rules: TextRules | None = None,
+) -> Iterator[tuple[TypedRows, TextBlock]]:
     """The rows behind row `start_row`, which ends at `start_byte` of the text, with the columns of `types`.
 
     Yields parsed rows with the block of text that they come from. Raises SourceError, which names column and
     row, counted from 1 without the header.
     """
-    layout, n_rows = CsvLayout.of(file), start_row
-    blocks = layout.blocks(min(block_bytes, _BLOCK_BYTES), start_byte)
+    rules = rules or TextRules()
+    layout, n_rows, as_texts = CsvLayout.of(file), start_row, set(rules.formats)
+    blocks = layout.blocks(min(block_bytes, BLOCK_BYTES), start_byte)
     try:
         with ThreadPoolExecutor(_PARSERS, "ep3stream-csv") as pool:
-            for block, parsing in _parsed_ahead(blocks, lambda text: pool.submit(layout.parse, text, types)):
-                rows = parsing.result()
-                n_rows += rows.num_rows
-                yield rows, block
-    except (TextFault, pa.ArrowInvalid) as error:
+            for block, parsing in _parsed_ahead(
+                blocks, lambda text: pool.submit(layout.read, text, types, rules, as_texts)
+            ):
+                typed = parsing.result()
+                n_rows += typed.rows.num_rows
+                yield typed, block
+    except (TextFault, StrayCell, pa.ArrowInvalid) as error:
         raise layout.fault(n_rows, error) from error
 
 
 def _parsed_ahead(
-    blocks: Iterator[TextBlock], submit: Callable[[bytes], Future[pa.RecordBatch]]
-) -> Iterator[tuple[TextBlock, Future[pa.RecordBatch]]]:
+    blocks: Iterator[TextBlock], submit: Callable[[bytes], Future[TypedRows]]
+) -> Iterator[tuple[TextBlock, Future[TypedRows]]]:
     """The blocks in order with their futures, some submitted ahead; a fault comes behind all good blocks."""
-    pending: deque[tuple[TextBlock, Future[pa.RecordBatch]]] = deque()
+    pending: deque[tuple[TextBlock, Future[TypedRows]]] = deque()
     fault = None
     try:
         for block in blocks:
@@ -228,6 +235,27 @@ def _refuse_other_kinds(file: Path) -> None:
     for mark, words in _OTHER_KINDS.items():
         if first.startswith(mark):
             raise SourceError(f"{file}: holds no text as its name says: {words}")
+
+
+def _delimiter_and_header(file: Path) -> tuple[str, tuple[list[str], bytes, int]]:
+    """What parts the fields, as the header shows, and `_header`; raises SourceError if no delimiter fits."""
+    delimiter = "\t" if unpacked_name(file).endswith(".tsv") else ","
+    others = [other for other in _OTHER_DELIMITERS if other != delimiter]
+    try:
+        header = _header(file, delimiter)
+    except SourceError:
+        # "a";"b" is no row of fields between commas: text follows a closing quote.
+        for other in others:
+            with suppress(SourceError):
+                header = _header(file, other)
+                if len(header[0]) > 1:
+                    return other, header
+        raise
+    (first, *more), *_ = header
+    if not more and any(other in first for other in others):
+        delimiter = max(others, key=first.count)
+        header = _header(file, delimiter)
+    return delimiter, header
 
 
 def _header(file: Path, delimiter: str) -> tuple[list[str], bytes, int]:

@@ -11,11 +11,12 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
 
+import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -53,6 +54,7 @@ class FeatureColumn:
     source, family: the name and the kind of values of the file's column that the feature is made of.
     part: which part of a date or time the number is, for example the month.
     encoding: whether a category becomes one-hot features or one code.
+    is_stated: whether the settings name the column as a category, so that no warning doubts it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class FeatureColumn:
     family: Family | None = None
     part: DatePart | None = None
     encoding: Categories = "onehot"
+    is_stated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +71,14 @@ class TargetColumns:
     """The columns to learn: c numbers per row, or one label per row, given as an integer or a text.
 
     names: the columns' names in the store. sources, families: names and kinds of values in the files.
+    is_stated: whether the settings ask for classes.
     """
 
     names: tuple[str, ...]
     kind: Literal["number", "integer", "text"]
     sources: tuple[str, ...] = ()
     families: tuple[Family, ...] = ()
+    is_stated: bool = False
 
     @property
     def task(self) -> Task:
@@ -109,6 +114,7 @@ class SourceBatch:
     texts: for each category column one arrow dictionary array (b,), of texts or numbers.
     target: numbers (b,) or (b, c), integer labels (b,), or an arrow dictionary array (b,) of labels.
     raw: the last bytes of the file before `end_byte`, if the reader still has them in memory.
+    strays: by column, which rows (b,) have a text that is no value of its type; such rows are to be left out.
     """
 
     file: Path | str
@@ -122,18 +128,40 @@ class SourceBatch:
     texts: tuple[pa.DictionaryArray, ...]
     target: NDArray[Any] | pa.DictionaryArray
     raw: memoryview | None = None
+    strays: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    def without_strays(self) -> tuple[SourceBatch, NDArray[np.intp] | None]:
+        """The batch of the rows without a stray, and their indices within this one; None if these are all rows."""
+        if not self.strays:
+            return self, None
+        kept = np.flatnonzero(~np.logical_or.reduce(list(self.strays.values())))
+        places = pa.array(kept)
+        target = self.target
+        return replace(
+            self,
+            n_rows=len(kept),
+            numeric=tuple(piece[kept] for piece in self.numeric),
+            texts=tuple(cells.take(places) for cells in self.texts),
+            target=target.take(places) if isinstance(target, pa.DictionaryArray) else target[kept],
+            strays={},
+        ), kept
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOrigin:
-    """The file and row where a batch starts, to name its cells in messages."""
+    """The file and row where a batch starts, to name its cells in messages.
+
+    rows: the number of each row behind the first row, if some rows between them were left out.
+    """
 
     file: Path | str
     first_row: int
+    rows: NDArray[np.intp] | None = None
 
     def cell(self, column: str, index: int) -> str:
         """File, column and row of the batch's row `index`; rows count from 1 without the header."""
-        return f"{self.file}: column {column!r}, row {self.first_row + index + 1}"
+        place = index if self.rows is None else int(self.rows[index])
+        return f"{self.file}: column {column!r}, row {self.first_row + place + 1}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

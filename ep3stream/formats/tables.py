@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ep3stream.errors import SourceError
-from ep3stream.formats.csv import CsvLayout, csv_records, csv_schema
+from ep3stream.formats.csv import CsvLayout, csv_records
+from ep3stream.formats.csv_types import ColumnTypes, csv_types
 from ep3stream.formats.digests import stamps_of
 from ep3stream.formats.partitions import PartitionedFile
 from ep3stream.formats.python_objects import PythonTable
 from ep3stream.formats.source import RestartPosition
 from ep3stream.formats.text_blocks import PACKED_SUFFIXES, STREAM_SUFFIXES, TextFault, open_unpacked
+from ep3stream.formats.text_cells import StrayCell, TextRules, is_text, stated_types, typed_rows
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 ARROW_SUFFIXES = (".arrow", ".feather", ".ipc")
@@ -65,12 +69,14 @@ class TableRows:
 
     end_byte: how far the (packed) file has been read, for progress and digests.
     next_byte: where the unpacked text goes on behind the rows, for text formats; else 0.
+    strays: which rows have a text that is none of its column's type, by column, if such rows are dropped.
     """
 
     rows: pa.RecordBatch
     first_row: int
     end_byte: int
     next_byte: int = 0
+    strays: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def file_of(table: TableInput) -> Path | None:
@@ -91,7 +97,7 @@ def table_header(table: TableInput) -> list[str]:
 
 
 def table_schema(table: TableInput) -> pa.Schema:
-    """Names and types of the columns; the types of CSV as the first rows suggest them.
+    """Names and types of the columns as the table states them, or for CSV as the first rows suggest them.
 
     Raises SourceError, or any error of pyarrow.
     """
@@ -104,7 +110,32 @@ def table_schema(table: TableInput) -> pa.Schema:
     if _is_arrow(table):
         with _open_arrow(table, None) as (reader, _):
             return reader.schema.remove_metadata()
-    return csv_schema(table)
+    return csv_types(table, TextRules()).schema
+
+
+def table_types(table: TableInput, rules: TextRules) -> ColumnTypes:
+    """The columns' types by what is stated of them, and else by the table, or for CSV by its first rows.
+
+    Raises SourceError, or any error of pyarrow.
+    """
+    if isinstance(table, PartitionedFile):
+        of_file = table_types(table.file, rules)
+        return replace(of_file, schema=table.schema(of_file.schema))
+    if not isinstance(table, PythonTable) and not has_types(table):
+        return csv_types(table, rules)
+    schema, stated = table_schema(table), stated_types(rules)
+    for index, column in enumerate(schema):
+        # A category of numbers is one of their values there, as which they are stored.
+        if column.name in stated and not pa.types.is_string(stated[column.name]):
+            has_format = column.name in rules.formats
+            if is_text(column.type) or (has_format and pa.types.is_integer(column.type)):
+                schema = schema.set(index, column.with_type(stated[column.name]))
+            elif has_format:
+                raise SourceError(
+                    f"{table}: column {column.name!r} is {column.type}, no text that a format of --date "
+                    "could read; leave it out there"
+                )
+    return ColumnTypes(schema, {name: text for name, text in rules.formats.items() if name in schema.names})
 
 
 def has_types(table: TableInput) -> bool:
@@ -144,39 +175,55 @@ def table_fingerprint(table: TableInput) -> dict[str, Any]:
 
 
 def table_records(
-    table: TableInput, types: Mapping[str, pa.DataType], block_bytes: int, start: RestartPosition
+    table: TableInput,
+    types: Mapping[str, pa.DataType],
+    block_bytes: int,
+    start: RestartPosition,
+    rules: TextRules | None = None,
 ) -> Iterator[TableRows]:
     """The rows from `start` on with the columns of `types`, in order; `start.file` is the caller's affair.
 
-    CSV is parsed as `types` says; a table that states its types comes with those.
+    CSV is parsed as `types` and `rules` say; a table that states its types comes with those, but for texts that
+    were stated to be numbers or dates. Raises SourceError for a text that is none, unless such rows are dropped.
     """
     if isinstance(table, PartitionedFile):
-        yield from _with_folders(table, types, block_bytes, start)
+        yield from _with_folders(table, types, block_bytes, start, rules)
         return
-    row, names = start.row, list(types)
+    row, names, rules = start.row, list(types), rules or TextRules()
+    if not isinstance(table, PythonTable) and not has_types(table):
+        for typed, block in csv_records(table, types, block_bytes, row, start.byte, rules):
+            yield TableRows(typed.rows, row, block.end_byte, block.next_byte, typed.strays)
+            row += typed.rows.num_rows
+        return
     records: Iterator[tuple[pa.RecordBatch, int, int]]
     if isinstance(table, PythonTable):
         records = ((rows, 0, 0) for rows in table.records(names, block_bytes, row))
     elif _is_parquet(table):
         records = _parquet_records(table, names, block_bytes, row)
-    elif _is_arrow(table):
-        records = _arrow_records(table, names, block_bytes, row)
     else:
-        parsed = csv_records(table, types, block_bytes, row, start.byte)
-        records = ((rows, block.end_byte, block.next_byte) for rows, block in parsed)
+        records = _arrow_records(table, names, block_bytes, row)
     for rows, end_byte, next_byte in records:
-        yield TableRows(rows, row, end_byte, next_byte)
+        try:
+            typed = typed_rows(rows, types, rules)
+        except StrayCell as stray:
+            where = f"{table}: column {stray.column!r}, row {row + stray.row + 1}"
+            raise SourceError(f"{where}: {stray.in_words()}") from stray
+        yield TableRows(typed.rows, row, end_byte, next_byte, typed.strays)
         row += rows.num_rows
 
 
 def _with_folders(
-    table: PartitionedFile, types: Mapping[str, pa.DataType], block_bytes: int, start: RestartPosition
+    table: PartitionedFile,
+    types: Mapping[str, pa.DataType],
+    block_bytes: int,
+    start: RestartPosition,
+    rules: TextRules | None,
 ) -> Iterator[TableRows]:
     header = table_header(table.file)
     stored = {name: dtype for name, dtype in types.items() if name in header}
     # Rows must be counted even where the folders alone name what is needed.
     read = stored or {header[0]: pa.string()}
-    records = ((record.rows, record) for record in table_records(table.file, read, block_bytes, start))
+    records = ((record.rows, record) for record in table_records(table.file, read, block_bytes, start, rules))
     for rows, record in table.with_folders(records, list(types)):
         yield replace(record, rows=rows)
 
