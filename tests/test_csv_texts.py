@@ -445,7 +445,7 @@ def test_a_later_file_is_read_by_the_words_and_formats_of_the_store(
     assert later.expansion.columns == first.expansion.columns
     recorded = RecordedColumns.of(Path(like)).without_target()
     file = tmp_path / "2.csv"
-    rows = FeatureRows.open([file], recorded)
+    rows = FeatureRows.open(open_tables_like([file], recorded), recorded)
     ((_, usable),) = rows.batches()
     assert usable.tolist() == [True, False, False, False]
     renamed = tmp_path / "3.csv"
