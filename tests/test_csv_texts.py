@@ -102,7 +102,7 @@ def test_strays_are_dropped_and_counted_if_asked_and_all_other_values_stay(
     assert (report["invalid"], report["dropped_rows"]) == ({"v": 1}, 1)
     assert "column 'v': 1 rows were left out" in caplog.text
     if block_bytes == 64:
-        assert found.expansion.columns["invalid"] == "drop"
+        assert found.expansion.columns()["invalid"] == "drop"
 
 
 def test_a_stray_late_in_a_numeric_target_never_makes_classes(tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_whole_numbers_as_texts_are_in_the_order_of_numbers(tmp_path: Path) -> N
     text = "n,y\n" + "".join(f"{i},{i % 12}\n" for i in range(24))
     found = of_text(tmp_path / "t.csv", text, task="classification")
     assert found.expansion.class_names == tuple(map(str, range(12)))
-    assert found.expansion.columns["kind"] == "integer"
+    assert found.expansion.columns()["kind"] == "integer"
     mixed = of_text(tmp_path / "m.csv", text + "9,01\n", task="classification")
-    assert mixed.expansion.columns["kind"] == "text"
+    assert mixed.expansion.columns()["kind"] == "text"
 
 
 @pytest.mark.parametrize("word", [*sorted(GAP_WORDS), "?", "-", " ", "missing"])
@@ -245,7 +245,7 @@ def test_stated_words_are_gaps_in_every_column(tmp_path: Path) -> None:
     assert [name for name in found.names if name.startswith("c=")] == ["c=NA", "c=a", "c=b"]
     assert found.y.ravel().tolist() == [1, 3, 4]
     missing = found.encoder.tally.missing
-    assert (missing["c"], missing["n"], missing["d.days"]) == (1, 1, 1)
+    assert (missing["c"], missing["n"], missing["d"]) == (1, 1, 1)
 
 
 def days_since_1970(day: str) -> int:
@@ -312,7 +312,7 @@ def test_dates_in_the_one_format_that_fits_are_read_and_told(
         is_iso = text_format.startswith("%Y-%m-%d")  # ISO 8601 allows a comma before the fraction.
         assert (told in caplog.text) == (not settings and not is_iso)
         if settings or not is_iso:
-            assert found.expansion.columns["date_formats"] == {"v": text_format}
+            assert found.expansion.columns()["date_formats"] == {"v": text_format}
 
 
 def test_months_alone_are_their_first_days(tmp_path: Path) -> None:
@@ -442,7 +442,7 @@ def test_a_later_file_is_read_by_the_words_and_formats_of_the_store(
     assert later.names == first.names
     assert column(later, "d.month") == [2]
     assert later.encoder.tally.invalid == {"n": 1}
-    assert later.expansion.columns == first.expansion.columns
+    assert later.expansion.columns() == first.expansion.columns()
     recorded = RecordedColumns.of(Path(like)).without_target()
     file = tmp_path / "2.csv"
     rows = FeatureRows.open(open_tables_like([file], recorded), recorded)
