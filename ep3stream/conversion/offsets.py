@@ -32,6 +32,9 @@ MAX_ERROR_PER_STD = 0.01
 # Told from this share of the distinct values on: among many random numbers a few are equal by chance.
 _MAX_LOST_SHARE = 0.01
 
+# Numbers that should be equal differ by up to about so much of their size if they were computed in two ways.
+_NOISE = 1e-12
+
 # A constant beyond this probably has fractions later that float32 does not keep.
 _LARGE_CONSTANT = 1 << 20
 
@@ -117,11 +120,29 @@ def precision_of(values: NDArray[Any], dtype: str) -> Precision:
 def _measured(ordered: NDArray[Any], offset: float, dtype: str) -> Precision:
     values = exact_difference(ordered, offset) if offset else ordered
     stored = values.astype(dtype)
-    n_distinct, n_kept = (1 + int(np.count_nonzero(each[1:] != each[:-1])) for each in (ordered, stored))
+    n_distinct, n_kept = (1 + int(count) for count in _steps(ordered, stored))
     std = float(exact_difference(ordered, offset or float(np.rint(ordered[0]))).std())
     error = stored.astype(np.float64) - values.astype(np.float64)
     share = float(np.sqrt(np.mean(np.square(error)))) / std if n_distinct > 1 and std > 0 else 0.0
     return Precision(offset, len(ordered), n_distinct, n_kept, share)
+
+
+def _steps(ordered: NDArray[Any], stored: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """How often the next of ordered values, (n,) or (n, k), is another one, and how often it is when stored as well.
+
+    Numbers with fractions that differ by 1e-12 of the largest or less are equal: they were only computed in two ways.
+    Gaps, which are NaN and last, are not counted.
+    """
+    with np.errstate(all="ignore"):
+        if ordered.dtype.kind == "f":
+            gaps = ordered[1:] - ordered[:-1]
+            noise = _NOISE * np.maximum(np.abs(ordered[0]), np.fmax.reduce(ordered, axis=0))
+            is_whole = np.fmin.reduce(np.where(gaps > 0, gaps, np.inf), axis=0, initial=np.inf) >= 1
+            other = gaps > np.where(is_whole, 0, noise)
+        else:
+            other = ordered[1:] != ordered[:-1]
+    kept = other & (stored[1:] != stored[:-1])
+    return np.count_nonzero(other, axis=0), np.count_nonzero(kept, axis=0)
 
 
 def _is_spoiled(ordered: NDArray[Any], plain: Precision, largest: float, dtype: str) -> bool:
@@ -192,7 +213,7 @@ def _columns_to_see(piece: NDArray[Any], dtype: str) -> Iterator[tuple[int, NDAr
         chosen = high - low < np.maximum(np.abs(low), np.abs(high)) / 2
         ordered = np.sort(block[:_GLANCE_ROWS], axis=0)
         stored = ordered.astype(dtype)
-        n_distinct, n_kept = (np.count_nonzero(each[1:] != each[:-1], axis=0) for each in (ordered, stored))
+        n_distinct, n_kept = _steps(ordered, stored)
         chosen |= n_distinct - n_kept > _MAX_LOST_SHARE * n_distinct
     for column in np.flatnonzero(chosen):
         yield int(column), block[:, column]
@@ -201,6 +222,19 @@ def _columns_to_see(piece: NDArray[Any], dtype: str) -> Iterator[tuple[int, NDAr
 def sampled_precision(piece: NDArray[Any], dtype: str) -> dict[int, Precision]:
     """`precision_of` each column of a piece, (b,) or (b, k), that could lose something, by the column's number."""
     return {column: precision_of(values, dtype) for column, values in _columns_to_see(piece, dtype)}
+
+
+def array_offsets(values: NDArray[Any], names: Sequence[str], what: str = "column") -> NDArray[np.float64]:
+    """The offsets of the columns of an array in memory, (n,) or (n, k), decided by its first rows as for a store.
+
+    A warning tells of each column that loses values all the same; `what` it is called there.
+    """
+    offsets = np.zeros(len(names))
+    for column, found in sampled_precision(values[: sample_rows(len(names))], "float32").items():
+        offsets[column] = found.offset
+        if found.is_lossy:
+            _LOGGER.warning("%s", found.sentence(f"{what} {names[column]!r}", "float32"))
+    return offsets
 
 
 class ColumnOffsets:
@@ -297,8 +331,8 @@ class ColumnOffsets:
         lengths = np.diff(starts, append=len(runs))
         for column in np.flatnonzero(near.any(axis=0)):
             rows = np.repeat(near[:, column], lengths)
-            seen, kept = np.unique(values[rows, column]), np.unique(stored[rows, column])
-            n_distinct, n_kept = (int(np.count_nonzero(each == each)) for each in (seen, kept))
+            seen, kept = (np.sort(each[rows, column]) for each in (values, stored))
+            n_distinct, n_kept = (1 + int(count) for count in _steps(seen, kept))
             self._note(part, first + int(column), Precision(0.0, int(rows.sum()), n_distinct, n_kept))
 
     def _note(self, part: int, column: int, found: Precision) -> None:

@@ -16,6 +16,7 @@ from sklearn.utils import _safe_indexing, check_consistent_length, check_random_
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ep3stream.config import Task, parse_bytes
+from ep3stream.conversion.offsets import array_offsets, sample_rows
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
@@ -25,6 +26,7 @@ from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
 from ep3stream.training.set_up import draw_centers
@@ -43,10 +45,24 @@ Block = NDArray[Any]
 ClassWeights = Literal["none", "balanced"] | Mapping[str | int, float]
 
 
-def dense(x: Any) -> Block:
-    """A sparse matrix as an array, other rows unchanged: distances gain nothing from zeros."""
-    rows: Block = np.ascontiguousarray(x.toarray()) if issparse(x) else x
-    return rows
+# X is taken in any of these types as it is, so that an offset can be subtracted before it is rounded.
+EXACT_TYPES = (np.float64, np.float32, np.int64, np.uint64)
+
+
+def rounded(x: Any, offsets: NDArray[np.float64]) -> Block:
+    """x, (n, d), an array or a sparse matrix, less the offsets as a dense array of float32, row by row in memory.
+
+    Distances gain nothing from zeros. Too large values become infinite, and are refused where they are used.
+    """
+    with np.errstate(over="ignore"):
+        if not offsets.any():
+            dense = x.astype(np.float32, copy=False)
+            return np.ascontiguousarray(dense.toarray() if issparse(x) else dense)
+        out = np.empty(x.shape, np.float32)
+        for rows in batches_of(x.shape[0]):
+            block = x[rows]
+            out[rows] = shifted(block.toarray() if issparse(x) else block, offsets)
+        return out
 
 
 class KernelEstimator(BaseEstimator):  # type: ignore[misc]
@@ -60,6 +76,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     _scaling: InputScaling
     _centers: torch.Tensor
     _seed: int
+    _offsets: Offsets
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Trains from the start, for all epochs.
@@ -78,6 +95,11 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         is_first = not hasattr(self, "model_")
         source, excluded = self._training_rows(X, y, is_first, sample_weight=sample_weight), NO_ROWS
+        if isinstance(source, StoreSource) and (source.reader.manifest.offsets - self._offsets):
+            raise ValueError(
+                f"{source.reader.path} has other offsets than {type(self).__name__} was fitted to; convert it with "
+                "like= of the first store, or give arrays"
+            )
         trainer = None if is_first else self._trained()
         if trainer is None:
             source, excluded = self._start(source)
@@ -111,6 +133,9 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         made = cls(**saved.parameters)
         made.model_, made._trainer, made._saved = saved.model, None, saved.state
         made._centers, made._scaling = saved.model.centers, saved.model.inputs
+        made._offsets = saved.model.offsets or Offsets.none(
+            saved.model.n_features, saved.model.targets.n_outputs
+        )
         made._take_fitted(saved.fitted)
         return made
 
@@ -233,6 +258,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
                 raise InputError("y was given beside a store, which has targets of its own; leave y out")
             reader = _reader(X, split)
             self._take_manifest(reader, is_first)
+            if is_first:
+                self._offsets = reader.manifest.offsets
             return StoreSource(reader)
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
@@ -240,12 +267,32 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             if is_first:
                 self.n_features_in_ = X.shape[1]
             self._require_features(X.shape[1])
-            return DaskRows.of(X, self._coded_dask(_as_dask(y), is_first), parse_bytes(self.memory))
+            rows = DaskRows.of(X, self._coded_dask(_as_dask(y), is_first), parse_bytes(self.memory))
+            if is_first:
+                self._decide_offsets(*rows.first_rows(sample_rows(X.shape[1])))
+            return replace(rows, offsets=self._offsets)
         if sample_weight is None:
             return self._array_source(*self._coded_arrays(X, y, is_first))
         X, y, weights = _weighing(X, y, sample_weight)
         x, coded = self._coded_arrays(X, y, is_first)
         return WeightedRows.of(x, coded, weights)
+
+    def _decide_offsets(self, x: Block, y: Block) -> None:
+        """Offsets by the first rows: of the features, and of targets that are numbers."""
+        names = list(getattr(self, "feature_names_in_", ()))
+        if len(names) != x.shape[1]:
+            names = [f"x{i}" for i in range(x.shape[1])]
+        self._offsets = Offsets(array_offsets(x, names), np.zeros(self._n_outputs()))
+        if self._task == "regression":
+            targets = [f"y{i}" for i in range(self._n_outputs())]
+            self._offsets = replace(self._offsets, y=array_offsets(y, targets, "target"))
+
+    def _decided(self, x: Any, y: Block, is_first: bool) -> tuple[Block, Block]:
+        """x, (n, d), and y less the offsets, x in float32; the first rows decide about these."""
+        if is_first:
+            first = x[: sample_rows(x.shape[1])]
+            self._decide_offsets(first.toarray() if issparse(x) else first, y)
+        return rounded(x, self._offsets.x), shifted(y, self._offsets.y)
 
     def _outputs(
         self, X: Any, of_block: Callable[[Predictor, Block], Block], n_columns: int | None, dtype: Any
@@ -258,10 +305,9 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         if isinstance(X, Store):
             reader = _reader(X, "test")
             self._require_features(reader.manifest.n_features)
-            return np.concatenate(
-                [of_block(self.model_, np.asarray(x)) for x, _ in StoreSource(reader).all()]
-            )
-        X = validate_data(self, X, dtype=np.float32, reset=False, accept_sparse="csr")
+            model = self.model_.without(reader.manifest.offsets)
+            return np.concatenate([of_block(model, np.asarray(x)) for x, _ in StoreSource(reader).all()])
+        X = validate_data(self, X, dtype=EXACT_TYPES, reset=False, accept_sparse="csr")
         if issparse(X):  # A block of rows at a time is never large.
             parts = [of_block(self.model_, X[rows].toarray()) for rows in batches_of(X.shape[0])]
             return np.concatenate(parts)
@@ -275,8 +321,12 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _streamed_score(self, X: Any, y: Any, totals: RegressionScores | ClassScores) -> dict[str, Any]:
         """Scores of rows that need not fit in memory, summed in `totals`."""
         check_is_fitted(self, "model_")
-        for x, targets in self._training_rows(X, y, is_first=False, split="test").all():
-            totals.add(self.model_.decision_function(x).astype(np.float64), np.asarray(targets))
+        source = self._training_rows(X, y, is_first=False, split="test")
+        offsets = source.reader.manifest.offsets if isinstance(source, StoreSource) else self._offsets
+        model = self.model_.without(offsets)
+        for x, targets in source.all():
+            values = np.asarray(targets) if model.class_names else targets + offsets.y
+            totals.add(model.decision_function(x).astype(np.float64), values)
         return totals.result()
 
     def _take_names(self, reader: SplitReader, task: str, is_first: bool) -> None:
@@ -307,7 +357,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _predictor(self) -> Predictor:
         """The model as it is now, with the feature and class names of the data."""
         assert self._trainer is not None  # it has just been trained
-        model = self._trainer.predictor()
+        model = replace(self._trainer.predictor(), offsets=self._offsets if self._offsets else None)
         names = getattr(self, "feature_names_in_", None)
         classes = getattr(self, "classes_", None)
         return replace(

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ep3stream.config import KernelConfig
 from ep3stream.errors import ConfigError
-from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store, dense
+from ep3stream.estimator.base import EXACT_TYPES, Block, ClassWeights, KernelEstimator, Store
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
 from ep3stream.solver.kernels import KernelFunction
@@ -134,12 +134,12 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.classes_ = classes
 
     def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
-        X, y = validate_data(self, X, y, dtype=np.float32, reset=is_first, order="C", accept_sparse="csr")
+        X, y = validate_data(self, X, y, dtype=EXACT_TYPES, reset=is_first, accept_sparse="csr")
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         if not hasattr(self, "classes_"):
             self._take_classes(np.unique(y))
-        return dense(X), _ids(y, self.classes_)
+        return self._decided(X, _ids(y, self.classes_), is_first)
 
     def _coded_dask(self, y: Any, is_first: bool) -> Any:
         import dask.array as da

@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ep3stream.config import KernelConfig
-from ep3stream.estimator.base import Block, KernelEstimator, Store, dense
+from ep3stream.estimator.base import EXACT_TYPES, Block, KernelEstimator, Store
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import RegressionScores
 from ep3stream.solver.kernels import KernelFunction
@@ -70,10 +69,13 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         return self._partial_fit(X, y, sample_weight)
 
     def predict(self, X: Any) -> Any:
-        """Values, (n,) or (n, c), float32; lazy for a Dask array. Of a store, the split `test` or the only split."""
+        """Values, (n,) or (n, c), float32, or float64 where targets have offsets; lazy for a Dask array.
+
+        Of a store, those of the split `test` or the only split.
+        """
         check_is_fitted(self, "model_")
         columns = None if self._is_flat else self._n_outputs()
-        return self._outputs(X, partial(_values, self._is_flat), columns, np.float32)
+        return self._outputs(X, partial(_values, self._is_flat), columns, self.model_.output_dtype)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """R2, averaged over the targets; 1 is perfect. Dask arrays and stores take no sample_weight."""
@@ -95,15 +97,14 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
             self,
             X,
             y,
-            dtype=np.float32,
+            dtype=EXACT_TYPES,
             reset=is_first,
             multi_output=True,
             y_numeric=True,
-            order="C",
             accept_sparse="csr",
         )
         self._take_targets(y.shape[1:], is_first)
-        return dense(X), y.reshape(len(y), -1)
+        return self._decided(X, y.reshape(len(y), -1), is_first)
 
     def _coded_dask(self, y: Any, is_first: bool) -> Any:
         self._take_targets(y.shape[1:], is_first)

@@ -20,6 +20,7 @@ from ep3stream.errors import InputError
 from ep3stream.formats.python_objects import computed_ahead
 from ep3stream.online.sources import Pair
 from ep3stream.store.manifest import ColumnStatistics
+from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.stream.order import Rows
 
 _BATCH_ROWS = 4096
@@ -38,13 +39,15 @@ class DaskRows:
     """Blocks of rows, computed one after another with the next under way: O(window_blocks) blocks of memory.
 
     x: (n, d), y: (n,) or (n, c), of the same row chunks. The rows of `window_blocks` blocks are mixed, in random
-    order of blocks, so rows sorted by target need smaller blocks or more of them at a time.
+    order of blocks, so rows sorted by target need smaller blocks or more of them at a time. offsets: what is subtracted
+    from x and y, in float64, before x is rounded.
     """
 
     x: Any
     y: Any
     window_blocks: int
     excluded: Rows = field(default_factory=lambda: NO_ROWS)
+    offsets: Offsets | None = None
 
     @classmethod
     def of(cls, x: Any, y: Any, memory_bytes: int) -> DaskRows:
@@ -55,6 +58,15 @@ class DaskRows:
         y = y.rechunk({0: x.chunks[0]})
         block_bytes = max(x.chunks[0]) * (4 * x.shape[1] + 8 * math.prod(y.shape[1:]))
         return cls(x, y, max(1, memory_bytes // 8 // block_bytes))
+
+    def first_rows(self, n_rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """x and y of the first rows as they are; of numbers that float32 holds whole, none: nothing can be lost."""
+        if all(np.can_cast(each.dtype, np.float32) for each in (self.x, self.y)):
+            return np.empty((0, self.x.shape[1]), np.float32), np.empty((0, *self.y.shape[1:]), np.float32)
+        ends = [*accumulate(self.x.chunks[0])]
+        n_blocks = next((i for i, end in enumerate(ends, 1) if end >= n_rows), len(ends))
+        x, y = _Block((self.x.blocks[:n_blocks], self.y.blocks[:n_blocks])).compute()
+        return np.asarray(x)[:n_rows], np.asarray(y)[:n_rows]
 
     @property
     def n_rows(self) -> int:
@@ -94,7 +106,8 @@ class DaskRows:
         in_block = np.searchsorted(starts, rows[order], side="right") - 1
         blocks, begins = np.unique(in_block, return_index=True)
         x = np.empty((len(rows), self.x.shape[1]), np.float32)
-        y = np.empty((len(rows), *self.y.shape[1:]), self.y.dtype)
+        y_dtype = self.y.dtype if self.offsets is None or not self.offsets.y.any() else np.dtype(np.float64)
+        y = np.empty((len(rows), *self.y.shape[1:]), y_dtype)
         parts = np.split(order, begins[1:])
         for block, places, (block_x, block_y) in zip(
             blocks, parts, self._computed(blocks.tolist()), strict=True
@@ -132,7 +145,13 @@ class DaskRows:
             _Block((self.x.blocks[i], self.y.blocks[i]) if with_y else (self.x.blocks[i],)) for i in blocks
         )
         for x, *rest in computed_ahead(list(pairs)):
-            yield (np.asarray(x, np.float32), *(np.asarray(part) for part in rest))
+            parts = [np.asarray(x), *map(np.asarray, rest)]
+            if self.offsets is not None:
+                parts = [
+                    shifted(part, own)
+                    for part, own in zip(parts, (self.offsets.x, self.offsets.y), strict=False)
+                ]
+            yield (np.asarray(parts[0], np.float32), *parts[1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class Predictor:
 
     def without(self, offsets: Offsets) -> Predictor:
         """The same model for rows that are less these offsets of features already, as a store gives them."""
-        own = self.offsets or Offsets(np.zeros(self.n_features), np.zeros(self.targets.n_outputs))
+        own = self.offsets or Offsets.none(self.n_features, self.targets.n_outputs)
         left = Offsets(own.x - offsets.x, own.y)
         return replace(self, offsets=left if left else None)
 
@@ -140,7 +140,7 @@ class Predictor:
         """
         change = None
         if offsets is not None:
-            own = self.offsets or Offsets(np.zeros_like(offsets.x), np.zeros_like(offsets.y))
+            own = self.offsets or Offsets.none(self.n_features, self.targets.n_outputs)
             if left := own - offsets:
                 change = (torch.from_numpy(left.x).to(self.centers.device), left.y)
         return ModelShard(

@@ -33,6 +33,11 @@ class Offsets:
         )
         return cls(*(_by_name(names, recorded) for names, recorded in found))
 
+    @classmethod
+    def none(cls, n_features: int, n_targets: int) -> Offsets:
+        """Nothing is subtracted."""
+        return cls(np.zeros(n_features), np.zeros(n_targets))
+
     def __bool__(self) -> bool:
         """Whether anything is subtracted."""
         return bool(self.x.any() or self.y.any())
