@@ -205,7 +205,7 @@ def _columns_to_see(piece: NDArray[Any], dtype: str) -> Iterator[tuple[int, NDAr
 
     These are columns of a range below half of the largest size, and those of which the very first rows lose some.
     """
-    if not len(piece) or np.can_cast(piece.dtype, dtype):
+    if not len(piece) or piece.dtype.kind not in "iuf" or np.can_cast(piece.dtype, dtype):
         return
     block = piece.reshape(len(piece), -1)
     with np.errstate(all="ignore"):

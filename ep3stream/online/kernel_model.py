@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import (
@@ -24,6 +25,7 @@ from ep3stream.config import (
     Task,
     parse_bytes,
 )
+from ep3stream.conversion.offsets import array_offsets, sample_rows
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.online.online_trainer import OnlineSpec, OnlineTrainer, set_up_rows
 from ep3stream.online.sources import (
@@ -34,6 +36,7 @@ from ep3stream.online.sources import (
     RowForm,
     Source,
     StoreSource,
+    as_array,
     source_of,
 )
 from ep3stream.prediction.models import save_model
@@ -43,13 +46,17 @@ from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 from ep3stream.solver.set_up import PROBE_ROWS
 from ep3stream.solver.targets import require_weights_of_task, weighted
+from ep3stream.store.offsets import Offsets, shifted
+from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
+from ep3stream.training.centers import offsets_left
 from ep3stream.training.set_up import Problem, problem_of_split
 
 _LOGGER = logging.getLogger(__name__)
 
-# 4: the set-up is that of a fit, with a head start. 2 and 3 are read too.
+# 4: the set-up is that of a fit, with a head start. 2 and 3 are read too. A state with offsets is of version 5.
 STATE_VERSION = 4
+_STATE_WITH_OFFSETS = 5
 
 _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "momentum", "averaging", "step",
@@ -120,9 +127,14 @@ class KernelModel:
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         _require_outputs(n_outputs, task)
         self._form = RowForm(np.shape(centers)[-1], n_outputs, task, where)
+        self._form = replace(self._form, offsets=self._first_offsets(centers, None))
+        self._may_offset = True
+        # Points as they were given, for offsets that only the first data ask for; float32 has lost nothing more.
+        self._given: tuple[NDArray[Any] | None, NDArray[Any] | None] = (_with_all_digits(centers), None)
         sample, n_samples = None, nystrom_samples
         if not isinstance(n_samples, int):
             sample = self._form.inputs(n_samples, "nystrom_samples").clone()
+            self._given = (self._given[0], _with_all_digits(n_samples))
             n_samples = len(sample)
         if n_samples < 1:
             raise ConfigError(f"nystrom_samples is {n_samples}; use a positive number, or rows of (s, d)")
@@ -151,6 +163,7 @@ class KernelModel:
             centers=self._form.inputs(centers, "centers").clone(),
             sample=sample,
             inputs=InputScaling(torch.zeros(d, device=where), torch.ones(d, device=where)),
+            offsets=self._form.offsets,
         )
         _require_weights(task, solver)
         self._trainer: OnlineTrainer | None = None
@@ -171,12 +184,14 @@ class KernelModel:
     ) -> KernelModel:
         """A model of inputs that are scaled by `inputs`, whose centers are in the units of the data.
 
+        Centers and rows are less the offsets that they need already.
         drawn: the numbers of the rows of the first source that became centers; excluded: those of them that are not
         trained on, sorted. The further arguments are those of the constructor.
         """
         made = cls(centers, *args, **settings)
         inputs = inputs.to(made._form.device)
-        made._spec = replace(made._spec, inputs=inputs, drawn=drawn, excluded=excluded)
+        made._spec = replace(made._spec, inputs=inputs, drawn=drawn, excluded=excluded, offsets=None)
+        made._form, made._may_offset = replace(made._form, offsets=None), False
         return made
 
     def fit(self, data: Data, epochs: int = 1, validation: Data | None = None) -> list[dict[str, Any]]:
@@ -195,6 +210,7 @@ class KernelModel:
 
     def fit_epoch(self, data: Data) -> float:
         """Trains once on every row; returns the mean squared error of each batch before its step, over all rows."""
+        self._look_at(data)
         return self.train_epoch(source_of(data, self._form), np.empty(0, np.int64))
 
     def train_epoch(self, source: Source, excluded: Rows) -> float:
@@ -233,8 +249,14 @@ class KernelModel:
         return math.nan if self._trainer is None else self._trainer.mean_loss()
 
     def outputs(self, x: Array) -> Tensor:
-        """f(x), (n, c), on the model's device, for x of (n, d): the values behind `predict`."""
-        return self.predictor().outputs(self._form.inputs(x))
+        """f(x), (n, c), on the model's device, for x of (n, d): the values behind `predict`.
+
+        Float64 where targets have offsets, which are added.
+        """
+        outputs = self.predictor().outputs(self._form.inputs(x))
+        if self._form.offsets is None or not self._form.offsets.y.any():
+            return outputs
+        return outputs.double() + torch.from_numpy(self._form.offsets.y).to(outputs.device)
 
     def predict(self, x: Array) -> Tensor:
         """Class ids, (n,), for classification; values, (n,) or (n, c), for regression."""
@@ -260,6 +282,10 @@ class KernelModel:
         trainer = self._settled()
         names = dict(zip(("features", "targets", "classes"), self._names, strict=True))
         head = {"version": STATE_VERSION, "settings": self._settings(), "names": names, "epoch": self._epoch}
+        if self._form.offsets:
+            # A version that knows no offsets must not take the state over.
+            offsets = {"x": self._form.offsets.x.tolist(), "y": self._form.offsets.y.tolist()}
+            head |= {"version": _STATE_WITH_OFFSETS, "offsets": offsets}
         return {**head, **self._given_points(), **trainer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -267,10 +293,13 @@ class KernelModel:
 
         Raises InputError naming the argument that differs.
         """
-        if state.get("version") not in (2, 3, STATE_VERSION):
+        if state.get("version") not in (2, 3, STATE_VERSION, _STATE_WITH_OFFSETS):
             raise InputError(
-                f"the state has the version {state.get('version')!r}; this one reads {STATE_VERSION}"
+                f"the state has the version {state.get('version')!r}; this one reads {_STATE_WITH_OFFSETS}"
             )
+        if "offsets" in state:
+            offsets = Offsets(*(np.array(state["offsets"][part], np.float64) for part in "xy"))
+            self._take_offsets(offsets, state["centers"].double().mean(0).cpu().numpy())
         mine, theirs = self._settings(), _LATER_SETTINGS | state["settings"]
         for name in mine:
             if mine[name] != theirs.get(name):
@@ -282,6 +311,59 @@ class KernelModel:
         self._names = (names["features"], names["targets"], names["classes"])
         self._trainer = OnlineTrainer.load(self._spec, self._form.task, self._names, state)
         self._held, self._epoch = [], state["epoch"]
+
+    def _first_offsets(self, x: Array | None, y: Array | None) -> Offsets | None:
+        """The offsets known by now, and those that the first rows of x and y ask for where there are none yet."""
+        form = self._form
+        known = form.offsets or Offsets.none(form.n_features, form.n_outputs)
+        names, targets, _ = form.names(None)
+        if x is not None and not known.x.any() and len(np.shape(x)) == 2 and np.shape(x)[1] == len(names):
+            known = replace(known, x=array_offsets(as_array(x[: sample_rows(len(names))]), names))
+        if y is not None and form.task == "regression" and np.shape(y)[1:] in ((), (form.n_outputs,)):
+            known = replace(
+                known, y=array_offsets(as_array(y[: sample_rows(len(targets))]), targets, "target")
+            )
+        return known if known else None
+
+    def _look_at(self, data: Data) -> None:
+        """Decides about offsets by the first data, before a row of them is rounded; a store has its own."""
+        if isinstance(data, SplitReader):
+            if self._may_offset and self._trainer is None:
+                self._take_offsets(data.manifest.offsets, np.array(data.info.features.mean))
+            own = self._form.offsets or Offsets.none(self._form.n_features, self._form.n_outputs)
+            if data.manifest.n_features == self._form.n_features and (data.manifest.offsets - own):
+                raise InputError(
+                    f"{data.path} has other offsets than the data before; convert it with like= of the first store"
+                )
+        elif self._may_offset and isinstance(data, tuple) and all(hasattr(part, "shape") for part in data):
+            found = self._first_offsets(*data) if len(data) == 2 else None
+            if found is not None:
+                self._take_offsets(found, np.zeros(self._form.n_features))
+        else:
+            return
+        self._may_offset, self._given = False, (None, None)
+
+    def _take_offsets(self, offsets: Offsets, mean: NDArray[np.float64]) -> None:
+        """Subtracts these offsets from now on, and from the centers and the sample that were given.
+
+        mean: (d,), about where the rows will lie when the offsets are subtracted.
+        """
+        own = self._form.offsets or Offsets.none(self._form.n_features, self._form.n_outputs)
+        if len(offsets.x) != len(own.x) or len(offsets.y) != len(own.y) or not (offsets - own):
+            return  # A store of another form is refused where it is read.
+
+        def moved(points: Tensor, given: NDArray[Any] | None) -> Tensor:
+            values = points.cpu().numpy() if given is None else given
+            return torch.from_numpy(shifted(values, offsets_left(values, offsets.x, mean))).to(points)
+
+        spec, (centers, sample) = self._spec, self._given
+        self._spec = replace(
+            spec,
+            centers=moved(spec.centers, centers),
+            sample=None if spec.sample is None else moved(spec.sample, sample),
+            offsets=offsets,
+        )
+        self._form = replace(self._form, offsets=offsets)
 
     def _meet(self, source: Source) -> None:
         """Takes note of what is known of the rows, and makes the set-up where rows can be drawn."""
@@ -306,6 +388,7 @@ class KernelModel:
 
     def _take(self, x: Array, y: Array) -> None:
         """Trains on the batch, or holds a copy of the batch while there are too few rows for the set-up."""
+        self._look_at((x, y))
         inputs, targets = self._form.pair(x, y)
         if self._trainer is not None:
             self._trainer.train_rows(inputs, targets)
@@ -356,9 +439,13 @@ class KernelModel:
         predictor = self.predictor()
         prepared, classes = predictor.prepared(), predictor.class_names
         totals = RegressionScores() if classes is None else ClassScores(classes)
-        n_batches = 0
+        n_batches, form = 0, self._form
+        if isinstance(source, StoreSource):
+            # Its rows are less offsets of its own.
+            own = form.offsets or Offsets.none(form.n_features, form.n_outputs)
+            form = replace(form, offsets=own - source.reader.manifest.offsets)
         for batch in source.all():
-            x, y = self._form.pair(*batch)
+            x, y = form.pair(*batch)
             totals.add(predictor.outputs(x, prepared).double().cpu().numpy(), y.cpu().numpy())
             n_batches += 1
         if not n_batches:
@@ -382,6 +469,12 @@ class KernelModel:
     def _given_points(self) -> dict[str, Tensor]:
         given = {"centers": self._spec.centers}
         return given if self._spec.sample is None else given | {"nystrom_samples": self._spec.sample}
+
+
+def _with_all_digits(points: Array) -> NDArray[Any] | None:
+    """A copy of points that float32 may not hold; None for others."""
+    values = as_array(points)
+    return None if np.can_cast(values.dtype, np.float32) else values.copy()
 
 
 def _kernel_choice(

@@ -27,6 +27,7 @@ from ep3stream.solver.model import InputScaling, Predictor
 from ep3stream.solver.set_up import probes_of
 from ep3stream.solver.step_size import PublishedStep
 from ep3stream.solver.targets import TargetCode
+from ep3stream.store.offsets import Offsets
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
 from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget
@@ -49,6 +50,7 @@ class OnlineSpec:
     config: kernel, solver, seed and memory. function: a callable kernel, in place of the config's. centers: (p, d),
     in the units of the data. sample: X_s, (s, d), where the user gives it. inputs: the input transform of the model.
     drawn: the rows of the first source that became centers; excluded: those of them that are not trained on, sorted.
+    offsets: what centers, sample and rows are less than the user's values.
     """
 
     config: FitConfig
@@ -58,6 +60,7 @@ class OnlineSpec:
     inputs: InputScaling
     drawn: Rows | None = None
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    offsets: Offsets | None = None
 
     def plan(self, shape: ProblemSize, mesh: Mesh) -> tuple[SizePlan, int]:
         """Sizes within the memory budget, and the budget in bytes; ConfigError where the model does not fit it."""
@@ -203,7 +206,8 @@ class OnlineTrainer:
         solver, device = self.trainer.solver, self.trainer.mesh.device
         weights = self.progress.state.average.T.contiguous().clone()
         inputs = self.spec.inputs.to(device)
-        return Predictor(solver.kernel, self.spec.centers, weights, inputs, solver.targets, *names)
+        offsets = self.spec.offsets if self.spec.offsets else None
+        return Predictor(solver.kernel, self.spec.centers, weights, inputs, solver.targets, *names, offsets)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers from which `load` goes on with the same bits. The tensors are copies."""

@@ -22,6 +22,7 @@ from ep3stream.errors import InputError
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
+from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.store.reader import SplitReader
 from ep3stream.store.scan import scan
 from ep3stream.stream.batch_slots import Batch
@@ -46,16 +47,21 @@ _SCORED_ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class RowForm:
-    """The form that rows must have: d features, c outputs, and what y says. Methods raise InputError for other rows."""
+    """The form that rows must have: d features, c outputs, and what y says. Methods raise InputError for other rows.
+
+    offsets: what is subtracted from x and y, in float64, before they are rounded.
+    """
 
     n_features: int
     n_outputs: int
     task: Task
     device: torch.device
+    offsets: Offsets | None = None
 
     def pair(self, x: Array, y: Array) -> tuple[Tensor, Tensor]:
         """x, (m, d), and y, (m,) class ids or (m, c) values, checked, on the device."""
-        inputs, targets = self.inputs(x), _tensor(y, "y")
+        offsets = None if self.offsets is None or self.task == "classification" else self.offsets.y
+        inputs, targets = self.inputs(x), _tensor(y, "y", offsets)
         if len(inputs) != len(targets) or targets.ndim not in (1, 2):
             raise InputError(f"x has {len(inputs)} rows but y has the shape {tuple(targets.shape)}")
         coded = self._ids(targets) if self.task == "classification" else self._values(targets)
@@ -63,7 +69,7 @@ class RowForm:
 
     def inputs(self, x: Array, name: str = "x") -> Tensor:
         """x, (m, d), m >= 1, in float32 on the device, with finite distances."""
-        rows = _tensor(x, name)
+        rows = _tensor(x, name, None if self.offsets is None else self.offsets.x)
         if rows.ndim != 2 or rows.shape[1] != self.n_features or not len(rows):
             raise InputError(
                 f"{name} has the shape {tuple(rows.shape)}; the centers have {self.n_features} features, "
@@ -150,7 +156,10 @@ class RowForm:
         return values
 
 
-def _tensor(values: Array, name: str) -> Tensor:
+def _tensor(values: Array, name: str, offsets: NDArray[np.float64] | None = None) -> Tensor:
+    """values as a tensor, less the offsets of their columns."""
+    if offsets is not None and offsets.any() and values.shape[1:] in ((), (len(offsets),)):
+        values = shifted(as_array(values), offsets)
     if isinstance(values, Tensor):
         return values
     array = np.asarray(values)
@@ -160,6 +169,14 @@ def _tensor(values: Array, name: str) -> Tensor:
     with np.errstate(over="ignore"):
         dtype = np.float32 if array.dtype.kind == "f" else np.int64
         return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
+
+
+def as_array(values: Array) -> NDArray[Any]:
+    """values as an array of NumPy, with their own type but for bfloat16."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+    return np.asarray(values)
 
 
 @runtime_checkable
