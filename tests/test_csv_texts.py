@@ -17,6 +17,7 @@ from ep3stream.conversion.recorded_columns import RecordedColumns
 from ep3stream.conversion.table_source import open_tables, open_tables_like
 from ep3stream.errors import ConfigError, InputError, SourceError
 from ep3stream.formats.text_cells import GAP_WORDS
+from ep3stream.inspection.columns_taken import columns_taken
 
 
 def encoded(tmp_path: Path, cells: list[str], name: str = "t.csv", **settings: Any) -> Encoded:
@@ -490,3 +491,71 @@ def test_decisions_do_not_depend_on_the_size_of_blocks(tmp_path: Path) -> None:
         parts = of_text(tmp_path / "t.csv", text, block_bytes, **settings)
         np.testing.assert_array_equal(parts.x, whole.x)
         assert parts.encoder.report() == whole.encoder.report()
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("Temp, C;y\n1.5;2\n2.5;3\n", [1.5, 2.5]),
+        ("Temp, C;y\n1,5;2\n2,5;3\n", [1.5, 2.5]),
+        ('"Temp, C"\t"y"\n1.5\t2\n2.5\t3\n', [1.5, 2.5]),
+        ("Temp, C|y\n1.5|2\n2.5|3\n", [1.5, 2.5]),
+        ('"Temp, C",y\n1.5,2\n2.5,3\n', [1.5, 2.5]),
+    ],
+)
+def test_a_comma_within_a_name_does_not_hide_what_parts_the_fields(
+    tmp_path: Path, text: str, values: list[float]
+) -> None:
+    assert column(of_text(tmp_path / "t.csv", text), "Temp, C") == values
+
+
+def test_points_in_columns_of_categories_say_nothing_about_decimal_commas(tmp_path: Path) -> None:
+    text = "v;n;y\n1.10;3,5;1,5\n1.2;4,5;2,5\n"
+    found = of_text(tmp_path / "t.csv", text, category=("v",))
+    assert found.names == ["v=1.10", "v=1.2", "n"]
+    assert column(found, "n") == [3.5, 4.5]
+    assert found.y.ravel().tolist() == [1.5, 2.5]
+
+
+def test_what_two_categories_share_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoded(tmp_path, ["red", " red", "blue"])
+    assert "column 'v' has the categories ' red' and 'red', which differ in blanks alone" in caplog.text
+    encoded(tmp_path, ["(missing)", "", "blue"])
+    assert "column 'v', row 1: '(missing)': the text is what the gaps" in caplog.text
+    of_text(tmp_path / "l.csv", "n,y\n1, 1936\n2,1936\n3,7\n", task="classification")
+    assert "column 'y' has the categories ' 1936' and '1936', which differ in blanks alone" in caplog.text
+
+
+def test_a_typed_twin_of_a_table_with_stated_dates_is_read_like_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+
+    from ep3stream.formats.python_objects import PythonTable
+
+    first = encoded(tmp_path, ["01.02.2026", "03.04.2026"], date={"v": "%d.%m.%Y"})
+    recorded = RecordedColumns.of(Path(pretend_store(monkeypatch, first)))
+    days = pa.array([days_since_1970("2026-02-01"), days_since_1970("2026-04-03")], pa.int32())
+    for values in (days.cast(pa.date32()), days.cast(pa.date32()).cast(pa.timestamp("ns"))):
+        twin = PythonTable.of(pa.table({"v": values, "y": [0.5, 1.5]}))
+        assert twin is not None
+        (batch,) = open_tables_like([twin], recorded).batches(99)
+        assert [piece.tolist() for piece in batch.numeric[:2]] == [days.to_pylist(), [2, 4]]
+
+
+def test_what_the_columns_were_taken_for_is_told_in_a_line(tmp_path: Path) -> None:
+    text = "when,carrier,n,m,y\n" + "".join(
+        f"{1 + i % 28}.03.2026,{'abc'[i % 3]},{i},{i}.5,{i}\n" for i in range(30)
+    )
+    found = of_text(tmp_path / "t.csv", text)
+    assert columns_taken(found.expansion.columns(), None) == (
+        "columns: 2 numbers, 1 category (carrier 3), 1 date (when as %d.%m.%Y -> days, month, weekday); "
+        "target y: number"
+    )
+    classes = of_text(tmp_path / "t.csv", text, target="carrier", drop=("when",))
+    names = classes.expansion.class_names
+    assert (
+        columns_taken(classes.expansion.columns(), names)
+        == "columns: 3 numbers; target carrier: 3 classes (a, b, c)"
+    )
+    assert columns_taken({"predictions_of": "x"}, None) == ""

@@ -408,8 +408,9 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "numbers with leading zeros": lambda w: w.quietly_convert(
         "a,y\n" + "".join(f"0{i % 7},{i}\n" for i in range(40))
     ),
-    "texts that are the same number": lambda w: w.quietly_convert(
-        "a,y\n" + "".join(f"{'0' * (1 + i % 2)},{i}\n" for i in range(40)), "--category", "a"
+    "texts that are the same number": lambda w: w.convert(
+        "a,y\n" + "".join(f"{'0' * (1 + i % 2)},{i}\n" for i in range(40)),
+        *("--target", "y", "--category", "a", "--quiet"),
     ),
     "a column of identifiers": lambda w: w.quietly_convert(
         "a,y\n" + "".join(f"user{i},{i}\n" for i in range(60))

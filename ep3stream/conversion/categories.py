@@ -7,6 +7,7 @@ ignored or dropped as `--unknown` says; `UnseenValues` counts them.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.source import BatchOrigin
 from ep3stream.formats.text_cells import GAP_WORDS, known_texts, looks_like_amount, numbers_from
 from ep3stream.formats.text_dates import fitting_formats
+
+_LOGGER = logging.getLogger(__name__)
 
 MISSING_CATEGORY = "(missing)"
 
@@ -131,6 +134,7 @@ class CategoryCodes:
         self._codes: dict[Any, int] = {}
         self._same: KnownValues | None = None
         self._hashes = np.empty(0, np.uint32)
+        self._is_told = self.is_closed
         self.restore(known)
 
     def __len__(self) -> int:
@@ -173,6 +177,13 @@ class CategoryCodes:
                         f"{where.file}: column {self.column!r} has more than {self._limit} different "
                         f"values; {self._remedy_of_many()}"
                     )
+            if value == MISSING_CATEGORY and index >= 0 and not self._is_told:
+                self._is_told = True
+                _LOGGER.warning(
+                    "%s: the text is what the gaps of the column are called, so that both are one category; "
+                    "write it otherwise to tell them apart",
+                    f"{where.cell(self.column, cells.first_row(index))}: {value!r}",
+                )
             table[index] = self._codes[value]
         return table[cells.indices]
 
@@ -351,9 +362,16 @@ def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | Non
     return None
 
 
-def same_number_warning(column: str, values: Sequence[Any]) -> str | None:
-    """A warning that names two texts of a category column that are the same number, such as 1 and 1.0."""
+def same_value_warning(column: str, values: Sequence[Any]) -> str | None:
+    """A warning that names two texts of a category column that differ in blanks alone, or are the same number."""
     texts = sorted(value for value in values if isinstance(value, str))
+    trimmed: dict[str, str] = {}
+    for text in texts:
+        if trimmed.setdefault(text.strip(), text) != text:
+            return (
+                f"column {column!r} has the categories {trimmed[text.strip()]!r} and {text!r}, which differ in blanks "
+                "alone; they stay two, so write them alike if they are meant to be one"
+            )
     known: dict[float, str] = {}
     for text, number in zip(texts, numbers_from(pa.array(texts, pa.string())).to_pylist(), strict=True):
         if number is not None and number == number and known.setdefault(number, text) != text:

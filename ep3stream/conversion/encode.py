@@ -26,7 +26,7 @@ from ep3stream.conversion.categories import (
     DistinctValues,
     UnseenValues,
     column_warning,
-    same_number_warning,
+    same_value_warning,
 )
 from ep3stream.conversion.missing_values import (
     is_filled,
@@ -381,7 +381,7 @@ class RowEncoder:
             doubt = None
             if not category.is_stated:
                 doubt = column_warning(category.column, category.state(), self.tally.kept)
-            for warning in (doubt, same_number_warning(category.column, category.state())):
+            for warning in (doubt, same_value_warning(category.column, category.state())):
                 if warning is not None:
                     _LOGGER.warning("%s", warning)
         if self.labels is not None and len(self.labels) < 2:

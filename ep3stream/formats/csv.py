@@ -17,7 +17,7 @@ import io
 import logging
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ _LOGGER = logging.getLogger(__name__)
 _HEADER_BYTES = 1 << 16
 BLOCK_BYTES = 4 << 20
 _PARSERS = 2
+_FIRST_ROWS = 20
 
 # What a spreadsheet writes where the comma is taken, by decimals or by a habit. Not the blank: names have it too.
 _OTHER_DELIMITERS = ";\t|"
@@ -73,8 +74,11 @@ class CsvLayout:
     first_byte: int
 
     @classmethod
-    def of(cls, file: Path) -> CsvLayout:
-        """Read the header, the first line that is not empty; raises SourceError if there is none."""
+    def of(cls, file: Path, texts: Container[str] = ()) -> CsvLayout:
+        """Read the header, the first line that is not empty; raises SourceError if there is none.
+
+        texts: columns of texts, whose points and commas say nothing about decimals.
+        """
         _refuse_other_kinds(file)
         delimiter, (names, text, first_byte) = _delimiter_and_header(file)
         names = [name.strip() for name in names]
@@ -84,7 +88,10 @@ class CsvLayout:
                 raise SourceError(f"{file}: has {name!r} twice among its columns; rename one{remedy}")
         named = [name or f"(unnamed {number})" for number, name in enumerate(names, 1)]
         unnamed = frozenset(filled for filled, name in zip(named, names, strict=True) if not name)
-        has_commas = delimiter == ";" and _COMMA_NUMBER.search(text) and not _POINT_NUMBER.search(text)
+        has_commas = delimiter == ";" and _COMMA_NUMBER.search(text) is not None
+        if has_commas and _POINT_NUMBER.search(text):
+            text = _without_columns(text, [name in texts for name in named])
+            has_commas = _COMMA_NUMBER.search(text) is not None and _POINT_NUMBER.search(text) is None
         return cls(file, delimiter, "," if has_commas else ".", tuple(named), unnamed, first_byte)
 
     @property
@@ -194,7 +201,8 @@ def csv_records(
     row, counted from 1 without the header.
     """
     rules = rules or TextRules()
-    layout, n_rows, as_texts = CsvLayout.of(file), start_row, set(rules.formats)
+    texts = {name for name, dtype in types.items() if pa.types.is_string(dtype)}
+    layout, n_rows, as_texts = CsvLayout.of(file, texts), start_row, set(rules.formats)
     blocks = layout.blocks(min(block_bytes, BLOCK_BYTES), start_byte)
     try:
         with ThreadPoolExecutor(_PARSERS, "ep3stream-csv") as pool:
@@ -251,11 +259,41 @@ def _delimiter_and_header(file: Path) -> tuple[str, tuple[list[str], bytes, int]
                 if len(header[0]) > 1:
                     return other, header
         raise
-    (first, *more), *_ = header
-    if not more and any(other in first for other in others):
-        delimiter = max(others, key=first.count)
+    names = header[0]
+    found = [other for other in others if any(other in name for name in names)]
+    if len(names) == 1 and found:
+        delimiter = max(found, key=names[0].count)
         header = _header(file, delimiter)
+    for other in found if len(names) > 1 else ():
+        # A comma within a name, and perhaps within numbers: "Temp, C;y" above "1,5;2".
+        with suppress(SourceError):
+            by_other = _header(file, other)
+            if _is_even(by_other[1], other, len(by_other[0])):
+                return other, by_other
     return delimiter, header
+
+
+def _is_even(text: bytes, delimiter: str, n_fields: int) -> bool:
+    """Whether the first rows have as many fields as the header."""
+    lines = text.split(b"\n", _FIRST_ROWS)[:_FIRST_ROWS]
+    try:
+        rows = csv.reader((line.decode() for line in lines), delimiter=delimiter)
+        return all(len(row) == n_fields for row in rows if row)
+    except (csv.Error, UnicodeDecodeError):
+        return False
+
+
+def _without_columns(text: bytes, left_out: list[bool]) -> bytes:
+    """The rows, of fields between semicolons, without the fields of some columns."""
+    if not any(left_out):
+        return text
+    kept = io.StringIO()
+    rows = csv.reader(io.StringIO(text.decode(errors="replace"), newline=""), delimiter=";")
+    with suppress(csv.Error):
+        for row in rows:
+            fields = [field for field, is_out in zip(row, left_out, strict=False) if not is_out]
+            kept.write(";".join(fields) + "\n")
+    return kept.getvalue().encode()
 
 
 def _header(file: Path, delimiter: str) -> tuple[list[str], bytes, int]:

@@ -77,7 +77,7 @@ def csv_types(file: Path, rules: TextRules) -> ColumnTypes:
 
     Raises SourceError, which names the row, if the first rows cannot be read.
     """
-    layout = CsvLayout.of(file)
+    layout = CsvLayout.of(file, rules.texts)
     layout.log_peculiarities()
     names = layout.columns
     found = {name: _Decision(dtype) for name, dtype in stated_types(rules).items() if name in names}

@@ -130,7 +130,7 @@ def table_types(table: TableInput, rules: TextRules) -> ColumnTypes:
             has_format = column.name in rules.formats
             if is_text(column.type) or (has_format and pa.types.is_integer(column.type)):
                 schema = schema.set(index, column.with_type(stated[column.name]))
-            elif has_format:
+            elif has_format and not rules.is_recorded:
                 raise SourceError(
                     f"{table}: column {column.name!r} is {column.type}, no text that a format of --date "
                     "could read; leave it out there"

@@ -13,10 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ep3stream.inspection.columns_taken import columns_taken
 from ep3stream.inspection.inspect import inspect
 from ep3stream.reporting.run_json import PlanRecord
 from ep3stream.run.text import bytes_text, number_text, table_text
 from ep3stream.store.files import Location
+from ep3stream.store.reader import open_store
 
 _WIDTH = 80
 _MAX_LINES = 20
@@ -37,13 +39,15 @@ def describe_path(path: Location, *, width: int = _WIDTH, is_terminal: bool = Fa
 
 
 def describe_new_store(path: Location) -> str:
-    """One line about a store just made."""
+    """One line about a store just made, and one about what its columns were taken for, if they have names."""
     content = inspect(path)
     splits = ", ".join(f"{name} {split['rows']:,} rows" for name, split in content["splits"].items())
+    with open_store(path) as store:
+        columns = _printable(columns_taken(store.manifest.columns, content["class_names"]))
     return (
         f"{path}: {content['task']}, {content['n_features']} features, {splits}, "
         f"{content['bytes_on_disk'] / 1e6:.1f} MB"
-    )
+    ) + (f"\n{columns}" if columns else "")
 
 
 def describe_evaluation(scores: Mapping[str, Any]) -> str:
