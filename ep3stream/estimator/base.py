@@ -17,15 +17,18 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from ep3stream.config import Task, parse_bytes
 from ep3stream.conversion.offsets import array_offsets, sample_rows
+from ep3stream.conversion.recorded_columns import columns_of
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
 from ep3stream.online.kernel_model import STATE_VERSION, KernelModel
 from ep3stream.online.sources import ArraySource, NumberedSource, RowForm, StoreSource
+from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.store.labels import label_type_of, names_of
 from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
@@ -77,6 +80,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     _centers: torch.Tensor
     _seed: int
     _offsets: Offsets
+    _record: dict[str, Any] | None  # Of the columns of the store that it was fitted to.
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Trains from the start, for all epochs.
@@ -132,6 +136,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"{path} holds a model for another task; use {other}.load")
         made = cls(**saved.parameters)
         made.model_, made._trainer, made._saved = saved.model, None, saved.state
+        made._record = None
         made._centers, made._scaling = saved.model.centers, saved.model.inputs
         made._offsets = saved.model.offsets or Offsets.none(
             saved.model.n_features, saved.model.targets.n_outputs
@@ -260,7 +265,9 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self._take_manifest(reader, is_first)
             if is_first:
                 self._offsets = reader.manifest.offsets
+            self._record = columns_of(reader.manifest) if is_first else self._record
             return StoreSource(reader)
+        self._record = None if is_first else self._record
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         if is_dask_array(X):
@@ -307,11 +314,20 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self._require_features(reader.manifest.n_features)
             model = self.model_.without(reader.manifest.offsets)
             return np.concatenate([of_block(model, np.asarray(x)) for x, _ in StoreSource(reader).all()])
+        if self._has_other_columns(X):
+            return of_block(self.model_, X)
         X = validate_data(self, X, dtype=EXACT_TYPES, reset=False, accept_sparse="csr")
         if issparse(X):  # A block of rows at a time is never large.
             parts = [of_block(self.model_, X[rows].toarray()) for rows in batches_of(X.shape[0])]
             return np.concatenate(parts)
         return of_block(self.model_, X)
+
+    def _has_other_columns(self, X: Any) -> bool:
+        """Whether X is a DataFrame with other columns than the features, of which a store's record may make them."""
+        names = getattr(X, "columns", None)
+        if self.model_.frames is None or names is None:
+            return False
+        return list(names) != list(getattr(self, "feature_names_in_", ()))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -360,10 +376,17 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         model = replace(self._trainer.predictor(), offsets=self._offsets if self._offsets else None)
         names = getattr(self, "feature_names_in_", None)
         classes = getattr(self, "classes_", None)
+        class_names = None if classes is None else names_of(classes)
+        feature_names = model.feature_names if names is None else tuple(map(str, names))
+        frames = None
+        if self._record is not None:
+            frames = FrameReader(feature_names, model.target_names, class_names, record=self._record)
         return replace(
             model,
-            feature_names=model.feature_names if names is None else tuple(map(str, names)),
-            class_names=None if classes is None else tuple(map(str, classes.tolist())),
+            feature_names=feature_names,
+            class_names=class_names,
+            label_type="text" if classes is None else label_type_of(classes),
+            frames=frames,
         )
 
     def _fitted(self) -> dict[str, Any]:

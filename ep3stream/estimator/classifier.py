@@ -19,6 +19,7 @@ from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
+from ep3stream.store.labels import as_labels, names_of, recorded_label_type
 from ep3stream.store.reader import SplitReader
 
 
@@ -121,6 +122,10 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
                 f"class_weight is {self.class_weight!r:.80}; use 'balanced', a weight for each label, or None"
             )
         labels = np.array(list(self.class_weight))
+        if labels.dtype.kind == "U" and self.classes_.dtype.kind != "U":
+            # As a store names its classes.
+            by_name = dict(zip(names_of(self.classes_), self.classes_.tolist(), strict=True))
+            labels = np.array([by_name.get(label, label) for label in labels.tolist()])
         return dict(zip(_ids(labels, self.classes_).tolist(), self.class_weight.values(), strict=True))
 
     def _n_outputs(self) -> int:
@@ -151,10 +156,12 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
 
     def _take_manifest(self, reader: SplitReader, is_first: bool) -> None:
         self._take_names(reader, "classification", is_first)
-        classes = np.array(reader.manifest.class_names)
+        manifest = reader.manifest
+        names = manifest.class_names or ()
+        classes = as_labels(names, recorded_label_type(manifest.columns, names))
         if is_first:
             self._take_classes(classes)
-        elif not np.array_equal(classes, self.classes_.astype(classes.dtype)):
+        elif names_of(classes) != names_of(self.classes_):
             raise ValueError(
                 f"{reader.path} has the classes {classes!r:.100}, the model {self.classes_!r:.100}"
             )
@@ -165,8 +172,10 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
 
     def _take_fitted(self, fitted: dict[str, Any]) -> None:
         super()._take_fitted(fitted)
-        classes = fitted.get("classes", {"values": self.model_.class_names, "dtype": None})
-        self.classes_ = np.array(classes["values"], dtype=classes["dtype"])
+        classes = fitted.get("classes")
+        self.classes_ = (
+            self.model_.labels if classes is None else np.array(classes["values"], dtype=classes["dtype"])
+        )
 
 
 def _ids(labels: Block, classes: Block) -> Block:

@@ -39,6 +39,7 @@ from ep3stream.online.sources import (
     as_array,
     source_of,
 )
+from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.models import save_model
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.run.directory import RunDirectory
@@ -251,8 +252,11 @@ class KernelModel:
     def outputs(self, x: Array) -> Tensor:
         """f(x), (n, c), on the model's device, for x of (n, d): the values behind `predict`.
 
-        Float64 where targets have offsets, which are added.
+        Float64 where targets have offsets, which are added. The columns of a DataFrame are found by the names of the
+        features, if those are a store's.
         """
+        if (table := FrameReader(self._names[0])(x)) is not None:
+            x = table[0]
         outputs = self.predictor().outputs(self._form.inputs(x))
         if self._form.offsets is None or not self._form.offsets.y.any():
             return outputs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ep3stream.config import MAX_CONFIG_BYTES
 from ep3stream.conversion.recorded_columns import RecordedColumns, columns_of, unreadable_columns
 from ep3stream.disk import read_small_file, remove, replacing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
+from ep3stream.prediction.frames import FrameReader
 from ep3stream.run.bundle import find_bundle, read_bundle, read_description, write_bundle
 from ep3stream.run.checkpoint import load_newest_checkpoint, require_shape
 from ep3stream.run.directory import RunDirectory
@@ -27,6 +29,7 @@ from ep3stream.solver.export import exported_program
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.store.json_files import created_by
+from ep3stream.store.labels import recorded_label_type
 from ep3stream.store.offsets import Offsets
 from ep3stream.store.reader import open_store
 
@@ -51,6 +54,7 @@ def build_model(setup: Setup, weights: Tensor, function: KernelFunction | None =
         tuple(names["targets"]),
         None if names["classes"] is None else tuple(names["classes"]),
         offsets if offsets else None,
+        recorded_label_type(columns, names["classes"]),
     )
 
 
@@ -76,7 +80,7 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     """
     directory = RunDirectory(Path(run).absolute())
     if (finished := find_bundle(directory.model)) is not None:
-        return _read_model(finished, kernel)
+        return _read_model(directory, finished, kernel)
     if not directory.setup.exists():
         raise InputError(directory.no_run())
     setup = Setup.load(directory.setup)
@@ -86,15 +90,26 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
     require_shape(progress, setup.targets().n_outputs, setup.plan.n_centers, directory.checkpoints)
     weights = progress.state.average if progress.best is None else progress.best.weights
-    return build_model(setup, weights.T.contiguous(), kernel)
+    model = build_model(setup, weights.T.contiguous(), kernel)
+    return _with_columns(directory, model, setup.description.get("conversion"))
 
 
-def _read_model(path: Path, kernel: KernelFunction | None) -> Predictor:
+def _read_model(directory: RunDirectory, path: Path, kernel: KernelFunction | None) -> Predictor:
     bundle = read_bundle(path, MODEL_KIND)
     try:
-        return Predictor.of(bundle.tensors, bundle.description, kernel)
+        model = Predictor.of(bundle.tensors, bundle.description, kernel)
+        return _with_columns(directory, model, bundle.description.get("conversion"))
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise DamagedDataError(f"{path} has a missing or impossible field ({error!r}); fit again") from error
+
+
+def _with_columns(directory: RunDirectory, model: Predictor, record: dict[str, Any] | None) -> Predictor:
+    """The model with what the record of its store's columns says of its labels, and of tables."""
+    frames = FrameReader(model.feature_names, model.target_names, model.class_names, directory.path, record)
+    if record is None or model.class_names is None:
+        return replace(model, frames=frames)
+    label_type = recorded_label_type(record["columns"], model.class_names)
+    return replace(model, frames=frames, label_type=label_type)
 
 
 def recorded_columns(run: Path | str) -> RecordedColumns:

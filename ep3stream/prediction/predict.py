@@ -331,5 +331,5 @@ def predict_lazily(model: Predictor, x: Any, scores: bool = False) -> Any:
     if scores:
         return map_rows(model, x, Predictor.decision_function, n_outputs, model.output_dtype)
     if model.class_names is not None:
-        return map_rows(model, x, Predictor.predict, None, np.asarray(model.class_names).dtype)
+        return map_rows(model, x, Predictor.predict, None, model.labels.dtype)
     return map_rows(model, x, Predictor.predict, None if n_outputs == 1 else n_outputs, model.output_dtype)

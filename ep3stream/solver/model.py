@@ -24,9 +24,13 @@ from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFun
 from ep3stream.solver.named_kernels import named_kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
+from ep3stream.store.labels import LabelType, as_labels
 from ep3stream.store.offsets import Offsets, shifted
 
 _PREDICT_ROWS = 2048
+
+# x of a table, and whether it is less the model's offsets already; None for what is no table.
+FrameColumns = Callable[[Any], tuple[NDArray[Any], bool] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ class Predictor:
 
     centers: (p, d), in the units of the data; weights: (p, c); class_names: None for regression. offsets: what
     `predict` subtracts from x, and adds to the outputs, in float64; centers and scalings are less these. None for none.
+    label_type: what the classes are called in `predict`. frames: makes x of a DataFrame.
     """
 
     kernel: Kernel
@@ -109,6 +114,13 @@ class Predictor:
     target_names: tuple[str, ...]
     class_names: tuple[str, ...] | None
     offsets: Offsets | None = None
+    label_type: LabelType = "text"
+    frames: FrameColumns | None = None
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The label of each class, (c,), as `predict` returns them; none for regression."""
+        return as_labels(self.class_names or (), self.label_type)
 
     @property
     def output_dtype(self) -> type[np.float32] | type[np.float64]:
@@ -124,7 +136,7 @@ class Predictor:
         """The same model on another device."""
         tensors = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         function = self.kernel.function if isinstance(self.kernel, CallableKernel) else None
-        return Predictor.of(tensors, self.description(), function)
+        return replace(Predictor.of(tensors, self.description(), function), frames=self.frames)
 
     def without(self, offsets: Offsets) -> Predictor:
         """The same model for rows that are less these offsets of features already, as a store gives them."""
@@ -167,10 +179,14 @@ class Predictor:
         return (prepared or self.prepared()).outputs(x)
 
     def predict(self, x: NDArray[Any] | Tensor) -> NDArray[Any]:
-        """The targets, (n,) or (n, c), for regression; the class names, (n,), for classification. x: (n, d)."""
+        """The targets, (n,) or (n, c), for regression; the labels, (n,), for classification.
+
+        x: (n, d), or a DataFrame or other table, whose columns are found by name: the features, or the columns of the
+        files that the model's store was made of. Whole-number and boolean labels of a store come back as such.
+        """
         outputs = self.decision_function(x)
         if self.class_names is not None:
-            labels: NDArray[np.str_] = np.asarray(self.class_names)[outputs.argmax(1)]
+            labels: NDArray[Any] = self.labels[outputs.argmax(1)]
             return labels
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
@@ -179,7 +195,14 @@ class Predictor:
         return self.with_offsets(self.outputs(self.as_stored(x)).cpu().numpy())
 
     def as_stored(self, x: NDArray[Any] | Tensor) -> Tensor:
-        """x, (n, d), less the offsets of the features, as a tensor; InputError where x is no array of numbers."""
+        """x, (n, d), less the offsets of the features, as a tensor; InputError where x is no array of numbers.
+
+        x may be a table if the model knows how its columns are found.
+        """
+        if self.frames is not None and (table := self.frames(x)) is not None:
+            x, is_stored = table
+            if is_stored:
+                return _as_tensor(x).to(self.centers.device)
         if self.offsets is None or not self.offsets.x.any():
             return _as_tensor(x)
         values = x.detach().cpu().numpy() if isinstance(x, Tensor) else _as_numbers(x)
@@ -218,6 +241,7 @@ class Predictor:
             "feature_names": list(self.feature_names),
             "target_names": list(self.target_names),
             "class_names": None if self.class_names is None else list(self.class_names),
+            **({} if self.label_type == "text" else {"label_type": self.label_type}),
         }
 
     @classmethod
@@ -257,6 +281,7 @@ class Predictor:
             tuple(description["target_names"]),
             None if classes is None else tuple(classes),
             offsets,
+            description.get("label_type", "text"),
         )
 
 
