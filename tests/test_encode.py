@@ -271,7 +271,8 @@ def test_values_no_row_has_are_not_categories() -> None:
     batch = SourceBatch("t", "t", 0, 0, 3, 0, START, (), (cells,), np.zeros(3))
 
     class Texts:
-        columns, target, files, label_values = (
+        name, columns, target, files, label_values = (
+            "t",
             (FeatureColumn("c", "category"),),
             TargetColumns(("y",), "number"),
             (),

@@ -111,7 +111,8 @@ def _meaning(setting: Setting) -> str:
 def _reading(setting: Setting) -> dict[str, Any]:
     """How argparse reads the value of the setting's option and shows it in --help."""
     if setting.parse is not None:
-        return {"type": checked(setting.parse), "metavar": setting.metavar or "X"}
+        action = {"action": _Gathered} if setting.repeats else {}
+        return {"type": checked(setting.parse), "metavar": setting.metavar or "X", **action}
     number = next((kind for kind in (int, float) if kind in setting.kinds), None)
     if number is None and setting.choices:
         return {"choices": setting.choices, "type": type(setting.choices[0])}
@@ -120,6 +121,16 @@ def _reading(setting: Setting) -> dict[str, Any]:
         (word,) = setting.choices
         return {"type": number_or(word, number), "metavar": setting.metavar or f"{word}|{letter}"}
     return {"type": number or str, "metavar": setting.metavar or letter}
+
+
+class _Gathered(argparse.Action):
+    """Puts together the lists by name of an option that is given several times."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, values: Any, __: str | None = None) -> None:
+        gathered = dict(getattr(namespace, self.dest, None) or {})
+        for name, items in values.items():
+            gathered[name] = [*gathered.get(name, []), *items]
+        setattr(namespace, self.dest, gathered)
 
 
 def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:

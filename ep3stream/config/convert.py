@@ -16,6 +16,7 @@ from ep3stream.config.parse import (
     parse_missing,
     parse_names,
     parse_renames,
+    parse_split_file,
     parse_splits,
 )
 from ep3stream.config.settings import at_least, check_settings, require, require_distinct, setting
@@ -138,7 +139,11 @@ class ConvertConfig:
         parse=Path,
     )
     partitions: bool = setting(False, PARTITIONS_HELP)
-    unknown: Unknown | None = setting(None, f"with --like, {UNKNOWN_HELP}", default_means="error")
+    unknown: Unknown | None = setting(
+        None,
+        f"with --like or --split-file, {UNKNOWN_HELP}",
+        default_means="error; for a --split-file ignore",
+    )
     features: int | None = setting(
         None,
         "number of features of svmlight files",
@@ -154,6 +159,16 @@ class ConvertConfig:
         option="split",
         metavar="NAME=FRACTION,...",
         parse=parse_splits,
+    )
+    split_files: Mapping[str, Path | str | Sequence[Path | str]] = setting(
+        dict,
+        "a further split and its own file, directory or pattern, with the columns and categories of the first source; "
+        "may be given again",
+        option="split-file",
+        default_means="none",
+        metavar="NAME=PATH",
+        parse=parse_split_file,
+        repeats=True,
     )
     format: Format | None = setting(
         None, "format of the store", default_means="hdf5 for .h5 and .hdf5, else zarr"
@@ -203,7 +218,7 @@ class ConvertConfig:
                 f"missing of {column!r} is {policy!r:.80}; choose one of {', '.join(get_args(Missing))}",
             )
         require(
-            self.unknown is None or self.like is not None,
+            self.unknown is None or self.like is not None or bool(self.split_files),
             f"unknown is {self.unknown}, but without like every category is learned; leave it out",
         )
         require(
@@ -211,14 +226,26 @@ class ConvertConfig:
             f"memory is {self.memory_bytes} bytes but segments have {self.segment_bytes}; "
             "use at least 4 segments of memory, or smaller segments",
         )
-        for name, fraction in self.splits.items():
+        for name in (*self.splits, *self.split_files):
             require(
                 re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name) is not None,
                 f"split name {name!r} is not allowed; use up to 64 letters, digits, _ and -",
             )
+        for name, paths in self.split_files.items():
+            require(
+                name not in self.splits,
+                f"split_files has {name!r}, but that is a split of the source itself; give it another name",
+            )
+            require(bool(paths), f"split_files has no file for {name!r}; name one")
+        for name, fraction in self.splits.items():
             require(0 < fraction <= 1, f"split {name} has the fraction {fraction}; use one in (0, 1]")
         total = math.fsum(self.splits.values())
         require(abs(total - 1) < 1e-6, f"split fractions sum to {total:g}; they must sum to 1")
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits of the store: those of the source, then those with files of their own."""
+        return (*self.splits, *self.split_files)
 
     @property
     def targets(self) -> tuple[str, ...]:

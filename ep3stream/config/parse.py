@@ -86,6 +86,14 @@ def parse_date_formats(text: str) -> dict[str, str]:
     return formats
 
 
+def parse_split_file(text: str) -> dict[str, list[str]]:
+    """`NAME=PATH` as the name of a split and a list of its path."""
+    name, _, path = (piece.strip() for piece in text.partition("="))
+    if not name or not path:
+        raise ConfigError(f"split file {text!r} is not NAME=PATH; write it like test=test.csv")
+    return {name: [path]}
+
+
 def parse_splits(text: str) -> dict[str, float]:
     """`train=0.9,test=0.1` as a mapping of split name to the split's share of the rows."""
     splits: dict[str, float] = {}

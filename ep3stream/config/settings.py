@@ -67,6 +67,7 @@ class Setting:
     called: str
     unit: str
     on_resume: OnResume
+    repeats: bool = False
     name: str = ""
     kinds: frozenset[Any] = frozenset()
     choices: tuple[Any, ...] = ()
@@ -128,6 +129,7 @@ def setting(
     called: str = "",
     unit: str = "",
     on_resume: OnResume = "fixed",
+    repeats: bool = False,
 ) -> Any:
     """A dataclass field of a setting; its annotation tells the type, and by Literal the choices.
 
@@ -139,8 +141,11 @@ def setting(
     follow from the type. parse raises ConfigError.
     called, unit: what errors call the setting, unless it is the field's name, and what they put behind its value.
     on_resume: whether the same fit or conversion may go on with another value.
+    repeats: whether the option may be given again, as one of lists by name is; `parse` then reads one of them.
     """
-    declared = Setting(default, help, limit, default_means, option, metavar, parse, called, unit, on_resume)
+    declared = Setting(
+        default, help, limit, default_means, option, metavar, parse, called, unit, on_resume, repeats
+    )
     metadata = {"setting": declared}
     if callable(default):
         return field(default_factory=default, metadata=metadata)

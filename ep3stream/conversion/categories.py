@@ -135,6 +135,7 @@ class CategoryCodes:
         self._same: KnownValues | None = None
         self._hashes = np.empty(0, np.uint32)
         self._is_told = self.is_closed
+        self._is_sorted = store is not None
         self.restore(known)
 
     def __len__(self) -> int:
@@ -144,6 +145,14 @@ class CategoryCodes:
     def is_closed(self) -> bool:
         """Whether the values are those of a store, so that all are known before the rows are read."""
         return self._store is not None
+
+    def close(self, source: Path | str, *, may_ignore: bool) -> None:
+        """Learn no more values: later rows follow those of `source`, unless the column was closed before."""
+        self._store = self._store or source
+        self.may_ignore = may_ignore and self._is_onehot
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._codes
 
     def state(self) -> list[Any]:
         """The values in the order of their codes, as JSON for `restore`."""
@@ -217,7 +226,7 @@ class CategoryCodes:
 
         Texts are numbers here if all of them are whole numbers, written as Python writes them.
         """
-        if self.is_closed:
+        if self._is_sorted:
             return list(self._codes)
         if self.are_whole_texts:
             return sorted(self._codes, key=lambda value: (value == MISSING_CATEGORY, _whole_or_0(value)))

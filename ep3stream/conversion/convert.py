@@ -30,12 +30,13 @@ from ep3stream.conversion.recorded_columns import RecordedColumns, take_over
 from ep3stream.conversion.rows import EncodedRows
 from ep3stream.conversion.shuffle import RowKeys, RowSorter
 from ep3stream.conversion.spec import StoreSpec
+from ep3stream.conversion.split_sources import SourcePart, SplitSources, tell_same_content
 from ep3stream.conversion.upload import Upload, stand_in
 from ep3stream.conversion.work import ConversionWork, Json, conversion_work, is_begun, was_committed
 from ep3stream.conversion.writer import StoreWriter, refuse_existing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, SourceError
 from ep3stream.formats.digests import SourceDigests
-from ep3stream.formats.source import START, RestartPosition, RowSource, SourceBatch
+from ep3stream.formats.source import START, RestartPosition, SourceBatch
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import Manifest
@@ -121,7 +122,7 @@ def convert(
     elif upload is not None and not is_begun(local):
         upload.require_free()
     config, recorded = take_over(config or ConvertConfig())
-    opened = open_source(source, config, x_file, y_file)
+    opened = SplitSources.open(open_source(source, config, x_file, y_file, recorded), config, recorded)
     config = _with_format(config, destination)
     with conversion_work(local, _plan(opened, config), restart) as files:
         if is_made or (upload is not None and upload.is_over(files)):
@@ -157,9 +158,10 @@ def _with_format(config: ConvertConfig, destination: Location) -> ConvertConfig:
     return config
 
 
-def _plan(source: RowSource, config: ConvertConfig) -> dict[str, Any]:
+def _plan(source: SplitSources, config: ConvertConfig) -> dict[str, Any]:
     """Returns, as JSON, what must be the same for a process to go on with an unfinished conversion."""
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    settings["split_files"] = list(config.split_files)  # The files themselves are among the sources.
     return {
         "version": _PLAN_VERSION,
         "ep3stream": created_by(),
@@ -177,7 +179,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _require_space(source: RowSource, store: Path, config: ConvertConfig, work: ConversionWork) -> None:
+def _require_space(source: SplitSources, store: Path, config: ConvertConfig, work: ConversionWork) -> None:
     """Raises InputError, and removes the work directory, if the disk is too small for a source of this size."""
     store_bytes = source.expected_bytes * np.dtype(config.dtype).itemsize // 4
     spill_bytes = store_bytes if config.shuffle and store_bytes > config.memory_bytes // 4 else 0
@@ -224,7 +226,7 @@ class _Conversion:
         self,
         work: ConversionWork,
         store: Path,
-        source: RowSource,
+        source: SplitSources,
         config: ConvertConfig,
         recorded: RecordedColumns | None,
         tell: Callable[[ConvertProgress], None],
@@ -245,10 +247,10 @@ class _Conversion:
         # Whether each row can go to its place as it comes, and another process could go on with the unfinished store.
         is_straight = (
             not config.shuffle
-            and len(config.splits) == 1
+            and len(config.split_names) == 1
             and config.format == "zarr"
             and self.encoder.is_complete
-            and not (self.source.reads_once and self.encoder.may_fill)
+            and not (self.source.first.reads_once and self.encoder.may_fill)
             and not self.work.is_sorting
         )
         if is_straight:
@@ -257,7 +259,11 @@ class _Conversion:
             self.work.start_sorting()
             self._open_reader()
         with RowSorter(
-            self.work.rows, self.encoder.layout, config.memory_bytes, len(config.splits), bool(config.shuffle)
+            self.work.rows,
+            self.encoder.layout,
+            config.memory_bytes,
+            len(config.split_names),
+            bool(config.shuffle),
         ) as sorter:
             saved = self._read_into(sorter)
             if saved is None:
@@ -276,7 +282,7 @@ class _Conversion:
             self.encoder.offsets.restore(saved["read"]["encoder"]["offsets"])
         else:
             self.reader.read_ahead()
-        expansion = Expansion.build(self.source, self.encoder)
+        expansion = Expansion.build(self.source.first, self.encoder)
         with self._open_writer(expansion, self.source.expected_rows, saved and saved["writer"]) as writer:
             n_written = writer.rows_written(split)
             first = _ReadState.from_json(saved["read"]) if saved and n_written else self.reader.state(START)
@@ -338,8 +344,8 @@ class _Conversion:
         """Writes the sorted rows, except those that the store has from an earlier process."""
         report = _reporter("write", self._tell)
         read = self.reader.state(START)
-        splits = list(self.config.splits)
-        expansion = Expansion.build(self.source, self.encoder)
+        splits = self.config.split_names
+        expansion = Expansion.build(self.source.first, self.encoder)
         total = self.reader.n_rows
         row_bytes = expansion.n_features * np.dtype(self.encoder.layout.dtypes["x"]).itemsize
         with self._open_writer(expansion, total, saved and saved["writer"]) as writer:
@@ -368,7 +374,7 @@ class _Conversion:
         self, expansion: Expansion, expected_rows: int | None, state: Json | None
     ) -> StoreWriter:
         """Returns a writer that goes on from `state`; a new writer if there is none or the store is damaged."""
-        config, target = self.config, self.source.target
+        config, target = self.config, self.source.first.target
         assert config.dtype is not None
         assert config.format is not None
         spec = StoreSpec(
@@ -402,10 +408,11 @@ class _Conversion:
 
     def _commit(self, writer: StoreWriter, expansion: Expansion) -> None:
         _reporter("sync", self._tell)(self.reader.n_rows, 0.0, 0)
-        files = self.reader.digests.finish() if self.source.files else self.source.described
-        means = writer.feature_means(next(iter(self.config.splits)))
+        files = self.reader.digests.finish()
+        tell_same_content(self.source, files, self.config.split_names[0])
+        means = writer.feature_means(self.config.split_names[0])
         self.work.begin_commit()
-        writer.commit(files, self.encoder.report(), expansion.columns(means))
+        writer.commit(self.source.described(files), self.encoder.report(), expansion.columns(means))
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,12 +447,12 @@ class _ReadState:
 class _RowReader:
     """Reads a source from front to back as encoded rows that have their keys; digests its files meanwhile."""
 
-    def __init__(self, source: RowSource, config: ConvertConfig, recorded: RecordedColumns | None) -> None:
-        self.encoder = RowEncoder.build(source, config, recorded)
+    def __init__(self, source: SplitSources, config: ConvertConfig, recorded: RecordedColumns | None) -> None:
+        self.encoder = RowEncoder.build(source.first, config, recorded)
         self.digests = SourceDigests(source.files)
         self._source, self._config = source, config
         self._keys = RowKeys(self.encoder, config.splits, config.seed, bool(config.shuffle))
-        self._counts = np.zeros(len(config.splits), np.int64)
+        self._counts = np.zeros(len(config.split_names), np.int64)
         self._ahead: Iterator[SourceBatch] | None = None
 
     @property
@@ -472,37 +479,79 @@ class _RowReader:
 
     def read_ahead(self) -> None:
         """Reads the first rows, which decide about offsets; `rows` then begins with them."""
-        self._ahead = self.encoder.offsets.read_ahead(self._batches(START))
+        self._ahead = self._first_batches(START)
 
-    def _batches(self, start: RestartPosition) -> Iterator[SourceBatch]:
-        return self._source.batches(min(_MAX_READ_BYTES, self._config.memory_bytes // 16), start)
+    @property
+    def _block_bytes(self) -> int:
+        return min(_MAX_READ_BYTES, self._config.memory_bytes // 16)
+
+    def _first_batches(self, start: RestartPosition) -> Iterator[SourceBatch]:
+        """The batches of the first source behind `start`; its first rows alone decide about offsets."""
+        first = self._source.parts[0]
+        if start.file >= first.n_places:
+            return iter(())
+        return self.encoder.offsets.read_ahead(first.batches(self._block_bytes, start))
 
     def rows(self, start: RestartPosition, report: _Report) -> Iterator[tuple[EncodedRows, _ReadState]]:
-        """Yields every row from `start` on once, in the source's order, in batches; and the state after each batch.
+        """Yields every row from `start` on once, in the sources' order, in batches; and the state after each batch.
 
-        Raises SourceError for rows that cannot be read, and after the last row if a split has no row, or the encoder
-        finds the rows unusable.
+        Raises SourceError for rows that cannot be read, and after the last row of a source if a split has no row, or
+        the encoder finds the rows unusable.
         """
-        source, config = self._source, self._config
-        total_bytes, first_byte = self.digests.bytes_total, None
         ahead, self._ahead = self._ahead, None
-        for batch in ahead or self.encoder.offsets.read_ahead(self._batches(start)):
+        track = _Track(self._source, self.digests, report)
+        first = self._source.parts[0]
+        for batch in ahead or self._first_batches(start):
             rows = self.encoder.encode(batch)
-            split_ids = self._keys.assign(rows)
-            self._counts += np.bincount(split_ids, minlength=len(self._counts))
-            byte = 0
-            if source.files:
-                self.digests.advance(batch.file_index, batch.end_byte, batch.raw)
-                byte = self.digests.bytes_before(batch.file_index) + batch.end_byte
-            first_byte = byte if first_byte is None else first_byte
-            n_rows, expected_rows = self.n_rows, source.expected_rows
-            share = n_rows / expected_rows if expected_rows else byte / max(1, total_bytes)
-            report(n_rows, share, byte - first_byte)
+            self._counts += np.bincount(self._keys.assign(rows), minlength=len(self._counts))
+            track.advance(first, batch, self.n_rows)
             yield rows, self.state(batch.next)
-        self.encoder.require_usable(source.name)
-        for (split, share), count in zip(config.splits.items(), self._counts, strict=True):
+        if start.file < first.n_places:
+            self.encoder.require_usable(first.source.name)
+            self._require_rows()
+        names = list(self._config.split_names)
+        for part, batch in self._source.later_batches(self._block_bytes, start):
+            assert part.split is not None
+            split = names.index(part.split)
+            rows = self.encoder.following(part.split).encode(batch)
+            self._keys.assign(rows, split)
+            self._counts[split] += len(rows)
+            track.advance(part, batch, self.n_rows)
+            yield rows, self.state(batch.next)
+        for part in self._source.parts[1:]:
+            if self._counts[names.index(str(part.split))] == 0:
+                raise SourceError(
+                    f"{part.source.name}: every row of split {part.split} is left out, for missing or unknown values; "
+                    "fill some in, or take --missing auto and --unknown ignore"
+                )
+
+    def _require_rows(self) -> None:
+        """Raises SourceError if a split of the first source has no row."""
+        for (split, share), count in zip(self._config.splits.items(), self._counts, strict=False):
             if count == 0:
                 raise SourceError(
-                    f"{source.name}: split {split} ({share:g} of the rows) got none of the {self.n_rows} rows; "
-                    "make it larger, leave it out or take another seed"
+                    f"{self._source.first.name}: split {split} ({share:g} of the rows) got none of the {self.n_rows} "
+                    "rows; make it larger, leave it out or take another seed"
                 )
+
+
+class _Track:
+    """Digests the sources' files up to the rows that were read, and reports how far the reading is."""
+
+    def __init__(self, source: SplitSources, digests: SourceDigests, report: _Report) -> None:
+        self._digests, self._report = digests, report
+        self._expected_rows = source.expected_rows
+        self._first_byte: int | None = None
+
+    def advance(self, part: SourcePart, batch: SourceBatch, n_rows: int) -> None:
+        """Takes note of a batch of the part, after which n rows are kept."""
+        byte = 0
+        if part.source.files:
+            index = part.first_file + batch.file_index
+            self._digests.advance(index, batch.end_byte, batch.raw)
+            byte = self._digests.bytes_before(index) + batch.end_byte
+        self._first_byte = byte if self._first_byte is None else self._first_byte
+        share = byte / max(1, self._digests.bytes_total)
+        if self._expected_rows:
+            share = n_rows / self._expected_rows
+        self._report(n_rows, share, max(0, byte - self._first_byte))

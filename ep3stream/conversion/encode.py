@@ -4,8 +4,8 @@ What becomes of them, `missing_values.py` says by column: under `error` a missin
 file, column and row, under `drop` its row is left out and counted, and else it stays NaN in a numeric column and is
 the category `(missing)` in another one. A row without a target is left out. Infinite numbers are always an error.
 
-An unseen category, which the store of `--like` does not have, is an error under `--unknown error`. Under
-`ignore` none of its one-hot features is set; under `drop` its row is left out.
+An unseen category, which the store of `--like` does not have, or the first source before a `--split-file`, is an
+error under `--unknown error`. Under `ignore` none of its one-hot features is set; under `drop` its row is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, Missing, Unknown, XDtype
 from ep3stream.conversion.categories import (
+    MISSING_CATEGORY,
     CategoryCodes,
     DistinctValues,
     UnseenValues,
@@ -66,7 +67,8 @@ class _Tally:
 
     kept, dropped: rows kept and left out. missing: missing cells by column; of filled columns those in rows kept.
     without_value: rows left out for a gap in a column under `drop`. means: what the gaps of a numeric column become.
-    unseen: unseen values.
+    unseen: unseen values. Of sources with `--split-file`, split_unseen: those of each later split; marked: the columns
+    with gaps in the first source, None until it is read.
     """
 
     kept: int = 0
@@ -76,6 +78,8 @@ class _Tally:
     means: dict[str, float] = field(default_factory=dict)
     invalid: Counter[str] = field(default_factory=Counter)
     unseen: UnseenValues = field(default_factory=UnseenValues)
+    split_unseen: dict[str, UnseenValues] = field(default_factory=dict)
+    marked: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ class RowEncoder:
     policies: what becomes of a missing value, by column and target; a date's parts are one column.
     offsets: what is subtracted from numbers first.
     rounding: the errors of float16, if x is stored so. like: the store whose columns are followed.
+    origin: what messages call the source. split, split_unknown: of the rows of a `--split-file`, their split, and what
+    becomes of their unseen categories.
     """
 
     columns: tuple[FeatureColumn, ...]
@@ -101,6 +107,9 @@ class RowEncoder:
     rounding: Rounding | None
     like: RecordedColumns | None
     tally: _Tally
+    origin: str
+    split_unknown: Unknown
+    split: str | None = None
 
     @classmethod
     def build(
@@ -111,7 +120,8 @@ class RowEncoder:
         Of the config, which `take_over` has completed, dtype, missing and unknown are used. Raises SourceError or
         ConfigError if `missing` does not fit the columns.
         """
-        x_dtype, unknown = config.dtype or "float32", config.unknown or "error"
+        x_dtype = config.dtype or "float32"
+        unknown: Unknown = "error" if like is None else config.unknown or "error"
         numeric = tuple(column for column in source.columns if column.kind == "numeric")
         categories = tuple(
             _category(c, x_dtype, like, unknown) for c in source.columns if c.kind == "category"
@@ -138,7 +148,20 @@ class RowEncoder:
             rounding=Rounding(len(numeric)) if x_dtype == "float16" and numeric else None,
             like=like,
             tally=_Tally(),
+            origin=source.name,
+            split_unknown=config.unknown or "ignore",
         )
+
+    def following(self, split: str) -> RowEncoder:
+        """An encoder of the rows of a later file, all of one split, which share what this one has learned.
+
+        Nothing more is learned of categories and labels, and gaps get no indicators but those of the first source.
+        """
+        for values in (*self.categories, *([] if self.labels is None else [self.labels])):
+            values.close(self.origin, may_ignore=self.split_unknown == "ignore")
+        if self.tally.marked is None:
+            self.tally.marked = self.indicators
+        return replace(self, unknown=self.split_unknown, split=split)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -291,6 +314,9 @@ class RowEncoder:
         if self.unknown == "error":
             return []
         gone = np.logical_or.reduce(left_out) if left_out else None
+        tally = self.tally.unseen
+        if self.split is not None:
+            tally = self.tally.split_unseen.setdefault(self.split, UnseenValues())
         with_unseen = []
         for category, cells in columns:
             if category is None or cells is None or not category.is_closed:
@@ -301,7 +327,7 @@ class RowEncoder:
             for index, value in unseen.items():
                 rows = cells.indices == index
                 n_rows = int(np.count_nonzero(rows if gone is None else rows & ~gone))
-                self.tally.unseen.add(category.column, value, n_rows)
+                tally.add(category.column, value, n_rows)
             with_unseen.append(np.isin(cells.indices, list(unseen)))
         return with_unseen if self.unknown == "drop" else []
 
@@ -343,6 +369,8 @@ class RowEncoder:
         """The columns whose gaps a feature of their own marks: those of the store that is followed, or with gaps."""
         if self.like is not None:
             return self.like.indicators
+        if self.tally.marked is not None:
+            return self.tally.marked
         named = dict.fromkeys(map(whole_name, self.columns))
         return tuple(name for name in named if self.tally.missing[name] and self._fills(name))
 
@@ -418,7 +446,10 @@ class RowEncoder:
             self.report_invalid()
         if self.tally.unseen:
             report["unknown"] = self.tally.unseen.to_json()
-            self.report_unseen()
+        by_split = {split: unseen.to_json() for split, unseen in self.tally.split_unseen.items() if unseen}
+        if by_split:
+            report["unknown_by_split"] = by_split
+        self.report_unseen()
         self.offsets.tell()
         if self.rounding is not None:
             report["rounding"] = self.rounding.report(self.names)
@@ -441,7 +472,13 @@ class RowEncoder:
             if column.name in fills:
                 mean = fills[column.name] + offsets.get(column.name, 0.0)
                 means.setdefault(whole_name(column), []).append(mean)
-        filled = {name: missing[name] for name in features if missing[name] and self._fills(name)}
+        # A text whose category is not known is told as an unseen value.
+        unknown = {c.column for c in self.categories if c.is_closed and MISSING_CATEGORY not in c}
+        filled = {
+            name: missing[name]
+            for name in features
+            if missing[name] and self._fills(name) and name not in unknown
+        }
         dropping = [name for name in (*features, *self.target.names) if self.policies[name] == "drop"]
         left = {name: missing[name] for name in self.target.names if missing[name] and name not in dropping}
         lines = [
@@ -465,9 +502,12 @@ class RowEncoder:
 
     def report_unseen(self) -> None:
         """Warn of the unseen values, if there were any."""
+        store = self.origin if self.like is None else self.like.store
         if self.tally.unseen:
-            store = None if self.like is None else self.like.store
             _LOGGER.warning("%s", self.tally.unseen.sentence(self.unknown, store))
+        for split, unseen in self.tally.split_unseen.items():
+            if unseen:
+                _LOGGER.warning("split %s: %s", split, unseen.sentence(self.split_unknown, store))
 
     def state(self) -> dict[str, Any]:
         """Everything learned from the batches so far, as JSON that holds it exactly, for `restore`."""
@@ -481,6 +521,8 @@ class RowEncoder:
             "means": dict(self.tally.means),
             "invalid": dict(self.tally.invalid),
             "strangers": self.tally.unseen.to_json(),
+            "split_strangers": {split: each.to_json() for split, each in self.tally.split_unseen.items()},
+            "marked": self.tally.marked,
             "rounding": None if self.rounding is None else self.rounding.state(),
             "offsets": self.offsets.state(),
         }
@@ -496,6 +538,10 @@ class RowEncoder:
         self.tally.without_value, self.tally.means = state["without_value"], dict(state["means"])
         self.tally.invalid = Counter(state["invalid"])
         self.tally.unseen = UnseenValues.of(state.get("strangers", {}))
+        self.tally.split_unseen = {
+            split: UnseenValues.of(values) for split, values in state["split_strangers"].items()
+        }
+        self.tally.marked = None if state["marked"] is None else tuple(state["marked"])
         self.offsets.restore(state["offsets"])
         if self.rounding is not None:
             self.rounding.restore(state["rounding"])

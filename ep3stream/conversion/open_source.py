@@ -30,7 +30,11 @@ from ep3stream.formats.svmlight import SVMLIGHT_SUFFIXES, svmlight_source
 
 
 def open_source(
-    source: Any, config: ConvertConfig, x: Path | str | None = None, y: Path | str | None = None
+    source: Any,
+    config: ConvertConfig,
+    x: Path | str | None = None,
+    y: Path | str | None = None,
+    like: RecordedColumns | None = None,
 ) -> RowSource:
     """Open the source of a conversion; raises SourceError, which names the file and the remedy.
 
@@ -42,16 +46,19 @@ def open_source(
       - a DataFrame of pandas or Dask, a pyarrow Table or RecordBatchReader, with the target by name;
       - batches (x, y): a list, a function without arguments that returns an iterable, or an iterator; an
         iterator cannot be read again, so that a conversion of one cannot be resumed.
+    like: the columns that are followed; by default those of the store that the config names, if it names one.
     """
+    if like is None and config.like is not None:
+        like = RecordedColumns.of(Path(config.like))
     if x is not None or y is not None:
-        return _open_files_of_arrays(source, config, x, y)
+        return _open_files_of_arrays(source, config, x, y, like)
     if (paths := _paths(source)) is not None:
-        return _open_paths(paths, config)
+        return _open_paths(paths, config, like)
     if (table := PythonTable.of(source)) is not None:
-        return open_tables([table], config)
+        return open_tables([table], config, like)
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):
-        return _of_arrays(pair_source(*source, config.task), config)
-    return _of_arrays(batches_source(source, config.task), config)
+        return _of_arrays(pair_source(*source, config.task), config, like)
+    return _of_arrays(batches_source(source, config.task), config, like)
 
 
 def _paths(source: Any) -> list[Path] | None:
@@ -66,7 +73,11 @@ def _paths(source: Any) -> list[Path] | None:
 
 
 def _open_files_of_arrays(
-    source: Any, config: ConvertConfig, x: Path | str | None, y: Path | str | None
+    source: Any,
+    config: ConvertConfig,
+    x: Path | str | None,
+    y: Path | str | None,
+    like: RecordedColumns | None,
 ) -> RowSource:
     if x is None or y is None:
         raise SourceError("one of --x and --y is missing; give both files of arrays")
@@ -75,19 +86,18 @@ def _open_files_of_arrays(
         given = paths[0] if paths else type(source).__name__
         raise SourceError(f"{given} was given beside --x and --y; convert them separately")
     arrays = open_row_array(Path(x), "x"), open_row_array(Path(y), "y")
-    return _of_arrays(array_source(*arrays, config.task), config)
+    return _of_arrays(array_source(*arrays, config.task), config, like)
 
 
-def _open_paths(paths: list[Path], config: ConvertConfig) -> RowSource:
+def _open_paths(paths: list[Path], config: ConvertConfig, like: RecordedColumns | None) -> RowSource:
     if len(paths) == 1 and can_hold_x_and_y(paths[0]):
         x, y = (open_row_array(paths[0], name) for name in "xy")
-        return _of_arrays(array_source(x, y, config.task), config)
+        return _of_arrays(array_source(x, y, config.task), config, like)
     found = find_files(paths)
-    like = None if config.like is None else RecordedColumns.of(Path(config.like))
     if sparse := _sparse_files(found):
         layout = None if like is None else like.sparse_layout
-        return _of_arrays(svmlight_source(sparse, config, layout), config)
-    return open_tables(with_folders(tables_with_rows(found), config, like), config)
+        return _of_arrays(svmlight_source(sparse, config, layout), config, like)
+    return open_tables(with_folders(tables_with_rows(found), config, like), config, like)
 
 
 def open_features(paths: Sequence[Path], like: RecordedColumns, config: ConvertConfig) -> RowSource | None:
@@ -118,10 +128,10 @@ def _sparse_files(found: Sequence[FoundFile]) -> list[Path]:
     return sparse
 
 
-def _of_arrays(source: RowSource, config: ConvertConfig) -> RowSource:
-    """A source of arrays with the columns that the config asks for."""
-    if config.targets and config.like is None:
+def _of_arrays(source: RowSource, config: ConvertConfig, like: RecordedColumns | None) -> RowSource:
+    """A source of arrays with the columns that the config asks for, or those of `like`."""
+    if config.targets and like is None:
         raise SourceError(
             f"--target {config.targets[0]} names a column, but y of {source.name} is given by itself; leave it out"
         )
-    return choose_columns(source, config)
+    return choose_columns(source, config, like)

@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class RecordedColumns:
     policies: what becomes of missing values, by column and target; the parts of a date are one column.
     indicators: the columns whose gaps a feature of their own marks.
     rules: which texts are gaps, how dates are written, and whether rows with strays are dropped.
+    left_out: names and patterns of further columns that a file may have without a word.
     """
 
     store: Path
@@ -72,6 +74,7 @@ class RecordedColumns:
     n_source_features: int | None = None
     index_base: int | None = None
     rules: TextRules = field(default_factory=TextRules)
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, path: Path) -> RecordedColumns:
@@ -306,7 +309,11 @@ def plan_like(
         source: _read_as(family, schema[source], source in categories, has_types)
         for source, family in families
     }
-    extra = [name for name in schema if name not in types]
+    extra = [
+        name
+        for name in schema
+        if name not in types and not any(fnmatchcase(name, one) for one in like.left_out)
+    ]
     if extra and target.names:
         _LOGGER.warning("%s: not in %s, so left out: %s", where, like.store, ", ".join(extra))
     return ColumnPlan(types, tuple(columns), target, like.rules)

@@ -40,8 +40,6 @@ class RowKeys:
     """Gives each row its key: the split depends on the row's content, the order on its number in the source."""
 
     def __init__(self, encoder: RowEncoder, splits: Mapping[str, float], seed: int, shuffle: bool) -> None:
-        if len(splits) > MAX_SPLITS:
-            raise InputError(f"there are {len(splits)} splits; use at most {MAX_SPLITS}")
         self._encoder = encoder
         self._bounds = np.cumsum(list(splits.values()))[:-1]
         # A weight depends on the column's name, so that a row's split does not depend on the order of the columns.
@@ -55,9 +53,15 @@ class RowKeys:
         if self._generator is not None:
             self._generator.advance(n_rows)
 
-    def assign(self, rows: EncodedRows) -> NDArray[np.intp]:
-        """Sets the keys of the next b rows: the split, then 56 random bits or zeros. Returns the splits, (b,)."""
-        split_ids = self._split_ids(rows) if len(self._bounds) else np.zeros(len(rows), np.intp)
+    def assign(self, rows: EncodedRows, split: int | None = None) -> NDArray[np.intp]:
+        """Sets the keys of the next b rows: the split, then 56 random bits or zeros. Returns the splits, (b,).
+
+        split: the number of the rows' split, if their file says it.
+        """
+        if split is None and len(self._bounds):
+            split_ids = self._split_ids(rows)
+        else:
+            split_ids = np.full(len(rows), split or 0, np.intp)
         rows.key[:] = split_ids
         rows.key[:] <<= np.uint64(SPLIT_SHIFT)
         if self._generator is not None:
@@ -104,6 +108,8 @@ class RowSorter:
     def __init__(
         self, directory: Path, layout: RowLayout, memory_bytes: int, n_splits: int, shuffled: bool
     ) -> None:
+        if n_splits > MAX_SPLITS:
+            raise InputError(f"there are {n_splits} splits; use at most {MAX_SPLITS}")
         self._directory = directory
         self._layout = layout
         self._n_splits = n_splits

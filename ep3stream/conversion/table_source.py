@@ -59,18 +59,20 @@ from ep3stream.formats.text_cells import TextRules
 _LOGGER = logging.getLogger(__name__)
 
 
-def open_tables(tables: Sequence[TableInput], config: ConvertConfig) -> RowSource:
+def open_tables(
+    tables: Sequence[TableInput], config: ConvertConfig, like: RecordedColumns | None = None
+) -> RowSource:
     """The tables as one source, with the columns that the config asks for; under `like` those of that store.
 
     The columns of every table are checked here, but for the types of CSV, which show while it is read. Raises
     SourceError or ConfigError.
     """
-    if config.like is not None:
-        recorded = RecordedColumns.of(Path(config.like))
+    if like is None and config.like is not None:
+        like = RecordedColumns.of(Path(config.like))
+    if like is not None:
         if config.invalid is not None:
-            rules = replace(recorded.rules, drops_strays=config.invalid == "drop")
-            recorded = replace(recorded, rules=rules)
-        return open_tables_like(tables, recorded, config.rename)
+            like = replace(like, rules=replace(like.rules, drops_strays=config.invalid == "drop"))
+        return open_tables_like(tables, like, config.rename)
     rules = text_rules(config)
     found = _types_of_all(tables, rules)
     schema = {field.name: field.type for field in found.schema}
@@ -316,7 +318,9 @@ def _require_columns(
         )
 
 
-def choose_columns(source: RowSource, config: ConvertConfig) -> RowSource:
+def choose_columns(
+    source: RowSource, config: ConvertConfig, like: RecordedColumns | None = None
+) -> RowSource:
     """A source of arrays under the options of the config; raises SourceError or ConfigError.
 
     `columns`, `drop` and `rename` work as for tables; settings of texts and dates are refused. Under `like` the
@@ -327,12 +331,14 @@ def choose_columns(source: RowSource, config: ConvertConfig) -> RowSource:
     for name in ("category", "number", "date", "dates", "missing_words", "invalid"):
         if getattr(config, name):
             raise ConfigError(f"{name} was given for arrays, which hold numbers alone; leave {name} out")
-    if config.like is not None:
+    if like is None and config.like is not None:
+        like = RecordedColumns.of(Path(config.like))
+    if like is not None:
         if config.rename:
             raise ConfigError(
                 "rename was given for arrays, whose columns have no names of their own; leave it out"
             )
-        return _choose_like(source, RecordedColumns.of(Path(config.like)))
+        return _choose_like(source, like)
     if not (config.columns or config.drop or config.rename):
         return source
     where, names = source.name, [column.name for column in source.columns]

@@ -142,6 +142,10 @@ def _conversion_facts(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "dropped rows", _value(record.pop("dropped_rows"))
     for name, values in (record.pop("unknown", None) or {}).items():
         yield f"unknown in {_short(name)}", _listed(f"{_short(value)} {n:,}" for value, n in values.items())
+    for split, columns in (record.pop("unknown_by_split", None) or {}).items():
+        for name, values in columns.items():
+            counts = _listed(f"{_short(value)} {n:,}" for value, n in values.items())
+            yield f"unknown in {_short(name)} of {_short(split)}", counts
     if rounding := record.pop("rounding", None):
         yield "rounding", _listed(_named_values(rounding))
     if (ratio := record.pop("codec_sample_ratio", None)) is not None:

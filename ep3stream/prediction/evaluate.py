@@ -66,8 +66,12 @@ def evaluate(
         model = mesh.on_leader(lambda: load(run, kernel))
         with mesh.all_or_raise(lambda: open_store(store)) as rows:
             reader = mesh.all_or_raise(lambda: rows.split(split or default_split(rows)))
-            if mesh.is_leader and (unseen := UnseenValues.of(rows.manifest.conversion.get("unknown"))):
-                logger.warning("%s was converted with values unknown to the model: %s", rows.path, unseen)
+            conversion = rows.manifest.conversion
+            by_split = conversion.get("unknown_by_split")
+            in_split = by_split.get(reader.info.name) if isinstance(by_split, Mapping) else None
+            for unseen in map(UnseenValues.of, (conversion.get("unknown"), in_split)):
+                if mesh.is_leader and unseen:
+                    logger.warning("%s was converted with values unknown to the model: %s", rows.path, unseen)
             shard = scatter_model(model, reader, mesh, kernel)
             diagnosis = None if model is None else diagnosis_for(model)
             scores = score_rows(shard, reader, lambda: scan(reader), diagnosis=diagnosis)
