@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import pickle
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -238,6 +241,72 @@ def test_labels_of_every_type_come_back_from_a_file_as_they_were(labels, tmp_pat
     again = KernelClassifier.load(tmp_path / "saved")
     assert again.classes_.dtype == model.classes_.dtype == y.dtype
     assert np.array_equal(again.predict(X), model.predict(X))
+
+
+DATES = ["2020-01-01T01:02:03", "2021-02-03T04:05:06"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(DATES, "M8[D]"),
+        np.array(DATES, "M8[s]"),
+        np.array(DATES, "M8[ns]"),
+        np.array([1, 2], "m8[h]"),
+        np.array(pd.to_datetime(DATES)),
+        np.array(["a", "b"], object),
+        np.array([1, 2**64 - 1], np.uint64),
+        np.array([1, 2], ">i2"),
+        np.array([1, 2], np.longdouble),
+        np.array(["a", "b"], np.dtypes.StringDType()),
+    ],
+    ids=lambda labels: str(labels.dtype),
+)
+def test_labels_that_json_does_not_know_come_back_from_a_file(labels, tmp_path):
+    model = classifier(epochs=1).fit(X, labels[(Y.mean() < Y).astype(int)])
+    model.save(tmp_path / "saved")
+    again = KernelClassifier.load(tmp_path / "saved")
+    assert again.classes_.dtype == model.classes_.dtype
+    assert np.array_equal(again.predict(X), model.predict(X))
+    if labels.dtype.kind == "M":
+        assert ep3stream.load(tmp_path / "saved").class_names == tuple(map(str, labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([1, "a"], object), "y holds object that are no labels"),
+        (np.array([None, "a"], object), "y holds object that are no labels"),
+        (np.array([b"a", b"b"]), "are no labels .*bytes"),
+        (np.array([datetime.date(2020, 1, 1), datetime.date(2021, 1, 1)]), "Unknown label type"),
+        (np.array([decimal.Decimal(1), decimal.Decimal(2)]), "Unknown label type"),
+        (np.array(["2020", "NaT"], "M8[D]"), "y is NaT in row 1; leave out rows without a label"),
+        (np.array([1.0, np.nan]), "Input y contains NaN"),
+    ],
+    ids=str,
+)
+def test_what_is_no_label_is_refused_when_it_is_fitted(labels, message):
+    with pytest.raises(ValueError, match=message):
+        classifier(epochs=1).fit(X, labels[[1, 0] * 600])
+
+
+@pytest.mark.parametrize(
+    "date", [np.datetime64("2020-01-01"), pd.Timestamp("2020-01-01"), datetime.date(2020, 1, 1)]
+)
+def test_a_class_weight_of_a_date_is_kept_in_a_file(date, tmp_path):
+    y = np.array(["2020-01-01", "2021-02-03"], "M8[D]")[(Y.mean() < Y).astype(int)]
+    classifier(epochs=1, class_weight={date: 2.0}).fit(X, y).save(tmp_path / "saved")
+    again = KernelClassifier.load(tmp_path / "saved")
+    assert again.get_params()["class_weight"] == {np.datetime64("2020-01-01"): 2.0}
+    again.partial_fit(X, y)
+
+
+def test_an_argument_that_no_file_can_hold_leaves_nothing_behind(tmp_path):
+    model = classifier(epochs=1).fit(X, LABELS)
+    model.class_weight = np.array([1j])[0]
+    with pytest.raises(InputError, match="saved cannot be written"):
+        model.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_ridge_shrinks_and_is_tuned_by_a_search():

@@ -50,6 +50,7 @@ from ep3stream.formats.source import (
     RowSource,
     SourceBatch,
     TargetColumns,
+    reading,
 )
 
 _LOGGER = logging.getLogger(__name__)
@@ -178,7 +179,8 @@ class RowEncoder:
 
         Rows that are left out are missing; x holds NaN for a missing number that is to be filled.
         """
-        return self.encode_kept(batch)[0]
+        with reading(batch.file):
+            return self.encode_kept(batch)[0]
 
     def encode_kept(self, batch: SourceBatch) -> tuple[EncodedRows, NDArray[np.intp] | None]:
         """The rows of `encode`, and the index within the batch of each row that was kept; None if all were."""

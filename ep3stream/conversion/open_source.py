@@ -25,7 +25,7 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.array_source import array_source
 from ep3stream.formats.arrays import can_hold_x_and_y, open_row_array
 from ep3stream.formats.python_objects import PythonTable, batches_source, pair_source
-from ep3stream.formats.source import RowSource
+from ep3stream.formats.source import PYTHON, RowSource, reading
 from ep3stream.formats.svmlight import SVMLIGHT_SUFFIXES, svmlight_source
 
 
@@ -54,6 +54,11 @@ def open_source(
         return _open_files_of_arrays(source, config, x, y, like)
     if (paths := _paths(source)) is not None:
         return _open_paths(paths, config, like)
+    with reading(f"{PYTHON}{type(source).__name__}"):
+        return _open_object(source, config, like)
+
+
+def _open_object(source: Any, config: ConvertConfig, like: RecordedColumns | None) -> RowSource:
     if (table := PythonTable.of(source)) is not None:
         return open_tables([table], config, like)
     if isinstance(source, tuple) and len(source) == 2 and all(hasattr(part, "shape") for part in source):

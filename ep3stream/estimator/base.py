@@ -27,7 +27,7 @@ from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.solver.model import InputScaling, Predictor, unmasked
 from ep3stream.store.labels import label_type_of, names_of
 from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.store.reader import RowStore, SplitReader, open_store
@@ -278,6 +278,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             if is_first:
                 self._decide_offsets(*rows.first_rows(sample_rows(X.shape[1])))
             return replace(rows, offsets=self._offsets)
+        X, y = unmasked(X, "X"), unmasked(y, "y")
         if sample_weight is None:
             return self._array_source(*self._coded_arrays(X, y, is_first))
         X, y, weights = _weighing(X, y, sample_weight)
@@ -316,7 +317,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             return np.concatenate([of_block(model, np.asarray(x)) for x, _ in StoreSource(reader).all()])
         if self._has_other_columns(X):
             return of_block(self.model_, X)
-        X = validate_data(self, X, dtype=EXACT_TYPES, reset=False, accept_sparse="csr")
+        X = validate_data(self, unmasked(X, "X"), dtype=EXACT_TYPES, reset=False, accept_sparse="csr")
         if issparse(X):  # A block of rows at a time is never large.
             parts = [of_block(self.model_, X[rows].toarray()) for rows in batches_of(X.shape[0])]
             return np.concatenate(parts)
@@ -418,7 +419,9 @@ def _reader(rows: Store, usual: str) -> SplitReader:
 def _weighing(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Block]:
     """The rows of positive weight, and their weights, (n,); ValueError for a negative weight, or none above zero."""
     check_consistent_length(X, y)
-    weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    weights = _check_sample_weight(
+        unmasked(sample_weight, "sample_weight"), X, dtype=np.float64, ensure_non_negative=True
+    )
     counts = np.flatnonzero(weights)
     if not len(counts):
         raise ValueError("sample_weight is zero for every row; give some of them a positive weight")
@@ -430,4 +433,7 @@ def _weighing(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Block]:
 def _as_dask(y: Any) -> Any:
     import dask.array as da
 
-    return y if is_dask_array(y) else da.from_array(np.asarray(y))
+    if not is_dask_array(y):
+        return da.from_array(np.asarray(unmasked(y, "y")))
+    is_masked = isinstance(getattr(y, "_meta", None), np.ma.MaskedArray)
+    return y.map_blocks(unmasked, "y", dtype=y.dtype, meta=y._meta) if is_masked else y

@@ -13,12 +13,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ep3stream.config import KernelConfig
-from ep3stream.errors import ConfigError
+from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.base import EXACT_TYPES, Block, ClassWeights, KernelEstimator, Store
+from ep3stream.estimator.saved import labels_as_json, labels_from_json
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import Predictor
+from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.labels import as_labels, names_of, recorded_label_type
 from ep3stream.store.reader import SplitReader
 
@@ -77,7 +78,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         if not hasattr(self, "model_") and not isinstance(X, Store):
             if classes is None:
                 raise ValueError("classes must be passed on the first call to partial_fit")
-            self._take_classes(np.unique(classes))
+            self._take_classes(np.unique(unmasked(classes, "classes")))
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes are {classes!r:.100}, but the first call had {self.classes_!r:.100}")
         return self._partial_fit(X, y, sample_weight)
@@ -107,6 +108,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The accuracy. Dask arrays and stores are streamed, and take no sample_weight."""
         if not is_dask_array(X) and not isinstance(X, Store):
+            y, sample_weight = unmasked(y, "y"), unmasked(sample_weight, "sample_weight")
             return float(super().score(X, y, sample_weight))
         self._refuse_weights(sample_weight)
         check_is_fitted(self, "model_")
@@ -126,6 +128,8 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
             # As a store names its classes.
             by_name = dict(zip(names_of(self.classes_), self.classes_.tolist(), strict=True))
             labels = np.array([by_name.get(label, label) for label in labels.tolist()])
+        if self.classes_.dtype.kind in "mM":
+            labels = labels.astype(self.classes_.dtype)  # Of dates as Python and pandas have them.
         return dict(zip(_ids(labels, self.classes_).tolist(), self.class_weight.values(), strict=True))
 
     def _n_outputs(self) -> int:
@@ -139,11 +143,23 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.classes_ = classes
 
     def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
+        if getattr(getattr(y, "dtype", None), "kind", "") == "T":
+            y = y.astype(object).astype(str)  # NumPy's StringDType, which scikit-learn does not know.
         X, y = validate_data(self, X, y, dtype=EXACT_TYPES, reset=is_first, accept_sparse="csr")
         y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
+        try:
+            check_classification_targets(y)
+            distinct = np.unique(y)
+        except TypeError as error:
+            raise InputError(
+                f"y holds {y.dtype} that are no labels ({error}); give numbers, texts, booleans or numpy.datetime64"
+            ) from error
+        if y.dtype.kind in "mM" and np.isnat(y).any():
+            raise InputError(
+                f"y is NaT in row {int(np.isnat(y).argmax()) + 1}; leave out rows without a label"
+            )
         if not hasattr(self, "classes_"):
-            self._take_classes(np.unique(y))
+            self._take_classes(distinct)
         return self._decided(X, _ids(y, self.classes_), is_first)
 
     def _coded_dask(self, y: Any, is_first: bool) -> Any:
@@ -167,19 +183,17 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
             )
 
     def _fitted(self) -> dict[str, Any]:
-        classes = {"values": self.classes_.tolist(), "dtype": self.classes_.dtype.str}
-        return super()._fitted() | {"classes": classes}
+        return super()._fitted() | {"classes": labels_as_json(self.classes_)}
 
     def _take_fitted(self, fitted: dict[str, Any]) -> None:
         super()._take_fitted(fitted)
         classes = fitted.get("classes")
-        self.classes_ = (
-            self.model_.labels if classes is None else np.array(classes["values"], dtype=classes["dtype"])
-        )
+        self.classes_ = self.model_.labels if classes is None else labels_from_json(classes)
 
 
 def _ids(labels: Block, classes: Block) -> Block:
     """Class ids, (n,), of the labels; ValueError for a label that is not among the classes."""
+    unmasked(labels, "y")
     found: Block = np.searchsorted(classes, labels).clip(max=len(classes) - 1).astype(np.int64)
     unknown = np.flatnonzero(classes[found] != labels)
     if len(unknown):

@@ -13,7 +13,7 @@ from ep3stream.estimator.base import EXACT_TYPES, Block, KernelEstimator, Store
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import RegressionScores
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import Predictor
+from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.reader import SplitReader
 
 
@@ -80,6 +80,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """R2, averaged over the targets; 1 is perfect. Dask arrays and stores take no sample_weight."""
         if not is_dask_array(X) and not isinstance(X, Store):
+            y, sample_weight = unmasked(y, "y"), unmasked(sample_weight, "sample_weight")
             return float(super().score(X, y, sample_weight))
         self._refuse_weights(sample_weight)
         return float(self._streamed_score(X, y, RegressionScores())["r2"])

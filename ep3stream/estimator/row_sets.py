@@ -19,6 +19,7 @@ from ep3stream.conversion.numbers import Moments
 from ep3stream.errors import InputError
 from ep3stream.formats.python_objects import computed_ahead
 from ep3stream.online.sources import Pair
+from ep3stream.solver.model import unmasked
 from ep3stream.store.manifest import ColumnStatistics
 from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.stream.order import Rows
@@ -145,7 +146,7 @@ class DaskRows:
             _Block((self.x.blocks[i], self.y.blocks[i]) if with_y else (self.x.blocks[i],)) for i in blocks
         )
         for x, *rest in computed_ahead(list(pairs)):
-            parts = [np.asarray(x), *map(np.asarray, rest)]
+            parts = [np.asarray(unmasked(x, "X")), *(np.asarray(unmasked(part, "y")) for part in rest)]
             if self.offsets is not None:
                 parts = [
                     shifted(part, own)

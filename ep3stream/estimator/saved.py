@@ -6,17 +6,21 @@ PATH/estimator/      settings, fitted attributes, and the state of the training
 
 from __future__ import annotations
 
+import datetime
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import KernelConfig
-from ep3stream.errors import DamagedDataError
+from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.prediction.models import load, save_model
 from ep3stream.run.bundle import find_bundle, read_bundle, write_bundle
 from ep3stream.run.directory import RunDirectory
@@ -26,6 +30,7 @@ from ep3stream.solver.model import Predictor
 _KIND = "estimator"
 _FLOAT = "float"
 _CONFIG, _CALLABLE, _PAIRS = "KernelConfig", "callable", "pairs"  # Not every key is a text, as JSON wants.
+_LABELS = "labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,12 @@ def save_estimator(
         "fitted": dict(fitted),
         "state": _finite({name: value for name, value in state.items() if name not in tensors}),
     }
+    try:
+        json.dumps(description)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be written: {error}; set that argument to a number or a text"
+        ) from error
     write_bundle(path / _KIND, _KIND, tensors, description)
     save_model(RunDirectory(path), model)
 
@@ -93,8 +104,22 @@ def _restored(value: Any) -> Any:
     return {name: _restored(each) for name, each in value.items()}
 
 
+def labels_as_json(labels: NDArray[Any]) -> dict[str, Any]:
+    """Labels of any type that a classifier learns; dates and durations as whole numbers of their unit."""
+    values = labels.astype(np.int64) if labels.dtype.kind in "mM" else labels
+    listed = [str(value) for value in values] if values.dtype == np.longdouble else values.tolist()
+    return {"values": listed, "dtype": labels.dtype.str}
+
+
+def labels_from_json(content: Mapping[str, Any]) -> NDArray[Any]:
+    """The labels that `labels_as_json` was given."""
+    return np.array(content["values"], dtype=content["dtype"])
+
+
 def _as_json(value: Any) -> Any:
     """A constructor argument as JSON; a callable is saved as a mark, a random generator as None."""
+    if isinstance(value, datetime.date | np.datetime64 | np.timedelta64):
+        return {_LABELS: labels_as_json(np.array([value], None if isinstance(value, np.generic) else "M8"))}
     if isinstance(value, KernelConfig):
         return {_CONFIG: asdict(value)}
     if isinstance(value, torch.device):
@@ -112,5 +137,7 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if _PAIRS in value:
-        return dict(value[_PAIRS])
+        return {_from_json(key): _from_json(each) for key, each in value[_PAIRS]}
+    if _LABELS in value:
+        return labels_from_json(value[_LABELS])[0]
     return KernelConfig(**value[_CONFIG]) if _CONFIG in value else value

@@ -70,11 +70,12 @@ class ArrayLayout:
     def targets(self, y: NDArray[Any]) -> NDArray[Any] | pa.DictionaryArray:
         """`target` of a SourceBatch: numbers (b, c), labels (b,), or a dictionary of the texts false and true."""
         if self.target.kind == "number":
-            return y.reshape(len(y), -1)
+            return with_nan(y).reshape(len(y), -1)
         labels = y.reshape(len(y))
+        mask = np.ma.getmaskarray(labels) if isinstance(labels, np.ma.MaskedArray) else None
         if self.target.kind == "integer":
-            return labels
-        return pa.array(labels).cast(pa.string()).dictionary_encode()
+            return labels if mask is None else pa.array(labels.data, mask=mask).dictionary_encode()
+        return pa.array(np.asarray(labels), mask=mask).cast(pa.string()).dictionary_encode()
 
 
 def array_source(x: RowArray, y: RowArray, task: Task | None) -> RowSource:
@@ -118,12 +119,21 @@ def _batches(
                 n_rows=len(block),
                 end_byte=end_byte,
                 next=RestartPosition(0, row + len(block)),
-                numeric=(block.reshape(len(block), -1),),
+                numeric=(with_nan(block).reshape(len(block), -1),),
                 texts=(),
                 target=layout.targets(targets.take(len(block))),
                 raw=block.reshape(-1).view(np.uint8).data if x.is_raw else None,
             )
             row += len(block)
+
+
+def with_nan(values: NDArray[Any]) -> NDArray[Any]:
+    """The values of a masked array with NaN where it is masked; other arrays as they are."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    filled = np.array(values.data, np.result_type(values.dtype, np.float16))
+    filled[np.ma.getmaskarray(values)] = np.nan
+    return filled
 
 
 class _AnyNumberOfRows:
@@ -143,7 +153,11 @@ class _AnyNumberOfRows:
             pieces.append(self._left[:n_rows])
             self._left = self._left[n_rows:]
             n_rows -= len(pieces[-1])
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        is_masked = any(isinstance(piece, np.ma.MaskedArray) for piece in pieces)
+        joined: NDArray[Any] = np.ma.concatenate(pieces) if is_masked else np.concatenate(pieces)  # type: ignore[no-untyped-call]
+        return joined
 
 
 def _target(name: str, n_outputs: int, dtype: np.dtype[Any], task: Task | None) -> TargetColumns:
@@ -173,7 +187,8 @@ def _labels(y: RowArray) -> tuple[int, ...] | None:
     distinct = np.empty(0, y.dtype)
     with reading(y.name):
         for block, _ in y.blocks(_SCAN_ROWS, 0):
-            distinct = np.union1d(distinct, block)
+            values = block.compressed() if isinstance(block, np.ma.MaskedArray) else block
+            distinct = np.union1d(distinct, values)
             if len(distinct) > MAX_LABELS:
                 return None
     return tuple(int(value) for value in distinct)

@@ -1,11 +1,12 @@
 """Rows that Python code hands over: tables, pairs of arrays, and iterables of batches.
 
 Tables are DataFrames of pandas or Dask, tables of pyarrow, and any object with `__arrow_c_stream__`. Arrays are
-those of NumPy, torch or Dask. NaN and null are missing values, as in files.
+those of NumPy, torch, Dask and SciPy. NaN, null and what a masked array masks are missing values, as in files.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from ep3stream.config import Task
 from ep3stream.errors import SourceError
-from ep3stream.formats.array_source import ArrayLayout, array_source
+from ep3stream.formats.array_source import ArrayLayout, array_source, with_nan
 from ep3stream.formats.row_array import RowArray, RowBlocks
-from ep3stream.formats.source import RestartPosition, RowSource, SourceBatch
+from ep3stream.formats.source import RestartPosition, RowSource, SourceBatch, reading
+
+_logger = logging.getLogger(__name__)
 
 # Collections of Dask that are computed ahead of the reader.
 _AHEAD = 2
@@ -96,6 +99,8 @@ def computed_ahead(blocks: Sequence[Any]) -> Iterator[Any]:
 def _of_pandas(table: Any) -> PythonTable:
     schema = _pandas_schema(table)
 
+    _tell_index(table)
+
     def batches(start_row: int, block_rows: int) -> Iterator[pa.RecordBatch]:
         for row in range(start_row, len(table), block_rows):
             yield _from_pandas(table.iloc[row : row + block_rows], schema)
@@ -108,6 +113,7 @@ def _of_dask(table: Any) -> PythonTable:
     if any(pa.types.is_null(dtype) for dtype in schema.types):
         # Objects have no type before some are seen.
         schema = _pandas_schema(table.partitions[0].compute())
+    _tell_index(table._meta)
 
     def batches(start_row: int, block_rows: int) -> Iterator[pa.RecordBatch]:
         partitions = [table.partitions[index] for index in range(table.npartitions)]
@@ -129,8 +135,9 @@ def _of_arrow(table: pa.Table) -> PythonTable:
 
 
 def _of_stream(table: Any) -> PythonTable:
-    reader = pa.RecordBatchReader.from_stream(table)
     name, used = _name(table), False
+    with reading(name):
+        reader = pa.RecordBatchReader.from_stream(table)
 
     def batches(start_row: int, _: int) -> Iterator[pa.RecordBatch]:
         nonlocal used
@@ -148,16 +155,57 @@ def _name(table: Any) -> str:
 
 
 def _pandas_schema(table: Any) -> pa.Schema:
-    try:
-        return pa.Schema.from_pandas(table, preserve_index=False).remove_metadata()
-    except (pa.ArrowException, TypeError) as error:
-        raise SourceError(
-            f"{_name(table)}: {' '.join(str(error).split())[:200]}; convert the column"
-        ) from error
+    """The columns by name and type; raises SourceError for types that arrow does not have and for equal names.
+
+    The name of a column is its text: that of the number 0 is '0'.
+    """
+    texts: dict[str, Any] = {}
+    for name in table.columns:
+        if str(name) in texts:
+            first = texts[str(name)]
+            raise SourceError(
+                f"{_name(table)}: has two columns called {str(name)!r} ({first!r} and {name!r}); rename one"
+            )
+        texts[str(name)] = name
+    fields = []
+    for position, name in enumerate(texts):
+        column = _as_arrow_knows(table.iloc[:, [position]]).set_axis([name], axis="columns")
+        try:
+            fields += list(pa.Schema.from_pandas(column, preserve_index=False).remove_metadata())
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SourceError(
+                f"{_name(table)}: column {name!r} of {table.dtypes.iloc[position]} cannot be read ({reason}); "
+                "convert the column"
+            ) from error
+    return pa.schema(fields)
 
 
 def _from_pandas(table: Any, schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pandas(table, schema=schema, preserve_index=False)
+    named = _as_arrow_knows(table).set_axis(schema.names, axis="columns")
+    return pa.RecordBatch.from_pandas(named, schema=schema, preserve_index=False)
+
+
+def _as_arrow_knows(table: Any) -> Any:
+    """The table with sparse columns made dense, and long floats made double, which arrow does not do itself."""
+    changed: dict[int, Any] = {}
+    for j, dtype in enumerate(table.dtypes):
+        if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
+            changed[j] = dtype.subtype
+        elif dtype == np.longdouble:
+            changed[j] = np.float64
+    return table.set_axis(range(table.shape[1]), axis="columns").astype(changed) if changed else table
+
+
+def _tell_index(table: Any) -> None:
+    """Warns of an index that has a name, and so may be meant as a column: it is left out."""
+    names = [str(name) for name in table.index.names if name is not None]
+    if names:
+        _logger.warning(
+            "%s: its index %s is left out; reset_index() makes a column of it",
+            _name(table),
+            ", ".join(map(repr, names)),
+        )
 
 
 def pair_source(x: Any, y: Any, task: Task | None) -> RowSource:
@@ -172,6 +220,8 @@ def pair_source(x: Any, y: Any, task: Task | None) -> RowSource:
 def _row_array(name: str, values: Any) -> RowArray:
     if hasattr(values, "dask") and hasattr(values, "chunks"):
         return _dask_array(name, values)
+    if hasattr(values, "tocsr") and len(values.shape) == 2:
+        return _sparse_array(name, values.tocsr())
     array = _as_array(name, values)
 
     def blocks(block_rows: int, start_row: int) -> RowBlocks:
@@ -181,9 +231,26 @@ def _row_array(name: str, values: Any) -> RowArray:
     return RowArray(name, (), array.shape, array.dtype, blocks)
 
 
+def _sparse_array(name: str, rows: Any) -> RowArray:
+    """A sparse matrix of SciPy, of which a block of rows at a time is made dense."""
+    _require_numbers(name, rows.dtype)
+
+    def blocks(block_rows: int, start_row: int) -> RowBlocks:
+        for row in range(start_row, rows.shape[0], block_rows):
+            yield rows[row : row + block_rows].toarray(), 0
+
+    return RowArray(name, (), rows.shape, rows.dtype, blocks)
+
+
+def _require_numbers(name: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "biuf":
+        raise SourceError(f"{name}: holds {dtype}, not numbers; convert it to numbers")
+
+
 def _dask_array(name: str, array: Any) -> RowArray:
     if any(np.isnan(size) for size in array.shape):
         raise SourceError(f"{name}: has chunks of unknown length; call its compute_chunk_sizes() first")
+    _require_numbers(name, array.dtype)
     if array.ndim > 1:
         array = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
     lengths = array.chunks[0] if array.ndim else ()
@@ -192,26 +259,68 @@ def _dask_array(name: str, array: Any) -> RowArray:
         ends = np.cumsum(lengths)
         first = int(np.searchsorted(ends, start_row, side="right"))
         row = int(ends[first] - lengths[first]) if first < len(lengths) else 0
-        for computed in computed_ahead([array.blocks[index] for index in range(first, len(lengths))]):
-            for begin in range(max(0, start_row - row), len(computed), block_rows):
-                yield np.asarray(computed[begin : begin + block_rows]), 0
-            row += len(computed)
+        pending = [array.blocks[index] for index in range(first, len(lengths))]
+        for index, computed in enumerate(computed_ahead(pending), first):
+            rows = _as_array(name, computed)
+            if rows.shape[1:] != array.shape[1:] or len(rows) != lengths[index]:
+                raise SourceError(
+                    f"{name}: its block {index} has the shape {rows.shape}, but {(lengths[index], *array.shape[1:])} "
+                    "is what Dask expects of it; correct the function that makes it"
+                )
+            for begin in range(max(0, start_row - row), len(rows), block_rows):
+                yield rows[begin : begin + block_rows], 0
+            row += len(rows)
 
     return RowArray(name, (), array.shape, array.dtype, blocks, is_costly=True)
 
 
 def _as_array(name: str, values: Any) -> NDArray[Any]:
-    """A NumPy array of numbers, without a copy if possible; raises SourceError."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
+    """A NumPy array of numbers, without a copy if possible; a masked one if a value is missing. Raises SourceError."""
     try:
-        array: NDArray[Any] = np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise SourceError(f"{name}: is no array ({str(error)[:100]}); give arrays of numbers") from error
-    if array.dtype.kind not in "biuf":
-        raise SourceError(f"{name}: holds {array.dtype}, not numbers; convert it to numbers")
+        array = _converted(values)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise SourceError(f"{name}: is no array ({reason}); give arrays of numbers") from error
+    _require_numbers(name, array.dtype)
     return array
+
+
+def _converted(values: Any) -> NDArray[Any]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().resolve_neg()
+        values = values if values.layout == torch.strided else values.to_dense()
+        numpy_has_it = (
+            values.dtype != torch.bfloat16 and values.dtype.itemsize * values.dtype.is_floating_point != 1
+        )
+        values = values if numpy_has_it else values.float()
+    elif hasattr(values, "tocsr"):
+        values = values.toarray()
+    elif hasattr(values, "to_numpy") and hasattr(values, "isna"):
+        return _of_pandas_values(values)
+    elif isinstance(values, list | tuple) and any(isinstance(each, np.ma.MaskedArray) for each in values):
+        values = np.ma.stack([np.ma.asarray(each) for each in values])
+    if not isinstance(values, np.ma.MaskedArray):
+        array: NDArray[Any] = np.asarray(values)
+        return array
+    return values if np.ma.is_masked(values) else np.asarray(values)
+
+
+def _of_pandas_values(values: Any) -> NDArray[Any]:
+    """A Series or a DataFrame; where a column's type has NA of its own, a masked array."""
+    columns = [values] if values.ndim == 1 else [values.iloc[:, j] for j in range(values.shape[1])]
+    types = [np.dtype(getattr(column.dtype, "numpy_dtype", "O")) for column in columns]
+    if not any(dtype.kind in "biuf" for dtype in types):
+        array: NDArray[Any] = np.asarray(values)
+        return array
+    types = [
+        column.dtype if dtype.kind == "O" else dtype for column, dtype in zip(columns, types, strict=True)
+    ]
+    common = np.result_type(*types)
+    pieces = [column.to_numpy(dtype=common, na_value=0) for column in columns]
+    missing = np.asarray(values.isna())
+    filled: NDArray[Any] = pieces[0] if values.ndim == 1 else np.column_stack(pieces)
+    masked: NDArray[Any] = np.ma.masked_array(filled, missing)
+    return masked if missing.any() else filled
 
 
 def batches_source(batches: Callable[[], Iterable[Any]] | Iterable[Any], task: Task | None) -> RowSource:
@@ -253,7 +362,7 @@ def batches_source(batches: Callable[[], Iterable[Any]] | Iterable[Any], task: T
                     n_rows=len(piece),
                     end_byte=0,
                     next=RestartPosition(0, row + begin + len(piece)),
-                    numeric=(piece.reshape(len(piece), -1),),
+                    numeric=(with_nan(piece).reshape(len(piece), -1),),
                     texts=(),
                     target=layout.targets(y[begin : begin + block_rows]),
                 )

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ep3stream.config import Categories, DatePart, Task
-from ep3stream.errors import SourceError
+from ep3stream.errors import Ep3streamError, SourceError
 
 # One-hot features of one category column, and classes of one target.
 MAX_CATEGORIES = 1000
@@ -32,7 +32,7 @@ Family = Literal[
     "number", "integer", "boolean", "text", "date", "timestamp", "zoned timestamp", "time of day", "duration"
 ]
 
-# RuntimeError is what zipfile raises for an encrypted member or an unknown compression.
+# Errors whose text says enough without their name. RuntimeError is what zipfile raises for an encrypted member.
 _READ_ERRORS = (
     OSError,
     EOFError,
@@ -44,6 +44,9 @@ _READ_ERRORS = (
     ValueError,
     RuntimeError,
 )
+
+# How the names of sources without files begin.
+PYTHON = "python: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,8 @@ class RowSource:
         `start` is START or the `next` of an earlier batch. The rows that follow are the same wherever batches
         begin and end. Raises SourceError, which names the file and the row of a fault.
         """
-        return self.read(block_bytes, start)
+        with reading(self.name):
+            yield from self.read(block_bytes, start)
 
 
 @contextmanager
@@ -208,14 +212,20 @@ def reading(path: object) -> Iterator[None]:
     """Turn every error that a reader raises about `path` into a SourceError that names it."""
     try:
         yield
-    except SourceError:
+    except Ep3streamError:
         raise
-    except FileNotFoundError:
-        raise SourceError(f"{path}: there is no such file; check the name") from None
-    except PermissionError:
-        raise SourceError(f"{path}: may not be read; change its permissions") from None
-    except _READ_ERRORS as error:
+    except Exception as error:
+        is_file = not str(path).startswith(PYTHON)
+        if is_file and isinstance(error, FileNotFoundError):
+            raise SourceError(f"{path}: there is no such file; check the name") from None
+        if is_file and isinstance(error, PermissionError):
+            raise SourceError(f"{path}: may not be read; change its permissions") from None
         reason = " ".join(str(error).split())[:300]
-        raise SourceError(
-            f"{path}: cannot be read ({reason}); the file is damaged or of another kind"
-        ) from error
+        if not isinstance(error, _READ_ERRORS) or not reason:
+            reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        remedy = (
+            "the file is damaged or of another kind"
+            if is_file
+            else "correct it, or convert it to NumPy first"
+        )
+        raise SourceError(f"{path}: cannot be read ({reason}); {remedy}") from error

@@ -19,6 +19,7 @@ from torch import Tensor
 from ep3stream.config import MIB, Task
 from ep3stream.conversion.numbers import Moments
 from ep3stream.errors import InputError
+from ep3stream.solver.model import unmasked
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
@@ -162,7 +163,7 @@ def _tensor(values: Array, name: str, offsets: NDArray[np.float64] | None = None
         values = shifted(as_array(values), offsets)
     if isinstance(values, Tensor):
         return values
-    array = np.asarray(values)
+    array = np.asarray(unmasked(values, name))
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} holds {array.dtype}, not numbers; give a tensor or an array of numbers")
     # torch may not write to it, and knows neither other byte orders nor large unsigned integers.

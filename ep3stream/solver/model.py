@@ -285,6 +285,16 @@ class Predictor:
         )
 
 
+def unmasked(values: Any, name: str) -> Any:
+    """The values, none of which a masked array masks; InputError otherwise: what lies under a mask is no value."""
+    parts = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise InputError(
+            f"{name} has masked values, which are missing ones; fill them in or leave those rows out"
+        )
+    return values
+
+
 def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
     """x itself if it is a tensor, or else as a float32 tensor; InputError where x is no array of numbers."""
     if isinstance(x, Tensor):
@@ -296,7 +306,9 @@ def _as_tensor(x: NDArray[Any] | Tensor) -> Tensor:
 
 def _as_numbers(x: Any) -> NDArray[Any]:
     try:
-        array = np.asarray(x)
+        array = np.asarray(unmasked(x, "x"))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"x is no array ({error}); give an array of numbers, (n, d)") from error
     if array.dtype.kind not in "biuf":

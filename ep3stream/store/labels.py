@@ -52,4 +52,5 @@ def names_of(labels: NDArray[Any]) -> tuple[str, ...]:
     """The names of classes for these labels, from which `as_labels` makes the same labels again."""
     if labels.dtype.kind == "b":
         return tuple(str(label).lower() for label in labels.tolist())
-    return tuple(map(str, labels.tolist()))
+    # Dates as NumPy writes them, not as numbers of nanoseconds.
+    return tuple(map(str, labels if labels.dtype.kind in "mM" else labels.tolist()))
