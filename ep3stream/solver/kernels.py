@@ -211,6 +211,14 @@ class RadialKernel:
         d = self.centre.numel()
         return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, d, is_exact)
 
+    def resolution(self, x: Tensor) -> Tensor:
+        """The distance, in bandwidths, below which other points near x, (n, d), are taken for x itself, (n,).
+
+        sqrt(2 r) |x - centre| / bandwidth, r the rounding of `_norms`: about |x - centre| / bandwidth / 1000.
+        """
+        lengths: Tensor = (x - self.centre.to(x)).norm(dim=1) / self.bandwidth
+        return lengths * math.sqrt(2 * _rounding(x))
+
     def diagonal(self, x: Tensor) -> Tensor:
         """Ones, (n,): phi(0) is 1."""
         return torch.ones_like(x[:, 0])
@@ -223,9 +231,13 @@ def _norms(scaled: Tensor) -> Tensor:
     the true distance is zero, the square root would enlarge that error: 1e-7 becomes 3e-4. With the norms this much
     smaller such squared distances come out negative, and `block` sets them to zero.
     """
-    rounding = (4 + math.sqrt(scaled.shape[1]) / 4) * torch.finfo(scaled.dtype).eps
     squared: Tensor = torch.linalg.vecdot(scaled, scaled)
-    return squared.mul_(1 - rounding)
+    return squared.mul_(1 - _rounding(scaled))
+
+
+def _rounding(x: Tensor) -> float:
+    """How much smaller `_norms` makes the squared norms of x, (n, d), relative to what they are."""
+    return float((4 + math.sqrt(x.shape[1]) / 4) * torch.finfo(x.dtype).eps)
 
 
 @dataclass(frozen=True, slots=True)

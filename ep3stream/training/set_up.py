@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +53,10 @@ _CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
 _CHECKED_ROWS = 1 << 16
+
+# Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
+# clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
+_LOST_SHARE, _LOST_DISTANCE = 0.02, 0.15
 
 
 class Split(Protocol):
@@ -209,6 +213,7 @@ def set_up(
         kernel = with_precision(
             _kernel(problem, rows, config.kernel, function, sample, mesh), settings.precision
         )
+    _tell_lost_distances(kernel, sample, problem.names[0])
     builder = SolverBuilder(
         kernel=kernel,
         centers=rows.centers,
@@ -423,6 +428,28 @@ def _gathered(settled: Settled, n_centers: int, mesh: Mesh) -> dict[str, Tensor]
     if STAGED in tensors:
         tensors[STAGED] = torch.stack([stage.projection.tensors()[STAGED] for stage in settled.stages])
     return tensors
+
+
+def _tell_lost_distances(kernel: Kernel, sample: Tensor, names: Sequence[str]) -> None:
+    """Warns where rounding makes one point of neighbours in the sample, (s, d), scaled, that the kernel should part.
+
+    So it happens with clusters that lie 500 bandwidths or more apart, or with a bandwidth that is too small.
+    """
+    if not isinstance(kernel, RadialKernel):
+        return
+    lost = kernel.resolution(sample) > _LOST_DISTANCE
+    if float(lost.double().mean()) < _LOST_SHARE:
+        return
+    far = sample[lost] - kernel.centre
+    logger.warning(
+        "%.0f%% of the rows lie about %.3g bandwidths from the mean, where float32 makes one point of rows nearer "
+        "to each other than %.2g bandwidths; take a larger bandwidth, fit far clusters by themselves, or leave out or compress "
+        "the column that parts them most, %r",
+        100 * float(lost.double().mean()),
+        float(far.norm(dim=1).median()) / kernel.bandwidth,
+        float(kernel.resolution(sample)[lost].median()),
+        names[int(far.square().mean(0).argmax())],
+    )
 
 
 def _require_in_range(x: Tensor) -> Tensor:
