@@ -241,6 +241,7 @@ class SplitReader:
     def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """The x (m, d) and y of any m rows of the split, in the order asked for, repeats allowed.
 
+        Both are less the store's offsets, `manifest.offsets`, which added in float64 make the values.
         Each segment that holds one of the rows is read once, by `scan`: two ahead, and again where a read fails or
         hangs. O(m + three segments) memory. Raises InputError for rows that do not exist.
         """

@@ -51,6 +51,7 @@ class StoreDataset(IterableDataset[TorchBatch]):
             for x, y in DataLoader(data, batch_size=None, num_workers=2):
                 ...
 
+    Both are less the offsets of the store, `reader.manifest.offsets`, which added in float64 make the file's values.
     An epoch gives every row once, over all workers and ranks. Each worker gets as many batches as the others, and their
     sizes differ by at most one row. The order is a function of seed and epoch. Every pass has the order of `epoch`, so
     call `set_epoch` before each pass, as with a DistributedSampler. Without `shuffle`, rows come in the store's order.

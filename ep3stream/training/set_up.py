@@ -443,8 +443,8 @@ def _tell_lost_distances(kernel: Kernel, sample: Tensor, names: Sequence[str]) -
     far = sample[lost] - kernel.centre
     logger.warning(
         "%.0f%% of the rows lie about %.3g bandwidths from the mean, where float32 makes one point of rows nearer "
-        "to each other than %.2g bandwidths; take a larger bandwidth, fit far clusters by themselves, or leave out or compress "
-        "the column that parts them most, %r",
+        "to each other than %.2g bandwidths; take a larger bandwidth, fit far clusters by themselves, or leave out "
+        "or compress the column that parts them most, %r",
         100 * float(lost.double().mean()),
         float(far.norm(dim=1).median()) / kernel.bandwidth,
         float(kernel.resolution(sample)[lost].median()),
