@@ -85,7 +85,7 @@ def test_a_stray_is_refused_by_row_and_value_wherever_it_lies(
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("block_bytes", [64, 1 << 20])
+@pytest.mark.parametrize("block_bytes", [1, 64, 1 << 20])
 @pytest.mark.parametrize("name", STRAYS)
 def test_strays_are_dropped_and_counted_if_asked_and_all_other_values_stay(
     tmp_path: Path, name: str, block_bytes: int, caplog: pytest.LogCaptureFixture
@@ -140,6 +140,9 @@ def test_few_numbers_beside_many_words_stay_categories_and_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = encoded(tmp_path, [*"1234", "a", "b", "c"] * 4)
+    assert "'1' (not 'a', 'b', 'c') are numbers; correct or empty" in caplog.text
+    of_text(tmp_path / "l.csv", "n,y\n" + "".join(f"{i},{'12?'[i % 3]}\n" for i in range(30)))
+    assert "column 'y' is taken as 3 categories, but values such as '1' (not '?') are numbers" in caplog.text
     assert found.names == [f"v={value}" for value in "1234abc"]
     cells = [*(str(i) for i in range(20)), *"abcdef"] * 2
     assert len(encoded(tmp_path, cells).names) == 26
@@ -413,6 +416,18 @@ def test_columns_of_hexadecimal_numbers_stay_texts_and_are_told(
 ) -> None:
     assert encoded(tmp_path, ["0x1F", "0x20", "0x1F"]).names == ["v=0x1F", "v=0x20"]
     assert "'0x1F' look like numbers" in caplog.text
+
+
+def test_midnight_is_a_date_among_dates(tmp_path: Path) -> None:
+    found = encoded(tmp_path, [*DAYS, "2026-03-01 00:00:00", "2026-03-02T00:00"])
+    assert column(found, "v.days")[-2:] == [days_since_1970("2026-03-01"), days_since_1970("2026-03-02")]
+    text = "v,y\n" + "".join(f"{day},1\n" for day in [*DAYS, "?"])
+    (tmp_path / "t.csv").write_text(text)
+    assert [c.name for c in open_tables([tmp_path / "t.csv"], ConvertConfig(target="y")).columns] == [
+        "v.days",
+        "v.month",
+        "v.weekday",
+    ]
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])

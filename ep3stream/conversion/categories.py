@@ -353,13 +353,17 @@ def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | Non
         first = texts[int(np.argmax(is_amount & ~is_number))]
         other = [text for text, is_like in zip(texts, is_amount | is_number, strict=True) if not is_like]
         return f"{begin} {_shown(first, other)} look like numbers; write them like 1234.5"
-    if len(texts) < _LEAST_VALUES:
-        return None
-    if 2 * n_numbers >= len(texts):
+    if (
+        n_numbers > 1
+        and len(texts) <= 2 * n_numbers
+        and (n_numbers < len(texts) or n_numbers >= _LEAST_VALUES)
+    ):
         other = [text for text, is_like in zip(texts, is_number, strict=True) if not is_like]
         words = _shown(texts[int(np.argmax(is_number))], other)
         remedy = f"correct or empty the others, or say so by --number {column} or --category {column}"
         return f"{begin} {words} are numbers; {remedy}"
+    if len(texts) < _LEAST_VALUES:
+        return None
     dates = [text for text in texts if _DATE.fullmatch(text.strip())]
     if _is_nearly_all(len(dates), len(texts)):
         other = [text for text in texts if _DATE.fullmatch(text.strip()) is None]

@@ -223,4 +223,5 @@ class FeatureRows:
                 usable[kept] = True
             yield self.expansion.expand(rows)[0], usable
         self.encoder.report_missing()
+        self.encoder.report_invalid()
         self.encoder.report_unseen()

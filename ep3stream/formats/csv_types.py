@@ -8,6 +8,7 @@ lie. So are dates, read by the one format that fits them. What is stated of a co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,10 @@ _MANY_VALUES = 10
 _HEXADECIMAL = r"^[-+]?0[xX]"
 _LONG_NUMBER = r"^[-+]?0*[1-9]\d{15,}$"
 _MAX_EXACT = 1 << 53
+_DATE_LENGTH = len("2026-03-01")
+
+# Any number with leading zeros or many digits before the point, so that others need not be looked for by column.
+_ODD_NUMBER = re.compile(rb"(?<![\d.eE])0\d|(?<![\d.])\d{16}")
 
 # Whether so many of a column's texts could be read, null being those that could not.
 _Test = Callable[[pa.Array], bool]
@@ -182,8 +187,8 @@ def _iso_type(known: pa.Array, is_kind: _Test) -> pa.DataType | None:
         if zoned.null_count < len(known):
             first = pc.index(pc.or_(pc.is_valid(plain), pc.is_valid(zoned)), True).as_py()
             return zoned.type if zoned[first].is_valid else plain.type
-        dates = _iso(pa.date32()).read(known)
-        return dates.type if dates.null_count == plain.null_count else plain.type
+        has_time = pc.any(pc.greater(pc.utf8_length(known.filter(pc.is_valid(plain))), _DATE_LENGTH))
+        return plain.type if has_time.as_py() else pa.date32()
     times = _iso(pa.time64("us")).read(known)
     return times.type if is_kind(times) else None
 
@@ -208,7 +213,7 @@ def _notes(layout: CsvLayout, rules: TextRules, found: Mapping[str, _Decision]) 
         if name not in rules.numbers and any(test(each.dtype) for test in is_number)
     ]
     block = next(layout.blocks(_PEEK_BYTES), None)
-    if not numeric or block is None:
+    if not numeric or block is None or _ODD_NUMBER.search(block.text) is None:
         return notes
     for name, texts in zip(
         numeric, layout.parse(block.text, dict.fromkeys(numeric, pa.string())).columns, strict=True

@@ -120,7 +120,7 @@ class DateReader:
         if pa.types.is_time(dtype):
             return cls(f"^{_CLOCK}$", pa.time64("us"))
         if pa.types.is_date(dtype):
-            return cls(r"^(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})$", pa.date32())
+            return cls(f"^{_ISO}$", pa.date32())
         if pa.types.is_timestamp(dtype):
             return cls(f"^{_ISO}$", pa.timestamp("us", "UTC" if dtype.tz else None))
         return None
@@ -132,18 +132,19 @@ class DateReader:
         good = pc.is_valid(found).to_numpy(zero_copy_only=False)
         numbers, good = _numbers(fields, good)
         days, good = _days(numbers, good) if "year" in numbers else (np.zeros(len(texts), np.int64), good)
-        if pa.types.is_date(self.dtype):
-            return _array(days.astype(np.int32), good, pa.date32())
         none = np.zeros(len(texts), np.int64)
         hour, minute, second = (numbers.get(name, none) for name in ("hour", "minute", "second"))
         good = good & (hour < 24) & (minute < 60) & (second < 60)
         micros = ((hour * 60 + minute) * 60 + second) * _MICROSECOND + numbers.get("fraction", none)
         if pa.types.is_time(self.dtype):
             return _array(micros, good, pa.time64("us"))
+        has_zone = pa.types.is_timestamp(self.dtype) and self.dtype.tz is not None
         if "zone" in fields:
             offset, is_stated = _zone(fields["zone"])
-            good = good & (is_stated == (self.dtype.tz is not None))
+            good = good & (is_stated == has_zone)
             micros = micros - offset
+        if pa.types.is_date(self.dtype):  # Midnight is a date too, as in 2026-03-01 00:00:00.
+            return _array(days.astype(np.int32), good & (micros == 0), pa.date32())
         return _array(days * _DAY + micros, good, self.dtype)
 
 
