@@ -508,6 +508,11 @@ def test_decisions_do_not_depend_on_the_size_of_blocks(tmp_path: Path) -> None:
         assert parts.encoder.report() == whole.encoder.report()
 
 
+def test_another_delimiter_within_a_quoted_name_is_a_letter_like_any_other(tmp_path: Path) -> None:
+    found = of_text(tmp_path / "t.csv", '"semi;colon","b",y\n"1.5","2",3\n')
+    assert found.names == ["semi;colon", "b"]
+
+
 @pytest.mark.parametrize(
     ("text", "values"),
     [

@@ -277,8 +277,8 @@ def _is_even(text: bytes, delimiter: str, n_fields: int) -> bool:
     """Whether the first rows have as many fields as the header."""
     lines = text.split(b"\n", _FIRST_ROWS)[:_FIRST_ROWS]
     try:
-        rows = csv.reader((line.decode() for line in lines), delimiter=delimiter)
-        return all(len(row) == n_fields for row in rows if row)
+        rows = list(filter(None, csv.reader((line.decode() for line in lines), delimiter=delimiter)))
+        return bool(rows) and all(len(row) == n_fields for row in rows)
     except (csv.Error, UnicodeDecodeError):
         return False
 
