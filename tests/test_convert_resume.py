@@ -276,7 +276,7 @@ def _interrupt(*_: object, **__: object) -> None:
 
 def test_a_bad_row_after_a_stop_leaves_nothing(tmp_path: Path, table: Path) -> None:
     lines = (table / "1.csv").read_text().splitlines()
-    (table / "1.csv").write_text("\n".join([*lines[:-1], "inf,0,a,0", ""]))
+    (table / "1.csv").write_text("\n".join([*lines[:-1], "inf,0,a,0,0", ""]))
     config = replace(CONFIG, missing="drop")
     with pytest.raises(KeyboardInterrupt):
         convert([table], tmp_path / "store", config, progress=stop_after(3))

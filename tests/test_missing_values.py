@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from encoding import write
+from encoding import encode, pretend_store, write
 
 from ep3stream import cli
 from ep3stream.config import ConvertConfig
@@ -363,6 +363,34 @@ def test_recorded_drops_and_errors_are_followed_by_column(make: Callable[..., Ma
         make("a,b,y\n1,1,1\n", target=None, like=store, missing="auto")
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("missing", [None, "error", "drop", "mean"])
+def test_records_of_earlier_versions_are_followed_as_they_were_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, missing: Any
+) -> None:
+    first = encode(tmp_path / "1", "n,c,y\n1,u,1\n2,v,2\n6,u,3\n")
+    columns = [
+        {"name": "n", "kind": "numeric", "source": "n", "type": "number"},
+        {"name": "c", "kind": "category", "values": ["u", "v", "(missing)"], "source": "c", "type": "text"},
+    ]
+    if missing == "mean":
+        columns[0]["fill"] = 3.0
+    record: dict[str, Any] = {"version": version, "target": "y", "columns": columns}
+    record |= {} if missing is None else {"missing": missing}
+    store = pretend_store(monkeypatch, first, columns=record)
+    text = "n,c,y\n,u,1\n2,,2\n5,u,\n7,v,4\n"
+    if missing in (None, "error"):
+        with pytest.raises(SourceError, match="column 'n', row 1: the value is missing"):
+            encode(tmp_path / "2", text, target=None, like=store)
+        return
+    later = encode(tmp_path / "2", text, target=None, like=store)
+    assert later.names == ["n", "c=u", "c=v", "c=(missing)"]
+    if missing == "drop":
+        assert later.x.tolist() == [[7, 0, 1, 0]]
+    else:
+        assert later.x.tolist() == [[3, 1, 0, 0], [2, 0, 0, 1], [7, 0, 1, 0]]
+
+
 def test_a_table_with_gaps_is_predicted_as_its_store_would_be(tmp_path: Path, caplog: Any) -> None:
     import ep3stream
 
@@ -383,6 +411,18 @@ def test_a_table_with_gaps_is_predicted_as_its_store_would_be(tmp_path: Path, ca
     found = [float(line) for line in (tmp_path / "out.csv").read_text().split()[1:]]
     np.testing.assert_allclose(found, ep3stream.load(tmp_path / "run").predict(x), rtol=1e-5)
     assert "column 'a': 1 of 3 values are missing; they become the mean" in caplog.text
+
+
+def test_a_stream_that_is_read_once_is_filled_in_its_own_order(make: Callable[..., Made]) -> None:
+    table = pa.table({"a": [1.0, None, 4.0], "y": [1.0, 2.0, 3.0]})
+    assert make(table.to_reader()).x == [[1, 0], [2.5, 1], [4, 0]]
+
+
+def test_a_table_that_no_store_can_hold_leaves_nothing(make: Callable[..., Made], tmp_path: Path) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(SourceError, match=r"column 'k', row 2: the value is not finite \(inf\)"):
+        make(pa.table({"k": [1.5, float("inf")], "y": [1.0, 2.0]}), category=["k"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def batches_of(rows: int, gap_at: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -8,6 +8,7 @@ ignored or dropped as `--unknown` says; `UnseenValues` counts them.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -136,6 +137,7 @@ class CategoryCodes:
         self._hashes = np.empty(0, np.uint32)
         self._is_told = self.is_closed
         self._is_sorted = store is not None
+        self._remedy_of_unseen = "to learn it, convert both files anew as one store and fit that"
         self.restore(known)
 
     def __len__(self) -> int:
@@ -148,6 +150,7 @@ class CategoryCodes:
 
     def close(self, source: Path | str, *, may_ignore: bool) -> None:
         """Learn no more values: later rows follow those of `source`, unless the column was closed before."""
+        self._remedy_of_unseen = f"to learn it, it must stand in {source}"
         self._store = self._store or source
         self.may_ignore = may_ignore and self._is_onehot
 
@@ -180,6 +183,11 @@ class CategoryCodes:
                     continue
                 if self.is_closed:
                     raise self._unseen_error(value, where.cell(self.column, cells.first_row(index)))
+                if isinstance(value, float) and math.isinf(value):
+                    raise SourceError(
+                        f"{where.cell(self.column, cells.first_row(index))}: the value is not finite ({value}); "
+                        "correct it or leave the row out"
+                    )
                 self._codes[value] = len(self)
                 if len(self) > self._limit:
                     raise SourceError(
@@ -217,8 +225,7 @@ class CategoryCodes:
     def _unseen_error(self, value: Any, where: str) -> SourceError:
         return SourceError(
             f"{where}: {value!r} is not among the {len(self)} values of {self._store}; correct it, or take --unknown "
-            f"{'ignore or drop' if self._is_onehot else 'drop'}; to learn it, convert both files anew as one store and "
-            "fit that"
+            f"{'ignore or drop' if self._is_onehot else 'drop'}; {self._remedy_of_unseen}"
         )
 
     def sorted_values(self) -> list[Any]:

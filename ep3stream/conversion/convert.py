@@ -377,21 +377,25 @@ class _Conversion:
         config, target = self.config, self.source.first.target
         assert config.dtype is not None
         assert config.format is not None
-        spec = StoreSpec(
-            task=target.task,
-            n_features=len(expansion.feature_names),
-            n_outputs=len(expansion.class_names or target.names),
-            x_dtype=config.dtype,
-            feature_names=expansion.feature_names,
-            target_names=target.names,
-            class_names=expansion.class_names,
-            columns=expansion.columns(),
-            shuffle_seed=config.seed if config.shuffle else None,
-            source=(),
-            segment_bytes=config.segment_bytes,
-            codec=config.codec,
-            expected_rows=expected_rows,
-        )
+        try:
+            spec = StoreSpec(
+                task=target.task,
+                n_features=len(expansion.feature_names),
+                n_outputs=len(expansion.class_names or target.names),
+                x_dtype=config.dtype,
+                feature_names=expansion.feature_names,
+                target_names=target.names,
+                class_names=expansion.class_names,
+                columns=expansion.columns(),
+                shuffle_seed=config.seed if config.shuffle else None,
+                source=(),
+                segment_bytes=config.segment_bytes,
+                codec=config.codec,
+                expected_rows=expected_rows,
+            )
+        except InputError as error:
+            # No store can hold these rows, so that nothing can go on.
+            raise SourceError(f"{self.source.first.name}: {error}") from error
         if state is not None:
             try:
                 return StoreWriter.resume(self.store, self.work.store, spec, state)

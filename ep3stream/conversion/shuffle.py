@@ -28,7 +28,7 @@ from ep3stream.conversion.spill import (
     read_spills,
     spill_path,
 )
-from ep3stream.errors import InputError
+from ep3stream.errors import ConfigError
 
 # What sorting needs for each row beside the row: a copy of the key, the sorted key and the place.
 _SORT_BYTES = 32
@@ -109,7 +109,7 @@ class RowSorter:
         self, directory: Path, layout: RowLayout, memory_bytes: int, n_splits: int, shuffled: bool
     ) -> None:
         if n_splits > MAX_SPLITS:
-            raise InputError(f"there are {n_splits} splits; use at most {MAX_SPLITS}")
+            raise ConfigError(f"there are {n_splits} splits; use at most {MAX_SPLITS}")
         self._directory = directory
         self._layout = layout
         self._n_splits = n_splits

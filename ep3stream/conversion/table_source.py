@@ -33,6 +33,7 @@ from ep3stream.conversion.recorded_columns import RecordedColumns, plan_like
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.csv_types import ColumnTypes
 from ep3stream.formats.partitions import PartitionedFile, folder_texts, partition_types
+from ep3stream.formats.python_objects import PythonTable
 from ep3stream.formats.source import (
     BatchOrigin,
     FeatureColumn,
@@ -194,6 +195,7 @@ def _planned(tables: Sequence[TableInput], plan: ColumnPlan, allowed: set[str] |
             {"name": str(table), "rows": count} for table, count in zip(tables, counts, strict=True)
         ),
         recorded=plan.rules.to_json(),
+        reads_once=any(isinstance(table, PythonTable) and table.reads_once for table in tables),
     )
 
 

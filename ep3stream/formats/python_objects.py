@@ -42,12 +42,14 @@ class PythonTable:
     """A table without a file.
 
     name: what messages call it. batches(start_row, block_rows): the rows from `start_row` on, in order.
+    reads_once: whether the rows cannot be read a second time.
     """
 
     name: str
     schema: pa.Schema
     n_rows: int | None
     batches: Callable[[int, int], Iterator[pa.RecordBatch]]
+    reads_once: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -146,7 +148,7 @@ def _of_stream(table: Any) -> PythonTable:
         used = True
         yield from reader
 
-    return PythonTable(name, reader.schema.remove_metadata(), None, batches)
+    return PythonTable(name, reader.schema.remove_metadata(), None, batches, reads_once=True)
 
 
 def _name(table: Any) -> str:
