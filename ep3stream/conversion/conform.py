@@ -18,9 +18,9 @@ from ep3stream.formats.source import BatchOrigin, Family
 
 # The kinds that a column may hold beside its own, if `conformed` can tell that the values are the same.
 _CONVERTIBLE: Mapping[Family, tuple[Family, ...]] = {
-    "number": ("integer", "boolean"),
-    "integer": ("number", "boolean"),
-    "boolean": ("integer", "number"),
+    "number": ("integer", "boolean", "text"),
+    "integer": ("number", "boolean", "text"),
+    "boolean": ("integer", "number", "text"),
     "date": ("timestamp", "text"),
     "timestamp": ("date", "text"),
     "zoned timestamp": ("text",),
@@ -60,7 +60,10 @@ def misfit(found: pa.DataType, wanted: Family, where: str) -> str:
 
 def wider(one: pa.DataType, other: pa.DataType, where: str) -> pa.DataType:
     """The type of a column of which one part has the one type and another part the other; `one` if they differ."""
-    first, second = family_or_none(one, where), family_or_none(other, where)
+    try:
+        first, second = family_or_none(one, where), family_or_none(other, where)
+    except SourceError:
+        return one  # It is refused later, unless the column is left out.
     if first is None:
         return other
     if second is None or first == second:

@@ -27,7 +27,7 @@ from ep3stream.formats.digests import stamps_of
 from ep3stream.formats.partitions import PartitionedFile
 from ep3stream.formats.python_objects import PythonTable
 from ep3stream.formats.source import RestartPosition
-from ep3stream.formats.text_blocks import PACKED_SUFFIXES, STREAM_SUFFIXES, TextFault, open_unpacked
+from ep3stream.formats.text_blocks import PACKED_SUFFIXES, STREAM_SUFFIXES, TextFault, text_blocks
 from ep3stream.formats.text_cells import StrayCell, TextRules, is_text, stated_types, typed_rows
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -241,9 +241,8 @@ def has_rows(table: TableInput) -> bool:
         with _open_arrow(table, None) as (reader, raw):
             return any(batch.num_rows for batch, _ in _arrow_batches(reader, raw))
     try:
-        with open_unpacked(table) as (stream, _):
-            if not stream.read(1):
-                return False
+        if not any(block.text.strip() for block in text_blocks(table, _PROBED_BYTES)):
+            return False
         return any(block.text.strip() for block in CsvLayout.of(table).blocks(_PROBED_BYTES))
     except TextFault:
         return True  # The reader will say what is wrong, with the row.
