@@ -215,7 +215,7 @@ def test_a_later_file_in_another_order_gets_the_features_and_fills_of_the_store(
         ),
         (
             {"n": ["a"], "color": ["red"], "zip": [7], "when": ["a"], "y": ["no"]},
-            "'n' holds string but was number",
+            "column 'n', row 1: 'a' is no number; correct it, or leave its row out",
         ),
     ],
 )
