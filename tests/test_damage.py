@@ -35,6 +35,8 @@ CODECS = {
 
 def load_tool(name: str) -> Any:
     path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # Where a tool finds those that it uses.
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -46,10 +48,46 @@ def load_tool(name: str) -> Any:
 
 def test_random_damage_is_detected_or_harmless_and_never_data(tmp_path, capsys):
     bench = load_tool("bench_damage")
-    assert bench.main(["--trials", "20", "--seed", "3", "--directory", str(tmp_path)]) == 0
+    assert (
+        bench.main(["--trials", "20", "--source-trials", "0", "--seed", "3", "--directory", str(tmp_path)])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "20 trials" in out
     assert "0 VISIBLE, 0 READ BY FIT, 0 CRASHED" in out
+
+
+def test_random_damage_to_a_source_is_refused_or_told_and_never_data_without_a_word(tmp_path, capsys):
+    bench = load_tool("bench_damage")
+    arguments = ["--trials", "0", "--source-trials", "40", "--seed", "1", "--directory", str(tmp_path)]
+    assert bench.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "source trials in" in out
+    assert "0 SILENT, 0 CRASHED" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "hidden"),
+    [
+        ("hdf5 virtual", "delete", "ep3stream.formats.hdf5_arrays._StorageCheck.require_stored"),
+        ("hdf5 external", "cut", "ep3stream.formats.hdf5_arrays._StorageCheck.require_stored"),
+        ("zarr sharded", "delete", "ep3stream.formats.zarr_arrays._Chunks.require_there"),
+    ],
+)
+def test_the_benchmark_sees_damage_that_a_source_lets_through(name, damage, hidden, tmp_path, monkeypatch):
+    load_tool("bench_damage")
+    tool = sys.modules["source_damage"]
+    monkeypatch.setattr(tool, "SOURCES", {name: tool.SOURCES[name]})
+    monkeypatch.setattr(tool, "DAMAGES", {damage: tool.DAMAGES[damage]})
+    assert {outcome for _, _, outcome in tool.run_source_trials(tmp_path, 8, 0)[0]} <= {
+        "refused",
+        "told",
+        "same",
+    }
+    monkeypatch.setattr(hidden, lambda *arguments: None)
+    counts, examples = tool.run_source_trials(tmp_path, 8, 0)
+    assert counts[damage, name, "SILENT"] > 0
+    assert all(name in line for line in examples)
 
 
 def test_the_benchmark_sees_damage_that_a_reader_lets_through(tmp_path, capsys, monkeypatch):
@@ -58,7 +96,7 @@ def test_the_benchmark_sees_damage_that_a_reader_lets_through(tmp_path, capsys, 
     monkeypatch.setattr("ep3stream.conversion.writer.segment_digest", lambda x, y: "0" * 32)
     monkeypatch.setattr(bench, "FORMATS", ("hdf5",))
     monkeypatch.setattr(bench, "DAMAGE", {"swap two": bench.swap})
-    assert bench.main(["--trials", "30", "--directory", str(tmp_path)]) == 1
+    assert bench.main(["--trials", "30", "--source-trials", "0", "--directory", str(tmp_path)]) == 1
     assert "READ BY FIT: swap two of" in capsys.readouterr().out
 
 

@@ -1,12 +1,14 @@
-"""Stores damaged at random: does `verify` see it, and could a fit ever take damaged bytes for data?
+"""Stores and sources damaged at random: does `verify` see it, and is damage ever taken for data without a word?
 
-    python tools/bench_damage.py [--trials 500] [--seed 0] [--directory .bench]
+    python tools/bench_damage.py [--trials 500] [--source-trials 500] [--seed 0] [--directory .bench]
 
 Each trial copies one of eight small stores (Zarr plain, lz4 and sharded, HDF5; classes and real targets; two splits of
 several segments), damages one of its files, and asks `verify`, `verify --quick`, the public reader (every row,
 statistic and name) and the reading path of a fit (samples, and every batch of an epoch) what they make of it. Damage
 is detected (exit code 2 or 3), or harmless: no reader sees a difference. Exits with 1 if damage that is visible went
 undetected, or if a fit read anything but the rows that were written, or if anything raised what it should not.
+
+Then as many files that are to be converted are damaged, of 27 kinds, and converted: see tools/source_damage.py.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xxhash
+from source_damage import SOURCE_OUTCOMES, SOURCES_MUST_BE_ZERO, run_source_trials, source_table
 
 from ep3stream import cli
 from ep3stream.conversion.spec import StoreSpec
@@ -51,15 +54,38 @@ def main(arguments: list[str] | None = None) -> int:
     options.directory.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="damage-", dir=options.directory) as directory:
-        counts, quick, examples = run_trials(Path(directory), options.trials, options.seed)
-    print(table(counts, quick))
-    print("\n".join(examples))
+        bad = 0
+        if options.trials:
+            counts, quick, examples = run_trials(Path(directory), options.trials, options.seed)
+            told = [table(counts, quick), *examples]
+            bad += report(told, "trials", options.trials, counts, OUTCOMES, MUST_BE_ZERO, began)
+        began = time.perf_counter()
+        if options.source_trials:
+            counts, examples = run_source_trials(Path(directory), options.source_trials, options.seed)
+            told, n_trials = [source_table(counts), *examples], counts.total()
+            bad += report(
+                told, "source trials", n_trials, counts, SOURCE_OUTCOMES, SOURCES_MUST_BE_ZERO, began
+            )
+    return int(bad > 0)
+
+
+def report(
+    told: list[str],
+    what: str,
+    n_trials: int,
+    counts: Counter,
+    outcomes: tuple[str, ...],
+    must_be_zero: tuple[str, ...],
+    began: float,
+) -> int:
+    """Prints the lines and a sum of the outcomes; how many there are of those that must not be."""
     total = Counter(outcome for _, _, outcome in counts.elements())
+    print("\n".join(told))
     print(
-        f"{options.trials} trials in {time.perf_counter() - began:.0f} s: "
-        + ", ".join(f"{total[outcome]} {outcome}" for outcome in OUTCOMES)
+        f"{n_trials} {what} in {time.perf_counter() - began:.0f} s: "
+        + ", ".join(f"{total[outcome]} {outcome}" for outcome in outcomes)
     )
-    return int(any(total[outcome] for outcome in MUST_BE_ZERO))
+    return sum(total[outcome] for outcome in must_be_zero)
 
 
 def run_trials(directory: Path, n_trials: int, seed: int) -> tuple[Counter, Counter, list[str]]:
@@ -318,7 +344,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", default=500, type=int)
+    parser.add_argument("--trials", default=500, type=int, help="damages to stores")
+    parser.add_argument("--source-trials", default=500, type=int, help="damages to sources")
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--directory", default=Path(".bench"), type=Path)
     return parser.parse_args(arguments)

@@ -59,6 +59,9 @@ from ep3stream.formats.text_cells import TextRules
 
 _LOGGER = logging.getLogger(__name__)
 
+# Texts that are not packed: no rows may be no bytes. Other formats without rows still have a header.
+_BARE_SUFFIXES = (".csv", ".tsv", ".svm", ".svmlight", ".libsvm")
+
 
 def open_tables(
     tables: Sequence[TableInput], config: ConvertConfig, like: RecordedColumns | None = None
@@ -114,6 +117,8 @@ def tables_with_rows(files: Sequence[FoundFile], may_be_empty: bool = False) -> 
             return list(files)
     empty = []
     for file in files:
+        if file.path.suffix.lower() not in _BARE_SUFFIXES:
+            _require_bytes(file.path)
         with reading(file.path):
             if not has_rows(file.path):
                 empty.append(file)
