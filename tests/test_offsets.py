@@ -43,6 +43,9 @@ MENDED: dict[str, NDArray[Any]] = {
     "tiny differences of tiny numbers": 1e-6 + 1e-15 * N,
     "times and a few zeros": np.where(N % 10 == 0, 0, 1_776_000_000 + N),
     "a constant that is no float32": np.full(3000, 20_260_401),
+    "microseconds of a long duration": 1.776e9 + N * 1e-6,
+    "int32 beyond 2^24": (2_000_000_000 + N).astype(np.int32),
+    "most significant byte first": (1.776e9 + N).astype(">f8").astype(np.float64),
 }
 
 # Values that float32 holds well enough, or about as well with an offset.
@@ -55,6 +58,9 @@ LEFT: dict[str, NDArray[Any]] = {
     "a constant fraction": np.full(3000, 0.1),
     "prices": RNG.integers(0, 10**5, 3000) / 100,
     "zeros": np.zeros(3000),
+    "a constant computed in several ways": 0.3 + RNG.integers(-3, 3, 3000) * 5e-17,
+    "sums that should be 1": 1 + RNG.integers(-30, 30, 3000) * 1e-15,
+    "a wave computed at many places": 2 + np.sin(2 * np.pi * N / 60),
 }
 
 
@@ -184,6 +190,35 @@ def test_a_later_part_of_another_type_has_the_same_offset(tmp_path: Path) -> Non
     assert manifest.offsets.x[0] > 0
     np.testing.assert_array_equal(x[:12_000, 0], 1_776_000_000 + rows)
     np.testing.assert_allclose(x[12_000:, 0], N, atol=64)  # Half of the unit of float32 at 1.8e9.
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_svmlight_files_of_large_values_keep_them_and_their_zeros(tmp_path: Path, zeros: bool) -> None:
+    lines = [f"{i % 3}.5 1:{1_776_000_000 + i} 2:{i % 5 + 1}" for i in N]
+    if zeros:
+        lines[::3] = [f"{i % 3}.5 2:{i % 5 + 1}" for i in N[::3]]
+    (tmp_path / "rows.svm").write_text("\n".join([*lines, ""]))
+    ep3stream.convert(tmp_path / "rows.svm", tmp_path / "s.zarr", plain())
+    x, _, _ = stored(tmp_path / "s.zarr")
+    expected = 1_776_000_000 + N
+    np.testing.assert_array_equal(x[:, 0], np.where(N % 3, expected, 0) if zeros else expected)
+
+
+def test_masked_rows_and_dask_frames_have_offsets(tmp_path: Path) -> None:
+    values = 1.776e9 + N
+    masked = np.ma.array(values[:, None], mask=(N % 10 == 0)[:, None])
+    ep3stream.convert((masked, N * 1.0), tmp_path / "1.zarr", plain(missing="drop"))
+    np.testing.assert_array_equal(stored(tmp_path / "1.zarr")[0][:, 0], values[N % 10 > 0])
+    dd = pytest.importorskip("dask.dataframe")
+    frames = dd.from_pandas(frame(1_776_000_000 + N), npartitions=7)
+    ep3stream.convert(frames, tmp_path / "2.zarr", plain(target="y"))
+    np.testing.assert_array_equal(stored(tmp_path / "2.zarr")[0][:, 0], values)
+
+
+def test_a_day_that_fills_the_first_rows_does_not_hide_the_next_days(tmp_path: Path) -> None:
+    days = np.repeat(20_260_401 + np.arange(10), 12_000)
+    ep3stream.convert(pd.DataFrame({"v": days, "y": days % 2 * 1.0}), tmp_path / "s.zarr", plain(target="y"))
+    np.testing.assert_array_equal(stored(tmp_path / "s.zarr")[0][:, 0], days)
 
 
 def test_decimals_and_timestamps_have_offsets(tmp_path: Path) -> None:

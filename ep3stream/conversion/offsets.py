@@ -33,7 +33,8 @@ MAX_ERROR_PER_STD = 0.01
 _MAX_LOST_SHARE = 0.01
 
 # Numbers that should be equal differ by up to about so much of their size if they were computed in two ways.
-_NOISE = 1e-12
+# Of a narrow range less is noise: nobody writes times to a millisecond for the sake of a rounding error.
+_NOISE, _NOISE_PER_SPREAD = 1e-12, 1e-5
 
 # A constant beyond this probably has fractions later that float32 does not keep.
 _LARGE_CONSTANT = 1 << 20
@@ -107,9 +108,10 @@ def precision_of(values: NDArray[Any], dtype: str) -> Precision:
             return found  # It is refused, or as good as constant.
         if spread < largest / 2:
             if _is_spoiled(ordered, found, largest, dtype):
-                moved = _measured(ordered, _offset(low + (high - low) / 2, spread, ordered), dtype)
+                width = spread if found.n_distinct > 1 else 0.0  # Noise is not to be made the signal.
+                moved = _measured(ordered, _offset(low + (high - low) / 2, width, ordered), dtype)
                 is_better = moved.n_kept > found.n_kept or moved.error_per_std < found.error_per_std / 2
-                found = moved if is_better or spread == 0 else found
+                found = moved if is_better or width == 0 else found
         elif found.is_lossy and (dtype != "float16" or _is_whole(ordered)):
             moved = _measured(ordered, _offset(ordered[len(ordered) // 2].item(), spread, ordered), dtype)
             n_lost, n_lost_before = (each.n_distinct - each.n_kept for each in (moved, found))
@@ -136,7 +138,9 @@ def _steps(ordered: NDArray[Any], stored: NDArray[Any]) -> tuple[NDArray[np.intp
     with np.errstate(all="ignore"):
         if ordered.dtype.kind == "f":
             gaps = ordered[1:] - ordered[:-1]
-            noise = _NOISE * np.maximum(np.abs(ordered[0]), np.fmax.reduce(ordered, axis=0))
+            highest = np.fmax.reduce(ordered, axis=0)
+            noise, spread = _NOISE * np.maximum(np.abs(ordered[0]), highest), highest - ordered[0]
+            noise = np.where(spread <= noise, spread, np.minimum(noise, _NOISE_PER_SPREAD * spread))
             is_whole = np.fmin.reduce(np.where(gaps > 0, gaps, np.inf), axis=0, initial=np.inf) >= 1
             other = gaps > np.where(is_whole, 0, noise)
         else:
