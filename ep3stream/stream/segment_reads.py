@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import mmap
 import socket
 import threading
 import time
@@ -29,7 +28,7 @@ from ep3stream.store.files import Location
 from ep3stream.store.read_threads import ReadThreads
 from ep3stream.store.reader import SplitReader
 from ep3stream.store.retries import Hung
-from ep3stream.stream.shared_segments import SharedSegment, this_machine
+from ep3stream.stream.shared_segments import MappedBlock, SharedSegment, this_machine
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +74,8 @@ class DaskReads:
     def __init__(self, reader: SplitReader, address: str, timeout_s: float) -> None:
         self._address, self._timeout_s = address, timeout_s if math.isfinite(timeout_s) else None
         self._store = (reader.path, reader.info.name, reader.manifest.fingerprint)
-        self._mapped: dict[int, mmap.mmap] = {}
+        self._mapped: dict[int, MappedBlock] = {}
+        self._is_told = False
         self._lock = threading.Lock()
         self._executor: Executor | None = None
         self._resources = ExitStack()
@@ -108,13 +108,21 @@ class DaskReads:
 
         def finish() -> ReadTimes:
             result = self._result(segment, future)
-            try:
-                x_rows, y_rows, times = _rows_of(result, self._mapped)
-            except OSError as error:  # The worker was killed meanwhile, or is another user's.
-                _log.warning(
-                    "segment %d is shared by a worker whose memory cannot be seen (%s)", segment, error
-                )
-                x_rows, y_rows, times = _rows_of(self._result(segment, self._submit(segment, None)), {})
+            if isinstance(result, SharedSegment):
+                try:
+                    result.copy(x, y, self._mapped)
+                    times: ReadTimes = result.fill_result
+                    return times
+                except (
+                    OSError
+                ) as error:  # The worker was killed, has let go of the rows, or is another user's.
+                    level = logging.DEBUG if self._is_told else logging.WARNING
+                    message = f"segment {segment} is read again: it cannot be had from its worker ({error})"
+                    _log.log(level, message)
+                    self._is_told = True
+                    result = self._result(segment, self._submit(segment, None))
+            assert not isinstance(result, SharedSegment)  # Where no machine is named, nothing is shared.
+            x_rows, y_rows, times = result
             x[: len(x_rows)], y[: len(y_rows)] = x_rows, y_rows
             return times
 
@@ -205,8 +213,3 @@ def _read_on_worker(
         return _read(reader, segment)
     shared = SharedSegment.filled(reader.layout(segment), lambda x, y: _read(reader, segment, x, y)[2])
     return shared or _read(reader, segment)
-
-
-def _rows_of(result: _Rows | SharedSegment, mapped: dict[int, mmap.mmap]) -> _Rows:
-    """The rows that a worker has sent, or those in the memory that it shares."""
-    return (*result.rows(mapped), result.fill_result) if isinstance(result, SharedSegment) else result
