@@ -188,7 +188,7 @@ def test_a_hung_read_that_wakes_up_writes_past_the_window(store, monkeypatch, re
     from ep3stream.stream.order import RowOrder
     from ep3stream.stream.prefetch import BatchStream
 
-    reader = open_store(store).split("train")
+    reader = open_store(store, 1).split("train")
     info = reader.info
     order = RowOrder(0, info.n_rows, info.segment_rows, 3, 50, np.empty(0, np.int64))
     segment = int(order.segments(0)[1])
@@ -204,7 +204,7 @@ def test_a_hung_read_that_wakes_up_writes_past_the_window(store, monkeypatch, re
         read(self, file, start, *outs)
 
     monkeypatch.setattr(LocalFiles, "read_into", faulty)
-    with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu"), None, 1) as stream:
+    with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu")) as stream:
         first = next(stream).x.clone()
         release.set()
         hung[0].join()
@@ -258,7 +258,6 @@ def test_a_stop_does_not_wait_for_a_read_that_hangs(store, monkeypatch, release)
 
 
 def test_set_up_and_scores_survive_a_read_that_hangs(made, store, monkeypatch, release):
-    monkeypatch.setattr("ep3stream.store.scan.scan.__defaults__", (None, 0.2))
     read, hung = LocalFiles.read_into, []
 
     def faulty(self: LocalFiles, file: str, start: int, *outs: memoryview) -> None:
@@ -269,10 +268,10 @@ def test_set_up_and_scores_survive_a_read_that_hangs(made, store, monkeypatch, r
 
     expected = ep3stream.evaluate(made / "run", store)
     monkeypatch.setattr(LocalFiles, "read_into", faulty)
-    assert ep3stream.evaluate(made / "run", store) == expected
+    assert ep3stream.evaluate(made / "run", store, read_timeout_s=0.2) == expected
     hung.clear()
     rows = np.arange(0, 1500, 7)
-    here, there = (open_store(place).split("train") for place in (store, made / "rows.zarr"))
+    here, there = (open_store(place, 0.2).split("train") for place in (store, made / "rows.zarr"))
     np.testing.assert_array_equal(here.read_rows(rows)[0], there.read_rows(rows)[0])
     assert hung
 

@@ -245,9 +245,10 @@ def cluster() -> Iterator[Any]:
 
 
 def batches(reader: SplitReader, dask: str | None, timeout_s: float = 100) -> list[Any]:
+    reader = open_store(reader.path, timeout_s).split(reader.info.name)
     info = reader.info
     order = RowOrder(1, info.n_rows, info.segment_rows, 1, 1000, np.empty(0, np.int64))
-    with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu"), dask, timeout_s) as stream:
+    with BatchStream(reader, order, 0, order.steps_per_epoch, torch.device("cpu"), dask) as stream:
         return [(batch.x.clone(), batch.y.clone()) for batch in stream]
 
 

@@ -185,7 +185,7 @@ def epoch(store: Location, run: Path, settings: Any, dask: str | None) -> float:
 def reading_alone(store: Location, run: Path, settings: Any, dask: str | None) -> float:
     """Seconds in which the same segments come into memory, with as many on their way as in the fit."""
     reader, order = reader_and_order(store, run)
-    reads = LocalReads(reader, 120.0) if dask is None else DaskReads(reader, dask, 120.0)
+    reads = LocalReads(reader) if dask is None else DaskReads(reader, dask)
     depth = 2 * order.window_segments
     rooms = [tuple(np.ones(shape, dtype) for shape, dtype in reader.layout(0)) for _ in range(depth)]
     with reads:

@@ -135,7 +135,7 @@ def add_tune(commands: Any) -> None:
         parser,
         RunConfig,
         "run",
-        {"memory_bytes": "", "seed": "of the sample and of the fit; default: 0"},
+        {"memory_bytes": "", "seed": "of the sample and of the fit; default: 0", "read_timeout_s": ""},
     )
     add_json(parser)
 

@@ -11,8 +11,17 @@ from typing import Any
 from rich.console import Console
 
 from ep3stream.cli.console import say
-from ep3stream.cli.options import add_command, add_json, add_run, checked, disk_path, store_place
-from ep3stream.config import parse_bytes
+from ep3stream.cli.options import (
+    add_command,
+    add_json,
+    add_read_timeout,
+    add_run,
+    checked,
+    disk_path,
+    given_settings,
+    store_place,
+)
+from ep3stream.config import RunConfig, parse_bytes
 from ep3stream.errors import ConfigError
 from ep3stream.run.text import json_text
 
@@ -113,6 +122,7 @@ def add_verify(commands: Any) -> None:
         "ep3stream verify flights.zarr",
     )
     _add_path(parser)
+    add_read_timeout(parser)
     parser.add_argument(
         "--quick", action="store_true", help="sizes and presence only: misses changed bytes, reads no row"
     )
@@ -134,7 +144,8 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
             read = now
             show(now)
 
-        problems = verify(options.path, quick=options.quick, progress=note)
+        more = given_settings(options, RunConfig, "run")
+        problems = verify(options.path, quick=options.quick, progress=note, **more)
     elapsed_s = time.perf_counter() - began
     if options.json:
         verdict = {"path": str(options.path), "sound": not problems, "problems": problems}

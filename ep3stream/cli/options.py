@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from ep3stream.config import Setting, settings_of
+from ep3stream.config import RunConfig, Setting, settings_of
 from ep3stream.errors import ConfigError
 from ep3stream.store.files import Location, ObjectUrl, location
 
@@ -67,6 +67,11 @@ def add_run(parser: argparse.ArgumentParser, help: str = "directory of a fit's r
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds --json."""
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def add_read_timeout(parser: argparse.ArgumentParser) -> None:
+    """Adds --read-timeout, the one setting of a fit that other readers of a store share."""
+    add_settings(parser, RunConfig, "run", only={"read_timeout_s": ""})
 
 
 def add_settings(parser: Any, table: type, name: str, only: Mapping[str, str] | None = None) -> None:

@@ -11,14 +11,23 @@ from ep3stream.cli.console import say
 from ep3stream.cli.options import (
     add_command,
     add_json,
+    add_read_timeout,
     add_run,
     add_store,
     checked,
     disk_path,
+    given_settings,
     number_or,
     store_place,
 )
-from ep3stream.config import PARTITIONS_HELP, RENAME_LIKE_HELP, UNKNOWN_HELP, Unknown, parse_renames
+from ep3stream.config import (
+    PARTITIONS_HELP,
+    RENAME_LIKE_HELP,
+    UNKNOWN_HELP,
+    RunConfig,
+    Unknown,
+    parse_renames,
+)
 from ep3stream.errors import ConfigError
 from ep3stream.run.text import json_text
 from ep3stream.store.files import Location
@@ -38,6 +47,7 @@ def add_evaluate(commands: Any) -> None:
     add_run(parser)
     add_store(parser)
     _add_split_and_devices(parser)
+    add_read_timeout(parser)
     add_json(parser)
 
 
@@ -46,7 +56,8 @@ def _evaluate(options: argparse.Namespace, console: Console) -> None:
     from ep3stream.prediction.evaluate import evaluate
     from ep3stream.reporting.report import write_report
 
-    scores = evaluate(options.run, options.store, options.split, devices=options.devices)
+    more = given_settings(options, RunConfig, "run")
+    scores = evaluate(options.run, options.store, options.split, devices=options.devices, **more)
     write_report(options.run)
     print(json_text(scores) if options.json else describe_evaluation(scores))
 
@@ -83,6 +94,7 @@ def add_predict(commands: Any) -> None:
     parser.add_argument("--rename", type=checked(parse_renames), metavar="OLD=NEW,...", help=RENAME_LIKE_HELP)
     parser.add_argument("--partitions", action="store_true", help=PARTITIONS_HELP)
     _add_split_and_devices(parser)
+    add_read_timeout(parser)
 
 
 def _predict(options: argparse.Namespace, console: Console) -> None:
@@ -119,6 +131,7 @@ def _predict(options: argparse.Namespace, console: Console) -> None:
             options.split,
             scores=options.scores,
             devices=options.devices,
+            **given_settings(options, RunConfig, "run"),
         )
     place = "on standard output" if str(options.out) == _STANDARD else f"in {options.out}"
     say(console, f"{n_rows} predictions {place}")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.run.bundle import check_bundle_size, file_digest, find_bundle
 from ep3stream.run.directory import RunDirectory
@@ -37,17 +38,19 @@ def verify(
     *,
     quick: bool = False,
     progress: Callable[[VerifyProgress], None] | None = None,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> list[str]:
     """Reads every byte of a store or a run; returns a sentence for each damaged piece, none if all is as written.
 
     quick: checks only sizes, presence and metadata, in the time it takes to list the files, and misses a changed byte
-    in a row or a weight. progress: called as bytes are read. Raises InputError for what is neither store nor run.
+    in a row or a weight. progress: called as bytes are read. read_timeout_s: of a store, as in a fit. Raises InputError
+    for what is neither store nor run.
     """
     place = location(path)
     if _is_run(place):
         return _verify_run(RunDirectory(place), quick, progress)
     try:
-        with open_store(place) as store:
+        with open_store(place, read_timeout_s) as store:
             return verify_store(store, quick=quick, progress=progress)
     except DamagedDataError as error:
         return [str(error)]

@@ -130,7 +130,7 @@ def plan(
     if devices is None:
         asked = config.run.devices
         devices = max(1, torch.cuda.device_count()) if asked == "auto" else int(asked)
-    with open_store(store) as rows:
+    with open_store(store, config.run.read_timeout_s) as rows:
         reader = rows.split(config.data.split)
         shape = shape_of(reader)
         source = CenterSource.of(config, reader, automatic_centers(shape))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.set_up import PROBE_ROWS, PROBES
 from ep3stream.store.reader import SplitReader
+from ep3stream.store.scan import scan
 from ep3stream.training.plan import ProblemSize, SizePlan
 from ep3stream.training.set_up import (
     SetUpRows,
@@ -142,15 +143,15 @@ def _read(
     most = max(least, _MOST_READ_BYTES // (info.segment_rows * shape.row_bytes))
     numbers = np.unique(np.linspace(0, info.n_segments - 1, min(wanted, most)).astype(np.int64)).tolist()
     began = clock()
-    parts = [reader.read_segment(numbers[0])]
+    parts = list(scan(reader, numbers[:1]))
     segment_s = clock() - began
     n_alone, read_began = len(parts[0][0]), time.perf_counter()
-    with ThreadPoolExecutor(_READERS, "ep3stream-pilot") as pool:
-        for start in range(1, len(numbers), _READERS):
-            parts += pool.map(reader.read_segment, numbers[start : start + _READERS])
-            if time.perf_counter() - read_began > _READ_FOR_S:
+    with closing(scan(reader, numbers[1:])) as others:
+        for part in others:
+            parts.append(part)
+            read_s = time.perf_counter() - read_began
+            if read_s > _READ_FOR_S:
                 break
-    read_s = time.perf_counter() - read_began
     x, y = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     n_read = len(x) - n_alone
     rate = n_read * shape.row_bytes / read_s if n_read else n_alone * shape.row_bytes / max(segment_s, 1e-9)

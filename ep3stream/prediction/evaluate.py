@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.conversion.categories import UnseenValues
 from ep3stream.errors import InputError
 from ep3stream.mesh import Mesh, joined
@@ -46,6 +47,7 @@ def evaluate(
     kernel: KernelFunction | None = None,
     reference: Mapping[str, Any] | None = None,
     devices: int | Literal["auto"] = 1,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Scores of the run's model on a split of any store with the same columns.
 
@@ -55,16 +57,24 @@ def evaluate(
 
     split: by default `test`, or the only split. kernel: the callable that the fit was given, if any.
     reference: another method's scores, {"name": ..., score: ...}. devices: each has a share of the centers, as in
-    `fit`. Raises InputError naming the columns that differ.
+    `fit`. read_timeout_s: as in a fit. Raises InputError naming the columns that differ.
     """
     if (n_ranks := n_ranks_to_launch(devices)) > 1:
         plain = None if reference is None else dict(reference)
-        job = Job.of("evaluate", kernel, run=str(run), store=str(store), split=split, reference=plain)
+        job = Job.of(
+            "evaluate",
+            kernel,
+            run=str(run),
+            store=str(store),
+            split=split,
+            reference=plain,
+            read_timeout_s=read_timeout_s,
+        )
         scores: dict[str, Any] = run_on_ranks(job, n_ranks, max_restarts=0)
         return scores
     with joined(RANK_TIMEOUT_S) as mesh:
         model = mesh.on_leader(lambda: load(run, kernel))
-        with mesh.all_or_raise(lambda: open_store(store)) as rows:
+        with mesh.all_or_raise(lambda: open_store(store, read_timeout_s)) as rows:
             reader = mesh.all_or_raise(lambda: rows.split(split or default_split(rows)))
             conversion = rows.manifest.conversion
             by_split = conversion.get("unknown_by_split")

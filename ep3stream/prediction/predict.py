@@ -24,7 +24,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from ep3stream.config import MIB, ConvertConfig, Format, Unknown
+from ep3stream.config import MIB, READ_TIMEOUT_S, ConvertConfig, Format, Unknown
 from ep3stream.conversion.expand import FeatureRows
 from ep3stream.conversion.find_files import FOUND_SUFFIXES
 from ep3stream.conversion.open_source import open_features
@@ -61,6 +61,7 @@ def predict(
     kernel: KernelFunction | None = None,
     scores: bool = False,
     devices: int | Literal["auto"] = 1,
+    read_timeout_s: float = READ_TIMEOUT_S,
 ) -> Any:
     """Writes the model's predictions for every row of a split, in the store's order; returns their number.
 
@@ -68,7 +69,7 @@ def predict(
     (n,) or (n, c) float32, or float64 where they have offsets; class ids, (n,) int32; with `scores` the outputs,
     (n, c), from which these follow.
     Any other `out` becomes a store, HDF5 if it ends in .h5 or .hdf5, with the outputs, (n, c), as x and the y of the
-    rows as y. devices: as in `evaluate`.
+    rows as y. devices, read_timeout_s: as in `evaluate`.
 
     For a Dask array, (n, d), and no `out`, it returns the predictions as a lazy Dask array instead.
 
@@ -87,11 +88,11 @@ def predict(
         raise InputError(f"{place} exists; remove it or choose another name")
     if (n_ranks := n_ranks_to_launch(devices)) > 1:
         paths = {"run": str(run), "store": str(store), "out": str(place)}
-        job = Job.of("predict", kernel, **paths, split=split, scores=scores)
+        job = Job.of("predict", kernel, **paths, split=split, scores=scores, read_timeout_s=read_timeout_s)
         return run_on_ranks(job, n_ranks, max_restarts=0)
     with joined(RANK_TIMEOUT_S) as mesh:
         model = mesh.on_leader(lambda: load(run, kernel))
-        with mesh.all_or_raise(lambda: open_store(store)) as rows:
+        with mesh.all_or_raise(lambda: open_store(store, read_timeout_s)) as rows:
             reader = mesh.all_or_raise(lambda: rows.split(split or default_split(rows)))
             shard = scatter_model(model, reader, mesh, kernel)
             batches = output_batches(shard, reader, lambda: scan(reader))

@@ -133,5 +133,9 @@ class SegmentReader(Protocol):
     def info(self) -> SplitInfo:
         """The manifest's entry of the split."""
 
+    @property
+    def read_timeout_s(self) -> float:
+        """How long to wait for a segment; infinity for ever."""
+
     def read_segment(self, index: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """The x and y of segment `index`."""

@@ -62,15 +62,19 @@ class Read(Generic[_T]):
         Raises what the work raised, Hung once it has run for the threads' time-out, CancelledError after `cancel`.
 
         """
-        timeout_s = self._threads.timeout_s
         while not self._future.done():
-            began_at = self._began_at
-            left_s = timeout_s if began_at is None else began_at + timeout_s - time.monotonic()
-            if left_s <= 0:
-                self._threads.leave(self)
+            left_s = self._threads.leave_hung()
+            if self.left_s() <= 0:
                 raise Hung
             wait([self._future], None if math.isinf(left_s) else left_s)
         return self._future.result()
+
+    def left_s(self) -> float:
+        """Seconds until the work has run for the threads' time-out; the whole time-out where it does not run."""
+        timeout_s = self._threads.timeout_s
+        if self._began_at is None or self._future.done():
+            return timeout_s
+        return self._began_at + timeout_s - time.monotonic()
 
 
 class ReadThreads:
@@ -104,13 +108,22 @@ class ReadThreads:
                 self._start()
         return read
 
-    def leave(self, read: Read[Any]) -> None:
-        """Forget the thread of `read`, which hangs, and have another thread do the remaining work."""
+    def leave_hung(self) -> float:
+        """Forget the threads whose read has run out of time, and have others do the remaining work.
+
+        All of them, whoever asks: a read that has not begun may wait for a thread behind reads that hang and for which
+        nobody waits. Returns the seconds until the next one runs out of time, at most the time-out.
+        """
+        left_s = self.timeout_s
         with self._lock:
-            for thread in [thread for thread, current in self._threads.items() if current is read]:
-                del self._threads[thread]
-                if not self._is_stopped:
-                    self._start()
+            for thread, read in list(self._threads.items()):
+                if read is not None and read.left_s() <= 0:
+                    del self._threads[thread]
+                    if not self._is_stopped:
+                        self._start()
+                elif read is not None:
+                    left_s = min(left_s, read.left_s())
+        return max(left_s, 0.0)
 
     def stop(self) -> None:
         """Cancel the work that has not begun and wait for the rest, ten seconds at most; no work begins afterwards."""

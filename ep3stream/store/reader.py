@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,22 +14,47 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ep3stream.errors import DamagedDataError, InputError
+from ep3stream.config import READ_TIMEOUT_S
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.store import hdf5_store, zarr_store
 from ep3stream.store.backend import ReadingBackend, ReadTimes, SegmentLayout, y_row
 from ep3stream.store.files import LocalFiles, Location, ObjectUrl, StoreFiles, location, path_kind
 from ep3stream.store.manifest import MANIFEST_NAME, Manifest, SplitInfo, segment_digest
 from ep3stream.store.object_files import ObjectFiles
+from ep3stream.store.read_threads import ReadThreads
+from ep3stream.store.retries import Hung
 from ep3stream.store.scan import scan
 
 
-def open_store(place: str | Path | ObjectUrl) -> RowStore:
+def open_store(place: str | Path | ObjectUrl, read_timeout_s: float = READ_TIMEOUT_S) -> RowStore:
     """Open the store at `place`: a directory is Zarr, a file HDF5, and s3://bucket/key Zarr in a bucket.
 
-    Raises InputError when there is nothing, or nothing that was committed, or where a bucket cannot be reached;
-    DamagedDataError when the manifest cannot be trusted.
+    read_timeout_s: the longest wait for a segment, by whoever reads from this store, and for the store to be opened; 0
+    and infinity to wait for ever. A segment is asked for twice more, as `finish_read` says.
+
+    Raises InputError when there is nothing, or nothing that was committed, or where a disk or a bucket cannot be
+    reached; DamagedDataError when the manifest cannot be trusted.
     """
-    path = location(place)
+    if not read_timeout_s >= 0:
+        raise ConfigError(
+            f"read_timeout_s is {read_timeout_s}; use a positive number of seconds, or 0 to wait for ever"
+        )
+    path, timeout_s = location(place), read_timeout_s or math.inf
+    with ReadThreads(1, timeout_s, "ep3stream-open") as threads:
+        try:
+            path, manifest, backend = threads.submit(lambda: _open(path)).result()
+        except Hung:
+            raise InputError(
+                f"{path} cannot be reached: it did not answer within {timeout_s:g} s; see to its disk or server, or "
+                "allow more by --read-timeout"
+            ) from None
+    return RowStore(path, manifest, backend, timeout_s)
+
+
+_Opened = tuple[Location, Manifest, ReadingBackend]
+
+
+def _open(path: Location) -> _Opened:
     if isinstance(path, ObjectUrl):
         return _open_in_bucket(path)
     if path.is_dir():
@@ -36,7 +62,7 @@ def open_store(place: str | Path | ObjectUrl) -> RowStore:
     if path.is_file():
         data = _manifest_bytes(lambda: hdf5_store.read_manifest(path), path)
         manifest = Manifest.from_json(data, f"{path}: {MANIFEST_NAME}")
-        return RowStore(path, manifest, hdf5_store.Hdf5Reader(path, manifest))
+        return path, manifest, hdf5_store.Hdf5Reader(path, manifest)
     if os.path.lexists(path):
         raise InputError(
             f"{path} is a link that leads nowhere or in a circle, or neither file nor directory; correct the path"
@@ -44,7 +70,7 @@ def open_store(place: str | Path | ObjectUrl) -> RowStore:
     raise InputError(f"{path} does not exist; convert the data first or correct the path")
 
 
-def _open_in_bucket(url: ObjectUrl) -> RowStore:
+def _open_in_bucket(url: ObjectUrl) -> _Opened:
     files = ObjectFiles(url)
     try:
         if not files.listing(limit=1):
@@ -56,10 +82,10 @@ def _open_in_bucket(url: ObjectUrl) -> RowStore:
         ) from error
 
 
-def _open_zarr(path: Location, files: StoreFiles) -> RowStore:
+def _open_zarr(path: Location, files: StoreFiles) -> _Opened:
     data = _manifest_bytes(lambda: zarr_store.read_manifest(files), path)
     manifest = Manifest.from_json(data, f"{path}/{MANIFEST_NAME}")
-    return RowStore(path, manifest, zarr_store.ZarrReader(files, manifest))
+    return path, manifest, zarr_store.ZarrReader(files, manifest)
 
 
 def _manifest_bytes(read: Callable[[], bytes | None], path: Location) -> bytes:
@@ -99,13 +125,21 @@ def _no_store(path: Location) -> str:
 class RowStore:
     """A finished store. A context manager. No file stays open between reads, so threads may share a store.
 
-    backend: reads the bytes of the store's format, unchecked.
+    backend: reads the bytes of the store's format, unchecked. read_timeout_s: how long to wait for a segment;
+    infinity for ever.
     """
 
-    def __init__(self, path: Location, manifest: Manifest, backend: ReadingBackend) -> None:
+    def __init__(
+        self,
+        path: Location,
+        manifest: Manifest,
+        backend: ReadingBackend,
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.backend = backend
+        self.read_timeout_s = read_timeout_s
         self._is_open = True
 
     def __enter__(self) -> RowStore:
@@ -124,7 +158,7 @@ class RowStore:
             raise InputError(
                 f"{self.path} has no split {name!r}; it has {', '.join(sorted(self.manifest.splits))}"
             )
-        return SplitReader(self.path, name, self.manifest.fingerprint, self)
+        return SplitReader(self.path, name, self.manifest.fingerprint, self, self.read_timeout_s)
 
     def check_segment(self, split: str, index: int) -> None:
         """Raise unless as many bytes are stored for the segment as the manifest declares.
@@ -179,10 +213,18 @@ class SplitReader:
     """The rows of one split. Several threads may read different segments at once.
 
     A reader is pickled as a path and a name; in another process the first use opens the store again.
+    read_timeout_s: as in `open_store`, but that only infinity means for ever.
     """
 
-    def __init__(self, path: Location, name: str, fingerprint: str, store: RowStore | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Location,
+        name: str,
+        fingerprint: str,
+        store: RowStore | None = None,
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
+        self.path, self.read_timeout_s = path, read_timeout_s
         self._name = name
         self._fingerprint = fingerprint
         self._store = store
@@ -195,7 +237,7 @@ class SplitReader:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SplitReader, (self.path, self._name, self._fingerprint)
+        return SplitReader, (self.path, self._name, self._fingerprint, None, self.read_timeout_s)
 
     @property
     def manifest(self) -> Manifest:
@@ -265,7 +307,7 @@ class SplitReader:
 
     def _opened(self) -> RowStore:
         if self._store is None:
-            store = open_store(self.path)
+            store = open_store(self.path, self.read_timeout_s)
             if store.manifest.fingerprint != self._fingerprint:
                 raise InputError(f"{self.path} is another store than the one opened first; restore that one")
             self._store = store

@@ -43,14 +43,14 @@ class Hung(Exception):
 def finish_read(
     reader: SegmentReader,
     segment: int,
-    timeout_s: float,
     read: Callable[[], _T],
     begin_again: Callable[[], Callable[[], _T]],
 ) -> _T:
     """The result of `read`, which waits for a segment; where that fails or hangs, the result of another read.
 
-    read: raises Hung when the segment has not come within `timeout_s`. begin_again: begins another read of the
-    segment and returns the function that waits for it; it must not use the memory of the reads before, which may hang.
+    read: raises Hung when the segment has not come within the reader's `read_timeout_s`. begin_again: begins another
+    read of the segment and returns the function that waits for it; it must not use the memory of the reads before,
+    which may hang.
     Raises the last read's error; a DamagedDataError that names the segment in place of Hung.
     """
     with outage_of(reader.path).reading() as failed:
@@ -58,7 +58,8 @@ def finish_read(
             try:
                 return read()
             except Hung:
-                _log.warning("segment %d did not come within %g s, trying again", segment, timeout_s)
+                seconds = reader.read_timeout_s
+                _log.warning("segment %d did not come within %g s, trying again", segment, seconds)
             except (OSError, DamagedDataError) as error:
                 is_passing = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
                 if not is_passing or isinstance(reader.path, ObjectUrl):
@@ -70,8 +71,9 @@ def finish_read(
             return read()
         except Hung:
             raise DamagedDataError(
-                f"{reader.path}: split {reader.info.name}, segment {segment} did not come within {timeout_s:g} s, "
-                f"{ATTEMPTS} times; see to its disk, server or cluster, or allow more by --read-timeout, and resume"
+                f"{reader.path}: split {reader.info.name}, segment {segment} did not come within "
+                f"{reader.read_timeout_s:g} s, {ATTEMPTS} times; see to its disk, server or cluster, or allow more by "
+                "--read-timeout, and resume"
             ) from None
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.store.backend import SegmentReader
 from ep3stream.store.read_threads import ReadThreads
 from ep3stream.store.retries import finish_read
@@ -18,15 +17,13 @@ _AHEAD = 2
 Segment = tuple[NDArray[Any], NDArray[Any]]
 
 
-def scan(
-    reader: SegmentReader, segments: Iterable[int] | None = None, timeout_s: float = READ_TIMEOUT_S
-) -> Generator[Segment, None, None]:
+def scan(reader: SegmentReader, segments: Iterable[int] | None = None) -> Generator[Segment, None, None]:
     """Yield x (rows, d) and y of each of the segments, by default of all; at most three segments are in memory.
 
     Reads that fail or hang are begun again as `finish_read` says. Raises DamagedDataError naming a segment whose rows
     are not those written, or which does not come.
     """
-    with ReadThreads(_AHEAD, timeout_s, "ep3stream-scan") as threads:
+    with ReadThreads(_AHEAD, reader.read_timeout_s, "ep3stream-scan") as threads:
         reads: deque[tuple[int, Callable[[], Segment]]] = deque()
 
         def begin(segment: int) -> Callable[[], Segment]:
@@ -34,7 +31,7 @@ def scan(
 
         def finish() -> Segment:
             segment, read = reads.popleft()
-            return finish_read(reader, segment, timeout_s, read, lambda: begin(segment))
+            return finish_read(reader, segment, read, lambda: begin(segment))
 
         for segment in range(reader.info.n_segments) if segments is None else segments:
             reads.append((segment, begin(segment)))

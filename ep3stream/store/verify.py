@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from ep3stream.errors import DamagedDataError
 from ep3stream.store.backend import row_bytes
+from ep3stream.store.read_threads import ReadThreads
 from ep3stream.store.reader import RowStore, SplitReader
+from ep3stream.store.retries import finish_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +30,16 @@ def verify_store(
     """A sentence for each damaged, missing or foreign piece of the store; empty for a sound store.
 
     quick: presence, sizes and metadata only; a changed byte in a row is not seen. progress: called after each segment.
+    A segment that does not come in time is the last one looked at.
     O(bytes of the store) time; memory for as many segments as are worth reading at once (two on a disk).
     """
-    damaged = [] if quick else _damaged_segments(store, progress)
-    problems = [message for _, message in damaged]
+    problems, damaged = list[str](), list[tuple[tuple[str, ...], str]]()
+    try:
+        for pieces, message in () if quick else _damaged_segments(store, progress):
+            damaged.append((pieces, message))
+            problems.append(message)
+    except DamagedDataError as error:  # A read that does not end: what is left would hang too.
+        return [*problems, str(error)]
     told = {piece for pieces, message in damaged for piece in pieces if piece in message}
     try:
         found = store.backend.inventory()
@@ -42,23 +50,28 @@ def verify_store(
 
 def _damaged_segments(
     store: RowStore, progress: Callable[[VerifyProgress], None] | None
-) -> list[tuple[tuple[str, ...], str]]:
-    """For each segment that is not as written, in order: its pieces of storage, and its reader's message."""
-    began, n_read, damaged = time.perf_counter(), 0, []
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """For each segment that is not as written, in order: its pieces of storage, and its reader's message.
+
+    Raises DamagedDataError for one that does not come.
+    """
+    began, n_read = time.perf_counter(), 0
     bytes_of_row, splits = row_bytes(store.manifest), store.manifest.splits
     n_total = sum(info.n_rows for info in splits.values()) * bytes_of_row
     for name, info in splits.items():
         for index, message in enumerate(_read_all(store.split(name))):
             n_read += info.rows_of_segment(index) * bytes_of_row
             if message is not None:
-                damaged.append((store.backend.pieces(info, index), message))
+                yield store.backend.pieces(info, index), message
             if progress is not None:
                 progress(VerifyProgress(n_read, n_total, time.perf_counter() - began))
-    return damaged
 
 
 def _read_all(reader: SplitReader) -> Iterator[str | None]:
-    """For each segment in order: None, or the message of the error that reading it raised."""
+    """For each segment in order: None, or the message of the error that reading it raised.
+
+    What failed is not read again; what does not come in time is, as elsewhere. Raises DamagedDataError then.
+    """
 
     def read(index: int) -> str | None:
         try:
@@ -67,15 +80,19 @@ def _read_all(reader: SplitReader) -> Iterator[str | None]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(reader.n_readers, "ep3stream-verify") as pool:
-        reads: deque[Future[str | None]] = deque()
-        try:
-            for index in range(reader.info.n_segments):
-                reads.append(pool.submit(read, index))
-                if len(reads) > 2 * reader.n_readers:
-                    yield reads.popleft().result()
-            while reads:
-                yield reads.popleft().result()
-        finally:
-            for future in reads:
-                future.cancel()
+    with ReadThreads(reader.n_readers, reader.read_timeout_s, "ep3stream-verify") as threads:
+        reads: deque[tuple[int, Callable[[], str | None]]] = deque()
+
+        def begin(index: int) -> Callable[[], str | None]:
+            return threads.submit(partial(read, index)).result
+
+        def finish() -> str | None:
+            index, begun = reads.popleft()
+            return finish_read(reader, index, begun, partial(begin, index))
+
+        for index in range(reader.info.n_segments):
+            reads.append((index, begin(index)))
+            if len(reads) > 2 * reader.n_readers:
+                yield finish()
+        while reads:
+            yield finish()

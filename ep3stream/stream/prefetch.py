@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.errors import InputError
 from ep3stream.store.backend import ReadTimes, y_row
 from ep3stream.store.reader import SplitReader
@@ -59,8 +58,8 @@ class BatchStream:
     windows of results besides). Raises InputError when order and reader disagree about the rows, or when used
     outside `with`.
 
-    A segment that fails with an input/output error, or does not come within `read_timeout_s` (infinity: for ever), is
-    asked for twice more; then a DamagedDataError names the segment.
+    A segment that fails with an input/output error, or does not come within the reader's `read_timeout_s`, is asked for
+    twice more; then a DamagedDataError names the segment.
 
     Leaving `with`, at any moment, ends all threads. It waits for reads of this process that are under way, for ten
     seconds at most; a thread whose read does not end is left behind. Entered again, the stream goes on after the last
@@ -75,7 +74,6 @@ class BatchStream:
         stop: int,
         device: torch.device,
         dask: str | None = None,
-        read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         info = reader.info
         expected = (info.n_rows, info.segment_rows)
@@ -88,7 +86,7 @@ class BatchStream:
             raise InputError(f"steps {start} to {stop}: use 0 <= start <= stop")
         self.times = StreamTimes()
         self._reader, self._order, self._stop = reader, order, stop
-        self._device, self._dask, self._read_timeout_s = device, dask, read_timeout_s
+        self._device, self._dask = device, dask
         self._next_step = start
         self._is_open = False
         self._resources = ExitStack()
@@ -110,10 +108,7 @@ class BatchStream:
             reads = self._reads()
             stack.enter_context(reads)
             sorter = stack.enter_context(ThreadPoolExecutor(1, "ep3stream-order"))
-            windows = [
-                _Window(self._reader, self._order, reads, sorter, self._read_timeout_s)
-                for _ in range(_WINDOWS)
-            ]
+            windows = [_Window(self._reader, self._order, reads, sorter) for _ in range(_WINDOWS)]
             producer = threading.Thread(
                 target=self._run, args=(windows, self._next_step), name="ep3stream-prefetch", daemon=True
             )
@@ -127,8 +122,8 @@ class BatchStream:
 
     def _reads(self) -> SegmentReads:
         if self._dask is None:
-            return LocalReads(self._reader, self._read_timeout_s)
-        return DaskReads(self._reader, self._dask, self._read_timeout_s)
+            return LocalReads(self._reader)
+        return DaskReads(self._reader, self._dask)
 
     def __exit__(self, *_: object) -> None:
         self._is_open = False
@@ -207,7 +202,6 @@ class _Window:
         order: RowOrder,
         reads: SegmentReads,
         sorter: ThreadPoolExecutor,
-        timeout_s: float,
     ) -> None:
         manifest = reader.manifest
         shape = (min(order.window_segments, order.n_segments), min(order.segment_rows, order.n_rows))
@@ -216,7 +210,6 @@ class _Window:
         self._x = np.full((*shape, manifest.n_features), 0, manifest.x_dtype)
         self._y = np.full((*shape, *y_shape), 0, manifest.y_dtype)
         self._reader, self._order, self._reads, self._sorter = reader, order, reads, sorter
-        self._timeout_s = timeout_s
         self._begun: deque[Finish] = deque()
         self.rows: Rows = np.empty(0, np.int64)
 
@@ -241,7 +234,7 @@ class _Window:
                 return self._reads.begin(segment, *read_again[place])
 
             # Popped, and so let go of: a cluster keeps a result for as long as its future lives here.
-            took = finish_read(self._reader, segment, self._timeout_s, self._begun.popleft(), begin_again)
+            took = finish_read(self._reader, segment, self._begun.popleft(), begin_again)
             times.read_s += took.read_s
             times.decode_s += took.decode_s
         if read_again:

@@ -42,9 +42,9 @@ _Rows = tuple[NDArray[Any], NDArray[Any], ReadTimes]
 class LocalReads:
     """Reads by threads of this process, as many as are worth it for the reader's storage."""
 
-    def __init__(self, reader: SplitReader, timeout_s: float) -> None:
+    def __init__(self, reader: SplitReader) -> None:
         self._reader = reader
-        self._threads = ReadThreads(reader.n_readers, timeout_s, "ep3stream-read")
+        self._threads = ReadThreads(reader.n_readers, reader.read_timeout_s, "ep3stream-read")
 
     def __enter__(self) -> LocalReads:
         return self
@@ -68,10 +68,11 @@ class DaskReads:
     """Reads by the workers of the Dask scheduler at `address`, who see the store under the same path.
 
     Workers on this machine share the memory of the rows they have read, other workers send the rows.
-    timeout_s: how long to wait for one segment. `with` raises ConfigError when no scheduler answers at the address.
+    `with` raises ConfigError when no scheduler answers at the address.
     """
 
-    def __init__(self, reader: SplitReader, address: str, timeout_s: float) -> None:
+    def __init__(self, reader: SplitReader, address: str) -> None:
+        timeout_s = reader.read_timeout_s
         self._address, self._timeout_s = address, timeout_s if math.isfinite(timeout_s) else None
         self._store = (reader.path, reader.info.name, reader.manifest.fingerprint)
         self._mapped: dict[int, MappedBlock] = {}

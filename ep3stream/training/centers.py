@@ -126,7 +126,7 @@ def _is_split(path: Path) -> bool:
 
 def _check_split(path: Location, reader: SplitReader) -> int:
     """The number of rows of that split; ConfigError where it has other features, InputError without such a split."""
-    with open_store(path.parent) as store:
+    with open_store(path.parent, reader.read_timeout_s) as store:
         names = store.manifest.feature_names
         if tuple(names) != tuple(reader.manifest.feature_names):
             raise ConfigError(
@@ -137,7 +137,7 @@ def _check_split(path: Location, reader: SplitReader) -> int:
 
 
 def _split_points(path: Location, reader: SplitReader) -> Tensor:
-    with open_store(path.parent) as store:
+    with open_store(path.parent, reader.read_timeout_s) as store:
         points = store.split(path.name)
         x = points.read_rows(np.arange(points.info.n_rows))[0]
         left = reader.manifest.offsets.x - store.manifest.offsets.x

@@ -91,7 +91,9 @@ def fit(
     with ExitStack() as resources:
         signals = resources.enter_context(Signals())
         mesh = resources.enter_context(joined(60 * config.run.rank_timeout_minutes))
-        rows = resources.enter_context(mesh.all_or_raise(lambda: open_store(store)))
+        rows = resources.enter_context(
+            mesh.all_or_raise(lambda: open_store(store, config.run.read_timeout_s))
+        )
         mesh.all_or_raise(lambda: _require_splits(rows, config, mesh))
         directory = RunDirectory(Path(run).absolute())
         mesh.on_leader(lambda: resources.enter_context(directory.locked()))
@@ -233,9 +235,8 @@ class FitRun:
 
     def _stream(self, steps: range) -> BatchStream:
         """The batches of these steps, read by this process or its Dask cluster."""
-        run, device = self.config.run, self.mesh.device
-        timeout_s = run.read_timeout_s or math.inf
-        return BatchStream(self.reader, self.order, steps.start, steps.stop, device, run.dask, timeout_s)
+        device, dask = self.mesh.device, self.config.run.dask
+        return BatchStream(self.reader, self.order, steps.start, steps.stop, device, dask)
 
     def _batches(self) -> Iterator[Batch]:
         """All batches. Where one cannot be had, which every rank learns, the steps before it are saved first."""

@@ -104,7 +104,7 @@ def tune(
     config = FitConfig() if config is None else config
     files = None if out is None else _OutputFiles.of(out, force)
     _check(config, kernels, by, feature_scale, minutes, files)
-    with open_store(store) as rows:
+    with open_store(store, config.run.read_timeout_s) as rows:
         reader = rows.split(config.data.split)
         if by == "accuracy" and reader.manifest.task != "classification":
             raise ConfigError("by is 'accuracy', but the store's task is regression; use --by mse")
