@@ -341,6 +341,21 @@ def endless_read(w: Workspace) -> tuple[int, str]:
         end.set()
 
 
+def endless_opening(w: Workspace) -> tuple[int, str]:
+    """A disk on which nothing can be read any more."""
+    read, end = LocalFiles.read_small, threading.Event()
+
+    def hang(*arguments: Any) -> bytes:
+        end.wait(30)
+        return read(*arguments)
+
+    w.patch.setattr(LocalFiles, "read_small", hang)
+    try:
+        return w.fit("--read-timeout", "0.2")
+    finally:
+        end.set()
+
+
 def in_bucket(w: Workspace, fault: Any, *command: object) -> tuple[int, str]:
     """A command while the server of `s3://bucket` answers with a status, or not at all."""
     w.patch.setattr("ep3stream.store.object_files._RETRIES", 0)
@@ -543,6 +558,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a link in a store": lambda w: damage(w, link_in_store, "fit", "STORE", w.here / "r", *CENTERS),
     "a file of a store that may not be read": forbidden_read,
     "a read that does not end": endless_read,
+    "a disk that does not answer when a store is opened": endless_opening,
     "a read timeout below 0": lambda w: w.fit("--read-timeout", "-1"),
     "a changed manifest": lambda w: damage(
         w, lambda store: flip(store / "manifest.json"), "inspect", "STORE"
