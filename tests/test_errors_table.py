@@ -254,7 +254,15 @@ def unicode_path(w: Workspace) -> tuple[int, str]:
 
 
 def unfinished(w: Workspace) -> tuple[int, str]:
-    return damage(w, lambda store: (store / "manifest.json").unlink(), "fit", "STORE", w.here / "r")
+    work = w.here / ".rows.zarr.convert"
+    shutil.copytree(w.made / "rows.zarr", work / "store", ignore=shutil.ignore_patterns("manifest.json"))
+    return w.said("fit", work / "store", w.here / "r")
+
+
+def lost_settings(w: Workspace) -> tuple[int, str]:
+    run = w.copy("run")
+    (run / "config.toml").write_bytes(b"")
+    return w.said("verify", run)
 
 
 def unstarted(w: Workspace) -> tuple[int, str]:
@@ -564,6 +572,17 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
         w, lambda store: flip(store / "manifest.json"), "inspect", "STORE"
     ),
     "a conversion that did not end": unfinished,
+    "a store that lost its manifest": lambda w: damage(
+        w, lambda store: (store / "manifest.json").unlink(), "fit", "STORE", w.here / "r"
+    ),
+    "a store of which nothing is left": lambda w: damage(
+        w, lambda store: (shutil.rmtree(store), store.mkdir()), "verify", "STORE"
+    ),
+    "an HDF5 store that was emptied": lambda w: (
+        w.file("flights.h5", ""),
+        w.said("verify", w.here / "flights.h5"),
+    )[1],
+    "a run that lost its settings": lost_settings,
     "a file that is no store": lambda w: w.said("inspect", w.made / "rows.csv"),
     "a run where a store belongs": lambda w: w.said("fit", w.made / "run", w.here / "r"),
     "an empty directory as a store": lambda w: w.said("plan", w.here),

@@ -5,6 +5,7 @@ torch, whose import takes two seconds, is imported only where tensors are read.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from ep3stream.config import READ_TIMEOUT_S
+from ep3stream.disk import read_small_file
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
-from ep3stream.run.bundle import check_bundle_size, file_digest, find_bundle
+from ep3stream.run.bundle import check_bundle_size, file_digest, find_bundle, read_description
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.event_log import read_lines
-from ep3stream.run.state import is_finished, list_checkpoints, read_summary
+from ep3stream.run.state import MAX_SUMMARY_BYTES, is_finished, list_checkpoints, read_summary
 from ep3stream.store.backend import row_bytes
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.manifest import Manifest, SplitInfo, column_statistics
@@ -57,7 +59,7 @@ def verify(
 
 
 def _is_run(path: Location) -> TypeGuard[Path]:
-    return isinstance(path, Path) and RunDirectory(path).config.is_file()
+    return isinstance(path, Path) and (RunDirectory(path).config.is_file() or RunDirectory(path).is_begun())
 
 
 def _inspect_store(path: Location) -> dict[str, Any]:
@@ -177,13 +179,53 @@ def _run_checks(directory: RunDirectory, quick: bool) -> Iterator[tuple[int, Cal
             read_bundle(path, kind)
 
     yield _bytes_on_disk(directory.config), directory.read_config
+    yield _bytes_on_disk(directory.summary), partial(_require_json, directory.summary)
+    for piece in (directory.setup, directory.checkpoints, directory.model):
+        yield 0, partial(_require_directory, piece)
+    if list_checkpoints(directory.checkpoints):
+        yield 0, partial(_require_setup, directory.setup)
     if directory.setup.exists():
         yield _bytes_on_disk(directory.setup), partial(read, directory.setup, "set-up")
     if (model := find_bundle(directory.model)) is not None:
         yield _bytes_on_disk(model), partial(read, model, "model")
-    check = partial(_check_checkpoint, None if quick else _setup_digest(directory))
+    check: Callable[[Path], object] = partial(_check_checkpoint, None if quick else _setup_digest(directory))
+    if not quick and _is_damaged(directory.setup):
+        check = partial(read, kind="checkpoint")  # Which set-up it belongs to cannot be told.
     for _, path in list_checkpoints(directory.checkpoints):
         yield _bytes_on_disk(path), partial(check, path)
+
+
+def _require_json(path: Path) -> None:
+    """DamagedDataError for a file that is there and is not JSON."""
+    try:
+        json.loads(read_small_file(path, MAX_SUMMARY_BYTES))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedDataError(
+            f"{path} is not what was written ({error!r:.200}); restore it, or let the fit write it again"
+        ) from error
+
+
+def _require_setup(path: Path) -> None:
+    """DamagedDataError where the set-up to which the checkpoints belong is missing."""
+    if not path.exists():
+        raise DamagedDataError(f"{path} is missing, without which no checkpoint can be used; restore it")
+
+
+def _require_directory(path: Path) -> None:
+    """DamagedDataError for a file in the place of a directory."""
+    if os.path.lexists(path) and not path.is_dir():
+        raise DamagedDataError(f"{path} is not a directory; restore it or remove it")
+
+
+def _is_damaged(setup: Path) -> bool:
+    """Whether the manifest of a set-up cannot be read."""
+    try:
+        read_description(setup, "set-up")
+    except (DamagedDataError, InputError):
+        return True
+    return False
 
 
 def _setup_digest(directory: RunDirectory) -> str:

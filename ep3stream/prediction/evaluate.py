@@ -22,11 +22,12 @@ from ep3stream.run.directory import RunDirectory
 from ep3stream.run.event_log import append_line
 from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
 from ep3stream.run.node_rows import node_pieces
+from ep3stream.run.state import open_store_of
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import ModelShard, Predictor
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.files import ObjectUrl
-from ep3stream.store.reader import RowStore, SplitReader, open_store
+from ep3stream.store.reader import RowStore, SplitReader
 from ep3stream.store.scan import Segment, scan
 
 OutputBatch = tuple[Tensor, NDArray[Any] | None]
@@ -74,7 +75,7 @@ def evaluate(
         return scores
     with joined(RANK_TIMEOUT_S) as mesh:
         model = mesh.on_leader(lambda: load(run, kernel))
-        with mesh.all_or_raise(lambda: open_store(store, read_timeout_s)) as rows:
+        with mesh.all_or_raise(lambda: open_store_of(run, store, read_timeout_s)) as rows:
             reader = mesh.all_or_raise(lambda: rows.split(split or default_split(rows)))
             conversion = rows.manifest.conversion
             by_split = conversion.get("unknown_by_split")

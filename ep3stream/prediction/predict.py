@@ -42,11 +42,13 @@ from ep3stream.prediction.evaluate import (
 )
 from ep3stream.prediction.models import load, recorded_columns
 from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
+from ep3stream.run.state import open_store_of
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.store.files import ObjectUrl, location, path_kind
-from ep3stream.store.reader import SplitReader, open_store
+from ep3stream.store.reader import SplitReader
 from ep3stream.store.scan import scan
+from ep3stream.store.zarr_store import has_splits
 
 STANDARD_STREAM = "-"
 _SEGMENT_BYTES = 16 * MIB
@@ -92,7 +94,7 @@ def predict(
         return run_on_ranks(job, n_ranks, max_restarts=0)
     with joined(RANK_TIMEOUT_S) as mesh:
         model = mesh.on_leader(lambda: load(run, kernel))
-        with mesh.all_or_raise(lambda: open_store(store, read_timeout_s)) as rows:
+        with mesh.all_or_raise(lambda: open_store_of(run, store, read_timeout_s)) as rows:
             reader = mesh.all_or_raise(lambda: rows.split(split or default_split(rows)))
             shard = scatter_model(model, reader, mesh, kernel)
             batches = output_batches(shard, reader, lambda: scan(reader))
@@ -177,7 +179,7 @@ def is_table(path: Path | str) -> bool:
     if str(path) == STANDARD_STREAM or place.name.lower().endswith(FOUND_SUFFIXES):
         return True
     if place.is_dir():
-        return path_kind(place) == "a directory of other things"
+        return path_kind(place) == "a directory of other things" and not has_splits(place)
     return not os.path.lexists(place) and glob.has_magic(str(path))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ep3stream.config import MAX_CONFIG_BYTES, FitConfig, on_resume
 from ep3stream.disk import LockHeldError, read_small_file, take_lock, write_file, write_json
-from ep3stream.errors import ConfigError, InputError
+from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.store.files import RUN_MARK, path_kind
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,9 @@ _FREE = on_resume("free")
 
 # Settings that only the steps read. All others have gone into the set-up, which is made once.
 _OVERRIDABLE = on_resume("override")
+
+
+_RESTORE = "restore it from a copy, or write the settings of the fit into it again"
 
 
 class Change(NamedTuple):
@@ -116,14 +119,31 @@ class RunDirectory:
         return [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
 
     def read_config(self) -> FitConfig:
-        """The settings of the run; raises InputError where there are none, or they cannot be read."""
+        """The settings of the run; raises InputError where there are none, or they cannot be read.
+
+        Raises DamagedDataError where the file is lost, emptied or no TOML, but the run has more than it.
+        """
         try:
             text = read_small_file(self.config, MAX_CONFIG_BYTES).decode()
+            if "format_version" not in text and self.is_begun():
+                raise DamagedDataError(
+                    f"{self.config} is not what was written: {len(text)} bytes without a format_version; {_RESTORE}"
+                )
             return FitConfig.from_toml(text, str(self.config))
+        except ConfigError as error:
+            if self.is_begun() and isinstance(error.__cause__, ValueError | RecursionError):
+                raise DamagedDataError(f"{error}, or restore it from a copy") from error
+            raise
         except (FileNotFoundError, NotADirectoryError) as error:
+            if self.is_begun():
+                raise DamagedDataError(f"{self.config} is missing; {_RESTORE}") from error
             raise InputError(self.no_run()) from error
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.config} cannot be read ({error}); restore it from a copy") from error
+
+    def is_begun(self) -> bool:
+        """Whether the directory holds a set-up and what a fit writes after it, with or without its settings."""
+        return self.setup.exists() and (self.summary.is_file() or self.checkpoints.is_dir())
 
     def no_run(self) -> str:
         """The message of an error about a directory without what every run has."""
@@ -175,6 +195,8 @@ class RunDirectory:
             )
         names = [item.name for item in items]
         foreign = sorted(name for name in names if name != "lock" and not name.endswith(".partial"))
+        if not self.config.exists() and self.is_begun():
+            raise DamagedDataError(f"{self.config} is missing; {_RESTORE}")
         if foreign and not self.config.exists():
             raise InputError(
                 f"{self.path} is not a run but holds {foreign[0]!r}; use a new or empty directory"

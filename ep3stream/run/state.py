@@ -6,18 +6,22 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ep3stream.disk import read_small_file
 from ep3stream.errors import DamagedDataError
 from ep3stream.run.bundle import find_bundle, read_description
 from ep3stream.run.directory import RunDirectory
+from ep3stream.store.files import ObjectUrl, location
+
+if TYPE_CHECKING:
+    from ep3stream.store.reader import RowStore
 
 logger = logging.getLogger(__name__)
 
 MODEL_KIND = "model"
 _NAME = re.compile(r"step-(\d{12})")
-_MAX_SUMMARY_BYTES = 1 << 26
+MAX_SUMMARY_BYTES = 1 << 26
 
 
 def checkpoint_path(directory: Path, step: int) -> Path:
@@ -55,7 +59,25 @@ def is_finished(directory: RunDirectory) -> bool:
 def read_summary(directory: RunDirectory) -> dict[str, Any]:
     """The content of run.json; empty before the set-up is done, or where the file holds no JSON object."""
     try:
-        content = json.loads(read_small_file(directory.summary, _MAX_SUMMARY_BYTES))
+        content = json.loads(read_small_file(directory.summary, MAX_SUMMARY_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def open_store_of(run: Path | str, place: str | Path | ObjectUrl, read_timeout_s: float) -> RowStore:
+    """`open_store`, for a run; DamagedDataError for what was the store of the run and is no store any more."""
+    from ep3stream.store.reader import (  # Half a second, which `status` need not wait for.
+        NoStoreError,
+        open_store,
+    )
+
+    try:
+        return open_store(place, read_timeout_s)
+    except NoStoreError as error:
+        named = read_summary(RunDirectory(Path(run).absolute())).get("store")
+        if isinstance(named, dict) and named.get("path") == str(location(place)):
+            raise DamagedDataError(
+                f"{place} was the store of {run} and is none any more: {error}; restore it, or use a new RUN"
+            ) from error
+        raise

@@ -24,7 +24,7 @@ from ep3stream.store.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest
 
 # Every structure of this version of the format carries a checksum; older ones hide flipped bits.
 _LIBRARY_VERSION = ("v110", "v110")
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _FILTERS = [h5py.h5z.FILTER_FLETCHER32]
 _CHECKSUM_BYTES = 4  # Behind the rows of each chunk, by the filter fletcher32.
 
@@ -207,7 +207,7 @@ def _end_of_file(path: Path) -> int:
     """The file's size by its superblock; ValueError unless the superblock has version 2 or 3."""
     with path.open("rb") as file:
         head = file.read(36)
-    if head[:8] != _SIGNATURE or head[8] not in (2, 3):
+    if head[:8] != SIGNATURE or head[8] not in (2, 3):
         raise ValueError("the superblock is not one of version 2 or 3")
     return int.from_bytes(head[28:36], "little")
 

@@ -25,6 +25,8 @@ from ep3stream.store.read_threads import ReadThreads
 from ep3stream.store.retries import Hung
 from ep3stream.store.scan import scan
 
+_STORE_SUFFIXES = (".h5", ".hdf5", ".zarr")
+
 
 def open_store(place: str | Path | ObjectUrl, read_timeout_s: float = READ_TIMEOUT_S) -> RowStore:
     """Open the store at `place`: a directory is Zarr, a file HDF5, and s3://bucket/key Zarr in a bucket.
@@ -95,7 +97,7 @@ def _manifest_bytes(read: Callable[[], bytes | None], path: Location) -> bytes:
     """
     try:
         data = read()
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except PermissionError as error:
         raise InputError(f"{path} may not be read ({error}); correct its permissions") from error
@@ -106,8 +108,31 @@ def _manifest_bytes(read: Callable[[], bytes | None], path: Location) -> bytes:
             f"{path} cannot be read ({error!r:.300}); restore it or convert again"
         ) from error
     if data is None:
-        raise InputError(_no_store(path))
+        if isinstance(path, Path) and (lost := _lost(path)):
+            raise DamagedDataError(f"{path} {lost}; restore it or convert again")
+        raise NoStoreError(_no_store(path))
     return data
+
+
+class NoStoreError(InputError):
+    """Something lies at the path, and nothing shows that it was a store."""
+
+
+def _lost(path: Path) -> str:
+    """What is lost of that which was a store, by its name or by what is left of it; empty for anything else."""
+    is_named = path.suffix.lower() in _STORE_SUFFIXES
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(len(hdf5_store.SIGNATURE))
+        if not is_named or head == hdf5_store.SIGNATURE:
+            return ""
+        begin = "is empty" if not head else "begins with other bytes than HDF5"
+        return f"is named like a store but {begin}: what was in it is lost"
+    if is_named and not any(path.iterdir()):
+        return "is named like a store but empty: all of its files are lost"
+    if path.parent.name.endswith(".convert"):  # A conversion that did not end: its manifest comes last.
+        return ""
+    return f"has the splits of a store but lost its {MANIFEST_NAME}" if zarr_store.has_splits(path) else ""
 
 
 def _no_store(path: Location) -> str:

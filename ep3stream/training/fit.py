@@ -31,11 +31,11 @@ from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
 from ep3stream.run.node_rows import NodeBatches
 from ep3stream.run.setup import Setup
 from ep3stream.run.signals import Signals
-from ep3stream.run.state import model_step
+from ep3stream.run.state import model_step, open_store_of
 from ep3stream.run.tensorboard import curves, require_tensorboard
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.store.files import ObjectUrl
-from ep3stream.store.reader import RowStore, open_store
+from ep3stream.store.reader import RowStore
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.prefetch import BatchStream
 from ep3stream.training.checkpoint_saver import CheckpointSaver
@@ -92,7 +92,7 @@ def fit(
         signals = resources.enter_context(Signals())
         mesh = resources.enter_context(joined(60 * config.run.rank_timeout_minutes))
         rows = resources.enter_context(
-            mesh.all_or_raise(lambda: open_store(store, config.run.read_timeout_s))
+            mesh.all_or_raise(lambda: open_store_of(run, store, config.run.read_timeout_s))
         )
         mesh.all_or_raise(lambda: _require_splits(rows, config, mesh))
         directory = RunDirectory(Path(run).absolute())
