@@ -83,7 +83,7 @@ def test_blanks_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
         (
             [f"{i + 1}.2.2024" for i in range(30)],
             10_000,
-            "'1.2.2024' look like dates; say how they are written by --date a=%d.%m.%Y",
+            "'1.2.2024' (not '30.2.2024') look like dates; say how they are written by --date a=%d.%m.%Y",
         ),
         ([f"{i + 1}/2/24 10:15" for i in range(30)], 10_000, "look like dates"),
         ([f"user{i}" for i in range(60)], 100, "60 categories, but there are only 100 rows"),

@@ -177,7 +177,7 @@ LOOK_ALIKES = {
     "infinities": ["inf", "Infinity", "1e400"],
     "tiny": ["1e-400", "0", "0.0"],
     "points": ["1.", "1", ".5", "0.5"],
-    "blanks": ["1", " 1", "1 "],
+    "blanks around words": ["a", " a", "a "],
     "truth": ["true", "True", "1", "TRUE"],
     "dates": ["2026-03-01", "2026-3-1", "2026-03-01 00:00"],
     "zones": ["2026-03-01T10:00Z", "2026-03-01T10:00+00:00"],
@@ -542,8 +542,49 @@ def test_what_two_categories_share_is_told(tmp_path: Path, caplog: pytest.LogCap
     assert "column 'v' has the categories ' red' and 'red', which differ in blanks alone" in caplog.text
     encoded(tmp_path, ["(missing)", "", "blue"])
     assert "column 'v', row 1: '(missing)': the text is what the gaps" in caplog.text
-    of_text(tmp_path / "l.csv", "n,y\n1, 1936\n2,1936\n3,7\n", task="classification")
-    assert "column 'y' has the categories ' 1936' and '1936', which differ in blanks alone" in caplog.text
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_blanks_around_numbers_and_truth_values_are_no_part_of_a_label_or_category(
+    tmp_path: Path, block_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "c,y\n1.50, 1936\n 1.50,1936\n1.5 , 7 \ntrue,7\n true , 7\na b, 7\n"
+    found = of_text(tmp_path / "l.csv", text, block_bytes, task="classification", category=("c",))
+    assert found.expansion.class_names == ("7", "1936")
+    assert found.names == ["c=1.5", "c=1.50", "c=a b", "c=true"]
+    assert "column 'y' has blanks around its numbers, which are left out" in caplog.text
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_a_number_that_stands_for_a_gap_may_have_blanks_around_it(tmp_path: Path, block_bytes: int) -> None:
+    text = "a,b,y\n1, -999,1\n-999 ,2,2\n -999 , 3 ,3\n4,-999,4\n5,5,-99\n"
+    found = of_text(tmp_path / "t.csv", text, block_bytes, missing_words=("-999",))
+    assert found.encoder.tally.missing == {"a": 2, "b": 2}
+    assert found.y.ravel().tolist() == [1, 2, 3, 4, -99]
+
+
+def test_names_that_no_option_can_take_are_quoted_in_remedies(tmp_path: Path) -> None:
+    rows = "".join(f"{i},{i}\n" for i in range(30))
+    with pytest.raises(SourceError, match=r"--category 'two\\nlines' if"):
+        of_text(tmp_path / "t.csv", f'"two\nlines",y\n{rows}?,1\n')
+
+
+@pytest.mark.parametrize(
+    "text", ["semi;colon|y\n1.5|2\n2.5|3\n", "semi;colon;x|y\n1.5|2\n2.5|3", "semi;colon|y\n1.5|2"]
+)
+def test_the_delimiter_is_the_one_that_the_first_rows_have_too(tmp_path: Path, text: str) -> None:
+    found = of_text(tmp_path / "t.csv", text)
+    assert column(found, text.partition("|")[0])[0] == 1.5
+
+
+def test_decimal_commas_of_a_last_row_without_a_line_break_are_seen(tmp_path: Path) -> None:
+    found = of_text(tmp_path / "t.csv", "a;y\n1;-2,5e+08")
+    assert found.y.ravel().tolist() == [-2.5e8]
+
+
+def test_dates_beside_words_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoded(tmp_path, [*DAYS[:3], "soon", "?"] * 3)
+    assert "values such as '2026-01-01' (not 'soon', '?') look like dates" in caplog.text
 
 
 def test_a_typed_twin_of_a_table_with_stated_dates_is_read_like_it(

@@ -26,7 +26,7 @@ from ep3stream.config import Unknown
 from ep3stream.conversion.same_value import KnownValues
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import BatchOrigin
-from ep3stream.formats.text_cells import GAP_WORDS, known_texts, looks_like_amount, numbers_from
+from ep3stream.formats.text_cells import GAP_WORDS, known_texts, looks_like_amount, numbers_from, option_name
 from ep3stream.formats.text_dates import fitting_formats
 
 _LOGGER = logging.getLogger(__name__)
@@ -347,37 +347,37 @@ def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | Non
     texts = [value for value in values if isinstance(value, str) and value != MISSING_CATEGORY]
     if not texts:
         return None
+    option = option_name(column)
     begin = f"column {column!r} is taken as {len(texts)} categories, but"
     array = pa.array(texts)
     known = known_texts(array, GAP_WORDS)
-    if formats := fitting_formats(known, _is_nearly_all):
-        shown = " or ".join(f"--date {column}={text_format}" for text_format, _ in formats[:_MAX_SHOWN])
-        return f"{begin} values such as {texts[0]!r} look like dates; say how they are written by {shown}"
+    if formats := fitting_formats(known, _is_half):
+        shown = " or ".join(f"--date {option}={text_format}" for text_format, _ in formats[:_MAX_SHOWN])
+        is_date = pc.is_valid(formats[0][1]).to_numpy(zero_copy_only=False)
+        words = _examples(texts, is_date)
+        return f"{begin} {words} look like dates; say how they are written by {shown}"
     is_number = pc.is_valid(numbers_from(known)).to_numpy(zero_copy_only=False)
     is_amount = pc.fill_null(looks_like_amount(known), False).to_numpy(zero_copy_only=False)
     n_numbers, n_amounts = int(is_number.sum()), int((is_amount | is_number).sum())
-    if n_amounts > n_numbers and _is_nearly_all(n_amounts, len(texts)):
-        first = texts[int(np.argmax(is_amount & ~is_number))]
-        other = [text for text, is_like in zip(texts, is_amount | is_number, strict=True) if not is_like]
-        return f"{begin} {_shown(first, other)} look like numbers; write them like 1234.5"
+    if n_amounts > n_numbers and 10 * n_amounts >= 9 * len(texts):
+        words = _examples(texts, is_amount | is_number, texts[int(np.argmax(is_amount & ~is_number))])
+        return f"{begin} {words} look like numbers; write them like 1234.5"
     if (
         n_numbers > 1
         and len(texts) <= 2 * n_numbers
         and (n_numbers < len(texts) or n_numbers >= _LEAST_VALUES)
     ):
-        other = [text for text, is_like in zip(texts, is_number, strict=True) if not is_like]
-        words = _shown(texts[int(np.argmax(is_number))], other)
-        remedy = f"correct or empty the others, or say so by --number {column} or --category {column}"
+        words = _examples(texts, is_number)
+        remedy = f"correct or empty the others, or say so by --number {option} or --category {option}"
         return f"{begin} {words} are numbers; {remedy}"
     if len(texts) < _LEAST_VALUES:
         return None
-    dates = [text for text in texts if _DATE.fullmatch(text.strip())]
-    if _is_nearly_all(len(dates), len(texts)):
-        other = [text for text in texts if _DATE.fullmatch(text.strip()) is None]
-        return f"{begin} {_shown(dates[0], other)} look like dates; write them like 2024-12-31"
+    is_like_date = np.array([_DATE.fullmatch(text.strip()) is not None for text in texts])
+    if 10 * is_like_date.sum() >= 9 * len(texts):
+        return f"{begin} {_examples(texts, is_like_date)} look like dates; write them like 2024-12-31"
     if n_rows and len(texts) >= _LEAST_IDENTIFIERS and 2 * len(texts) > n_rows:
         return (
-            f"{begin} there are only {n_rows} rows; if it is an identifier, leave it out with --drop {column}"
+            f"{begin} there are only {n_rows} rows; if it is an identifier, leave it out with --drop {option}"
         )
     return None
 
@@ -402,10 +402,12 @@ def same_value_warning(column: str, values: Sequence[Any]) -> str | None:
     return None
 
 
-def _is_nearly_all(n_good: int, n_all: int) -> bool:
-    return n_good > 0 and 10 * n_good >= 9 * n_all
+def _is_half(n_good: int, n_all: int) -> bool:
+    return n_good > 0 and 2 * n_good >= n_all
 
 
-def _shown(example: str, other: Sequence[str]) -> str:
+def _examples(texts: Sequence[str], is_like: NDArray[np.bool_], example: str = "") -> str:
+    """One of the texts that are like something, and up to three that are not."""
+    other = [text for text, is_one in zip(texts, is_like, strict=True) if not is_one]
     but = f" (not {', '.join(map(repr, other[:3]))})" if other else ""
-    return f"values such as {example!r}{but}"
+    return f"values such as {example or texts[int(np.argmax(is_like))]!r}{but}"

@@ -21,6 +21,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ import pyarrow.csv as pa_csv
 
 from ep3stream.errors import SourceError
 from ep3stream.formats.text_blocks import PACKED_SUFFIXES, TextBlock, TextFault, text_blocks, unpacked_name
-from ep3stream.formats.text_cells import GAP_WORDS, StrayCell, TextRules, TypedRows, typed_rows
+from ep3stream.formats.text_cells import GAP_WORDS, StrayCell, TextRules, TypedRows, is_number, typed_rows
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class CsvLayout:
         names = [name.strip() for name in names]
         for name, count in Counter(filter(None, names)).items():
             if count > 1:
-                remedy = ", or put the columns' names above the first row" if _is_number(name) else ""
+                remedy = ", or put the columns' names above the first row" if is_number(name) else ""
                 raise SourceError(f"{file}: has {name!r} twice among its columns; rename one{remedy}")
         named = [name or f"(unnamed {number})" for number, name in enumerate(names, 1)]
         unnamed = frozenset(filled for filled, name in zip(named, names, strict=True) if not name)
@@ -153,6 +154,10 @@ class CsvLayout:
 
         as_texts: columns that pyarrow did not parse in an earlier block, to be read cell by cell; new ones are added.
         """
+        has_blanks = self.has_blanks(text)
+        if has_blanks and any(map(is_number, rules.missing_words)):
+            # pyarrow does not know a number in blanks as the gap that it stands for.
+            as_texts.update(name for name, dtype in types.items() if not pa.types.is_string(dtype))
         while True:
             asked = {name: pa.string() if name in as_texts else dtype for name, dtype in types.items()}
             try:
@@ -164,7 +169,13 @@ class CsvLayout:
                     raise
                 as_texts.add(name)
             else:
-                return typed_rows(rows, types, rules, self.decimal_point)
+                return typed_rows(rows, types, rules, self.decimal_point, trims=has_blanks)
+
+    def has_blanks(self, text: bytes) -> bool:
+        """Whether blanks may stand around fields."""
+        delimiter = self.delimiter.encode()
+        beside = (b" " + delimiter, delimiter + b" ", b" \n", b"\n ", b" \r", b' "', b'" ', b"\t")
+        return any(pair in text for pair in beside if pair != delimiter) or text[:1] == b" "
 
     def fault(self, n_rows: int, error: Exception) -> SourceError:
         """The error of a block that begins behind `n_rows` rows, in words, with file, column and row."""
@@ -261,15 +272,15 @@ def _delimiter_and_header(file: Path) -> tuple[str, tuple[list[str], bytes, int]
         raise
     names = header[0]
     found = [other for other in others if any(other in name for name in names)]
-    if len(names) == 1 and found:
-        delimiter = max(found, key=names[0].count)
-        header = _header(file, delimiter)
-    for other in found if len(names) > 1 else ():
-        # A comma within a name, and perhaps within numbers: "Temp, C;y" above "1,5;2".
+    for other in sorted(found, key=names[0].count, reverse=True):
+        # Names may have a comma or another delimiter, numbers too: "Temp, C;y" above "1,5;2".
         with suppress(SourceError):
             by_other = _header(file, other)
             if _is_even(by_other[1], other, len(by_other[0])):
                 return other, by_other
+    if len(names) == 1 and found:
+        delimiter = max(found, key=names[0].count)
+        header = _header(file, delimiter)
     return delimiter, header
 
 
@@ -301,8 +312,12 @@ def _header(file: Path, delimiter: str) -> tuple[list[str], bytes, int]:
     # Decimal commas are looked for in many rows: the first may hold whole numbers.
     n_bytes = _HEADER_BYTES if delimiter != ";" else 64 * _HEADER_BYTES
     try:
-        block = next(text_blocks(file, n_bytes, 0, delimiter), None)
+        blocks = text_blocks(file, n_bytes, 0, delimiter)
+        block = next(blocks, None)
         text = block.text if block else b""
+        if len(text) < n_bytes:  # The last line comes by itself if it has no line break.
+            with suppress(TextFault):
+                text += b"".join(more.text for more in islice(blocks, 1))
         lines = io.BytesIO(text)
         # The reader takes no more lines than the header has, so that `lines` stands behind the header.
         rows = csv.reader((line.decode() for line in iter(lines.readline, b"")), delimiter=delimiter)
@@ -318,12 +333,4 @@ def _header(file: Path, delimiter: str) -> tuple[list[str], bytes, int]:
         ) from error
     if block is None or not names:
         raise SourceError(f"{file}: is empty; leave it out or give a file with data")
-    return names, text[lines.tell() :], block.next_byte - len(text) + lines.tell()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return names, text[lines.tell() :], block.next_byte - len(block.text) + lines.tell()

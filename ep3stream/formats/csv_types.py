@@ -27,7 +27,9 @@ from ep3stream.formats.text_cells import (
     known_texts,
     looks_like_amount,
     numbers_from,
+    option_name,
     stated_types,
+    trimmed_numbers,
     without_words,
 )
 from ep3stream.formats.text_dates import DateReader, fitting_formats
@@ -86,7 +88,7 @@ def csv_types(file: Path, rules: TextRules) -> ColumnTypes:
     layout.log_peculiarities()
     names = layout.columns
     found = {name: _Decision(dtype) for name, dtype in stated_types(rules).items() if name in names}
-    n_stated, n_rows = len(found), 0
+    n_rows = 0
     try:
         for block in layout.blocks(BLOCK_BYTES):
             open_names = [name for name in names if name not in found]
@@ -96,7 +98,7 @@ def csv_types(file: Path, rules: TextRules) -> ColumnTypes:
                 n_rows += 1
             if len(found) == len(names) or block.next_byte > _INFERENCE_BYTES:
                 break
-        notes = _notes(layout, rules, found) if len(found) > n_stated else {}
+        notes = _notes(layout, rules, found)
     except (TextFault, pa.ArrowInvalid) as error:
         raise layout.fault(n_rows, error) from error
     if n_rows == 0:
@@ -202,7 +204,8 @@ def _iso(dtype: pa.DataType) -> DateReader:
 def _notes(layout: CsvLayout, rules: TextRules, found: Mapping[str, _Decision]) -> dict[str, str]:
     """What should be told of columns: leading zeros and digits that numbers lose, and the formats of dates."""
     notes = {
-        name: f"column {name!r} is read as dates written {each.text_format}; --date {name}=FORMAT says otherwise"
+        name: f"column {name!r} is read as dates written {each.text_format}; "
+        f"--date {option_name(name)}=FORMAT says otherwise"
         for name, each in found.items()
         if each.text_format is not None
     }
@@ -213,6 +216,15 @@ def _notes(layout: CsvLayout, rules: TextRules, found: Mapping[str, _Decision]) 
         if name not in rules.numbers and any(test(each.dtype) for test in is_number)
     ]
     block = next(layout.blocks(_PEEK_BYTES), None)
+    categories = [name for name, each in found.items() if pa.types.is_string(each.dtype)]
+    if categories and block is not None and layout.has_blanks(block.text):
+        texts_of = layout.parse(block.text, dict.fromkeys(categories, pa.string())).columns
+        for name, texts in zip(categories, texts_of, strict=True):
+            if trimmed_numbers(texts) is not texts:
+                notes[name] = (
+                    f"column {name!r} has blanks around its numbers, which are left out: categories do not differ in "
+                    "those alone"
+                )
     if not numeric or block is None or _ODD_NUMBER.search(block.text) is None:
         return notes
     for name, texts in zip(
@@ -222,12 +234,12 @@ def _notes(layout: CsvLayout, rules: TextRules, found: Mapping[str, _Decision]) 
         if len(zeros := texts.filter(has_leading_zeros(texts))):
             notes[name] = (
                 f"column {name!r} is read as numbers, which have no leading zeros: {zeros[0]} becomes "
-                f"{_plain(zeros[0].as_py())}; --category {name} keeps the texts"
+                f"{_plain(zeros[0].as_py())}; --category {option_name(name)} keeps the texts"
             )
         elif (long := _inexact(texts)) is not None:
             notes[name] = (
                 f"column {name!r} is read as numbers, of which those beyond 2^53 lose digits, like {long}; "
-                f"--category {name} keeps the texts"
+                f"--category {option_name(name)} keeps the texts"
             )
     return notes
 

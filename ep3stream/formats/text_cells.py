@@ -25,6 +25,10 @@ GAP_WORDS: tuple[str, ...] = (*pa_csv.ConvertOptions().null_values, "None", "NaT
 
 NUMBER = r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$"
 _NO_FINITE = r"(?i)^[-+]?(?:inf|infinity|nan)$"
+_NUMBER_IN_BLANKS = (
+    r"^(?:\s+(?:[-+]?[\d.,]*\d[\d.]*(?:[eE][-+]?\d+)?|(?i:true|false))\s*|"
+    r"(?:[-+]?[\d.,]*\d[\d.]*(?:[eE][-+]?\d+)?|(?i:true|false))\s+)$"
+)
 _WHOLE = r"^[-+]?\d{1,18}(?:\.0*)?$"
 _LEADING_ZEROS = r"^[-+]?0\d"
 
@@ -115,7 +119,7 @@ class StrayCell(Exception):
 
     def in_words(self) -> str:
         """What the text should be, and every remedy."""
-        name, text_format = self.column, self.rules.formats.get(self.column)
+        name, text_format = option_name(self.column), self.rules.formats.get(self.column)
         if text_format is not None:
             missed = f"no date like {text_format}"
         elif (zone := self._other_zone()) is not None:
@@ -150,6 +154,11 @@ class TypedRows(NamedTuple):
     strays: Mapping[str, NDArray[np.bool_]]
 
 
+def option_name(column: str) -> str:
+    """The name as an option takes it; in quotes if it has blanks or letters that cannot be printed."""
+    return column if column.isprintable() and " " not in column else repr(column)
+
+
 def stated_types(rules: TextRules) -> dict[str, pa.DataType]:
     """The type of each column of which one is stated."""
     stated: dict[str, pa.DataType] = dict.fromkeys(rules.texts, pa.string())
@@ -158,10 +167,15 @@ def stated_types(rules: TextRules) -> dict[str, pa.DataType]:
 
 
 def typed_rows(
-    rows: pa.RecordBatch, types: Mapping[str, pa.DataType], rules: TextRules, decimal_point: str = "."
+    rows: pa.RecordBatch,
+    types: Mapping[str, pa.DataType],
+    rules: TextRules,
+    decimal_point: str = ".",
+    trims: bool = False,
 ) -> TypedRows:
     """The batch with each column of texts that has another type in `types` turned into that type.
 
+    trims: whether blanks around numbers are left out in columns of texts.
     A row with a stray has null there. Raises StrayCell for the first row with a stray, unless strays are dropped.
     """
     columns = dict(zip(rows.schema.names, rows.columns, strict=True))
@@ -173,6 +187,8 @@ def typed_rows(
         if not (is_text(values.type) or (text_format is not None and pa.types.is_integer(values.type))):
             continue
         if pa.types.is_string(dtype):
+            if trims:
+                columns[name] = values = trimmed_numbers(values)
             if rules.missing_words and is_text(values.type):
                 columns[name] = without_words(values.cast(pa.string()), rules.missing_words)
             continue
@@ -222,6 +238,14 @@ def without_words(texts: pa.Array, words: Sequence[str]) -> pa.Array:
     return pc.if_else(pc.is_in(texts, pa.array(words, texts.type)), pa.scalar(None, texts.type), texts)
 
 
+def trimmed_numbers(texts: pa.Array) -> pa.Array:
+    """The texts without the blanks around numbers and truth values; other texts as they are."""
+    has_blanks = pc.match_substring_regex(texts, _NUMBER_IN_BLANKS)
+    if not pc.any(has_blanks).as_py():
+        return texts
+    return pc.if_else(has_blanks, pc.utf8_trim_whitespace(texts), texts)
+
+
 def numbers_from(texts: pa.Array, decimal_point: str = ".") -> pa.Array:
     """The texts as float64; null for null and for a text that is no decimal number, inf or nan."""
     if decimal_point != ".":
@@ -230,6 +254,15 @@ def numbers_from(texts: pa.Array, decimal_point: str = ".") -> pa.Array:
     is_number = pc.or_(pc.match_substring_regex(texts, NUMBER), pc.match_substring_regex(texts, _NO_FINITE))
     kept = pc.if_else(is_number, texts, pa.scalar(None, pa.string()))
     return pc.replace_substring_regex(kept, r"^\+", "").cast(pa.float64())
+
+
+def is_number(text: str) -> bool:
+    """Whether Python reads the text as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def booleans_from(texts: pa.Array) -> pa.Array:
