@@ -36,6 +36,8 @@ from ep3stream.training import plan as machine
 TABLE = Path(__file__).parents[1] / "docs" / "errors.md"
 CENTERS = ["--centers", "20"]
 ROWS = "".join(f"{i % 7},{i % 5},{i % 3}\n" for i in range(40))
+OTHER_COLOR = "c,y\nblue,1\nred,2\n"
+ROWS_OF_2 = "".join(f"{i},{i % 7}\n" for i in range(40))
 
 
 @dataclass(frozen=True)
@@ -399,6 +401,21 @@ def without_tensorboard(w: Workspace) -> tuple[int, str]:
 
 CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     # data to convert
+    "a column of numbers with gaps": lambda w: w.quietly_convert("a,y\n" + ",1\n" + ROWS_OF_2),
+    "a row without a target": lambda w: w.quietly_convert("a,y\n" + "1,\n" + ROWS_OF_2),
+    "rows left out by `--missing drop`": lambda w: w.convert(
+        "a,y\n" + ",1\n" + ROWS_OF_2, "--target", "y", "--missing", "drop", "--quiet"
+    ),
+    "a category in a `--split-file` that the first file does not have": lambda w: w.convert(
+        "c,y\nred,1\ngreen,2\n",
+        *("--target", "y", "--quiet", "--split-file", f"test={w.file('test.csv', OTHER_COLOR)}"),
+        name="train.csv",
+    ),
+    "a file that is in two splits": lambda w: w.convert(
+        "a,y\n" + ROWS_OF_2,
+        *("--target", "y", "--quiet", "--split-file", f"test={w.here / 'train.csv'}"),
+        name="train.csv",
+    ),
     "a cell is empty or NaN, with `--missing error`": lambda w: w.convert(
         f"a,b,y\n{ROWS}nan,1,1\n", "--target", "y", "--missing", "error"
     ),
