@@ -206,3 +206,10 @@ def test_zoned_times_and_dates_as_objects_are_dates(tmp_path):
     assert [name for name in names if name.startswith("d.")] == ["d.days", "d.month", "d.weekday"]
     assert rows[0][names.index("t.days")] == 18262
     assert rows[0][names.index("d.month")] == 3
+
+
+def test_an_infinite_category_is_refused_and_leaves_nothing(tmp_path):
+    table = pa.table({"k": [1.5, float("inf")], "y": [1.0, 2.0]})
+    with pytest.raises(ep3stream.InputError):
+        ep3stream.convert(table, tmp_path / "s", ConvertConfig(target="y", category=["k"]))
+    assert not list(tmp_path.iterdir())

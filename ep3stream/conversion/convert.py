@@ -34,7 +34,7 @@ from ep3stream.conversion.split_sources import SourcePart, SplitSources, tell_sa
 from ep3stream.conversion.upload import Upload, stand_in
 from ep3stream.conversion.work import ConversionWork, Json, conversion_work, is_begun, was_committed
 from ep3stream.conversion.writer import StoreWriter, refuse_existing
-from ep3stream.errors import ConfigError, DamagedDataError, InputError, SourceError
+from ep3stream.errors import ConfigError, DamagedDataError, DiskError, InputError, SourceError
 from ep3stream.formats.digests import SourceDigests
 from ep3stream.formats.source import START, RestartPosition, SourceBatch
 from ep3stream.store.files import Location, ObjectUrl, location
@@ -60,6 +60,10 @@ _FREE_SETTINGS = {each.name for each in settings_of(ConvertConfig) if each.on_re
 _STAMPS = ("bytes", "mtime_ns")
 
 Stage = Literal["read", "write", "sync", "upload"]
+
+
+class _OtherFilesError(InputError):
+    """The files of the source are not those with which the conversion began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,10 @@ def convert(
             if upload is None or not final.exists():
                 _require_space(opened, final, config, files)
                 _Conversion(files, final, opened, config, recorded, tell).run()
-        except (SourceError, ConfigError, DamagedDataError):
-            files.remove()
+        except (InputError, DamagedDataError) as error:
+            # What was done stays where the same call can go on: behind a full disk, or with the files of before.
+            if not isinstance(error, DiskError | _OtherFilesError):
+                files.remove()
             raise
         with open_store(final) as made:
             manifest = made.manifest
@@ -366,7 +372,7 @@ class _Conversion:
         try:
             self.reader.restore(state)
         except SourceError as error:
-            raise InputError(
+            raise _OtherFilesError(
                 f"{error}; restore it, or begin again by --restart (what was done is in {self.work.path})"
             ) from error
 

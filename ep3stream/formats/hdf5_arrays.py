@@ -257,27 +257,32 @@ class _StorageCheck:
 
         Rows lie in no chunk if they were never written, or if the index of chunks was damaged.
         """
-        chunks, shape = np.array(found.chunks), np.array(found.shape)
-        grid = -(-shape // chunks)
-        is_stored = np.zeros(int(grid.prod()), np.bool_)
+        chunks, shape = found.chunks, found.shape
+        grid = tuple(-(-size // step) for size, step in zip(shape, chunks, strict=True))
+        strides = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
+        is_stored = np.zeros(math.prod(grid), np.bool_)
         pipeline = _Pipeline.of(found)
         wrong: list[str] = []
 
         def add(chunk: Any) -> None:
-            at = np.array(chunk.chunk_offset)
-            if (at % chunks).any() or (at >= shape).any():
-                wrong.append(f"has a chunk at {tuple(chunk.chunk_offset)}, where none can be")
+            at, place = chunk.chunk_offset, 0
+            for begin, step, size, stride in zip(at, chunks, shape, strides, strict=True):
+                if begin % step or begin >= size:
+                    place = -1
+                    break
+                place += begin // step * stride
+            if place < 0:
+                wrong.append(f"has a chunk at {tuple(at)}, where none can be")
                 return
             if chunk.filter_mask and (fault := pipeline.fault(chunk.filter_mask, chunk.size)):
-                wrong.append(f"has a chunk at {tuple(chunk.chunk_offset)} {fault}")
-            is_stored[int(np.ravel_multi_index(tuple(at // chunks), tuple(grid)))] = True
+                wrong.append(f"has a chunk at {tuple(at)} {fault}")
+            is_stored[place] = True
 
         found.id.chunk_iter(add)
         if wrong:
             raise self._error(f"{self._place(found)} {wrong[0]}", "it is damaged: restore it")
         wanted = tuple(
-            slice(start // size, -(-stop // size))
-            for (start, stop), size in zip(box, chunks.tolist(), strict=True)
+            slice(start // size, -(-stop // size)) for (start, stop), size in zip(box, chunks, strict=True)
         )
         asked = is_stored.reshape(grid)[wanted]
         n_missing = asked.size - int(np.count_nonzero(asked))
@@ -291,7 +296,7 @@ class _StorageCheck:
         )
         if n_missing == asked.size:
             raise self._error(what, "write all rows")
-        self._absent(found, n_missing * int(chunks.prod()), what, "write all rows")
+        self._absent(found, n_missing * math.prod(chunks), what, "write all rows")
 
     def _require_sources(self, found: h5py.Dataset, depth: int) -> None:
         """Raises SourceError for a lost or short source of a virtual dataset, or a part that has no source."""
