@@ -305,39 +305,51 @@ class ColumnOffsets:
                         )
 
     def check(self, batch: SourceBatch, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Notes losses among the rows of a batch, of which x, (b, k), and y are stored; looks at one row in 64."""
-        numbers = np.arange(batch.first_row, batch.first_row + batch.n_rows)
-        rows = np.flatnonzero(numbers % _CHECKED_EVERY < _CHECKED_RUN)
-        if not len(rows):
-            return
-        runs = numbers[rows] // _CHECKED_EVERY
-        for part, pieces, stored in ((0, batch.numeric, x), (1, self._targets(batch), y)):
-            first = 0
-            for piece in pieces:
-                width = 1 if piece.ndim == 1 else piece.shape[1]
-                if not np.can_cast(piece.dtype, "float32") and self._dtypes[part] == "float32":
-                    self._check_piece(part, first, piece[rows], stored[rows, first : first + width], runs)
-                first += width
-
-    def _check_piece(
-        self, part: int, first: int, values: NDArray[Any], stored: NDArray[Any], runs: NDArray[np.int64]
-    ) -> None:
-        """values, (b,) or (b, k), as they were read; stored, (b, k); runs, (b,), numbers runs of neighbouring rows.
+        """Notes losses among the rows of a batch, of which x, (b, k), and y are stored; looks at one row in 64.
 
         Only runs of a narrow range are looked at: values of a wider one are hardly ever so near to each other.
         """
-        values = values.reshape(stored.shape)
-        starts = np.flatnonzero(np.diff(runs, prepend=-1))
+        first = -(-batch.first_row // _CHECKED_EVERY) * _CHECKED_EVERY - batch.first_row
+        before = first - _CHECKED_EVERY + _CHECKED_RUN  # Of a run that the batch before has begun.
+        runs = [
+            (max(0, start), min(start + _CHECKED_RUN, batch.n_rows))
+            for start in range(first, batch.n_rows, _CHECKED_EVERY)
+        ]
+        if before > 0:
+            runs.insert(0, (0, min(before, batch.n_rows)))
+        if not runs or not self._may_lose(batch):
+            return
+        rows = np.concatenate([np.arange(*run) for run in runs])
+        lengths = np.array([stop - start for start, stop in runs])
+        for part, pieces, stored in ((0, batch.numeric, x), (1, self._targets(batch), y)):
+            if pieces and self._dtypes[part] == "float32":
+                self._check_part(part, pieces, stored[rows], rows, lengths)
+
+    def _check_part(
+        self,
+        part: int,
+        pieces: Pieces,
+        stored: NDArray[Any],
+        rows: NDArray[np.intp],
+        lengths: NDArray[np.intp],
+    ) -> None:
+        """stored, (m, k), of the rows, (m,), of pieces, which are runs of these lengths, (runs,)."""
+        starts = np.cumsum(lengths) - lengths
         with np.errstate(invalid="ignore"):
-            low, high = (f.reduceat(stored, starts, axis=0).astype(np.float64) for f in (np.fmin, np.fmax))
+            low, high = (f.reduceat(stored, starts, axis=0) for f in (np.fmin, np.fmax))
             unit = np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high))
-            near = high - low < unit * (_CHECKED_RUN / _MAX_LOST_SHARE)
-        lengths = np.diff(starts, append=len(runs))
-        for column in np.flatnonzero(near.any(axis=0)):
-            rows = np.repeat(near[:, column], lengths)
-            seen, kept = (np.sort(each[rows, column]) for each in (values, stored))
-            n_distinct, n_kept = (1 + int(count) for count in _steps(seen, kept))
-            self._note(part, first + int(column), Precision(0.0, int(rows.sum()), n_distinct, n_kept))
+            near = high - low < unit * np.float32(_CHECKED_RUN / _MAX_LOST_SHARE)
+        narrow = set(np.flatnonzero(near.any(axis=0)).tolist())
+        column = 0
+        for piece in pieces if narrow else ():
+            block = piece.reshape(len(piece), -1)
+            for own in range(block.shape[1]):
+                if column in narrow and not np.can_cast(piece.dtype, np.float32):
+                    chosen = np.repeat(near[:, column], lengths)
+                    seen, kept = np.sort(block[rows[chosen], own]), np.sort(stored[chosen, column])
+                    n_distinct, n_kept = (1 + int(count) for count in _steps(seen, kept))
+                    self._note(part, column, Precision(0.0, int(chosen.sum()), n_distinct, n_kept))
+                column += 1
 
     def _note(self, part: int, column: int, found: Precision) -> None:
         if found.is_lossy and self._dtypes[part] == "float32":
