@@ -299,6 +299,15 @@ def test_a_loss_behind_the_first_rows_is_told(tmp_path: Path, caplog: pytest.Log
     assert not stored(tmp_path / "s.zarr")[2].offsets.x.any()
 
 
+def test_values_that_become_0_are_told_by_column(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame(
+        {"a": [1e-271, 2e-117, 0.0, -566779.25], "b": [1e-38, 1.0, 2.0, 3.0], "y": [1, 2, 1e-99, 4]}
+    )
+    ep3stream.convert(table, tmp_path / "s.zarr", plain(target="y"))
+    told = [record.getMessage() for record in caplog.records if "stored as 0" in record.getMessage()]
+    assert [message.split(" are")[0] for message in told] == ["column 'a': 2 values", "column 'y': 1 values"]
+
+
 def test_the_loss_of_a_target_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ep3stream.convert(frame(N).assign(y=(N % 2) * 1.7e9 + np.sin(N)), tmp_path / "s.zarr", plain(target="y"))
     assert "target 'y': rounding to float32 keeps" in caplog.text

@@ -259,7 +259,11 @@ class RowEncoder:
         where: BatchOrigin,
     ) -> dict[str, NDArray[np.bool_]]:
         """Cast the pieces less the offsets into `out`; returns which rows lack a value, (b,), by column."""
-        if fill(out, without_offsets(pieces, offsets)):
+        numbers, underflows = without_offsets(pieces, offsets), list[str]()
+        is_finite = fill(out, numbers, lambda kind, _: underflows.append(kind))
+        if underflows:
+            self.offsets.count_zeros(names, numbers, out)
+        if is_finite:
             return {}
         missing = missing_cells(out, pieces, names, where)
         return self._gaps(names, missing, "value", where) if missing.any() else {}

@@ -6,7 +6,7 @@ one that a cast made infinite, is a SourceError. All run in one pass and in memo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,15 +45,22 @@ def _is_finite(block: NDArray[Any]) -> bool:
     return bool(np.isfinite(np.add.reduce(block)) or np.isfinite(block).all())
 
 
-def fill(out: NDArray[Any], pieces: Sequence[NDArray[Any]]) -> bool:
+def _ignored(kind: str, flag: int) -> None:
+    """An underflow that nobody asks about."""
+
+
+def fill(
+    out: NDArray[Any], pieces: Sequence[NDArray[Any]], on_underflow: Callable[[str, int], None] | None = None
+) -> bool:
     """Cast pieces, (b,) or (b, k) each, into the columns of out, (b, d), left to right; True if all are finite.
 
-    An overflow becomes infinite. One pass: block by block, so that columns are turned into rows in the cache.
+    An overflow becomes infinite. `on_underflow` is called if a value is too near to 0 for all of its digits, which the
+    processor notices for nothing. One pass: block by block, so that columns are turned into rows in the cache.
     """
     block_rows = max(16, _BLOCK_BYTES // max(1, out.strides[0]))
     targets = list(_columns(out, pieces))
     finite = True
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="call", invalid="ignore", call=on_underflow or _ignored):
         for start in range(0, len(out), block_rows):
             rows = slice(start, start + block_rows)
             for columns, piece in targets:

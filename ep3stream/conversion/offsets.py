@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -255,6 +256,8 @@ class ColumnOffsets:
         self.is_decided = not (names or targets)
         # What is lost, by part (x or y) and column: the worst that was seen.
         self._lost: dict[tuple[int, int], Precision] = {}
+        # Values other than 0 that are stored as 0, by column.
+        self._zeros: Counter[str] = Counter()
 
     def take_over(self, known: Mapping[str, float]) -> None:
         """Decides by the offsets of another store, by the name of the column; 0 where there is none."""
@@ -357,8 +360,23 @@ class ColumnOffsets:
             if worst is None or found.n_kept / found.n_distinct < worst.n_kept / worst.n_distinct:
                 self._lost[part, column] = found
 
+    def count_zeros(self, names: Sequence[str], pieces: Pieces, stored: NDArray[Any]) -> None:
+        """Counts the values of pieces other than 0 that are 0 in `stored`, (b, k); `Rounding` does it for float16."""
+        if stored.dtype != np.float32:
+            return
+        values = np.column_stack([piece.reshape(len(piece), -1) for piece in pieces])
+        counts = np.count_nonzero((stored == 0) & (values != 0), axis=0)
+        self._zeros.update({name: int(n) for name, n in zip(names, counts, strict=True) if n})
+
     def tell(self) -> None:
         """One warning for each column that loses values."""
+        for name, count in sorted(self._zeros.items()):
+            _LOGGER.warning(
+                "column %r: %d values are stored as 0, for they are nearer to 0 than 1.4e-45, the smallest float32; "
+                "multiply the column, or take logarithms",
+                name,
+                count,
+            )
         for (part, column), found in sorted(self._lost.items()):
             what = ("column", "target")[part]
             _LOGGER.warning("%s", found.sentence(f"{what} {self._names[part][column]!r}", self._dtypes[part]))
@@ -369,12 +387,12 @@ class ColumnOffsets:
             [part, column, found.n_rows, found.n_distinct, found.n_kept, found.error_per_std, found.spacing]
             for (part, column), found in self._lost.items()
         ]
-        return {"decided": self.is_decided, "offsets": self.by_name, "lost": lost}
+        return {"decided": self.is_decided, "offsets": self.by_name, "lost": lost, "zeros": dict(self._zeros)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from an earlier `state`."""
         self.take_over(state["offsets"])
-        self.is_decided = state["decided"]
+        self.is_decided, self._zeros = state["decided"], Counter(state["zeros"])
         self._lost = {(part, column): Precision(0.0, *counts) for part, column, *counts in state["lost"]}
 
     def _targets(self, batch: SourceBatch) -> Pieces:
