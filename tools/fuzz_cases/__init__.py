@@ -1,0 +1,1 @@
+"""Known tables in odd but legal files, for tools/fuzz.py."""

@@ -1,0 +1,349 @@
+"""Tries cases: write, convert, compare; reduces those that end in a fault; counts outcomes.
+
+Outcomes: `same`; `told`, where a warning names the column whose values differ; `refused` with an error that says
+something, where the table or the settings give a reason for it; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ep3stream
+from ep3stream.config import ConvertConfig
+from ep3stream.errors import Ep3streamError
+from fuzz_cases.cases import Case, Settings, case_of, format_of
+from fuzz_cases.truth import Comparison, Expected, expected
+from fuzz_cases.written import Written, folders
+
+MAX_TRIES = 150
+
+
+class Killed(BaseException):
+    """Stands for a signal that ends the process."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended; `detail` is the reason of a refusal, or what is wrong."""
+
+    name: str
+    detail: str = ""
+
+    @property
+    def is_bug(self) -> bool:
+        """Whether it is neither right nor a clean refusal."""
+        return self.name.startswith("BUG")
+
+    @property
+    def signature(self) -> str:
+        """The same for faults of the same kind."""
+        return self.name + ": " + reason(self.detail)
+
+
+def reason(detail: str) -> str:
+    """The message without what differs from table to table."""
+    first = detail.strip().split("\n")[-1]
+    first = re.sub(r"(/dev/shm|/tmp)/\S+?(?=[:, ]|$)", "FILE", first)
+    first = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", first)
+    first = re.sub(r"'\.\.\.'(, '\.\.\.')+", "'...'", first)
+    return re.sub(r"[-+]?\d[\d.e+]*", "N", first)[:160]
+
+
+class _Messages(logging.Handler):
+    """What the package says."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    def name(self, column: str) -> bool:
+        return any(
+            repr(column) in said or f" {column} " in said or f"{column}:" in said for said in self.said
+        )
+
+
+@contextmanager
+def _listening() -> Iterator[_Messages]:
+    logger, messages = logging.getLogger("ep3stream"), _Messages()
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(messages)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield messages
+    finally:
+        logger.removeHandler(messages)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def try_case(case: Case, folder: Path, convert: Callable[..., Any] = ep3stream.convert) -> Outcome:
+    """Write, convert and compare one case in an empty folder."""
+    (folder / "source").mkdir()
+    try:
+        written = case.way.write(case.table, folder / "source")
+    except Exception as error:
+        return Outcome("BUG of the fuzzer", "".join(traceback.format_exception(error)[-3:]))
+    config = case.settings.config(written.options, format=case.settings.format)
+    store = folder / ("s.h5" if case.settings.format == "hdf5" else "s.zarr")
+    outcome = _converted(written, case.settings, config, store, convert, case.settings.kill_at)
+    if outcome.is_bug or outcome.name == "refused" or case.settings.like is None:
+        return outcome
+    return _like(case, store, folder, outcome, convert)
+
+
+def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callable[..., Any]) -> Outcome:
+    """The same rows, written once more in another way, converted like the first store."""
+    (folder / "again").mkdir()
+    table = case.table
+    way = (
+        replace(case.settings.like, has_stray=False)
+        if hasattr(case.settings.like, "has_stray")
+        else case.settings.like
+    )
+    if getattr(way, "integer_names", False) or getattr(case.way, "integer_names", False):
+        return first
+    written = way.write(table, folder / "again")
+    settings = replace(
+        case.settings, like=None, kill_at=0, missing=None, categories=None, shuffle=False, splits=1
+    )
+    if case.settings.missing in ("error", "drop", "mean"):
+        settings = replace(settings, missing=case.settings.missing)
+    crossed = type(way) is not type(case.way)
+    refusals = written.may_refuse + ((r"but was",) if crossed else ())
+    config = replace(settings, missing=None).config({"like": store})
+    outcome = _converted(
+        replace(written, may_refuse=refusals), settings, config, folder / "t.zarr", convert, 0
+    )
+    if outcome.is_bug:
+        return Outcome(f"{outcome.name} (like)", outcome.detail)
+    return outcome if outcome.name == "refused" else first
+
+
+def _converted(
+    written: Written,
+    settings: Settings,
+    config: ConvertConfig,
+    store: Path,
+    convert: Callable[..., Any],
+    kill_at: int,
+) -> Outcome:
+    want = expected(written, settings)
+    with _listening() as messages:
+        try:
+            if kill_at:
+                _cut_off(written, store, config, convert, kill_at)
+            convert(written.source(), store, config, **written.call)
+        except Ep3streamError as error:
+            return _refusal(str(error), type(error).__name__, want, store)
+        except Exception as error:
+            where = "".join(line[:400] for line in traceback.format_exception(error)[-4:])
+            return Outcome("BUG traceback", where)
+        if left := _left_over(store, True):
+            return Outcome("BUG left over", left)
+        if kill_at and (difference := _differs_from_one_go(written, store, config, convert)):
+            return Outcome("BUG not the same twice", difference)
+    if want.must_refuse is not None:
+        return _not_refused(written, want, messages)
+    return _compared(written, settings, want, store, messages)
+
+
+def _not_refused(written: Written, want: Expected, messages: _Messages) -> Outcome:
+    if written.strays and any(messages.name(name) for name, _, _ in written.strays):
+        return Outcome("told", f"a stray text: {messages.said[0]}")
+    return Outcome("BUG not refused", f"{want.must_refuse}; {written.strays}; said: {messages.said}")
+
+
+def _refusal(message: str, error: str, want: Expected, store: Path) -> Outcome:
+    if not message or len(message) > 2000 or "\n" in message:
+        return Outcome("BUG refused without a sentence", f"{error}: {message[:3000]}")
+    if left := _left_over(store, False):
+        return Outcome("BUG left over", left)
+    patterns = (*want.may_refuse, *([want.must_refuse] if want.must_refuse else []))
+    if any(re.search(pattern, message) for pattern in patterns):
+        return Outcome("refused", message)
+    return Outcome("BUG refused", f"{error}: {message}")
+
+
+def _left_over(store: Path, is_made: bool) -> str:
+    """What lies beside the store that should not, or the store if there should be none."""
+    here = sorted(path.name for path in store.parent.iterdir())
+    allowed = {"source", "again", "s.zarr", "s.h5", "once"} - ({store.name} if not is_made else set())
+    allowed |= {store.name} if is_made else set()
+    return ", ".join(name for name in here if name not in allowed)
+
+
+def _cut_off(
+    written: Written, store: Path, config: ConvertConfig, convert: Callable[..., Any], at: int
+) -> None:
+    reports = 0
+
+    def kill(_: object) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == at:
+            raise Killed
+
+    try:
+        convert(written.source(), store, config, progress=kill, **written.call)
+    except Killed:
+        return
+    (shutil.rmtree if store.is_dir() else Path.unlink)(store)  # It had fewer reports.
+
+
+def _differs_from_one_go(
+    written: Written, store: Path, config: ConvertConfig, convert: Callable[..., Any]
+) -> str:
+    once = store.parent / "once"
+    once.mkdir()
+    whole = convert(written.source(), once / store.name, config, **written.call)
+    with ep3stream.open_store(store) as made:
+        if made.manifest.to_json() != whole.to_json():
+            return "killed and resumed, the store has another manifest"
+    return ""
+
+
+def _compared(
+    written: Written, settings: Settings, want: Expected, store: Path, messages: _Messages
+) -> Outcome:
+    with ep3stream.open_store(store) as made:
+        manifest, blocks = made.manifest, []
+        for name, info in made.manifest.splits.items():
+            blocks.append(made.split(name).read_rows(np.arange(info.n_rows)))
+    x, y = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    truth = written.truth.rows(want.kept)
+    problems = Comparison(
+        manifest, x, y, truth, not settings.shuffle and len(blocks) == 1, len(blocks) == 1
+    ).run()
+    n_dropped = written.truth.n_rows - truth.n_rows
+    if n_dropped and not any(re.search(r"drop|left out|leave", said) for said in messages.said):
+        problems.append(("", f"{n_dropped} rows are left out untold"))
+    untold = [(name, what) for name, what in problems if not (name and messages.name(name))]
+    if untold:
+        name, what = untold[0]
+        kind = "BUG merged untold" if what.startswith("merged") else "BUG different"
+        flavour = next((f"{c.kind}, {c.flavour}" for c in truth.columns if c.name == name), "")
+        return Outcome(
+            kind, f"({flavour}) {name!r}: {what}; said: {[one[:200] for one in messages.said]}"[:900]
+        )
+    if problems:
+        return Outcome("told", f"{problems[0][1][:40]}: {messages.said[0]}")
+    return Outcome("same")
+
+
+# -- reducing
+
+
+def reduced(case: Case, folder: Path, convert: Callable[..., Any] = ep3stream.convert) -> Case:
+    """A smaller case, plainer in its ways, that ends as this one does."""
+    places = folders(folder)
+    wanted, tries = _quiet(case, next(places), convert).signature, 0
+
+    def still(smaller: Case) -> bool:
+        nonlocal tries
+        tries += 1
+        return tries <= MAX_TRIES and _quiet(smaller, next(places), convert).signature == wanted
+
+    changed = True
+    while changed and tries < MAX_TRIES:
+        changed = False
+        for smaller in _smaller(case):
+            if still(smaller):
+                case, changed = smaller, True
+                break
+    return case
+
+
+def _quiet(case: Case, folder: Path, convert: Callable[..., Any]) -> Outcome:
+    try:
+        return try_case(case, folder, convert)
+    except Exception as error:  # The harness cannot write such a table.
+        return Outcome("none", repr(error))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    table, n_rows = case.table, case.table.n_rows
+    for part in ("settings", "way"):
+        held = getattr(case, part)
+        for one in fields(held):
+            if (
+                one.name != "seed"
+                and (part, one.name) != ("way", "format")
+                and getattr(held, one.name) != one.default
+            ):
+                yield replace(case, **{part: replace(held, **{one.name: one.default})})
+    if len(table.features) > 1:
+        for j in range(len(table.features)):
+            yield replace(case, table=replace(table, features=table.features[:j] + table.features[j + 1 :]))
+    for step in sorted({n_rows // 2, n_rows // 8, 1} - {0}, reverse=True):
+        for start in range(0, n_rows, step):
+            kept = np.r_[0:start, min(start + step, n_rows) : n_rows]
+            if len(kept):
+                yield replace(case, table=table.rows(kept))
+
+
+def shown(case: Case) -> str:
+    """A case in a few lines: columns, way, settings but for those that are plain."""
+
+    def odd(held: Any) -> str:
+        stated = [
+            f"{one.name}={getattr(held, one.name)!r}"
+            for one in fields(held)
+            if getattr(held, one.name) != one.default
+        ]
+        return f"{type(held).__name__}({', '.join(stated)})"
+
+    columns = [
+        f"  {c.name!r} {c.kind}{' (stated)' if c.is_stated else ''} {c.flavour}: {str(c.values[:8])[:300]}"
+        for c in case.table.columns
+    ]
+    return "\n".join([f"  {odd(case.way)} {odd(case.settings)}, {case.table.n_rows} rows", *columns])
+
+
+def fuzz_tables(
+    directory: Path,
+    numbers: Sequence[int],
+    seed: int,
+    without: frozenset[str] = frozenset(),
+    convert: Callable[..., Any] = ep3stream.convert,
+    max_reduced: int = 10,
+) -> tuple[Counter[tuple[str, str]], list[str], Counter[str]]:
+    """(format, outcome) -> how many; a report of each fault, the first of a kind reduced; reasons of refusals."""
+    counts: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    bugs: list[str] = []
+    places = folders(directory)
+    for number in numbers:
+        case, folder = case_of(seed, number, without), next(places)
+        outcome = try_case(case, folder, convert)
+        shutil.rmtree(folder)
+        counts[f"tables, {format_of(number)}", outcome.name] += 1
+        if outcome.name in ("refused", "told"):
+            reasons[f"{outcome.name}: {reason(outcome.detail)}"] += 1
+        if outcome.is_bug:
+            kinds[outcome.signature] += 1
+            report = f"--seed {seed} --only 'tables:{number}' {outcome.name}\n  {outcome.detail}"
+            if kinds[outcome.signature] == 1 and len(kinds) <= max_reduced:
+                report += f"\n{shown(reduced(case, next(places), convert))}"
+            bugs.append(report)
+    return counts, bugs, reasons

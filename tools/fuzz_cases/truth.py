@@ -1,0 +1,328 @@
+"""What a store must hold, worked out from the known rows alone, and where a store differs from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fuzz_cases.cases import Settings
+from fuzz_cases.known_tables import EPOCH, Column, Table
+from fuzz_cases.written import Written
+
+GAP = "(missing)"
+DAY_US = 86_400_000_000
+# The features that a date or time becomes unless --dates says otherwise.
+PARTS = {
+    "date": ("days", "month", "weekday"),
+    "timestamp": ("days", "month", "weekday", "hour"),
+    "zoned": ("days", "month", "weekday", "hour"),
+    "time": ("hour",),
+}
+
+
+# -- what must come out
+
+
+@dataclass(frozen=True)
+class Expected:
+    """kept: the rows of the truth that the store must have. must_refuse: a pattern; then there is to be no store."""
+
+    kept: np.ndarray
+    must_refuse: str | None
+    may_refuse: tuple[str, ...]
+
+
+def expected(written: Written, settings: Settings) -> Expected:
+    """What must become of a written table under the settings."""
+    truth, n_rows = written.truth, written.truth.n_rows
+    refusals = list(written.may_refuse)
+    must = None
+    left_out = np.zeros(n_rows, bool)
+    gaps = {column.name: column.gaps.copy() for column in truth.columns}
+    for name, row, word in written.strays:
+        gaps[name][row] = False
+        if settings.invalid == "drop":
+            left_out[row] = True
+            refusals.append(r"every row|none of|only text")
+        else:
+            must = rf"(?s)row \d.*{re.escape(word.strip()[:5])}|{re.escape(word.strip()[:5])}.*row \d"
+    in_targets = np.logical_or.reduce([gaps[c.name] for c in truth.targets])
+    anywhere = np.logical_or.reduce(list(gaps.values()))
+    if settings.missing == "error" and anywhere.any():
+        must = must or r"missing"
+    left_out |= anywhere if settings.missing == "drop" else in_targets
+    kept = np.flatnonzero(~left_out)
+    rows = truth.rows(kept)
+    if not len(kept):
+        refusals.append(r"every row|none of the|no row")
+    if truth.is_classification and len({str(v) for v in rows.targets[0].values}) < 2:
+        refusals.append(r"at least two classes|needs at least two|every row")
+    for column in rows.columns:
+        if all(value is None for value in column.values):
+            refusals.append(r"no value|is empty")
+        if column.kind == "category" and GAP in column.values:
+            refusals.append(r"\(missing\)")
+    if settings.splits > 1:
+        refusals.append(r"got none of|first split")
+    return Expected(kept, must, tuple(refusals))
+
+
+def _exact(column: Column) -> np.ndarray:
+    """The values as long doubles, which hold every int64 and float64; NaN for gaps."""
+    values = [_as_number(value) for value in column.values]
+    made = np.full(len(values), np.nan, np.longdouble)
+    for row, value in enumerate(values):
+        if value is not None:
+            made[row] = np.longdouble(str(value)) if isinstance(value, int) else value
+    return made
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, bool) or value is None:
+        return None if value is None else int(value)
+    return value.total_seconds() if hasattr(value, "total_seconds") else value
+
+
+def _part(column: Column, part: str) -> np.ndarray:
+    """A part of each date or time as float64, by Python's own calendar; NaN for gaps."""
+    made = np.full(len(column.values), np.nan)
+    for row, value in enumerate(column.values):
+        if value is None:
+            continue
+        if part in ("month", "day"):
+            made[row] = getattr(value, part)
+        elif part == "weekday":
+            made[row] = value.weekday()
+        elif part == "hour":
+            made[row] = (
+                (value.hour * 60 + value.minute) * 60 + value.second + value.microsecond / 1e6
+            ) / 3600
+        elif column.kind == "date":
+            made[row] = (value - EPOCH.date()).days
+        else:
+            since = value - EPOCH
+            made[row] = ((since.days * 86400 + since.seconds) * 10**6 + since.microseconds) / DAY_US
+    return made
+
+
+@dataclass
+class Comparison:
+    """The rows of a store against the truth, feature by feature.
+
+    problems: the column and what is wrong with it.
+    """
+
+    manifest: Any
+    x: np.ndarray
+    y: np.ndarray
+    truth: Table
+    is_ordered: bool
+    one_split: bool
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def run(self) -> list[tuple[str, str]]:
+        """Every difference as (column, what)."""
+        if len(self.x) != self.truth.n_rows:
+            return [("", f"{len(self.x)} rows instead of {self.truth.n_rows}")]
+        self.names = list(self.manifest.feature_names)
+        self.used: set[str] = set()
+        self.stored: list[np.ndarray] = []
+        self.wanted: list[np.ndarray] = []
+        self.of: list[str] = []
+        described = self.manifest.columns["columns"]
+        for column in self.truth.features:
+            mine = [one for one in described if one.get("source", one["name"]) == column.name]
+            if not mine:
+                self._wrong(column, "is not in the store")
+            elif column.kind == "category":
+                self._category(column, mine[0])
+            else:
+                self._numeric(column, mine)
+        for name in self.names:
+            if name not in self.used:
+                self.problems.append((name, "a feature that no column has"))
+        self._targets()
+        self._rows()
+        return self.problems
+
+    def _wrong(self, column: Column, what: str) -> None:
+        self.problems.append((column.name, what))
+
+    def _put(self, name: str, stored: np.ndarray, wanted: np.ndarray) -> None:
+        self.of.append(name)
+        self.stored.append(stored)
+        self.wanted.append(wanted)
+
+    def _feature(self, column: Column, name: str) -> np.ndarray | None:
+        if name not in self.names:
+            self._wrong(column, f"there is no feature {name!r}")
+            return None
+        self.used.add(name)
+        return self.x[:, self.names.index(name)]
+
+    def _category(self, column: Column, described: dict[str, Any]) -> None:
+        if described["kind"] != "category":
+            self._wrong(column, f"became {described['kind']}, read as {described.get('type')}")
+            self.used |= {name for name in self.names if name.startswith(described["name"])}
+            return
+        texts = np.array([GAP if value is None else _text(value) for value in column.values], object)
+        values, known = [_text(value) for value in described["values"]], set(texts)
+        if set(values) != known:
+            self._wrong(column, f"values {sorted(values)[:6]} instead of {sorted(known)[:6]}")
+        if described["encoding"] == "codes":
+            stored = self._feature(column, described["name"])
+            place = {value: index for index, value in enumerate(values)}
+            if stored is not None:
+                self._put(column.name, stored, np.array([place.get(text, -1) for text in texts], np.float32))
+            return
+        for value in described["values"]:
+            stored = self._feature(column, f"{described['name']}={value}")
+            if stored is not None:
+                self._put(column.name, stored, (texts == _text(value)).astype(np.float32))
+
+    def _numeric(self, column: Column, described: list[dict[str, Any]]) -> None:
+        for one in described:
+            if one["kind"] != "numeric":
+                self._wrong(column, f"became a {one['kind']} of {one.get('values', [])[:4]}")
+                self.used |= {name for name in self.names if name.startswith(one["name"])}
+                return
+        wanted = PARTS.get(column.kind, (None,))
+        found = tuple(one.get("part") for one in described)
+        if sorted(map(str, found)) != sorted(map(str, wanted)):
+            self._wrong(
+                column, f"became the parts {found} instead of {wanted}, read as {described[0].get('type')}"
+            )
+            self.used |= {one["name"] for one in described}
+            return
+        for one in described:
+            stored = self._feature(column, one["name"])
+            if stored is not None:
+                exact = _exact(column) if one.get("part") is None else _part(column, one["part"])
+                self._number(column, one, stored, exact, column.gaps)
+        self._indicator(column, [one["name"] for one in described])
+        distinct = len({_as_number(value) for value in column.values if value is not None})
+        features = [
+            self.x[:, self.names.index(one["name"])] for one in described if one["name"] in self.names
+        ]
+        self._merged(column, distinct, features)
+
+    def _merged(self, column: Column, distinct: int, stored: list[np.ndarray]) -> None:
+        known = ~column.gaps
+        left = (
+            len(np.unique(np.column_stack([feature[known] for feature in stored]), axis=0)) if stored else 0
+        )
+        if self.is_ordered and left < distinct:
+            self._wrong(column, f"merged: {distinct} different values became {left}")
+
+    def _number(
+        self,
+        column: Column,
+        described: dict[str, Any],
+        stored: np.ndarray,
+        exact: np.ndarray,
+        gaps: np.ndarray,
+    ) -> None:
+        offset = float(described.get("offset", 0.0))
+        wanted, stored = self._snapped(stored, exact, offset, described.get("part") in ("days", "hour"))
+        if gaps.any():
+            fill = described.get("fill")
+            if fill is None:
+                self._wrong(column, "has gaps, but no fill is recorded")
+                return
+            fills = np.float32([fill, fill - offset])
+            wanted[gaps] = stored[gaps] if np.isin(stored[gaps], fills).all() else np.float32(fill)
+            mean = float(np.mean(exact[~gaps])) if not gaps.all() else np.nan
+            scale = float(np.max(np.abs(exact[~gaps]))) if not gaps.all() else 0.0
+            if self.one_split and not abs(fill - mean) <= 1e-6 * scale + 1e-30:
+                self._wrong(column, f"is filled with {fill} where the mean is {mean}")
+        self._put(column.name, stored, wanted)
+
+    def _snapped(
+        self, stored: np.ndarray, exact: np.ndarray, offset: float, is_reckoned: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What is wanted, and the stored values with those right to the last bit set to what is wanted.
+
+        A whole number beyond 2^53 may be rounded once or, by way of float64, twice; the fraction of a day depends
+        on the order of the operations.
+        """
+        dtype = stored.dtype.type
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            float64 = exact.astype(np.float64)
+            wanted = (float64 - offset).astype(dtype)
+            others = (exact - np.longdouble(offset)).astype(dtype)
+            slack = np.spacing(np.abs(wanted)) if is_reckoned else np.zeros_like(wanted)
+        if self.is_ordered:
+            near = (stored == others) | (np.abs(stored - wanted) <= slack)
+            return wanted, np.where(near, wanted, stored)
+        snapped, strange = stored.copy(), ~np.isin(stored, wanted)
+        for value, other, width in zip(wanted, others, slack, strict=True):
+            if not np.isnan(value):
+                snapped[strange & ((np.abs(stored - value) <= width) | (stored == other))] = value
+        return wanted, snapped
+
+    def _indicator(self, column: Column, names: list[str]) -> None:
+        found = [
+            name
+            for name in (f"{base} {GAP}" for base in dict.fromkeys((*names, column.name)))
+            if name in self.names
+        ]
+        if column.gaps.any() and not found:
+            self._wrong(column, "has gaps, but no indicator tells where")
+        for name in found:
+            stored = self._feature(column, name)
+            assert stored is not None
+            self._put(column.name, stored, column.gaps.astype(np.float32))
+
+    def _targets(self) -> None:
+        if (self.manifest.class_names is not None) != self.truth.is_classification:
+            classes = self.manifest.class_names
+            self._wrong(
+                self.truth.targets[0],
+                f"is learned as {'numbers' if classes is None else f'classes {classes[:5]}'}",
+            )
+            return
+        if self.truth.is_classification:
+            (column,) = self.truth.targets
+            labels = np.array([_text(value) for value in column.values], object)
+            names = [_text(name) for name in self.manifest.class_names]
+            if column.kind == "boolean":
+                names = [{"1": "true", "0": "false"}.get(name.lower(), name.lower()) for name in names]
+            if sorted(names) != sorted(set(labels)):
+                self._wrong(column, f"classes {names[:6]} instead of {sorted(set(labels))[:6]}")
+                return
+            place = {name: index for index, name in enumerate(names)}
+            self._put(column.name, self.y, np.array([place[label] for label in labels], self.y.dtype))
+            return
+        recorded = {one.get("source", one["name"]): one for one in self.manifest.columns.get("targets", [])}
+        if self.y.shape[1] != len(self.truth.targets):
+            self._wrong(self.truth.targets[0], f"became {self.y.shape[1]} targets")
+            return
+        for j, column in enumerate(self.truth.targets):
+            offset = float(recorded.get(column.name, {}).get("offset", 0.0))
+            wanted, stored = self._snapped(self.y[:, j], _exact(column), offset, False)
+            self._put(column.name, stored, wanted)
+            self._merged(column, len(set(column.values)), [self.y[:, j]])
+
+    def _rows(self) -> None:
+        """Value by value; rows in any order as sorted lists of rows."""
+        if not self.wanted:
+            return
+        wanted, stored = (np.column_stack([*map(np.float64, one)]) for one in (self.wanted, self.stored))
+        if not self.is_ordered:
+            wanted, stored = (rows[np.lexsort(rows.T[::-1])] for rows in (wanted, stored))
+        differs = ~((wanted == stored) | (np.isnan(wanted) & np.isnan(stored)))
+        for name in dict.fromkeys(self.of):
+            columns = [j for j, of in enumerate(self.of) if of == name]
+            rows = np.flatnonzero(differs[:, columns].any(axis=1))
+            if len(rows):
+                got, right = stored[rows[0], columns], wanted[rows[0], columns]
+                self.problems.append(
+                    (name, f"{len(rows)} rows differ, the first at {rows[0]}: {got} for {right}")
+                )
+
+
+def _text(value: Any) -> str:
+    return ("true" if value else "false") if isinstance(value, bool) else str(value)

@@ -1,0 +1,56 @@
+"""What a way of writing returns, and what all ways share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from fuzz_cases.known_tables import Table
+
+
+@dataclass(frozen=True)
+class Written:
+    """A table as it lies on the disk or in Python.
+
+    source: makes what `convert` takes, anew for each call. truth: the rows in the order of the source.
+    options: settings that the way of writing needs. may_refuse: patterns of refusals that are no faults.
+    strays: column, row, word of texts in columns of numbers or dates.
+    """
+
+    source: Callable[[], Any]
+    truth: Table
+    options: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+    may_refuse: tuple[str, ...] = ()
+    strays: tuple[tuple[str, int, str], ...] = ()
+
+
+def cut(n_rows: int, n_parts: int, rng: random.Random) -> list[slice]:
+    """Bounds of n parts of at least one row each, as far as there are rows."""
+    n_parts = min(n_parts, n_rows)
+    places = [0, *sorted(rng.sample(range(1, n_rows), n_parts - 1)), n_rows]
+    return [slice(a, b) for a, b in pairwise(places)]
+
+
+def choice(*values: Any) -> Any:
+    """One of the values; the first one, which is plain, in half of the cases."""
+    return st.one_of(st.just(values[0]), st.sampled_from(values))
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def folders(root: Path) -> Iterator[Path]:
+    """A new directory below `root`, again and again."""
+    number = 0
+    while True:
+        made = root / str(number)
+        made.mkdir()
+        yield made
+        number += 1
