@@ -50,6 +50,7 @@ class ArrayWay:
     y_column: bool = False
     nested: bool = False
     filters: str = ""
+    layout: str = ""
     zarr_format: int = 3
     shards: bool = False
     seed: int = 0
@@ -68,7 +69,8 @@ class ArrayWay:
             extra_axes=choice(False, True),
             y_column=choice(False, True),
             nested=choice(False, True),
-            filters=choice("", "gzip", "lzf", "shuffle", "fletcher32", "scaleoffset"),
+            filters=choice("", "gzip", "lzf", "shuffle", "fletcher32"),
+            layout=choice("", "external", "linked", "virtual"),
             zarr_format=st.sampled_from((3, 2)),
             shards=st.booleans(),
             seed=seeds,
@@ -108,18 +110,35 @@ class ArrayWay:
         with h5py.File(file, "w") as opened:
             group = opened.create_group("deep/er") if self.nested else opened
             for name, array in (("x", x), ("y", y)):
-                settings: dict[str, Any] = {}
-                if self.chunks:
-                    settings["chunks"] = tuple(min(self.chunks, size) for size in array.shape)
-                    if self.filters in ("gzip", "lzf"):
-                        settings["compression"] = self.filters
-                    elif self.filters in ("shuffle", "fletcher32"):
-                        settings[self.filters] = True
-                group.create_dataset(name, data=array, **settings)
+                self._dataset(group, name, array, folder)
         if not self.nested:
             return Written(lambda: file, table, options)
         call = {"x_file": Path(f"{file}:/deep/er/x"), "y_file": Path(f"{file}:/deep/er/y")}
         return Written(lambda: None, table, options, call)
+
+    def _dataset(self, group: Any, name: str, array: np.ndarray, folder: Path) -> None:
+        """Chunked and packed, whole, in a file of its own, behind a link, or put together from parts."""
+        if self.chunks:
+            settings: dict[str, Any] = {"chunks": tuple(min(self.chunks, size) for size in array.shape)}
+            if self.filters in ("gzip", "lzf"):
+                settings["compression"] = self.filters
+            elif self.filters in ("shuffle", "fletcher32"):
+                settings[self.filters] = True
+            group.create_dataset(name, data=array, **settings)
+        elif self.layout == "external":
+            raw = [(str(folder / f"{name}.raw"), 0, h5py.h5f.UNLIMITED)]
+            group.create_dataset(name, array.shape, array.dtype, external=raw)[...] = array
+        elif self.layout in ("linked", "virtual"):
+            with h5py.File(folder / f"{name}.h5", "w") as other:
+                other["data"] = array
+            if self.layout == "linked":
+                group[name] = h5py.ExternalLink(f"{name}.h5", "/data")
+                return
+            layout = h5py.VirtualLayout(array.shape, array.dtype)
+            layout[...] = h5py.VirtualSource(f"{name}.h5", "data", array.shape, array.dtype)
+            group.create_virtual_dataset(name, layout)
+        else:
+            group.create_dataset(name, data=array)
 
     def _zarr(self, table: Table, x: np.ndarray, y: np.ndarray, folder: Path, options: Any) -> Written:
         path = folder / "t.zarr"

@@ -21,7 +21,8 @@ EPOCH = dt.datetime(1970, 1, 1)
 
 NAMES = (
     "a", "A", "b", "n", "k", "x 1", "col.1", "Größe", "日付", "a=b", "0", "17", "w[1]", "a_1", "when", "é", "#", "%",
-    "index", "key", "None", "nan", "x0", "my-column", "weight (kg)", "l" * 80,
+    "index", "key", "None", "nan", "x0", "my-column", "weight (kg)", "l" * 80, "c,omma",
+    'q"uote', "semi;colon", "two\nlines", "(missing)",
 )  # fmt: skip
 TARGET_NAMES = ("y", "y", "y", "target", "Ziel 1", "1", "label")
 
@@ -95,6 +96,15 @@ class Table:
             features=tuple(column.rows(kept) for column in self.features),
             targets=tuple(column.rows(kept) for column in self.targets),
         )
+
+    def stated_as_categories(self) -> Table:
+        """With the features that are numbers, but that --category names, as what they become."""
+
+        def change(column: Column) -> Column:
+            is_category = column.is_stated and column.kind == "number" and column in self.features
+            return replace(column, kind="category") if is_category else column
+
+        return self.changed(change)
 
     def changed(self, change: Callable[[Column], Column]) -> Table:
         """With every column changed."""
@@ -183,6 +193,8 @@ def _columns(draw: Any, name: str, kind: Kind, n_rows: int, gap_share: float, is
     if kind == "number":
         flavour = draw(st.one_of(st.sampled_from(COMMON), st.sampled_from(tuple(NUMBERS))))
         pool = draw(st.lists(NUMBERS[flavour], min_size=size, max_size=size))
+        # Whole numbers may be categories.
+        is_stated = not is_text_format and flavour in {*WHOLE, "uint64"} and draw(st.integers(0, 4)) == 0
     elif kind == "category":
         is_stated = draw(st.booleans())
         # Only a stated category may be of texts that look like numbers where the file does not state types.
@@ -215,7 +227,7 @@ def tables(draw: Any, is_text_format: bool) -> Table:
     what = draw(st.sampled_from(("number", "number", "number", "two numbers", *of_classes)))
     if what in ("number", "two numbers"):
         wanted = [target_name] if what == "number" else [target_name, "second target"]
-        targets = [draw(_columns(name, "number", n_rows, gap_share, is_text_format)) for name in wanted]
+        targets = [draw(_columns(name, "number", n_rows, gap_share, True)) for name in wanted]
         return Table(features, tuple(targets))
     if what == "boolean":
         return Table(features, (draw(_columns(target_name, "boolean", n_rows, gap_share, True)),), True)

@@ -150,7 +150,7 @@ def table_options(table: Table, rng: random.Random) -> dict[str, Any]:
     options: dict[str, Any] = {"target": [column.name for column in table.targets]}
     if table.is_classification:
         options["task"] = "classification"
-    if category := [c.name for c in table.features if c.kind == "category" and c.is_stated]:
+    if category := [c.name for c in table.features if c.is_stated]:
         options["category"] = category
     return options
 
@@ -212,7 +212,7 @@ class ParquetWay:
             if self.has_empty_part and number == 0:
                 files.append(self._file(made.slice(0, 0), folder / "d" / "part-0a.parquet"))
         source = folder / "d" if self.as_directory else files
-        return Written(lambda: source, _stacked(pieces), table_options(table, rng))
+        return Written(lambda: source, _stacked(pieces).stated_as_categories(), table_options(table, rng))
 
     def _key(self, table: Table) -> Column | None:
         """The feature that the directories state: of texts, or of whole numbers."""
@@ -245,7 +245,7 @@ class ParquetWay:
         stacked = _stacked([pieces[file][0] for file in sorted(pieces)])
         values = tuple(value for file in sorted(pieces) for value in [pieces[file][1]] * pieces[file][2])
         truth = replace(stacked, features=(*stacked.features, replace(key, values=values)))
-        return Written(lambda: folder, truth, table_options(table, rng))
+        return Written(lambda: folder, truth.stated_as_categories(), table_options(table, rng))
 
     def _file(self, made: pa.Table, file: Path) -> Path:
         pq.write_table(
@@ -312,7 +312,7 @@ class ArrowWay:
                             [pa.array([], f.type) for f in made.schema], schema=made.schema
                         )
                     )
-        return Written(lambda: [file], truth, table_options(table, rng))
+        return Written(lambda: [file], truth.stated_as_categories(), table_options(table, rng))
 
 
 # -- tables of Python
@@ -353,14 +353,14 @@ class FrameWay:
         cuts = cut(table.n_rows, self.chunks, rng)
         if self.kind == "record batch":
             batch = made.combine_chunks().to_batches()[0]
-            return Written(lambda: batch, truth, options)
+            return Written(lambda: batch, truth.stated_as_categories(), options)
         chunked = pa.concat_tables([made.slice(part.start, part.stop - part.start) for part in cuts])
         makers: dict[str, Callable[[], Any]] = {
             "arrow table": lambda: chunked,
             "arrow reader": lambda: chunked.to_reader(),
             "arrow stream": lambda: _Stream(chunked),
         }
-        return Written(makers[self.kind], truth, options)
+        return Written(makers[self.kind], truth.stated_as_categories(), options)
 
     def _write_frame(
         self, truth: Table, made: pa.Table, options: dict[str, Any], rng: random.Random
@@ -381,8 +381,8 @@ class FrameWay:
                     options[option] = [names[name] for name in options[option]]
         if self.kind == "dask":
             dask = dd.from_pandas(frame.reset_index(drop=True), npartitions=min(self.chunks, len(frame)))
-            return Written(lambda: dask, truth, options)
-        return Written(lambda: frame, truth, options)
+            return Written(lambda: dask, truth.stated_as_categories(), options)
+        return Written(lambda: frame, truth.stated_as_categories(), options)
 
     def _series(
         self, column: Column, made: pa.Table, rng: random.Random

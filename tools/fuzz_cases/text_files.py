@@ -107,7 +107,7 @@ class CsvWay:
         options: dict[str, Any] = {"target": [c.name for c in table.targets]}
         if category := [c.name for c in stated if c.kind == "category"]:
             options["category"] = category
-        numbers = [c.name for c in columns if c.name in {name for name, _, _ in strays}]
+        numbers = [c.name for c in columns if c.kind == "number" and strays and c.name == strays[0][0]]
         if numbers and (table.n_rows < 20 or rng.random() < 0.3):
             options["number"] = numbers
         if table.is_classification:
@@ -117,7 +117,8 @@ class CsvWay:
     def _put_stray(
         self, columns: list[Column], texts: list[list[str]], rng: random.Random
     ) -> tuple[tuple[str, int, str], ...]:
-        places = [j for j, c in enumerate(columns) if c.kind == "number" and c.flavour != "labels"]
+        kinds = ("number", "date", "timestamp", "zoned") if len(texts[0]) >= 20 else ("number",)
+        places = [j for j, c in enumerate(columns) if c.kind in kinds and c.flavour != "labels"]
         if not places:
             return ()
         j, row = rng.choice(places), rng.randrange(len(texts[0]))

@@ -325,4 +325,7 @@ class Comparison:
 
 
 def _text(value: Any) -> str:
+    """The text of a category; 1.0 is the same as 1 if both are numbers."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return ("true" if value else "false") if isinstance(value, bool) else str(value)
