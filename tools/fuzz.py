@@ -432,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(counts))
     print(f"{counts.total()} inputs in {time.perf_counter() - began:.0f} s, {len(bugs)} bugs")
     print("\n".join(f"{count:6}  {words}" for words, count in reasons.most_common(30)))
-    print("\n".join(bugs[:20]))
+    print("\n".join(bugs))
     return 1 if bugs else 0
 
 

@@ -220,10 +220,11 @@ class ParquetWay:
             return None
         for column in table.features:
             known = [value for value in column.values if value is not None]
-            is_text = column.is_stated or any(v[:1].isalpha() and v not in _SPECIAL for v in known)
-            if column.kind == "category" and is_text and all(map(_is_folder_name, known)):
-                return column
-            if column.flavour in WHOLE and len(set(known)) <= 6:
+            if column.kind == "category":
+                is_text = column.is_stated or any(v[:1].isalpha() and v not in _SPECIAL for v in known)
+                if is_text and all(map(_is_folder_name, known)):
+                    return column
+            if column.flavour in WHOLE and not column.is_stated and len(set(known)) <= 6:
                 return column
         return None
 
@@ -307,11 +308,8 @@ class ArrowWay:
                 for batch in made.slice(part.start, part.stop - part.start).to_batches():
                     writer.write_batch(batch)
                 if self.has_empty_batch:
-                    writer.write_batch(
-                        pa.RecordBatch.from_arrays(
-                            [pa.array([], f.type) for f in made.schema], schema=made.schema
-                        )
-                    )
+                    writer.write_table(made.slice(0, 0))
+                    writer.write_batch(made.combine_chunks().to_batches()[0].slice(0, 0))
         return Written(lambda: [file], truth.stated_as_categories(), table_options(table, rng))
 
 
@@ -424,7 +422,7 @@ class FrameWay:
         dtype = "int64" if all(isinstance(v, int) and v < 2**63 for v in known) else "uint64"
         if whole and self.dtypes == "nullable":
             return pd.Series(values, dtype=dtype.replace("i", "I", 1).replace("u", "U", 1)), column.values
-        if whole and self.dtypes == "object" and not has_gap:
+        if whole and self.dtypes == "object" and not has_gap and self.kind != "dask":
             return pd.Series(values, dtype=object), column.values
         if whole and not has_gap:
             return pd.Series(values, dtype=dtype), column.values

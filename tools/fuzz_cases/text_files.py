@@ -10,6 +10,7 @@ import random
 import re
 import zipfile
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +276,10 @@ def _plain_number(value: Any) -> str:
 
 
 def _number(text: str) -> int | float:
-    return int(text) if re.fullmatch(r"[-+]?\d+", text) and text != "-0" else float(text)
+    """The number that a text states: whole ones with all their digits."""
+    exact = Decimal(text)
+    is_long = abs(exact) >= 2**53 and exact == exact.to_integral_value()
+    return int(exact) if is_long or re.fullmatch(r"[-+]?\d+", text) and text != "-0" else float(text)
 
 
 @dataclass(frozen=True)

@@ -132,10 +132,16 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
         settings = replace(settings, missing=case.settings.missing)
     crossed = type(way) is not type(case.way)
     refusals = written.may_refuse + ((r"but was",) if crossed else ())
+    if any(
+        column.kind == "boolean" for column in table.columns
+    ):  # 0 and 1 are no booleans, `true` is no number.
+        refusals += (r"holds bool|read as (bool|double)",)
     config = replace(settings, missing=None).config({"like": store})
     outcome = _converted(
         replace(written, may_refuse=refusals), settings, config, folder / "t.zarr", convert, 0
     )
+    if outcome.name == "BUG merged untold":  # The first conversion has told.
+        return first
     if outcome.is_bug:
         return Outcome(f"{outcome.name} (like)", outcome.detail)
     return outcome if outcome.name == "refused" else first
