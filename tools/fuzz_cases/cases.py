@@ -36,6 +36,7 @@ class Settings:
     small_memory: bool = False
     format: str = "zarr"
     categories: str | None = None
+    dates: tuple[str, ...] = ()
     kill_at: int = 0
     like: Any = None
 
@@ -51,6 +52,7 @@ class Settings:
             small_memory=st.booleans(),
             format=st.sampled_from(("zarr", "zarr", "zarr", "zarr", "hdf5")),
             categories=st.sampled_from((None, None, None, "codes")),
+            dates=st.sampled_from((*[()] * 8, ("month", "hour", "days"), ("weekday", "day", "hour"))),
             kill_at=st.sampled_from((*[0] * 20, 1, 2, 3, 5)),
             like=st.one_of(st.none(), st.none(), st.none(), likes),
         )
@@ -59,7 +61,12 @@ class Settings:
         """The settings for `convert`, with `options` besides."""
         splits = {"train": 1.0} if self.splits == 1 else {"train": 0.7, "test": 0.3}
         memory = SMALL_MEMORY if self.small_memory else 64 << 20
-        wanted = {"missing": self.missing, "invalid": self.invalid, "categories": self.categories}
+        wanted = {
+            "missing": self.missing,
+            "invalid": self.invalid,
+            "categories": self.categories,
+            "dates": self.dates or None,
+        }
         stated = {name: value for name, value in wanted.items() if value is not None}
         known = {one.name for one in fields(ConvertConfig)}
         given = {name: value for name, value in (stated | options | more).items() if name in known}
@@ -91,7 +98,7 @@ def _arrays_with(way: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
             Case,
             array_tables(getattr(drawn, "kind", "") == "masked", not isinstance(drawn, SvmlightWay)),
             st.just(drawn),
-            Settings.drawn(st.none()),
+            Settings.drawn(st.none()).map(lambda settings: replace(settings, dates=())),
         )
     )
 

@@ -125,6 +125,19 @@ def arrow_table(table: Table, rng: random.Random, is_plain: bool) -> tuple[pa.Ta
     return made, table.changed(lambda column: replace(column, values=truth[column.name]))
 
 
+def _with_blob(made: pa.Table, options: dict[str, Any], rng: random.Random) -> pa.Table:
+    """With a column of a type that nobody can learn from, which --drop leaves out."""
+    values = [None if row % 3 else [row] for row in range(made.num_rows)]
+    blobs = [
+        pa.array([None if value is None else b"\xff" for value in values], pa.binary()),
+        pa.array(values, pa.list_(pa.int64())),
+        pa.array([None if value is None else {"a": 1} for value in values], pa.struct([("a", pa.int8())])),
+        pa.nulls(made.num_rows),
+    ]
+    options["drop"] = ["blob"]
+    return made.append_column("blob", rng.choice(blobs))
+
+
 def _with_null_type(made: pa.Table, rng: random.Random) -> pa.Table:
     """Columns without any value as columns of the null type, sometimes."""
     for index, name in enumerate(made.column_names):
@@ -171,6 +184,7 @@ class ParquetWay:
     has_empty_part: bool = False
     partitioned: bool = False
     as_directory: bool = False
+    has_blob: bool = False
     seed: int = 0
 
     @classmethod
@@ -190,6 +204,7 @@ class ParquetWay:
             has_empty_part=choice(False, False, False, True),
             partitioned=choice(False, False, False, True),
             as_directory=st.booleans(),
+            has_blob=choice(False, False, True),
             seed=seeds,
         )
 
@@ -200,6 +215,7 @@ class ParquetWay:
         if key is not None:
             return self._write_partitions(table, key, folder / "p", rng)
         pieces, files = [], []
+        options = table_options(table, rng)
         (folder / "d").mkdir()
         for number, part in enumerate(cut(table.n_rows, self.parts, rng)):
             piece = table.rows(np.arange(table.n_rows)[part])
@@ -207,12 +223,14 @@ class ParquetWay:
             made, truth = arrow_table(piece, types, not self.has_odd_types)
             if self.types_differ:
                 made = _with_null_type(made, rng)
+            if self.has_blob:
+                made = _with_blob(made, options, random.Random(self.seed))
             files.append(self._file(made, folder / "d" / f"part-{number}.parquet"))
             pieces.append(truth)
             if self.has_empty_part and number == 0:
                 files.append(self._file(made.slice(0, 0), folder / "d" / "part-0a.parquet"))
         source = folder / "d" if self.as_directory else files
-        return Written(lambda: source, _stacked(pieces).stated_as_categories(), table_options(table, rng))
+        return Written(lambda: source, _stacked(pieces).stated_as_categories(), options)
 
     def _key(self, table: Table) -> Column | None:
         """The feature that the directories state: of texts, or of whole numbers."""
@@ -280,6 +298,7 @@ class ArrowWay:
     batches: int = 1
     has_empty_batch: bool = False
     codec: str | None = None
+    has_blob: bool = False
     seed: int = 0
 
     @classmethod
@@ -293,6 +312,7 @@ class ArrowWay:
             batches=choice(1, 2, 5),
             has_empty_batch=choice(False, True),
             codec=choice(None, "lz4", "zstd"),
+            has_blob=choice(False, False, True),
             seed=seeds,
         )
 
@@ -300,17 +320,19 @@ class ArrowWay:
         """Writes the table below the folder."""
         rng = random.Random(self.seed)
         made, truth = arrow_table(table, rng, not self.has_odd_types)
-        file = folder / f"t{self.suffix}"
-        options = pa.ipc.IpcWriteOptions(compression=self.codec)
+        file, options = folder / f"t{self.suffix}", table_options(table, rng)
+        if self.has_blob:
+            made = _with_blob(made, options, rng)
+        packing = pa.ipc.IpcWriteOptions(compression=self.codec)
         new = pa.ipc.new_stream if self.is_stream else pa.ipc.new_file
-        with new(str(file), made.schema, options=options) as writer:
+        with new(str(file), made.schema, options=packing) as writer:
             for part in cut(table.n_rows, self.batches, rng):
                 for batch in made.slice(part.start, part.stop - part.start).to_batches():
                     writer.write_batch(batch)
                 if self.has_empty_batch:
                     writer.write_table(made.slice(0, 0))
                     writer.write_batch(made.combine_chunks().to_batches()[0].slice(0, 0))
-        return Written(lambda: [file], truth.stated_as_categories(), table_options(table, rng))
+        return Written(lambda: [file], truth.stated_as_categories(), options)
 
 
 # -- tables of Python

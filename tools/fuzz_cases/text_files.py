@@ -279,7 +279,7 @@ def _number(text: str) -> int | float:
     """The number that a text states: whole ones with all their digits."""
     exact = Decimal(text)
     is_long = abs(exact) >= 2**53 and exact == exact.to_integral_value()
-    return int(exact) if is_long or re.fullmatch(r"[-+]?\d+", text) and text != "-0" else float(text)
+    return int(exact) if is_long or (re.fullmatch(r"[-+]?\d+", text) and text != "-0") else float(text)
 
 
 @dataclass(frozen=True)

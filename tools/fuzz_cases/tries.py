@@ -24,7 +24,7 @@ import ep3stream
 from ep3stream.config import ConvertConfig
 from ep3stream.errors import Ep3streamError
 from fuzz_cases.cases import Case, Settings, case_of, format_of
-from fuzz_cases.truth import Comparison, Expected, expected
+from fuzz_cases.truth import DEFAULT_PARTS, Comparison, Expected, expected
 from fuzz_cases.written import Written, folders
 
 MAX_TRIES = 150
@@ -136,7 +136,7 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
         column.kind == "boolean" for column in table.columns
     ):  # 0 and 1 are no booleans, `true` is no number.
         refusals += (r"holds bool|read as (bool|double)",)
-    config = replace(settings, missing=None).config({"like": store})
+    config = replace(settings, missing=None, dates=()).config({"like": store})
     outcome = _converted(
         replace(written, may_refuse=refusals), settings, config, folder / "t.zarr", convert, 0
     )
@@ -242,7 +242,13 @@ def _compared(
     x, y = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     truth = written.truth.rows(want.kept)
     problems = Comparison(
-        manifest, x, y, truth, not settings.shuffle and len(blocks) == 1, len(blocks) == 1
+        manifest,
+        x,
+        y,
+        truth,
+        is_ordered=not settings.shuffle and len(blocks) == 1,
+        one_split=len(blocks) == 1,
+        dates=settings.dates or DEFAULT_PARTS,
     ).run()
     n_dropped = written.truth.n_rows - truth.n_rows
     if n_dropped and not any(re.search(r"drop|left out|leave", said) for said in messages.said):

@@ -14,11 +14,12 @@ from fuzz_cases.written import Written
 
 GAP = "(missing)"
 DAY_US = 86_400_000_000
-# The features that a date or time becomes unless --dates says otherwise.
+# The features that a date or time becomes unless --dates says otherwise, and those that each kind has.
+DEFAULT_PARTS = ("days", "month", "weekday", "hour")
 PARTS = {
-    "date": ("days", "month", "weekday"),
-    "timestamp": ("days", "month", "weekday", "hour"),
-    "zoned": ("days", "month", "weekday", "hour"),
+    "date": ("days", "month", "day", "weekday"),
+    "timestamp": ("days", "month", "day", "weekday", "hour"),
+    "zoned": ("days", "month", "day", "weekday", "hour"),
     "time": ("hour",),
 }
 
@@ -112,7 +113,7 @@ def _part(column: Column, part: str) -> np.ndarray:
 class Comparison:
     """The rows of a store against the truth, feature by feature.
 
-    problems: the column and what is wrong with it.
+    dates: the parts of dates that were asked for. problems: the column and what is wrong with it.
     """
 
     manifest: Any
@@ -121,6 +122,7 @@ class Comparison:
     truth: Table
     is_ordered: bool
     one_split: bool
+    dates: tuple[str, ...] = DEFAULT_PARTS
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self) -> list[tuple[str, str]]:
@@ -189,7 +191,9 @@ class Comparison:
                 self._wrong(column, f"became a {one['kind']} of {one.get('values', [])[:4]}")
                 self.used |= {name for name in self.names if name.startswith(one["name"])}
                 return
-        wanted = PARTS.get(column.kind, (None,))
+        wanted: tuple[str | None, ...] = (None,)
+        if column.kind in PARTS:
+            wanted = tuple(part for part in self.dates if part in PARTS[column.kind])
         found = tuple(one.get("part") for one in described)
         if sorted(map(str, found)) != sorted(map(str, wanted)):
             self._wrong(
