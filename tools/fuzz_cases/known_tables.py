@@ -207,7 +207,10 @@ def _columns(draw: Any, name: str, kind: Kind, n_rows: int, gap_share: float, is
         pool = draw(st.lists(POOLS[kind], min_size=size, max_size=size))
         if kind != "boolean":
             pool = pool[: max(1, size)]
-    return Column(name, kind, _filled(rng, pool, n_rows, gap_share), is_stated, flavour)
+    values = _filled(rng, pool, n_rows, gap_share)
+    if flavour == "words":  # The first word shows that the column is of texts.
+        values = (pool[0], *values[1:])
+    return Column(name, kind, values, is_stated, flavour)
 
 
 @st.composite

@@ -71,11 +71,11 @@ class _Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record.getMessage())
 
-    def tells(self, column: str, what: str) -> bool:
-        """Whether a message names the column, or a part of it; of values that were merged, that they were."""
+    def telling(self, column: str, what: str) -> str:
+        """The message that names the column, or a part of it, and of values that were merged says so; else nothing."""
         lost = r"distinct|different|2\^53|moves values|same number" if what.startswith("merged") else ""
         named = re.compile(rf"(?s)['\"]{re.escape(column)}(\.\w+)?['\"]|{re.escape(repr(column))}")
-        return any(named.search(said) and re.search(lost, said) for said in self.said)
+        return next((said for said in self.said if named.search(said) and re.search(lost, said)), "")
 
 
 @contextmanager
@@ -177,8 +177,9 @@ def _converted(
 
 
 def _not_refused(written: Written, want: Expected, messages: _Messages) -> Outcome:
-    if written.strays and any(messages.tells(name, "") for name, _, _ in written.strays):
-        return Outcome("told", f"a stray text: {messages.said[0]}")
+    for name, _, _ in written.strays:
+        if said := messages.telling(name, ""):
+            return Outcome("told", f"a stray text: {said}")
     return Outcome("BUG not refused", f"{want.must_refuse}; {written.strays}; said: {messages.said}")
 
 
@@ -254,7 +255,7 @@ def _compared(
     n_dropped = written.truth.n_rows - truth.n_rows
     if n_dropped and not any(re.search(r"drop|left out|leave", said) for said in messages.said):
         problems.append(("", f"{n_dropped} rows are left out untold"))
-    untold = [(name, what) for name, what in problems if not (name and messages.tells(name, what))]
+    untold = [(name, what) for name, what in problems if not (name and messages.telling(name, what))]
     if untold:
         name, what = untold[0]
         kind = "BUG merged untold" if what.startswith("merged") else "BUG different"
@@ -263,7 +264,7 @@ def _compared(
             kind, f"({flavour}) {name!r}: {what}; said: {[one[:200] for one in messages.said]}"[:900]
         )
     if problems:
-        return Outcome("told", f"{problems[0][1][:40]}: {messages.said[0]}")
+        return Outcome("told", f"{problems[0][1][:40]}: {messages.telling(*problems[0])}")
     return Outcome("same")
 
 
