@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from fuzz_cases.known_tables import WHOLE, Column, Table
-from fuzz_cases.written import Written, choice, cut, seeds
+from fuzz_cases.written import SOURCE_KINDS, Written, as_source, choice, cut, seeds
 
 _DIGITS = Context(prec=76)
 
@@ -183,7 +183,7 @@ class ParquetWay:
     types_differ: bool = False
     has_empty_part: bool = False
     partitioned: bool = False
-    as_directory: bool = False
+    source_kind: str = "list"
     has_blob: bool = False
     seed: int = 0
 
@@ -203,7 +203,7 @@ class ParquetWay:
             types_differ=choice(False, True),
             has_empty_part=choice(False, False, False, True),
             partitioned=choice(False, False, False, True),
-            as_directory=st.booleans(),
+            source_kind=choice(*SOURCE_KINDS),
             has_blob=choice(False, False, True),
             seed=seeds,
         )
@@ -229,7 +229,7 @@ class ParquetWay:
             pieces.append(truth)
             if self.has_empty_part and number == 0:
                 files.append(self._file(made.slice(0, 0), folder / "d" / "part-0a.parquet"))
-        source = folder / "d" if self.as_directory else files
+        source = as_source(self.source_kind, folder / "d", files)
         return Written(lambda: source, _stacked(pieces).stated_as_categories(), options)
 
     def _key(self, table: Table) -> Column | None:

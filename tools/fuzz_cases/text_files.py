@@ -18,9 +18,10 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from fuzz_cases.known_tables import Column, Table
-from fuzz_cases.written import Written, choice, cut, seeds
+from fuzz_cases.written import SOURCE_KINDS, Written, as_source, choice, cut, seeds
 
 GAP_WORDS = ("", "", "NA", "null", "nan", "N/A", "NaN", "NULL", "n/a", "#N/A")
+DATE_FORMATS = ("%d.%m.%Y", "%m/%d/%Y", "%d-%b-%Y", "%Y/%m/%d", "%b %d, %Y", "%Y%m%d")
 STRAYS = ("?", "-", "Total", "n.a.", "<0.1", "1,234 kg", "abc", "12:30", "--", "1.2.3")
 
 
@@ -48,6 +49,9 @@ class CsvWay:
     zone: str = "Z"
     parts: int = 1
     has_stray: bool = False
+    source_kind: str = "list"
+    gap_marker: str = ""
+    date_format: str = ""
     seed: int = 0
 
     @classmethod
@@ -75,6 +79,9 @@ class CsvWay:
             zone=st.sampled_from(("Z", "+02:00", "-0530", "+00", "mixed")),
             parts=choice(1, 1, 2, 3),
             has_stray=choice(False, False, False, False, False, True),
+            source_kind=choice(*SOURCE_KINDS),
+            gap_marker=choice("", "", "-999", "?", "no value"),
+            date_format=choice("", "", *DATE_FORMATS),
             seed=seeds,
         )
 
@@ -96,6 +103,7 @@ class CsvWay:
         n = len(table.features)
         truth = replace(table, features=tuple(columns[:n]), targets=tuple(columns[n:]))
         files = []
+        (folder / "t").mkdir()
         for number, part in enumerate(cut(table.n_rows, self.parts, rng)):
             order = list(range(len(columns)))
             if number and rng.random() < 0.3:
@@ -103,7 +111,7 @@ class CsvWay:
             content = way._text(
                 [columns[j].name for j in order], [texts[j][part] for j in order], rng, columns, order
             )
-            files.append(way._pack(folder / f"t{number}{self.suffix}", content))
+            files.append(way._pack(folder / "t" / f"t{number}{self.suffix}", content))
         stated = [c for c in table.features if c.is_stated]
         options: dict[str, Any] = {"target": [c.name for c in table.targets]}
         if category := [c.name for c in stated if c.kind == "category"]:
@@ -113,7 +121,18 @@ class CsvWay:
             options["number"] = numbers
         if table.is_classification:
             options["task"] = "classification"
-        return Written(lambda: files, truth, options, may_refuse=tuple(may_refuse), strays=strays)
+        if self.gap_marker:
+            options["missing_words"] = [self.gap_marker]
+        if dates := {c.name: way._format(c.kind) for c in columns if way._format(c.kind)}:
+            options["date"] = dates
+        source = as_source(self.source_kind, folder / "t", files)
+        return Written(lambda: source, truth, options, may_refuse=tuple(may_refuse), strays=strays)
+
+    def _format(self, kind: str) -> str:
+        """The format of strptime in which columns of a kind are written; none for ISO 8601."""
+        if kind not in ("date", "timestamp") or not self.date_format:
+            return ""
+        return self.date_format if kind == "date" else f"{self.date_format} %H:%M:%S"
 
     def _put_stray(
         self, columns: list[Column], texts: list[list[str]], rng: random.Random
@@ -141,7 +160,7 @@ class CsvWay:
             if column.kind == "number" and value is not None:
                 value = _number(text.replace(",", ".") if self.decimal_comma else text)
             elif column.kind in ("timestamp", "zoned") and value is not None:
-                digits = 6 if self.fraction else 0
+                digits = 6 if self.fraction and not self._format(column.kind) else 0
                 value = value.replace(
                     microsecond=value.microsecond // 10 ** (6 - digits) * 10 ** (6 - digits)
                 )
@@ -151,6 +170,8 @@ class CsvWay:
         return texts, tuple(values)
 
     def _gap(self, column: Column, rng: random.Random) -> str:
+        if self.gap_marker and rng.random() < 0.7:
+            return self.gap_marker
         if column.kind == "category" or not self.gap_words:
             return ""
         return rng.choice(GAP_WORDS)
@@ -164,6 +185,8 @@ class CsvWay:
             return str(value)
         if column.kind == "boolean":
             return self.booleans[value]
+        if form := self._format(column.kind):
+            return value.strftime(form)
         if column.kind == "date":
             return value.isoformat()
         if column.kind == "time":

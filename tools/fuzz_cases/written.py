@@ -38,6 +38,22 @@ def cut(n_rows: int, n_parts: int, rng: random.Random) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(places)]
 
 
+SOURCE_KINDS = ("list", "directory", "pattern", "link")
+
+
+def as_source(kind: str, folder: Path, files: list[Path]) -> Any:
+    """The files as a list, as the directory that holds them, as a pattern, or as a link to the directory."""
+    if kind == "directory":
+        return folder
+    if kind == "pattern":
+        return str(folder / "*")
+    if kind == "link":
+        link = folder.with_name(folder.name + "-link")
+        link.symlink_to(folder, target_is_directory=True)
+        return link
+    return files
+
+
 def choice(*values: Any) -> Any:
     """One of the values; the first one, which is plain, in half of the cases."""
     return st.one_of(st.just(values[0]), st.sampled_from(values))
