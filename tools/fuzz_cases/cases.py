@@ -98,7 +98,7 @@ def _arrays_with(way: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
             Case,
             array_tables(getattr(drawn, "kind", "") == "masked", not isinstance(drawn, SvmlightWay)),
             st.just(drawn),
-            Settings.drawn(st.none()).map(lambda settings: replace(settings, dates=())),
+            Settings.drawn(st.none()).map(lambda settings: replace(settings, dates=(), invalid=None)),
         )
     )
 

@@ -90,7 +90,10 @@ class CsvWay:
         rng = random.Random(self.seed)
         delimiter = "\t" if self.suffix == ".tsv" else self.delimiter
         decimal_comma = self.decimal_comma and delimiter == ";"
-        way = replace(self, delimiter=delimiter, decimal_comma=decimal_comma)
+        # A marker of gaps is no value of the table.
+        is_value = any(self.gap_marker in map(str, column.values) for column in table.columns)
+        marker = "" if is_value else self.gap_marker
+        way = replace(self, delimiter=delimiter, decimal_comma=decimal_comma, gap_marker=marker)
         may_refuse: list[str] = []
         if self.packing == ".bz2":
             may_refuse.append(r"bz2|is none of")
@@ -121,8 +124,8 @@ class CsvWay:
             options["number"] = numbers
         if table.is_classification:
             options["task"] = "classification"
-        if self.gap_marker:
-            options["missing_words"] = [self.gap_marker]
+        if marker:
+            options["missing_words"] = [marker]
         if dates := {c.name: way._format(c.kind) for c in columns if way._format(c.kind)}:
             options["date"] = dates
         source = as_source(self.source_kind, folder / "t", files)
@@ -142,7 +145,7 @@ class CsvWay:
         if not places:
             return ()
         j, row = rng.choice(places), rng.randrange(len(texts[0]))
-        word = rng.choice(STRAYS)
+        word = rng.choice([word for word in STRAYS if word != self.gap_marker])
         if self.delimiter == "," and "," in word:
             word = word.replace(",", "")
         texts[j][row] = word

@@ -24,6 +24,7 @@ import ep3stream
 from ep3stream.config import ConvertConfig
 from ep3stream.errors import Ep3streamError
 from fuzz_cases.cases import Case, Settings, case_of, format_of
+from fuzz_cases.text_files import CsvWay
 from fuzz_cases.truth import DEFAULT_PARTS, Comparison, Expected, expected
 from fuzz_cases.written import Written, folders
 
@@ -118,11 +119,11 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
     """The same rows, written once more in another way, converted like the first store."""
     (folder / "again").mkdir()
     table = case.table
-    way = (
-        replace(case.settings.like, has_stray=False)
-        if hasattr(case.settings.like, "has_stray")
-        else case.settings.like
-    )
+    way = case.settings.like
+    if isinstance(way, CsvWay):  # Which words are gaps, and how dates are written, is as in the first file.
+        first_way = case.way if isinstance(case.way, CsvWay) else CsvWay()
+        alike = {name: getattr(first_way, name) for name in ("gap_marker", "date_format")}
+        way = replace(way, has_stray=False, **alike)
     if getattr(way, "integer_names", False) or getattr(case.way, "integer_names", False):
         return first
     written = way.write(table, folder / "again")
