@@ -31,6 +31,11 @@ from fuzz_cases.written import Written, folders
 MAX_TRIES = 150
 
 
+_TELLS = re.compile(
+    r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|which differ"
+)
+
+
 class Killed(BaseException):
     """Stands for a signal that ends the process."""
 
@@ -72,11 +77,10 @@ class _Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record.getMessage())
 
-    def telling(self, column: str, what: str) -> str:
-        """The message that names the column, or a part of it, and of values that were merged says so; else nothing."""
-        lost = r"distinct|different|2\^53|moves values|same number" if what.startswith("merged") else ""
+    def telling(self, column: str) -> str:
+        """The message that names the column, or a part of it, and says that values change or merge; else nothing."""
         named = re.compile(rf"(?s)['\"]{re.escape(column)}(\.\w+)?['\"]|{re.escape(repr(column))}")
-        return next((said for said in self.said if named.search(said) and re.search(lost, said)), "")
+        return next((said for said in self.said if named.search(said) and _TELLS.search(said)), "")
 
 
 @contextmanager
@@ -179,7 +183,7 @@ def _converted(
 
 def _not_refused(written: Written, want: Expected, messages: _Messages) -> Outcome:
     for name, _, _ in written.strays:
-        if said := messages.telling(name, ""):
+        if said := messages.telling(name):
             return Outcome("told", f"a stray text: {said}")
     return Outcome("BUG not refused", f"{want.must_refuse}; {written.strays}; said: {messages.said}")
 
@@ -256,7 +260,7 @@ def _compared(
     n_dropped = written.truth.n_rows - truth.n_rows
     if n_dropped and not any(re.search(r"drop|left out|leave", said) for said in messages.said):
         problems.append(("", f"{n_dropped} rows are left out untold"))
-    untold = [(name, what) for name, what in problems if not (name and messages.telling(name, what))]
+    untold = [(name, what) for name, what in problems if not (name and messages.telling(name))]
     if untold:
         name, what = untold[0]
         kind = "BUG merged untold" if what.startswith("merged") else "BUG different"
@@ -265,7 +269,7 @@ def _compared(
             kind, f"({flavour}) {name!r}: {what}; said: {[one[:200] for one in messages.said]}"[:900]
         )
     if problems:
-        return Outcome("told", f"{problems[0][1][:40]}: {messages.telling(*problems[0])}")
+        return Outcome("told", f"{problems[0][1][:40]}: {messages.telling(problems[0][0])}")
     return Outcome("same")
 
 

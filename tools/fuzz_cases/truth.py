@@ -134,7 +134,7 @@ class Comparison:
         self.stored: list[np.ndarray] = []
         self.wanted: list[np.ndarray] = []
         self.of: list[str] = []
-        described = self.manifest.columns["columns"]
+        described = [one for one in self.manifest.columns["columns"] if one["kind"] != "indicator"]
         for column in self.truth.features:
             mine = [one for one in described if one.get("source", one["name"]) == column.name]
             if not mine:
