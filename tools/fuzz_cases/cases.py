@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -25,6 +26,7 @@ INPUT_BYTES = 1 << 14
 class Settings:
     """How a table is converted; the defaults are the plainest way.
 
+    missing: a policy, or a mixture of policies `by column`.
     kill_at: the conversion is cut off at this report of its progress, and begun again. like: the way in which the
     same rows are written once more, to be converted like the first store.
     """
@@ -45,7 +47,7 @@ class Settings:
         """Any settings."""
         return st.builds(
             cls,
-            missing=st.sampled_from((*[None] * 8, "drop", "mean", "mean", "error")),
+            missing=st.sampled_from((*[None] * 6, "auto", "drop", "mean", "error", "by column", "by column")),
             invalid=st.sampled_from((None, "drop")),
             shuffle=st.sampled_from((False, False, False, True)),
             splits=st.sampled_from((1, 1, 1, 2)),
@@ -57,12 +59,23 @@ class Settings:
             like=st.one_of(st.none(), st.none(), st.none(), likes),
         )
 
-    def config(self, options: dict[str, Any], **more: Any) -> ConvertConfig:
+    def policies(self, table: Table) -> dict[str, str]:
+        """What becomes of the gaps of each column."""
+        if self.missing != "by column":
+            return dict.fromkeys((column.name for column in table.columns), self.missing or "auto")
+        names = [column.name for column in table.features]
+        policies = {
+            name: ("drop", "auto", "mean", "error", "auto")[zlib.crc32(name.encode()) % 5] for name in names
+        }
+        return policies | {column.name: "auto" for column in table.targets}
+
+    def config(self, table: Table, options: dict[str, Any], **more: Any) -> ConvertConfig:
         """The settings for `convert`, with `options` besides."""
         splits = {"train": 1.0} if self.splits == 1 else {"train": 0.7, "test": 0.3}
         memory = SMALL_MEMORY if self.small_memory else 64 << 20
+        missing = self.policies(table) if self.missing == "by column" else self.missing
         wanted = {
-            "missing": self.missing,
+            "missing": missing,
             "invalid": self.invalid,
             "categories": self.categories,
             "dates": self.dates or None,

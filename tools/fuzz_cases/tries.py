@@ -60,7 +60,7 @@ class Outcome:
 
 def reason(detail: str) -> str:
     """The message without what differs from table to table."""
-    first = detail.strip().split("\n")[-1]
+    first = detail.partition("; said: ")[0].strip().split("\n")[-1]
     first = re.sub(r"(/dev/shm|/tmp)/\S+?(?=[:, ]|$)", "FILE", first)
     first = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", first)
     first = re.sub(r"'\.\.\.'(, '\.\.\.')+", "'...'", first)
@@ -111,7 +111,7 @@ def try_case(case: Case, folder: Path, convert: Callable[..., Any] = ep3stream.c
 def _tried(case: Case, folder: Path, convert: Callable[..., Any]) -> Outcome:
     (folder / "source").mkdir()
     written = case.way.write(case.table, folder / "source")
-    config = case.settings.config(written.options, format=case.settings.format)
+    config = case.settings.config(written.truth, written.options, format=case.settings.format)
     store = folder / ("s.h5" if case.settings.format == "hdf5" else "s.zarr")
     outcome = _converted(written, case.settings, config, store, convert, case.settings.kill_at)
     if outcome.is_bug or outcome.name == "refused" or case.settings.like is None:
@@ -131,21 +131,15 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
     if getattr(way, "integer_names", False) or getattr(case.way, "integer_names", False):
         return first
     written = way.write(table, folder / "again")
-    settings = replace(
-        case.settings, like=None, kill_at=0, missing=None, categories=None, shuffle=False, splits=1
-    )
-    if case.settings.missing in ("error", "drop", "mean"):
-        settings = replace(settings, missing=case.settings.missing)
+    settings = replace(case.settings, like=None, kill_at=0, categories=None, shuffle=False, splits=1)
     crossed = type(way) is not type(case.way)
     refusals = written.may_refuse + ((r"but was",) if crossed else ())
-    if any(
-        column.kind == "boolean" for column in table.columns
-    ):  # 0 and 1 are no booleans, `true` is no number.
+    # 0 and 1 are no booleans, `true` is no number.
+    if any(column.kind == "boolean" for column in table.columns):
         refusals += (r"holds bool|read as (bool|double)",)
-    config = replace(settings, missing=None, dates=()).config({"like": store})
-    outcome = _converted(
-        replace(written, may_refuse=refusals), settings, config, folder / "t.zarr", convert, 0
-    )
+    config = replace(settings, missing=None, dates=()).config(written.truth, {"like": store})
+    written = replace(written, may_refuse=refusals, fills_are_means=case.settings.splits == 1)
+    outcome = _converted(written, settings, config, folder / "t.zarr", convert, 0)
     if outcome.name == "BUG merged untold":  # The first conversion has told.
         return first
     if outcome.is_bug:
@@ -254,7 +248,7 @@ def _compared(
         y,
         truth,
         is_ordered=not settings.shuffle and len(blocks) == 1,
-        one_split=len(blocks) == 1,
+        one_split=written.fills_are_means and len(blocks) == 1,
         dates=settings.dates or DEFAULT_PARTS,
     ).run()
     n_dropped = written.truth.n_rows - truth.n_rows

@@ -50,11 +50,12 @@ def expected(written: Written, settings: Settings) -> Expected:
             refusals.append(r"every row|none of|only text")
         else:
             must = rf"(?s)row \d.*{re.escape(word.strip()[:5])}|{re.escape(word.strip()[:5])}.*row \d"
-    in_targets = np.logical_or.reduce([gaps[c.name] for c in truth.targets])
-    anywhere = np.logical_or.reduce(list(gaps.values()))
-    if settings.missing == "error" and anywhere.any():
-        must = must or r"missing"
-    left_out |= anywhere if settings.missing == "drop" else in_targets
+    policies = settings.policies(truth)
+    for column in truth.columns:
+        if policies[column.name] == "error" and gaps[column.name].any():
+            must = must or r"missing"
+        if policies[column.name] == "drop" or column in truth.targets:
+            left_out |= gaps[column.name]
     kept = np.flatnonzero(~left_out)
     rows = truth.rows(kept)
     if not len(kept):
@@ -232,17 +233,26 @@ class Comparison:
         offset = float(described.get("offset", 0.0))
         wanted, stored = self._snapped(stored, exact, offset, described.get("part") in ("days", "hour"))
         if gaps.any():
-            fill = described.get("fill")
-            if fill is None:
-                self._wrong(column, "has gaps, but no fill is recorded")
-                return
-            fills = np.float32([fill, fill - offset])
-            wanted[gaps] = stored[gaps] if np.isin(stored[gaps], fills).all() else np.float32(fill)
-            mean = float(np.mean(exact[~gaps])) if not gaps.all() else np.nan
-            scale = float(np.max(np.abs(exact[~gaps]))) if not gaps.all() else 0.0
-            if self.one_split and not abs(fill - mean) <= 1e-6 * scale + 1e-30:
-                self._wrong(column, f"is filled with {fill} where the mean is {mean}")
+            if self.is_ordered and len(np.unique(stored[gaps])) > 1:
+                self._wrong(column, f"has gaps filled with {np.unique(stored[gaps])[:5]}")
+            fill = self._fill_of(stored, wanted, gaps)
+            if self.one_split and not gaps.all():
+                mean = float(np.mean(exact[~gaps] - np.longdouble(offset)))
+                scale = float(np.max(np.abs(exact[~gaps] - np.longdouble(offset))))
+                if not abs(fill - mean) <= 1e-6 * scale + 1e-37:
+                    self._wrong(
+                        column, f"is filled with {fill} + {offset} where the mean is {mean} + {offset}"
+                    )
+            wanted[gaps] = fill
         self._put(column.name, stored, wanted)
+
+    def _fill_of(self, stored: np.ndarray, wanted: np.ndarray, gaps: np.ndarray) -> np.float32:
+        """What the gaps became: their value, or in rows of any order the most frequent one that no row has."""
+        if self.is_ordered:
+            return stored[gaps][0]
+        values, counts = np.unique(stored, return_counts=True)
+        others = ~np.isin(values, wanted)
+        return values[others][np.argmax(counts[others])] if others.any() else np.float32(np.nanmean(wanted))
 
     def _snapped(
         self, stored: np.ndarray, exact: np.ndarray, offset: float, is_reckoned: bool

@@ -20,7 +20,8 @@ class Written:
 
     source: makes what `convert` takes, anew for each call. truth: the rows in the order of the source.
     options: settings that the way of writing needs. may_refuse: patterns of refusals that are no faults.
-    strays: column, row, word of texts in columns of numbers or dates.
+    strays: column, row, word of texts in columns of numbers or dates. fills_are_means: whether gaps are filled with
+    the means of these rows.
     """
 
     source: Callable[[], Any]
@@ -29,6 +30,7 @@ class Written:
     call: dict[str, Any] = field(default_factory=dict)
     may_refuse: tuple[str, ...] = ()
     strays: tuple[tuple[str, int, str], ...] = ()
+    fills_are_means: bool = True
 
 
 def cut(n_rows: int, n_parts: int, rng: random.Random) -> list[slice]:
