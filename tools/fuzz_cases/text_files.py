@@ -99,7 +99,7 @@ class CsvWay:
             may_refuse.append(r"bz2|is none of")
         texts, columns = [], []
         for column in table.columns:
-            spelled, values = way._spelled(column, rng)
+            spelled, values = way._spelled(column, table.is_classification and column in table.targets, rng)
             texts.append(spelled)
             columns.append(replace(column, values=values))
         strays = way._put_stray(columns, texts, rng) if self.has_stray else ()
@@ -154,11 +154,13 @@ class CsvWay:
         columns[j] = replace(columns[j], values=tuple(values))
         return ((columns[j].name, row, word),)
 
-    def _spelled(self, column: Column, rng: random.Random) -> tuple[list[str], tuple[Any, ...]]:
+    def _spelled(
+        self, column: Column, is_label: bool, rng: random.Random
+    ) -> tuple[list[str], tuple[Any, ...]]:
         """The texts of a column, and its values as written."""
         texts, values = [], []
         for value in column.values:
-            text = self._gap(column, rng) if value is None else self._value(column, value, rng)
+            text = self._gap(column, is_label, rng) if value is None else self._value(column, value, rng)
             texts.append(text)
             if column.kind == "number" and value is not None:
                 value = _number(text.replace(",", ".") if self.decimal_comma else text)
@@ -172,10 +174,10 @@ class CsvWay:
             values.append(value)
         return texts, tuple(values)
 
-    def _gap(self, column: Column, rng: random.Random) -> str:
+    def _gap(self, column: Column, is_label: bool, rng: random.Random) -> str:
         if self.gap_marker and rng.random() < 0.7:
             return self.gap_marker
-        if column.kind == "category" or not self.gap_words:
+        if column.kind == "category" or not self.gap_words or is_label:
             return ""
         return rng.choice(GAP_WORDS)
 

@@ -138,7 +138,7 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
     if any(column.kind == "boolean" for column in table.columns):
         refusals += (r"holds bool|read as (bool|double)",)
     config = replace(settings, missing=None, dates=()).config(written.truth, {"like": store})
-    written = replace(written, may_refuse=refusals, fills_are_means=case.settings.splits == 1)
+    written = replace(written, may_refuse=refusals, fills_are_means=False)
     outcome = _converted(written, settings, config, folder / "t.zarr", convert, 0)
     if outcome.name == "BUG merged untold":  # The first conversion has told.
         return first
@@ -248,7 +248,7 @@ def _compared(
         y,
         truth,
         is_ordered=not settings.shuffle and len(blocks) == 1,
-        one_split=written.fills_are_means and len(blocks) == 1,
+        fills_are_means=written.fills_are_means and len(blocks) == 1,
         dates=settings.dates or DEFAULT_PARTS,
     ).run()
     n_dropped = written.truth.n_rows - truth.n_rows

@@ -82,6 +82,12 @@ def _exact(column: Column) -> np.ndarray:
     return made
 
 
+def _distinct(column: Column) -> int:
+    """How many distinct values; whole numbers beside floats count as the floats they would be in one array."""
+    values = {_as_number(value) for value in column.values if value is not None}
+    return len(set(map(float, values)) if any(isinstance(value, float) for value in values) else values)
+
+
 def _as_number(value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return None if value is None else int(value)
@@ -114,7 +120,8 @@ def _part(column: Column, part: str) -> np.ndarray:
 class Comparison:
     """The rows of a store against the truth, feature by feature.
 
-    dates: the parts of dates that were asked for. problems: the column and what is wrong with it.
+    fills_are_means: whether gaps were filled with the means of these rows. dates: the parts that were asked for.
+    problems: the column and what is wrong with it.
     """
 
     manifest: Any
@@ -122,7 +129,7 @@ class Comparison:
     y: np.ndarray
     truth: Table
     is_ordered: bool
-    one_split: bool
+    fills_are_means: bool
     dates: tuple[str, ...] = DEFAULT_PARTS
     problems: list[tuple[str, str]] = field(default_factory=list)
 
@@ -208,7 +215,7 @@ class Comparison:
                 exact = _exact(column) if one.get("part") is None else _part(column, one["part"])
                 self._number(column, one, stored, exact, column.gaps)
         self._indicator(column, [one["name"] for one in described])
-        distinct = len({_as_number(value) for value in column.values if value is not None})
+        distinct = _distinct(column)
         features = [
             self.x[:, self.names.index(one["name"])] for one in described if one["name"] in self.names
         ]
@@ -233,26 +240,16 @@ class Comparison:
         offset = float(described.get("offset", 0.0))
         wanted, stored = self._snapped(stored, exact, offset, described.get("part") in ("days", "hour"))
         if gaps.any():
-            if self.is_ordered and len(np.unique(stored[gaps])) > 1:
-                self._wrong(column, f"has gaps filled with {np.unique(stored[gaps])[:5]}")
-            fill = self._fill_of(stored, wanted, gaps)
-            if self.one_split and not gaps.all():
-                mean = float(np.mean(exact[~gaps] - np.longdouble(offset)))
-                scale = float(np.max(np.abs(exact[~gaps] - np.longdouble(offset))))
+            fill = described.get("fill", np.nan)
+            wanted[gaps] = stored.dtype.type(fill)
+            known = exact[~gaps] - np.longdouble(offset)
+            if self.fills_are_means and len(known):
+                mean, scale = float(np.mean(known)), float(np.max(np.abs(known)))
                 if not abs(fill - mean) <= 1e-6 * scale + 1e-37:
                     self._wrong(
                         column, f"is filled with {fill} + {offset} where the mean is {mean} + {offset}"
                     )
-            wanted[gaps] = fill
         self._put(column.name, stored, wanted)
-
-    def _fill_of(self, stored: np.ndarray, wanted: np.ndarray, gaps: np.ndarray) -> np.float32:
-        """What the gaps became: their value, or in rows of any order the most frequent one that no row has."""
-        if self.is_ordered:
-            return stored[gaps][0]
-        values, counts = np.unique(stored, return_counts=True)
-        others = ~np.isin(values, wanted)
-        return values[others][np.argmax(counts[others])] if others.any() else np.float32(np.nanmean(wanted))
 
     def _snapped(
         self, stored: np.ndarray, exact: np.ndarray, offset: float, is_reckoned: bool
@@ -318,7 +315,7 @@ class Comparison:
             offset = float(recorded.get(column.name, {}).get("offset", 0.0))
             wanted, stored = self._snapped(self.y[:, j], _exact(column), offset, False)
             self._put(column.name, stored, wanted)
-            self._merged(column, len(set(column.values)), [self.y[:, j]])
+            self._merged(column, _distinct(column), [self.y[:, j]])
 
     def _rows(self) -> None:
         """Value by value; rows in any order as sorted lists of rows."""
