@@ -39,6 +39,7 @@ class Settings:
     format: str = "zarr"
     categories: str | None = None
     dates: tuple[str, ...] = ()
+    split_file: bool = False
     kill_at: int = 0
     like: Any = None
 
@@ -55,6 +56,7 @@ class Settings:
             format=st.sampled_from(("zarr", "zarr", "zarr", "zarr", "hdf5")),
             categories=st.sampled_from((None, None, None, "codes")),
             dates=st.sampled_from((*[()] * 8, ("month", "hour", "days"), ("weekday", "day", "hour"))),
+            split_file=st.sampled_from((False, False, False, False, False, True)),
             kill_at=st.sampled_from((*[0] * 20, 1, 2, 3, 5)),
             like=st.one_of(st.none(), st.none(), st.none(), likes),
         )
@@ -173,6 +175,8 @@ def case_of(seed: int, number: int, without: frozenset[str] = frozenset()) -> Ca
             settings = case.settings
             if settings.splits > 1 and n_rows < 40:
                 settings = replace(settings, splits=1)
+            if n_rows < 8 or not isinstance(case.way, CsvWay | ParquetWay | ArrowWay) or settings.like:
+                settings = replace(settings, split_file=False)
             return _plainer(replace(case, settings=settings), without)
     raise AssertionError(f"no table for number {number}")
 

@@ -32,7 +32,7 @@ MAX_TRIES = 150
 
 
 _TELLS = re.compile(
-    r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|which differ"
+    r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|does not have"
 )
 
 
@@ -110,24 +110,37 @@ def try_case(case: Case, folder: Path, convert: Callable[..., Any] = ep3stream.c
 
 def _tried(case: Case, folder: Path, convert: Callable[..., Any]) -> Outcome:
     (folder / "source").mkdir()
-    written = case.way.write(case.table, folder / "source")
-    config = case.settings.config(written.truth, written.options, format=case.settings.format)
+    table, way, later = case.table, case.way, None
+    if case.settings.split_file:
+        (folder / "later").mkdir()
+        n_first = table.n_rows * 2 // 3
+        way = replace(way, partitioned=False) if hasattr(way, "partitioned") else way
+        later = _plain_marks(way, way).write(table.rows(np.arange(n_first, table.n_rows)), folder / "later")
+        table = table.rows(np.arange(n_first))
+    written = replace(way.write(table, folder / "source"), later=later)
+    more = {"split_files": {"later": later.source()}} if later else {}
+    config = case.settings.config(written.truth, written.options, format=case.settings.format, **more)
     store = folder / ("s.h5" if case.settings.format == "hdf5" else "s.zarr")
     outcome = _converted(written, case.settings, config, store, convert, case.settings.kill_at)
-    if outcome.is_bug or outcome.name == "refused" or case.settings.like is None:
+    is_over = outcome.is_bug or outcome.name == "refused" or bool(written.strays)
+    if is_over or case.settings.like is None:
         return outcome
     return _like(case, store, folder, outcome, convert)
+
+
+def _plain_marks(way: Any, first: Any) -> Any:
+    """A way for a later file: which words are gaps, and how dates are written, is as in the first file."""
+    if not isinstance(way, CsvWay):
+        return way
+    first = first if isinstance(first, CsvWay) else CsvWay()
+    return replace(way, has_stray=False, gap_marker=first.gap_marker, date_format=first.date_format)
 
 
 def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callable[..., Any]) -> Outcome:
     """The same rows, written once more in another way, converted like the first store."""
     (folder / "again").mkdir()
     table = case.table
-    way = case.settings.like
-    if isinstance(way, CsvWay):  # Which words are gaps, and how dates are written, is as in the first file.
-        first_way = case.way if isinstance(case.way, CsvWay) else CsvWay()
-        alike = {name: getattr(first_way, name) for name in ("gap_marker", "date_format")}
-        way = replace(way, has_stray=False, **alike)
+    way = _plain_marks(case.settings.like, case.way)
     if getattr(way, "integer_names", False) or getattr(case.way, "integer_names", False):
         return first
     written = way.write(table, folder / "again")
@@ -156,6 +169,8 @@ def _converted(
     kill_at: int,
 ) -> Outcome:
     want = expected(written, settings)
+    if written.later is not None:
+        want = want.beside(expected(written.later, settings))
     with _listening() as messages:
         try:
             if kill_at:
@@ -196,7 +211,9 @@ def _refusal(message: str, error: str, want: Expected, store: Path) -> Outcome:
 def _left_over(store: Path, is_made: bool) -> str:
     """What lies beside the store that should not, or the store if there should be none."""
     here = sorted(path.name for path in store.parent.iterdir())
-    allowed = {"source", "again", "s.zarr", "s.h5", "once"} - ({store.name} if not is_made else set())
+    allowed = {"source", "again", "later", "s.zarr", "s.h5", "once"} - (
+        {store.name} if not is_made else set()
+    )
     allowed |= {store.name} if is_made else set()
     return ", ".join(name for name in here if name not in allowed)
 
@@ -236,35 +253,44 @@ def _differs_from_one_go(
 def _compared(
     written: Written, settings: Settings, want: Expected, store: Path, messages: _Messages
 ) -> Outcome:
+    parts = [(written, want.kept), *([(written.later, want.later_kept)] if written.later else [])]
+    problems: list[tuple[str, str]] = []
+    flavours: dict[str, str] = {}
     with ep3stream.open_store(store) as made:
-        manifest, blocks = made.manifest, []
-        for name, info in made.manifest.splits.items():
-            blocks.append(made.split(name).read_rows(np.arange(info.n_rows)))
-    x, y = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    truth = written.truth.rows(want.kept)
-    problems = Comparison(
-        manifest,
-        x,
-        y,
-        truth,
-        is_ordered=not settings.shuffle and len(blocks) == 1,
-        fills_are_means=written.fills_are_means and len(blocks) == 1,
-        dates=settings.dates or DEFAULT_PARTS,
-    ).run()
-    n_dropped = written.truth.n_rows - truth.n_rows
-    if n_dropped and not any(re.search(r"drop|left out|leave", said) for said in messages.said):
-        problems.append(("", f"{n_dropped} rows are left out untold"))
-    untold = [(name, what) for name, what in problems if not (name and messages.telling(name))]
-    if untold:
-        name, what = untold[0]
-        kind = "BUG merged untold" if what.startswith("merged") else "BUG different"
-        flavour = next((f"{c.kind}, {c.flavour}" for c in truth.columns if c.name == name), "")
-        return Outcome(
-            kind, f"({flavour}) {name!r}: {what}; said: {[one[:200] for one in messages.said]}"[:900]
-        )
+        for part, kept in parts:
+            is_later = part is written.later
+            names = [name for name in made.manifest.splits if (name == "later") == is_later]
+            blocks = [_rows_of(made, name) for name in names]
+            x, y = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+            truth = part.truth.rows(kept)
+            problems += Comparison(
+                made.manifest,
+                x,
+                y,
+                truth,
+                is_ordered=not settings.shuffle and len(blocks) == 1,
+                fills_are_means=part.fills_are_means and len(blocks) == 1 and not is_later,
+                dates=settings.dates or DEFAULT_PARTS,
+                is_later=is_later,
+            ).run()
+            flavours |= {column.name: f"{column.kind}, {column.flavour}" for column in truth.columns}
+            n_dropped = part.truth.n_rows - truth.n_rows
+            if n_dropped and not any(re.search(r"drop|left out|leave", said) for said in messages.said):
+                problems.append(("", f"{n_dropped} rows are left out untold"))
+    for name, what in problems:
+        if not name or not messages.telling(name):
+            kind = "BUG merged untold" if what.startswith("merged") else "BUG different"
+            said = [one[:200] for one in messages.said]
+            return Outcome(kind, f"({flavours.get(name, '')}) {name!r}: {what}; said: {said}"[:900])
     if problems:
         return Outcome("told", f"{problems[0][1][:40]}: {messages.telling(problems[0][0])}")
     return Outcome("same")
+
+
+def _rows_of(store: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+    reader = store.split(split)
+    x, y = reader.read_rows(np.arange(reader.info.n_rows))
+    return x, y
 
 
 # -- reducing

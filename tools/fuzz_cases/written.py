@@ -21,7 +21,7 @@ class Written:
     source: makes what `convert` takes, anew for each call. truth: the rows in the order of the source.
     options: settings that the way of writing needs. may_refuse: patterns of refusals that are no faults.
     strays: column, row, word of texts in columns of numbers or dates. fills_are_means: whether gaps are filled with
-    the means of these rows.
+    the means of these rows. later: rows in a file that becomes a split of its own, by --split-file.
     """
 
     source: Callable[[], Any]
@@ -31,6 +31,7 @@ class Written:
     may_refuse: tuple[str, ...] = ()
     strays: tuple[tuple[str, int, str], ...] = ()
     fills_are_means: bool = True
+    later: Written | None = None
 
 
 def cut(n_rows: int, n_parts: int, rng: random.Random) -> list[slice]:
