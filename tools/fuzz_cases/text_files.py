@@ -105,15 +105,17 @@ class CsvWay:
         strays = way._put_stray(columns, texts, rng) if self.has_stray else ()
         n = len(table.features)
         truth = replace(table, features=tuple(columns[:n]), targets=tuple(columns[n:]))
+        labels = columns[n:] if table.is_classification else []
         files = []
         (folder / "t").mkdir()
         for number, part in enumerate(cut(table.n_rows, self.parts, rng)):
             order = list(range(len(columns)))
             if number and rng.random() < 0.3:
                 rng.shuffle(order)
-            content = way._text(
-                [columns[j].name for j in order], [texts[j][part] for j in order], rng, columns, order
-            )
+            # Blanks around a label are part of it.
+            are_texts = [c.kind == "category" or (c in labels) for c in (columns[j] for j in order)]
+            cells = [texts[j][part] for j in order]
+            content = way._text([columns[j].name for j in order], cells, are_texts, rng)
             files.append(way._pack(folder / "t" / f"t{number}{self.suffix}", content))
         stated = [c for c in table.features if c.is_stated]
         options: dict[str, Any] = {"target": [c.name for c in table.targets]}
@@ -240,18 +242,12 @@ class CsvWay:
         return text + tail
 
     def _text(
-        self,
-        names: list[str],
-        cells: list[list[str]],
-        rng: random.Random,
-        columns: list[Column],
-        order: list[int],
+        self, names: list[str], cells: list[list[str]], are_texts: list[bool], rng: random.Random
     ) -> bytes:
         ends = {"mixed": ("\n", "\r\n")}.get(self.line_end, (self.line_end,))
-        is_text = [columns[j].kind == "category" for j in order]
         lines = [self._line(names, rng, [True] * len(names), "")]
         for row, texts in enumerate(zip(*cells, strict=True)):
-            lines.append(self._line(texts, rng, is_text, str(row)))
+            lines.append(self._line(texts, rng, are_texts, str(row)))
         text = "".join(line + rng.choice(ends) for line in lines[:-1]) + lines[-1]
         if self.final_newline:
             text += ends[0] * (1 + self.blank_lines)

@@ -32,7 +32,7 @@ MAX_TRIES = 150
 
 
 _TELLS = re.compile(
-    r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|does not have"
+    r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|does not have|differ in blanks"
 )
 
 

@@ -60,9 +60,9 @@ def expected(written: Written, settings: Settings) -> Expected:
             refusals.append(r"every row|none of|only text")
         else:
             must = rf"(?s)row \d.*{re.escape(word.strip()[:5])}|{re.escape(word.strip()[:5])}.*row \d"
-    policies = settings.policies(truth)
+    policies, for_strays = settings.policies(truth), left_out.copy()
     for column in truth.columns:
-        if policies[column.name] == "error" and gaps[column.name].any():
+        if policies[column.name] == "error" and (gaps[column.name] & ~for_strays).any():
             must = must or r"missing"
         if policies[column.name] == "drop" or column in truth.targets:
             left_out |= gaps[column.name]
