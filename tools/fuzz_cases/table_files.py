@@ -402,7 +402,9 @@ class FrameWay:
         if self.kind == "dask":
             dask = dd.from_pandas(frame.reset_index(drop=True), npartitions=min(self.chunks, len(frame)))
             return Written(lambda: dask, truth.stated_as_categories(), options)
-        return Written(lambda: frame, truth.stated_as_categories(), options)
+        # Objects that are whole numbers beyond int64 have no type of arrow's.
+        may_refuse = (r"too large to convert",) if self.dtypes == "object" else ()
+        return Written(lambda: frame, truth.stated_as_categories(), options, may_refuse=may_refuse)
 
     def _series(
         self, column: Column, made: pa.Table, rng: random.Random
