@@ -8,21 +8,25 @@ ep3stream.load("runs/first").predict(x)
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
-from ep3stream.config import ConvertConfig, DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig
-from ep3stream.errors import (
-    ConfigError,
-    DamagedDataError,
-    DivergedError,
-    Ep3streamError,
-    InputError,
-    Interrupted,
-    SourceError,
-)
+# What type checkers take for true. `typing` has it too, and takes 8 ms in which a SIGTERM would end the process.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from ep3stream.config import ConvertConfig as ConvertConfig
+    from ep3stream.config import DataConfig as DataConfig
+    from ep3stream.config import FitConfig as FitConfig
+    from ep3stream.config import KernelConfig as KernelConfig
+    from ep3stream.config import RunConfig as RunConfig
+    from ep3stream.config import SolverConfig as SolverConfig
     from ep3stream.conversion.convert import convert
+    from ep3stream.errors import ConfigError as ConfigError
+    from ep3stream.errors import DamagedDataError as DamagedDataError
+    from ep3stream.errors import DivergedError as DivergedError
+    from ep3stream.errors import Ep3streamError as Ep3streamError
+    from ep3stream.errors import InputError as InputError
+    from ep3stream.errors import Interrupted as Interrupted
+    from ep3stream.errors import SourceError as SourceError
     from ep3stream.estimator import KernelClassifier as KernelClassifier
     from ep3stream.estimator import KernelRegressor as KernelRegressor
     from ep3stream.inspection.inspect import inspect, verify
@@ -72,13 +76,27 @@ __all__ = [
     "write_report",
 ]
 
-# Imported when asked for (PEP 562): torch and zarr take two seconds, which `ep3stream --help` need not wait for.
+# Imported when asked for (PEP 562): torch and zarr take two seconds, which `ep3stream --help` need not wait for, and
+# the settings a tenth, in which `ep3stream fit` could not yet hold back a SIGTERM.
 # The imports above say the same to type checkers and editors; a test holds the two together.
 _LAZY = {
+    "ConfigError": "ep3stream.errors",
+    "ConvertConfig": "ep3stream.config",
+    "DamagedDataError": "ep3stream.errors",
+    "DataConfig": "ep3stream.config",
+    "DivergedError": "ep3stream.errors",
+    "Ep3streamError": "ep3stream.errors",
+    "FitConfig": "ep3stream.config",
     "FitPlan": "ep3stream.planning.forecast",
+    "InputError": "ep3stream.errors",
+    "Interrupted": "ep3stream.errors",
     "KernelClassifier": "ep3stream.estimator",
+    "KernelConfig": "ep3stream.config",
     "KernelModel": "ep3stream.online.kernel_model",
     "KernelRegressor": "ep3stream.estimator",
+    "RunConfig": "ep3stream.config",
+    "SolverConfig": "ep3stream.config",
+    "SourceError": "ep3stream.errors",
     "StoreDataset": "ep3stream.stream.torch_dataset",
     "TuneResult": "ep3stream.tuning.tune",
     "convert": "ep3stream.conversion.convert",
@@ -98,6 +116,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> object:
+    if name in ("config", "errors"):
+        return import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(_LAZY[name]), name)

@@ -11,11 +11,10 @@ def main() -> int:
     """
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     if command == "fit":
-        from signal import SIGTERM, SIGUSR1
+        import signal
 
-        from ep3stream.run.signals import hold_signals
-
-        hold_signals(SIGTERM, SIGUSR1)
+        # What `hold_signals` does; its module would take another 20 ms.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
     from ep3stream.cli import main as run_command
 
     return run_command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,20 @@ def test_every_error_ends_a_command_with_its_own_exit_code():
     }
     assert {name: getattr(ep3stream, name).exit_code for name in codes} == codes
     assert all(issubclass(getattr(ep3stream, name), ep3stream.Ep3streamError) for name in codes)
+
+
+def test_the_package_imports_nothing_before_it_is_used():
+    """All that is imported before `main` is time in which a SIGTERM ends a fit with nothing saved."""
+    program = (
+        "import sys; before = set(sys.modules); import ep3stream.__main__; "
+        "print(sorted(set(sys.modules) - before - {'ep3stream', 'ep3stream.__main__'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found = {name.partition(".")[0] for name in ast.literal_eval(done.stdout)}
+    assert found <= {"importlib", "warnings", "_warnings"}
+
+
+def test_rooms_are_found_where_they_always_were():
+    program = "import ep3stream; print(ep3stream.config.FitConfig is ep3stream.FitConfig, ep3stream.errors.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "ep3stream.errors"]

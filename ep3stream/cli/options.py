@@ -83,7 +83,7 @@ def add_settings(parser: Any, table: type, name: str, only: Mapping[str, str] | 
     for setting in settings_of(table):
         if setting.option is None or (only is not None and setting.name not in only):
             continue
-        meaning = (only or {}).get(setting.name) or _meaning(setting)
+        meaning = ((only or {}).get(setting.name) or _meaning(setting)).replace("%", "%%")
         option, key = f"--{setting.option}", f"{name}.{setting.name}"
         if bool in setting.kinds:
             parser.add_argument(option, dest=key, action=argparse.BooleanOptionalAction, help=meaning)
