@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import ep3stream
 from ep3stream import ConvertConfig
 from ep3stream.conversion.offsets import precision_of, sample_rows
-from ep3stream.store.offsets import exact_difference
+from ep3stream.values.offsets import exact_difference
 
 N = np.arange(3000)
 RNG = np.random.default_rng(5)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.formats.source import SourceBatch
-from ep3stream.store.offsets import exact_difference, shifted
+from ep3stream.values.offsets import exact_difference, shifted
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor, unmasked
-from ep3stream.store.labels import label_type_of, names_of
-from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
 from ep3stream.training.set_up import draw_centers
+from ep3stream.values.labels import label_type_of, names_of
+from ep3stream.values.offsets import Offsets, shifted
 
 _FEW_CENTERS, _MANY_CENTERS = 2000, 5000
 _FEW_ROWS_PER_CENTER = 5

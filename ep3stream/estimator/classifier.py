@@ -20,8 +20,8 @@ from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
-from ep3stream.store.labels import as_labels, names_of, recorded_label_type
 from ep3stream.store.reader import SplitReader
+from ep3stream.values.labels import as_labels, names_of, recorded_label_type
 
 
 class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]

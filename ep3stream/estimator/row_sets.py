@@ -21,8 +21,8 @@ from ep3stream.formats.python_objects import computed_ahead
 from ep3stream.online.sources import Pair
 from ep3stream.solver.model import unmasked
 from ep3stream.store.manifest import ColumnStatistics
-from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.stream.order import Rows
+from ep3stream.values.offsets import Offsets, shifted
 
 _BATCH_ROWS = 4096
 _MAX_BLOCKS = 64

@@ -47,11 +47,11 @@ from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
 from ep3stream.solver.set_up import PROBE_ROWS
 from ep3stream.solver.targets import require_weights_of_task, weighted
-from ep3stream.store.offsets import Offsets, shifted
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
 from ep3stream.training.centers import offsets_left
 from ep3stream.training.set_up import Problem, problem_of_split
+from ep3stream.values.offsets import Offsets, shifted
 
 _LOGGER = logging.getLogger(__name__)
 

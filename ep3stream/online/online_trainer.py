@@ -27,12 +27,12 @@ from ep3stream.solver.model import InputScaling, Predictor
 from ep3stream.solver.set_up import probes_of
 from ep3stream.solver.step_size import PublishedStep
 from ep3stream.solver.targets import TargetCode
-from ep3stream.store.offsets import Offsets
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
 from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget
 from ep3stream.training.set_up import Problem, SetUpRows, Split, other_rows, set_up
 from ep3stream.training.trainer import Trainer
+from ep3stream.values.offsets import Offsets
 
 logger = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from ep3stream.solver.export import exported_program
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.store.json_files import created_by
-from ep3stream.store.labels import recorded_label_type
-from ep3stream.store.offsets import Offsets
 from ep3stream.store.reader import open_store
+from ep3stream.values.labels import recorded_label_type
+from ep3stream.values.offsets import Offsets
 
 # 2: a model with offsets.
 EXPORT_VERSION = 2

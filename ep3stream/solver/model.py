@@ -24,8 +24,8 @@ from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFun
 from ep3stream.solver.named_kernels import named_kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
-from ep3stream.store.labels import LabelType, as_labels
-from ep3stream.store.offsets import Offsets, shifted
+from ep3stream.values.labels import LabelType, as_labels
+from ep3stream.values.offsets import Offsets, shifted
 
 _PREDICT_ROWS = 2048
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ep3stream.config import MIB, Task, XDtype
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.store.json_files import JsonObject, json_digest, signed_bytes, signed_object
-from ep3stream.store.offsets import Offsets
+from ep3stream.values.offsets import Offsets
 
 STORE_FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"

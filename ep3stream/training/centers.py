@@ -18,9 +18,9 @@ from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
 from ep3stream.solver.model import InputScaling
 from ep3stream.store.files import Location, ObjectUrl, location
-from ep3stream.store.offsets import shifted
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import sample_rows
+from ep3stream.values.offsets import shifted
 
 _CLUSTERS, _ORDER = 4, 5
 _CLUSTERED = "kmeans:"
