@@ -22,7 +22,7 @@ from ep3stream.config.settings import (
 
 KernelName = Literal[
     "laplacian", "gaussian", "matern32", "matern52", "dispersal", "rational_quadratic",
-    "polynomial", "ntk_relu", "ntk_relu_unit_sphere",
+    "polynomial", "ntk_relu", "ntk_relu_unit_sphere", "product", "anova",
 ]  # fmt: skip
 
 Projection = Literal["nystrom", "eigenpro", "exact"]
@@ -42,6 +42,8 @@ KERNEL_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "polynomial": {"bandwidth": "median", "degree": 3, "offset": 1.0},
     "ntk_relu": {"depth": 2, "bias": 1.0},
     "ntk_relu_unit_sphere": {"depth": 2, "bias": 1.0},
+    "product": {"power": 1.0},
+    "anova": {"power": 1.0},
 }
 
 
@@ -96,6 +98,13 @@ class KernelConfig:
         default_means=_default_by_kernel("bias"),
     )
 
+    power: float | None = setting(
+        None,
+        "power q of the distance in a column, of product and anova, in (0, 2]",
+        limit=positive("a positive, finite number"),
+        default_means=_default_by_kernel("power"),
+    )
+
     def __post_init__(self) -> None:
         check_settings(self)
         own = KERNEL_DEFAULTS[self.name]
@@ -112,6 +121,8 @@ class KernelConfig:
             require(isinstance(value, int | float), each.refusal(value))
         if self.name == "dispersal" and self.shape is not None:
             require(self.shape <= 2, f"shape is {self.shape}; the dispersal kernel takes one in (0, 2]")
+        if self.power is not None:
+            require(self.power <= 2, f"power is {self.power}; the {self.name} kernel takes one in (0, 2]")
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter of this kernel, with its value or its default."""

@@ -167,6 +167,13 @@ def columns_of(manifest: Manifest) -> dict[str, Any]:
     return {"columns": dict(manifest.columns), "x_dtype": manifest.x_dtype}
 
 
+def code_features(manifest: Manifest) -> tuple[int, ...]:
+    """Numbers of the features that hold the codes of a category each, as `--categories codes` stores them."""
+    described = manifest.columns.get("columns", ())
+    names = {one["name"] for one in described if one["kind"] == "category" and one.get("encoding") == "codes"}
+    return tuple(number for number, name in enumerate(manifest.feature_names) if name in names)
+
+
 def unreadable_columns(document: Mapping[str, Any]) -> str | None:
     """Why files cannot be converted by this record of columns, in words; None if they can."""
     version = document.get("version")

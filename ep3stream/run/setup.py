@@ -19,6 +19,7 @@ from ep3stream.config import KERNEL_DEFAULTS, FitConfig, Task
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import file_digest, read_bundle
+from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu import fuses
@@ -187,7 +188,7 @@ class Setup:
             raise InputError(f"the fit was set up with the {name} kernel; {remedy} or use a new RUN")
         if function is not None:
             return CallableKernel(function)
-        return named_kernel(name, self.plan.kernel_parameters, self.tensors.get("kernel_centre"))
+        return named_kernel(name, self.plan.kernel_parameters, self.tensors)
 
     def order(self, split: SplitInfo, seed: int) -> RowOrder:
         """The order of the split's rows; DamagedDataError where the set-up was not made for so many."""
@@ -210,6 +211,8 @@ class Setup:
         kernel = self.kernel(function)
         if isinstance(kernel, RadialKernel):
             kernel = replace(kernel, centre=kernel.centre.to(mesh.device))
+        if isinstance(kernel, ColumnKernel):
+            kernel = kernel.to(mesh.device)
         kernel = with_precision(kernel, config.solver.precision)
         centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
         prepared = kernel.left(centers)
@@ -345,7 +348,7 @@ def require_complete(tensors: Mapping[str, Tensor], description: Mapping[str, An
     _require_names(description)
     if plan["kernel"] != CALLABLE:
         parameters = {item: plan[item] for item in KERNEL_DEFAULTS[plan["kernel"]]}
-        named_kernel(plan["kernel"], parameters, tensors.get("kernel_centre"))
+        named_kernel(plan["kernel"], parameters, tensors)
     for name, shape in _shapes(tensors, description).items():
         dtype = torch.int64 if name in _WHOLE else torch.float64 if name in _DOUBLE else torch.float32
         found = tensors[name]
@@ -415,7 +418,7 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
     shapes |= {"target_offset": (c,), "target_scale": (c,), "excluded_rows": (len(tensors["excluded_rows"]),)}
     # Format 1 had one stage.
     stages = (len(plan["stages"]),) if "stages" in plan else ()
-    optional = {"target_weights": (c,), "tempering": (p,), "kernel_centre": (d,)}
+    optional = {"target_weights": (c,), "tempering": (p,), "kernel_centre": (d,), "kernel_metric": (3, d)}
     shapes |= {name: shape for name, shape in optional.items() if name in tensors}
     if plan["projection"] == "exact":
         q = tensors["shrink"].shape[-1]

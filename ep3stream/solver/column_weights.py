@@ -76,8 +76,7 @@ def learnt_weights(
     held, pool = slice(0, n_held), slice(n_held, len(x))
     start = _start(kernel, x[pool])
     learnt, rho = _descended(start, x[pool], y[pool], generator)
-    learnt = _sharpened(learnt, rho, (x[pool], y[pool]), (x[held], y[held]), n_centers)
-    return learnt
+    return _sharpened(learnt, rho, (x[pool], y[pool]), (x[held], y[held]), n_centers)
 
 
 def _start(kernel: ColumnKernel, x: Tensor) -> ColumnKernel:
@@ -110,9 +109,7 @@ def _descended(
 
     for step in range(_STEPS):
         adam.param_groups[0]["lr"] = _RATES[0] * (_RATES[1] / _RATES[0]) ** (step / _STEPS)
-        loss, *gradients = _gradients(
-            current(log_weights, log_shares), log_rho, _drawn(x, y, generator)
-        )
+        loss, *gradients = _gradients(current(log_weights, log_shares), log_rho, _drawn(x, y, generator))
         losses.append(loss)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -173,13 +170,17 @@ def _sharpened(
     multiple = min(2 ** (best * max(1.0, growth)), _MOST)
     _LOGGER.info(
         "column weights: held-out error %.4f; best times %.2f for %d centers, so times %.2f for %d",
-        min(losses), 2**best, n_small, multiple, n_centers,
+        min(losses),
+        2**best,
+        n_small,
+        multiple,
+        n_centers,
     )
     return kernel.scaled(multiple)
 
 
 def _lowest(losses: Sequence[float]) -> float:
-    """log2 of the multiple with the least loss: the vertex of the parabola through the least value and its neighbours."""
+    """log2 of the best multiple: the vertex of the parabola through the least loss and its neighbours."""
     at = min(range(len(losses)), key=lambda k: losses[k])
     first = math.log2(_MULTIPLES[0])
     if at in (0, len(losses) - 1):

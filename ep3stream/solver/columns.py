@@ -76,7 +76,7 @@ class ColumnKernel:
 
     def left(self, x: Tensor) -> Points:
         """The columns in use, (n, k): numbers times their weight, codes of categories as they are."""
-        used, factors = self._used(x), self._factors(x)
+        used, factors = self.used().to(x.device), self._factors(x)
         return Points(x[:, used] * factors)
 
     def right(self, x: Tensor) -> Points:
@@ -112,21 +112,22 @@ class ColumnKernel:
             if self.name == "product":
                 total.exp2_()
 
-    def _used(self, x: Tensor) -> Tensor:
+    def used(self) -> Tensor:
+        """Numbers of the columns that the kernel depends on, (k,)."""
         used = self.weights > 0
         if self.name == "anova":
             used &= self.shares > 0
-        return used.nonzero()[:, 0].to(x.device)
+        return used.nonzero()[:, 0]
 
     def _factors(self, x: Tensor) -> Tensor:
         """What numbers are multiplied by, so that the exponent to base 2 is -|difference|^power; 1 for categories."""
         weights = self.weights * _LOG2_E ** (1 / self.power)
         factors = torch.where(self.is_category, 1.0, weights).to(x)
-        return factors[self._used(x)]
+        return factors[self.used().to(x.device)]
 
     def _columns(self, z: Tensor) -> list[tuple[bool, float, float]]:
         """Of each column in use: whether it is a category, its weight to base 2, and its share."""
-        used = self._used(self.weights)
+        used = self.used()
         parts = (self.is_category[used], self.weights[used] * _LOG2_E, self.shares[used])
         return list(zip(*(part.tolist() for part in parts), strict=True))
 
@@ -137,7 +138,7 @@ class ColumnKernel:
         """
         left, columns = self.left(z).prepared, self.right(x).prepared.T.contiguous()
         weighted = (sensitivity * self.block(Points(left), Points(columns.T))).contiguous()
-        used, each = self._used(z), self._columns(left)
+        used, each = self.used().to(z.device), self._columns(left)
         of_weights, of_shares = (torch.zeros(len(used), dtype=torch.float64) for _ in range(2))
         minus = left.new_full((), -1)
         for rows in strips(len(z), len(x)):
@@ -156,6 +157,10 @@ class ColumnKernel:
         found = torch.zeros(2, len(self.weights), dtype=torch.float64)
         found[:, used.cpu()] = torch.stack([of_weights, of_shares])
         return found[0], found[1]
+
+    def to(self, device: torch.device) -> ColumnKernel:
+        """The same kernel on another device."""
+        return ColumnKernel.of(self.name, self.metric.to(device), self.power)
 
     def scaled(self, factor: float) -> ColumnKernel:
         """The kernel with all weights times `factor`."""

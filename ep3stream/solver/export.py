@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ep3stream.errors import InputError
+from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
 from ep3stream.solver.model import Predictor
@@ -92,6 +93,8 @@ def _formula(kernel: object) -> Callable[[Tensor, Tensor], Tensor]:
     """The function of x, (n, d), and z, (p, d), that returns K(X, Z), (n, p)."""
     if isinstance(kernel, RadialKernel):
         return lambda x, z: _radial(kernel, x, z)
+    if isinstance(kernel, ColumnKernel):
+        return lambda x, z: _columns(kernel, x, z)
     if isinstance(kernel, PolynomialKernel):
         return lambda x, z: ((x @ z.T) / kernel.bandwidth**2 + kernel.offset) ** kernel.degree
     if isinstance(kernel, NtkKernel):
@@ -119,6 +122,21 @@ def _radial(kernel: RadialKernel, x: Tensor, z: Tensor) -> Tensor:
         return (1 + math.sqrt(3) * distance) * (-math.sqrt(3) * distance).exp()
     assert kernel.name == "matern52"
     return (1 + math.sqrt(5) * distance + 5 / 3 * squared) * (-math.sqrt(5) * distance).exp()
+
+
+def _columns(kernel: ColumnKernel, x: Tensor, z: Tensor) -> Tensor:
+    """The product over the columns in use."""
+    product = torch.ones((), dtype=x.dtype)
+    for j in kernel.used().tolist():
+        distance = (x[:, j, None] - z[:, j]).abs()
+        if bool(kernel.is_category[j]):
+            distance = (distance > 0).to(x.dtype)
+            factor = (-kernel.weights[j] * distance).exp()
+        else:
+            factor = (-((kernel.weights[j] * distance) ** kernel.power)).exp()
+        share = kernel.shares[j]
+        product = product * (factor if kernel.name == "product" else (1 + share * factor) / (1 + share))
+    return product
 
 
 def _tangent(kernel: NtkKernel, x: Tensor, z: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import tiles, times_kernel
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
-from ep3stream.solver.named_kernels import named_kernel
+from ep3stream.solver.named_kernels import kernel_tensors, named_kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
 from ep3stream.values.labels import LabelType, as_labels
@@ -227,8 +227,7 @@ class Predictor:
             "target_offset": self.targets.offset,
             "target_scale": self.targets.scale,
         }
-        if isinstance(self.kernel, RadialKernel):
-            tensors["kernel_centre"] = self.kernel.centre
+        tensors |= kernel_tensors(self.kernel)
         if self.offsets:
             # Only where there are some, so that a version that knows no offsets refuses the model.
             tensors["x_offset"], tensors["y_offset"] = map(torch.from_numpy, (self.offsets.x, self.offsets.y))
@@ -262,7 +261,7 @@ class Predictor:
         if name != CALLABLE:
             if function is not None:
                 raise InputError(f"the model was fitted with the {name} kernel; leave kernel= out")
-            kernel = named_kernel(name, parameters, tensors.get("kernel_centre"))
+            kernel = named_kernel(name, parameters, tensors)
         elif function is None:
             raise InputError("the model was fitted with a callable kernel; pass it as kernel=")
         else:
@@ -328,7 +327,7 @@ def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any
     vectors = {"input_shift": d, "input_scale": d, "target_offset": c, "target_scale": c, "kernel_centre": d}
     doubles = {"x_offset": d, "y_offset": c}
     expected: dict[str, tuple[int, ...]] = {"centers": (p, d), "weights": (p, c)}
-    expected |= {name: (size,) for name, size in (vectors | doubles).items()}
+    expected |= {name: (size,) for name, size in (vectors | doubles).items()} | {"kernel_metric": (3, d)}
     for name, tensor in tensors.items():
         dtype = torch.float64 if name in doubles else torch.float32
         if tuple(tensor.shape) != expected.get(name) or tensor.dtype != dtype:

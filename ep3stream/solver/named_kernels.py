@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, KernelConfig, Precision
 from ep3stream.errors import ConfigError
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
 from ep3stream.solver.kernels import Kernel, RadialKernel
 
@@ -27,7 +28,7 @@ def measured_kernel(choice: KernelConfig, sample: Tensor, centre: Tensor) -> Ker
     if parameters.get("bandwidth") == "median":
         measure = median_norm if choice.name == "polynomial" else median_bandwidth
         parameters["bandwidth"] = measure(sample)
-    kernel = named_kernel(choice.name, parameters, centre)
+    kernel = named_kernel(choice.name, parameters, {"kernel_centre": centre})
     if not bool(kernel.diagonal(sample).isfinite().all()):
         raise ConfigError(
             f"the {choice.name} kernel with {parameters} is not finite in float32 for the sampled rows; "
@@ -36,10 +37,19 @@ def measured_kernel(choice: KernelConfig, sample: Tensor, centre: Tensor) -> Ker
     return kernel
 
 
-def named_kernel(name: str, parameters: Mapping[str, Any], centre: Tensor | None) -> Kernel:
+def kernel_tensors(kernel: Kernel) -> dict[str, Tensor]:
+    """What `named_kernel` needs of a kernel beside name and parameters, by the name in files."""
+    if isinstance(kernel, RadialKernel):
+        return {"kernel_centre": kernel.centre}
+    if isinstance(kernel, ColumnKernel):
+        return {"kernel_metric": kernel.metric}
+    return {}
+
+
+def named_kernel(name: str, parameters: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Kernel:
     """The kernel with this name and all of its parameters; ConfigError for an unknown name or a missing parameter.
 
-    centre: (d,) for radial kernels; None for the others.
+    tensors: for radial kernels `kernel_centre`, (d,); for those on columns `kernel_metric`, (3, d); others are ignored.
     """
     KernelConfig(name, **parameters)  # type: ignore[arg-type]
     missing = [item for item in KERNEL_DEFAULTS[name] if parameters.get(item) in (None, "median")]
@@ -49,9 +59,12 @@ def named_kernel(name: str, parameters: Mapping[str, Any], centre: Tensor | None
         return PolynomialKernel(**parameters)
     if name in ("ntk_relu", "ntk_relu_unit_sphere"):
         return NtkKernel(**parameters, on_sphere=name == "ntk_relu_unit_sphere")
-    if centre is None:
-        raise ConfigError(f"the {name} kernel needs the centre of the inputs")
-    return RadialKernel(name, centre=centre, **parameters)
+    needed = "kernel_metric" if name in COLUMN_KERNELS else "kernel_centre"
+    if needed not in tensors:
+        raise ConfigError(f"the {name} kernel needs {needed}, which is not there")
+    if name in COLUMN_KERNELS:
+        return ColumnKernel.of(name, tensors[needed], **parameters)
+    return RadialKernel(name, centre=tensors[needed], **parameters)
 
 
 def with_precision(kernel: Kernel, precision: Precision) -> Kernel:

@@ -23,18 +23,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig, KernelConfig, SolverConfig, Task
-from ep3stream.conversion.recorded_columns import columns_of
+from ep3stream.conversion.recorded_columns import code_features, columns_of
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.setup import SETUP_KIND, STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
+from ep3stream.solver.column_weights import POOL_ROWS, learnt_weights
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
-from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
+from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.model import InputScaling
-from ep3stream.solver.named_kernels import measured_kernel, named_kernel, with_precision
+from ep3stream.solver.named_kernels import kernel_tensors, measured_kernel, named_kernel, with_precision
 from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
 from ep3stream.solver.step import Stage
@@ -48,10 +50,11 @@ from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, me
 logger = logging.getLogger(__name__)
 
 # Purposes of random numbers.
-_CENTERS, _SAMPLES, _ALGEBRA = 1, 2, 3
+_CENTERS, _SAMPLES, _ALGEBRA, _POOL = 1, 2, 3, 4
 
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
+_LEARNING = 5
 _CHECKED_ROWS = 1 << 16
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
@@ -84,6 +87,7 @@ class Problem:
     shape: sizes; names: of features, targets and classes (None for regression). inputs: the input transform of the
     model; targets: how targets are coded and weighted. feature_mean: (d,), float64, the mean of the inputs in the
     units of the data; radial kernels subtract it before distances are taken. None takes the mean of the centers.
+    categories: numbers of the features that are codes of categories, for kernels on columns.
     fingerprint, conversion: of the store, where the rows come from one.
     """
 
@@ -93,6 +97,7 @@ class Problem:
     inputs: InputScaling
     targets: TargetCode
     feature_mean: Tensor | None = None
+    categories: tuple[int, ...] = ()
     fingerprint: str = ""
     conversion: Any = None
 
@@ -104,6 +109,8 @@ class SetUpRows:
     centers: (p, d). excluded: sorted numbers of the rows that became centers and are not trained on.
     sample: X_s, (s, d), the Nystrom sample; sample_y: its y, None where it is not known (then there is no head start).
     probes: (n, d), rows to measure the step size on; probe_y: their y, which only class weights ask for.
+    pool: x, (n, d), and y of rows to learn the weights of columns from; None where the kernel has none, or weights are
+    not to be learnt. metric: (3, d), of a kernel on columns whose weights were learnt before.
     """
 
     centers: Tensor
@@ -112,6 +119,8 @@ class SetUpRows:
     sample_y: Tensor | None
     probes: Tensor
     probe_y: Tensor | None
+    pool: tuple[Tensor, Tensor] | None = None
+    metric: Tensor | None = None
 
     @classmethod
     def parted(cls, centers: Tensor, excluded: Rows, x: Tensor, y: Tensor, n_samples: int) -> SetUpRows:
@@ -247,8 +256,7 @@ def set_up(
     }
     if settled.start is not None:
         tensors["start"] = settled.start.coefficients.float()
-    if isinstance(kernel, RadialKernel):
-        tensors["kernel_centre"] = kernel.centre
+    tensors |= kernel_tensors(kernel)
     if problem.targets.weights is not None:
         tensors["target_weights"] = problem.targets.weights
     setup_plan = _setup_plan(plan, kernel, settings, spectra, settled, mesh, memory_bytes)
@@ -282,6 +290,7 @@ def problem_of_split(split: Split, config: FitConfig) -> Problem:
         inputs=input_scaling(split, config),
         targets=with_weights(target_code(split), split, config.solver),
         feature_mean=torch.tensor(split.info.features.mean, dtype=torch.float64),
+        categories=code_features(manifest),
         fingerprint=manifest.fingerprint,
         conversion=columns_of(manifest),
     )
@@ -299,13 +308,23 @@ def rows_of_split(
     def read() -> list[Tensor]:
         given = None if source.points is None else source.points(inputs)
         centers, x, y = _read_rows(split, drawn, others)
-        return [centers if given is None else given, x, y]
+        return [centers if given is None else given, x, y, *(read_pool(split, config) or ())]
 
-    centers, x, y = mesh.once_per_node(read)
+    centers, x, y, *pool = mesh.once_per_node(read)
     excluded = np.empty(0, np.int64)
     if drawn is not None and not config.data.keep_center_rows:
         excluded = np.sort(drawn)
-    return SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
+    rows = SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
+    return replace(rows, pool=(pool[0], pool[1])) if pool else rows
+
+
+def read_pool(split: Split, config: FitConfig) -> tuple[Tensor, Tensor] | None:
+    """x, (n, d), and y of rows in random order to learn the weights of columns from; None where no kernel has any."""
+    if config.kernel.name not in COLUMN_KERNELS:
+        return None
+    numbers = sample_rows(split.info, min(split.info.n_rows, POOL_ROWS), config.run.seed, _POOL)
+    _, x, y = _read_rows(split, None, numbers)
+    return x, y
 
 
 def draw_centers(info: SplitInfo, n_centers: int, seed: int) -> Rows:
@@ -359,6 +378,8 @@ def _kernel(
     """The function as a kernel, or the kernel of the settings with its bandwidth measured on sample, (s, d), scaled."""
     if function is not None:
         return CallableKernel.checked(function, sample)
+    if settings.name in COLUMN_KERNELS:
+        return _column_kernel(problem, rows, settings, mesh)
     mean = rows.centers.double().mean(0) if problem.feature_mean is None else problem.feature_mean
     centre = problem.inputs.to(mean.device)(mean).float().to(sample.device)
     kernel = measured_kernel(settings, sample, centre)
@@ -366,7 +387,35 @@ def _kernel(
         return kernel
     # What each rank has measured may differ in the last bit, where their devices do.
     parameters = mesh.broadcast_object(lambda: kernel.parameters)
-    return named_kernel(kernel.name, parameters, kernel.centre if isinstance(kernel, RadialKernel) else None)
+    return named_kernel(kernel.name, parameters, kernel_tensors(kernel))
+
+
+def _column_kernel(problem: Problem, rows: SetUpRows, settings: KernelConfig, mesh: Mesh) -> ColumnKernel:
+    """The kernel on columns with weights learnt from `rows.pool`; with those of `rows.metric` where it is there.
+
+    With neither all columns weigh the same.
+    """
+    d, power = rows.centers.shape[1], settings.parameters()["power"]
+    metric = torch.ones(3, d)
+    metric[1] = 0
+    metric[1, list(problem.categories)] = 1
+    if rows.metric is not None:
+        return ColumnKernel.of(settings.name, rows.metric.to(mesh.device), power)
+    plain = ColumnKernel.of(settings.name, metric, power)
+    if rows.pool is None:
+        return plain.scaled(1 / d).to(mesh.device)
+    x, y = (each.to(mesh.device) for each in rows.pool)
+    x = _require_in_range(problem.inputs.to(mesh.device)(x))
+    code = problem.targets.to(mesh.device)
+    coded = torch.zeros(code.n_outputs, len(x), device=mesh.device)
+    code.subtract_(coded, y)
+    generator = torch.Generator().manual_seed(_LEARNING)
+    learnt = learnt_weights(
+        plain.to(mesh.device), x, coded.neg_().T.contiguous(), len(rows.centers), generator
+    )
+    # What each rank has learnt may differ in the last bit, where their devices do.
+    metric = torch.tensor(mesh.broadcast_object(lambda: learnt.metric.tolist()))
+    return ColumnKernel.of(settings.name, metric.to(mesh.device), power)
 
 
 def _setup_plan(
@@ -477,6 +526,9 @@ def input_scaling(split: Split, config: FitConfig) -> InputScaling:
     features = split.info.features
     columns = (features.mean, features.std, features.minimum, features.maximum)
     scaling = InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
+    if config.kernel.name in COLUMN_KERNELS:
+        codes = list(code_features(split.manifest))
+        scaling.shift[codes], scaling.scale[codes] = 0, 1  # Compared by equality, so codes stay as they are.
     if config.data.feature_scale is None:
         return scaling
     factors = _feature_factors(Path(config.data.feature_scale), split.manifest.n_features)

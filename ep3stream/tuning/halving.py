@@ -19,7 +19,7 @@ from ep3stream.config import KERNEL_DEFAULTS, KernelConfig, KernelName
 from ep3stream.solver.kernels import RADIAL_KERNELS, Kernel, RadialKernel
 from ep3stream.solver.least_squares import RidgePath
 from ep3stream.solver.model import mean_squared_gradient
-from ep3stream.solver.named_kernels import measured_kernel, named_kernel
+from ep3stream.solver.named_kernels import kernel_tensors, measured_kernel, named_kernel
 from ep3stream.solver.targets import TargetCode
 
 # One candidate in so many goes on to the next rung.
@@ -321,7 +321,9 @@ def _kernel(candidate: Candidate, sample: Sample) -> Kernel:
         return measured
     # Rounded to the four digits of the settings, so that the fit gets the bandwidth that was tried.
     bandwidth = float(f"{measured.parameters['bandwidth'] * 2**candidate.doublings:.4g}")
-    return named_kernel(candidate.name, {**measured.parameters, "bandwidth": bandwidth}, sample.x.mean(0))
+    return named_kernel(
+        candidate.name, {**measured.parameters, "bandwidth": bandwidth}, kernel_tensors(measured)
+    )
 
 
 def _scores(sample: Sample, errors: Tensor, accuracy: float) -> tuple[float, float | None, float | None]:

@@ -18,6 +18,7 @@ from ep3stream.config import KERNEL_DEFAULTS, FitConfig, KernelConfig, KernelNam
 from ep3stream.disk import write_file
 from ep3stream.errors import ConfigError
 from ep3stream.run.text import table_text
+from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.store.files import Location, ObjectUrl
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import sample_rows
@@ -174,6 +175,11 @@ def _check(
         raise ConfigError("kernels is empty; name at least one, or leave it out")
     for name in kernels:
         KernelConfig(name)  # Raises ConfigError for an unknown name.
+        if name in COLUMN_KERNELS:
+            raise ConfigError(
+                f"kernels has {name!r}, which has no bandwidth to choose: `fit --kernel {name}` learns its weights "
+                "itself; leave it out here"
+            )
     if by not in get_args(Criterion):
         raise ConfigError(f"by is {by!r}; use mse or accuracy")
     if not 0 < minutes < float("inf"):
