@@ -40,6 +40,7 @@ kernel_values = {
     "offset": st.floats(0, 1e300),
     "depth": st.integers(1, 1000),
     "bias": st.floats(0, 1e300),
+    "power": st.floats(0, 2, exclude_min=True),
 }
 configs = st.builds(
     FitConfig,
@@ -310,6 +311,6 @@ def test_the_options_of_a_fit_are_those_that_scripts_know():
     assert options == (
         "bandwidth batch-size bias centers checkpoint-minutes checkpoint-steps class-weights dask data-rank degree "
         "depth devices epochs kernel max-restarts memory model-rank nystrom-samples offset output-weights patience "
-        "precision projection projection-passes projection-tolerance read-timeout ridge scale seed shape split step "
-        "tensorboard validate validate-every"
+        "power precision projection projection-passes projection-tolerance read-timeout ridge scale seed shape split "
+        "step tensorboard validate validate-every"
     )

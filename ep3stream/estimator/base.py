@@ -15,9 +15,9 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ep3stream.config import Task, parse_bytes
+from ep3stream.config import KernelConfig, Task, parse_bytes
 from ep3stream.conversion.offsets import array_offsets, sample_rows
-from ep3stream.conversion.recorded_columns import columns_of
+from ep3stream.conversion.recorded_columns import code_features, columns_of
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
@@ -26,6 +26,7 @@ from ep3stream.online.sources import ArraySource, NumberedSource, RowForm, Store
 from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
+from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor, unmasked
 from ep3stream.store.reader import RowStore, SplitReader, open_store
@@ -236,7 +237,13 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             return InputScaling(torch.zeros_like(ones), ones)
         found = source.split().info.features if isinstance(source, NumberedSource) else source.statistics()
         columns = (found.mean, found.std, found.minimum, found.maximum)
-        return InputScaling.of(self.scale, *(torch.tensor(column, dtype=torch.float64) for column in columns))
+        scaling = InputScaling.of(
+            self.scale, *(torch.tensor(column, dtype=torch.float64) for column in columns)
+        )
+        kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
+        if isinstance(source, NumberedSource) and kernel in COLUMN_KERNELS:
+            scaling = scaling.sparing(code_features(source.split().manifest))
+        return scaling
 
     def _n_centers(self, n_rows: int) -> int:
         if self.n_centers == "auto":

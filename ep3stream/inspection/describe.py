@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ep3stream.inspection.columns_taken import columns_taken
 from ep3stream.inspection.inspect import inspect
-from ep3stream.reporting.run_json import PlanRecord
+from ep3stream.reporting.run_json import PlanRecord, column_shares
 from ep3stream.run.text import bytes_text, number_text, table_text
 from ep3stream.store.files import Location
 from ep3stream.store.reader import open_store
@@ -247,6 +247,9 @@ def _describe_run(content: Mapping[str, Any]) -> str:
     if event is not None:
         lines.append(f"last event: {event.get('message')}")
     lines += _describe_plan(PlanRecord.of(content["plan"]))
+    if shares := column_shares(content):
+        lines += ["", "what matters"]
+        lines += [f"  {_printable(name)} {100 * share:.1f}%" for name, share in shares.items()]
     for record in content["evaluations"]:
         scores = {name: value for name, value in record.items() if isinstance(value, int | float)}
         lines += [

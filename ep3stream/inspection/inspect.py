@@ -119,6 +119,7 @@ def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
         "finished": is_finished(directory),
         "store": summary.get("store"),
         "plan": summary.get("plan"),
+        "column_weights": summary.get("column_weights"),
         "checkpoints": _checkpoints(directory),
         "overrides": directory.read_overrides(),
         "last_step": last.get("step"),

@@ -50,6 +50,7 @@ from ep3stream.solver.targets import require_weights_of_task, weighted
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
 from ep3stream.training.centers import offsets_left
+from ep3stream.training.column_kernel import pool_rows
 from ep3stream.training.set_up import Problem, problem_of_split
 from ep3stream.values.offsets import Offsets, shifted
 
@@ -425,6 +426,9 @@ class KernelModel:
             targets=code.to(x.device),
         )
         rows = set_up_rows(spec, x[:n_held], y[:n_held], spec.config.solver.nystrom_samples)
+        if spec.function is None:
+            n_pool = pool_rows(spec.config.kernel, len(x), x.shape[1], spec.config.run.memory_bytes)
+            rows = replace(rows, pool=(x[:n_pool], y[:n_pool]) if n_pool else None)
         if self._n_rows in (0, UNKNOWN_ROWS):
             # A head start is for a sample that is few of the rows, and nobody knows how many there are.
             rows = replace(rows, sample_y=None)

@@ -24,13 +24,14 @@ from ep3stream.run.checkpoint import Progress
 from ep3stream.solver.guard import RunningLoss, RunningScore
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.solver.named_kernels import kernel_tensors
 from ep3stream.solver.set_up import probes_of
 from ep3stream.solver.step_size import PublishedStep
 from ep3stream.solver.targets import TargetCode
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
 from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget
-from ep3stream.training.set_up import Problem, SetUpRows, Split, other_rows, set_up
+from ep3stream.training.set_up import Problem, SetUpRows, Split, other_rows, read_pool, set_up
 from ep3stream.training.trainer import Trainer
 from ep3stream.values.offsets import Offsets
 
@@ -97,7 +98,10 @@ class OnlineTrainer:
         plan, _ = planned
         numbers = other_rows(split.info, spec.drawn, plan, spec.config)
         x, y = (torch.from_numpy(part) for part in split.read_rows(numbers))
-        return cls(spec, problem, set_up_rows(spec, x.float(), y, plan.nystrom_samples), planned)
+        rows = set_up_rows(spec, x.float(), y, plan.nystrom_samples)
+        if spec.function is None:
+            rows = replace(rows, pool=read_pool(split, spec.config))
+        return cls(spec, problem, rows, planned)
 
     @property
     def progress(self) -> Progress:
@@ -215,6 +219,7 @@ class OnlineTrainer:
         progress, problem = self.progress, self.problem
         rows = {name: getattr(self.rows, name) for name in _SETUP_TENSORS}
         tensors = {name: tensor for name, tensor in rows.items() if tensor is not None}
+        tensors |= kernel_tensors(self.result.builder.kernel)
         tensors |= {"target_offset": problem.targets.offset, "target_scale": problem.targets.scale}
         if problem.targets.weights is not None:
             tensors["target_weights"] = problem.targets.weights
@@ -253,7 +258,8 @@ class OnlineTrainer:
             targets=targets,
             feature_mean=tensors.get("feature_mean"),
         )
-        made = cls(spec, problem, _saved_rows(spec, targets, tensors, saved.get("n_excluded", 0)))
+        rows = _saved_rows(spec, targets, tensors, saved.get("n_excluded", 0))
+        made = cls(spec, problem, replace(rows, metric=tensors.get("kernel_metric")))
         progress, guard = made.progress, saved["guard"]
         for name, tensor in (progress.state.tensors() | progress.guard.tensors()).items():
             tensor.copy_(tensors[name])

@@ -31,6 +31,8 @@ from ep3stream.planning.costs import (
 from ep3stream.planning.pilot import PilotRun, run_pilot, sizes_of
 from ep3stream.reporting.quantities import duration
 from ep3stream.run.text import bytes_text
+from ep3stream.solver.column_weights import evaluations_of_learning
+from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import open_store
@@ -146,6 +148,10 @@ def plan(
         if pilot_run is not None:
             peak_bytes = process_bytes + _used(planned, sizes, config.solver)
             expected = _expected(sizes, n_steps, pilot_run, link_bytes_per_s, shape, peak_bytes)
+            if kernel is None and config.kernel.name in COLUMN_KERNELS:
+                # The leader learns, with one device, while the others wait.
+                learning_s = evaluations_of_learning(shape.n_features) * pilot_run.rates.evaluation_s
+                expected = replace(expected, setup_s=expected.setup_s + learning_s)
         most = largest_model(shape, config.solver, config.run.memory_bytes, devices)
         return FitPlan(
             store=str(rows.path),

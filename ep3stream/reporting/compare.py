@@ -18,10 +18,11 @@ from ep3stream.reporting.curves import Chart, axis, draw
 from ep3stream.reporting.quantities import DASH, count, duration, number, percent, size
 from ep3stream.reporting.records import RunRecords
 from ep3stream.reporting.report import write_page
-from ep3stream.reporting.run_json import as_float
+from ep3stream.reporting.run_json import as_float, column_shares
 
 MOST_RUNS = 8
 _MOST_POINTS = 600
+_MOST_COLUMNS = 3
 _HEAD_BYTES = 1 << 12
 
 # Only a file with this title is replaced.
@@ -120,6 +121,7 @@ def _rows(records: Sequence[RunRecords]) -> list[tuple[str, list[str]]]:
         ("store", [summary.store_name(run) for run in records]),
         ("centers", [count(run.plan.n_centers) for run in records]),
         ("kernel", [_kernel(run) for run in records]),
+        ("what matters", [_what_matters(run) for run in records]),
         ("batch size", [count(run.plan.batch_size) for run in records]),
         ("memory planned", [_memory(run) for run in records]),
     ]
@@ -135,6 +137,11 @@ def _waiting(run: RunRecords) -> str:
 def _kernel(run: RunRecords) -> str:
     bandwidth = as_float(run.plan.bandwidth)
     return (run.plan.kernel or DASH) + (f", {number(bandwidth)}" if math.isfinite(bandwidth) else "")
+
+
+def _what_matters(run: RunRecords) -> str:
+    shares = list(column_shares(run.summary).items())[:_MOST_COLUMNS]
+    return ", ".join(f"{name} {percent(share)}" for name, share in shares) or DASH
 
 
 def _memory(run: RunRecords) -> str:

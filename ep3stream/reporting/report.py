@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ep3stream.disk import replacing, write
 from ep3stream.reporting import charts, summary
 from ep3stream.reporting.error_charts import diagnosis
-from ep3stream.reporting.quantities import DASH, count, duration, number, size
+from ep3stream.reporting.quantities import DASH, count, duration, number, percent, size
 from ep3stream.reporting.records import RunRecords, as_floats
-from ep3stream.reporting.run_json import Record, as_float, as_list, as_record
+from ep3stream.reporting.run_json import Record, as_float, as_list, as_record, column_shares
 
 Bar = tuple[str, str, float]
 """A name, its quantity as text and its length in percent of the longest bar."""
@@ -75,6 +75,7 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "evaluation_heads": heads,
         "evaluation_rows": rows,
         "diagnosis": diagnosis(records),
+        "column_bars": _bars(column_shares(records.summary), percent),
         "loss_charts": [(key, chart) for key in charts.X_AXES if (chart := charts.loss_chart(records, key))],
         "accuracy_charts": [
             (key, chart) for key in charts.X_AXES if (chart := charts.accuracy_chart(records, key))

@@ -92,3 +92,15 @@ class PlanRecord:
                 for stage in stages
             ),
         )
+
+
+def column_shares(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What each column is worth to a kernel on columns, by name, the most first: shares of their sum.
+
+    From `column_weights` of run.json; empty where there are none, or none is worth anything.
+    """
+    columns = map(as_record, as_list(as_record(summary.get("column_weights")).get("columns")))
+    worth = {str(column.get("name")): as_float(column.get("importance")) for column in columns}
+    known = {name: value for name, value in worth.items() if 0 < value < math.inf}
+    total = math.fsum(known.values())
+    return {name: value / total for name, value in sorted(known.items(), key=lambda item: -item[1])}

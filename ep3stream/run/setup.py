@@ -19,7 +19,6 @@ from ep3stream.config import KERNEL_DEFAULTS, FitConfig, Task
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import file_digest, read_bundle
-from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu import fuses
@@ -211,8 +210,6 @@ class Setup:
         kernel = self.kernel(function)
         if isinstance(kernel, RadialKernel):
             kernel = replace(kernel, centre=kernel.centre.to(mesh.device))
-        if isinstance(kernel, ColumnKernel):
-            kernel = kernel.to(mesh.device)
         kernel = with_precision(kernel, config.solver.precision)
         centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
         prepared = kernel.left(centers)

@@ -1,15 +1,19 @@
 """Learns the weights of a kernel on columns from a sample of rows, before the fit.
 
-The loss is the held-out error of a small Nystrom ridge regression. With m centers Z and rows X_t to train on, X_h held
-out, all drawn afresh for each step,
+The loss is the held-out error of small Nystrom ridge regressions. Two sets of n rows each are drawn afresh for every
+step, T to train on and H held out; the centers Z are the first m rows of T:
 
-    A = K(X_t, Z)'K(X_t, Z) / n + rho K(Z, Z),   a = A^-1 K(X_t, Z)'Y_t / n,   L = |K(X_h, Z) a - Y_h|^2 / n,
+    A = K_tz' K_tz / n + rho K_zz,   a = A^-1 K_tz' Y_t / n,   L = |K_hz a - Y_h|^2 / n,
 
-and log w, log c and log rho follow its gradient by Adam (Kingma, Ba 2015): through A by automatic differentiation,
-through the three blocks by `ColumnKernel.slopes`. Held-out rows tell what matters: on the rows trained on the sharpest
-weights would look best. The last quarter of the steps is averaged.
+and log w, log c and log rho follow the gradient of L by Adam (Kingma, Ba 2015). With r = K_hz a - Y_h and
+v = A^-1 K_hz' 2 r / n,
 
-A fit has more centers than the small problem, and more centers resolve sharper weights. So a last stage compares
+    dL/dK_hz = 2 r a' / n,   dL/dK_tz = ((Y_t - K_tz a) v' - K_tz v a') / n,   dL/dK_zz = -rho v a',
+
+so that a step costs one block, one product K_tz' K_tz and one factorization. Held-out rows tell what matters: on the
+rows trained on the sharpest weights would look best. The last third of the steps is averaged.
+
+A fit has more centers than the small problems, and more centers resolve sharper weights. So a last stage compares
 multiples of the weights on larger problems, and carries the trend of the best multiple on to the size of the fit.
 """
 
@@ -17,7 +21,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,184 +31,318 @@ from ep3stream.solver.columns import ColumnKernel
 
 _LOGGER = logging.getLogger(__name__)
 
-# Rows that the weights are learnt on at most, and of these the rows and centers of one small problem.
+# Rows that the weights are learnt on at most.
 POOL_ROWS = 60_000
-_STEP_ROWS, _STEP_CENTERS, _STEPS = 4000, 500, 80
-_RATES = (0.25, 0.05)
-_AVERAGED = 0.25
+FEWEST_ROWS = 100
+_HELD_SHARE, _MOST_HELD = 0.2, 12_000
+
+# Steps; rows on each side and centers of one; rates of Adam, first and last.
+_STEPS = 60
+_ROWS, _CENTERS = 4000, 500
+_RATES = (0.25, 0.04)
+_AVERAGED = 1 / 3
+# A step has fewer rows and centers where there are so many columns that this many differences would not do.
+_MOST_DIFFERENCES = 4e8
+
+# From this part of the steps on, columns whose typical exponent has fallen below this are left out.
+_PRUNED_FROM, _NEGLIGIBLE = 1 / 3, 1e-3
+_FIRST_SHARE, _FIRST_RIDGE = 1.0, 1e-3
+_LOG_RANGE = (-14.0, 9.0)
+_OUTPUTS = 16
+_JITTER = 1e-7
 
 # Of the problems that compare multiples of the weights.
-_SHARP_ROWS, _SHARP_CENTERS = 16_000, 1500
-_MULTIPLES = tuple(2.0**k for k in range(-1, 4))
-_MOST = 4.0
+_SHARP_ROWS, _SHARP_CENTERS = 12_000, 1500
+_MOST_MULTIPLE = 4.0
+_MOST_DOUBLINGS = 3
 _RIDGES = (0.1, 0.3, 1.0, 3.0)
-_JITTER = 1e-7
-_FEWEST_ROWS = 100
-_FIRST_SHARE = 1.0
-_CHUNK = 4096
+_CHUNK = 2048
+
+# What columns are worth is measured for so many of them, on as many held-out rows as take so many differences.
+_WEIGHED_COLUMNS, _FEWEST_WEIGHED, _WEIGHED_DIFFERENCES = 20, 200, 4e9
 
 
 @dataclass(frozen=True, slots=True)
-class _Small:
-    """One small problem: z, (m, d); x and y, (2n, d) and (2n, c), the first n to train on, the others held out."""
+class Learnt:
+    """A kernel whose weights were learnt, and what each column is worth.
 
-    z: Tensor
-    x: Tensor
-    y: Tensor
+    importance: (d,), by how much the share of the variance that is explained on held-out rows falls when the values
+    of the column are shuffled among these rows; of the 20 columns of the largest typical exponents, 0 for the others.
+    explained: that share, of a small problem: the fit will do better.
+    """
 
-    @property
-    def n_trained(self) -> int:
-        return len(self.x) // 2
+    kernel: ColumnKernel
+    importance: Tensor
+    explained: float
 
 
 def learnt_weights(
     kernel: ColumnKernel, x: Tensor, y: Tensor, n_centers: int, generator: torch.Generator
-) -> ColumnKernel:
+) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
 
-    x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. Numbers start with the weight
-    1 / d for a difference of one, categories with 1 / d. Costs 80 steps of 4 x 10^6 kernel evaluations each, then
-    about as much again. Deterministic for a generator. Raises ConfigError for fewer than 100 rows.
+    x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. At the start a typical pair of
+    rows has K near exp(-1), with columns of the same weight. Costs at most 60 steps of 4 x 10^8 differences of two
+    values and the like. Deterministic for a generator and a number of threads. Raises ConfigError for fewer than 100
+    rows.
     """
-    if len(x) < _FEWEST_ROWS:
+    if len(x) < FEWEST_ROWS:
         raise ConfigError(
-            f"the {kernel.name} kernel learns its weights from rows, but there are only {len(x)}; "
-            f"give column weights, or at least {_FEWEST_ROWS} rows"
+            f"the {kernel.name} kernel learns its weights from rows, but there are only {len(x)}; use at least "
+            f"{FEWEST_ROWS} rows, or another kernel"
         )
-    n_held = min(len(x) // 5, 3 * _STEP_ROWS)
-    held, pool = slice(0, n_held), slice(n_held, len(x))
-    start = _start(kernel, x[pool])
-    learnt, rho = _descended(start, x[pool], y[pool], generator)
-    return _sharpened(learnt, rho, (x[pool], y[pool]), (x[held], y[held]), n_centers)
+    y = _few_outputs(y, generator)
+    n_held = min(int(len(x) * _HELD_SHARE), _MOST_HELD)
+    held, pool = (x[:n_held], y[:n_held]), (x[n_held:], y[n_held:])
+    start = _start(kernel, pool[0])
+    descent = _Descent.of(start, pool[0])
+    learnt, rho = descent.run(*pool, generator)
+    best, found = _sharpened(start, learnt, rho, pool, held, n_centers)
+    variance = float((held[1] - held[1].mean(0)).square().sum(1).mean())
+    scale = variance or 1.0  # Targets may all be the same.
+    importance = _importance(best, held, descent.typical(best.kernel)) / scale
+    return Learnt(found, importance, (variance - best.loss) / scale)
+
+
+def _few_outputs(y: Tensor, generator: torch.Generator) -> Tensor:
+    """y, (n, c); of more than 16 outputs 16 random combinations, whose squares have the same sum on average."""
+    c = y.shape[1]
+    if c <= _OUTPUTS:
+        return y
+    mixing = torch.randn(c, _OUTPUTS, generator=generator) / math.sqrt(_OUTPUTS)
+    return y @ mixing.to(y)
 
 
 def _start(kernel: ColumnKernel, x: Tensor) -> ColumnKernel:
     """Every column that varies with the same weight, so that a typical pair of rows has K near exp(-1)."""
     varies = (x.amax(0) > x.amin(0)).cpu()
-    each = 1 / max(1, int(varies.sum()))
-    weights = torch.where(varies, each, 0.0)
+    each = (1 / max(1, int(varies.sum()))) ** (1 / kernel.power)
+    weights = torch.where(varies, torch.where(kernel.is_category, each**kernel.power, each), 0.0)
     return replace(kernel, weights=weights, shares=torch.where(varies, _FIRST_SHARE, 0.0))
 
 
-def _descended(
-    kernel: ColumnKernel, x: Tensor, y: Tensor, generator: torch.Generator
-) -> tuple[ColumnKernel, float]:
-    """The kernel after all steps, and the ridge rho that came with it."""
-    varies = kernel.weights > 0
-    log_weights, log_shares = (
-        torch.log(torch.where(varies, each, 1.0)).double() for each in (kernel.weights, kernel.shares)
-    )
-    log_rho = torch.full((), math.log(1e-3), dtype=torch.float64)
-    parameters = [log_weights, log_shares, log_rho]
-    adam = torch.optim.Adam(parameters, lr=_RATES[0], betas=(0.9, 0.95))
-    totals, n_averaged, losses = [torch.zeros_like(each) for each in parameters], 0, []
+@dataclass(slots=True)
+class _Descent:
+    """The steps of Adam. log_weights, log_shares: (d,), float64; spread: (d,), mean |difference|^power of two rows."""
 
-    def current(weights: Tensor, shares: Tensor) -> ColumnKernel:
+    kernel: ColumnKernel
+    spread: Tensor
+    log_weights: Tensor
+    log_shares: Tensor
+    log_rho: Tensor
+    in_use: Tensor
+
+    @classmethod
+    def of(cls, start: ColumnKernel, x: Tensor) -> _Descent:
+        distance = (x - x.roll(1, 0)).abs()
+        spread = torch.where(start.is_category.to(x.device), (distance > 0).to(x), distance**start.power)
+        in_use = start.weights > 0
+        weights, shares = (torch.where(in_use, each, 1.0).double() for each in (start.weights, start.shares))
+        log_rho = torch.full((), math.log(_FIRST_RIDGE), dtype=torch.float64)
+        return cls(start, spread.mean(0).double().cpu(), weights.log(), shares.log(), log_rho, in_use)
+
+    def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[ColumnKernel, float]:
+        """The kernel after all steps, and the ridge rho that came with it."""
+        parameters = [self.log_weights, self.log_shares, self.log_rho]
+        adam = torch.optim.Adam(parameters, lr=_RATES[0], betas=(0.9, 0.95))
+        totals, n_averaged = [torch.zeros_like(each) for each in parameters], 0
+        losses = []
+        for step in range(_STEPS):
+            done = step / _STEPS
+            adam.param_groups[0]["lr"] = _RATES[0] * (_RATES[1] / _RATES[0]) ** done
+            loss, *gradients = gradients_of(self.current(), self.log_rho, *self._drawn(x, y, generator))
+            losses.append(loss)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            adam.step()
+            for parameter in parameters:
+                parameter.clamp_(*_LOG_RANGE)
+            if done >= _PRUNED_FROM:
+                self._prune()
+            if done >= 1 - _AVERAGED:
+                n_averaged += 1
+                for total, parameter in zip(totals, parameters, strict=True):
+                    total += parameter
+        _LOGGER.debug("column weights: held-out losses %s", [round(loss, 4) for loss in losses])
+        self.log_weights, self.log_shares, self.log_rho = (total / n_averaged for total in totals)
+        return self.current(), float(self.log_rho.exp())
+
+    def current(self) -> ColumnKernel:
+        weights, shares = (each.exp().float() for each in (self.log_weights, self.log_shares))
         return replace(
-            kernel,
-            weights=torch.where(varies, weights.exp(), 0.0).float(),
-            shares=torch.where(varies, shares.exp(), 0.0).float(),
+            self.kernel,
+            weights=torch.where(self.in_use, weights, 0.0),
+            shares=torch.where(self.in_use, shares, 0.0),
         )
 
-    for step in range(_STEPS):
-        adam.param_groups[0]["lr"] = _RATES[0] * (_RATES[1] / _RATES[0]) ** (step / _STEPS)
-        loss, *gradients = _gradients(current(log_weights, log_shares), log_rho, _drawn(x, y, generator))
-        losses.append(loss)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        adam.step()
-        if step >= _STEPS * (1 - _AVERAGED):
-            n_averaged += 1
-            for total, parameter in zip(totals, parameters, strict=True):
-                total += parameter
-    _LOGGER.debug("column weights: held-out losses %s", [round(loss, 4) for loss in losses])
-    log_weights, log_shares, log_rho = (total / n_averaged for total in totals)
-    return current(log_weights, log_shares), float(log_rho.exp())
+    def typical(self, kernel: ColumnKernel) -> Tensor:
+        """(d,), the mean exponent of each column for two rows, with `anova` times c / (1 + c)."""
+        weights = kernel.weights.double()
+        exponents = torch.where(kernel.is_category, weights, weights**kernel.power) * self.spread
+        return exponents if kernel.name == "product" else exponents * kernel.shares / (1 + kernel.shares)
+
+    def _prune(self) -> None:
+        kept = self.in_use & (self.typical(self.current()) > _NEGLIGIBLE)
+        if kept.any():
+            self.in_use = kept
+
+    def _drawn(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        """x and y of rows drawn without repetition, one half to train on, and the number of centers."""
+        n_rows, n_centers = _sizes(int(self.in_use.sum()), len(x))
+        rows = torch.randperm(len(x), generator=generator)[: 2 * n_rows].to(x.device)
+        return x[rows], y[rows], n_centers
 
 
-def _drawn(x: Tensor, y: Tensor, generator: torch.Generator) -> _Small:
-    """A small problem of rows drawn without repetition."""
-    n_rows = min(_STEP_ROWS, int(len(x) / 2.2))
-    n_centers = min(_STEP_CENTERS, len(x) - 2 * n_rows)
-    rows = torch.randperm(len(x), generator=generator)[: 2 * n_rows + n_centers].to(x.device)
-    return _Small(x[rows[:n_centers]], x[rows[n_centers:]], y[rows[n_centers:]])
+def _sizes(n_columns: int, n_rows: int) -> tuple[int, int]:
+    """Rows on each side and centers of a step, with so many columns in use and rows to draw from."""
+    fewer = min(1.0, math.sqrt(_MOST_DIFFERENCES / (2 * _ROWS * _CENTERS * n_columns)))
+    n_each = min(int(_ROWS * fewer), n_rows // 2)
+    return n_each, min(max(1, int(_CENTERS * fewer)), n_each)
 
 
-def _gradients(
-    kernel: ColumnKernel, log_rho: Tensor, problem: _Small
+def evaluations_of_learning(n_columns: int) -> int:
+    """Kernel evaluations that take as long as the learning, where all columns stay in use: slopes cost one each."""
+    n_each, n_centers = _sizes(n_columns, POOL_ROWS)
+    compared = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 4
+    return _STEPS * 2 * 2 * n_each * n_centers + compared + int(_WEIGHED_DIFFERENCES / n_columns)
+
+
+def gradients_of(
+    kernel: ColumnKernel, log_rho: Tensor, x: Tensor, y: Tensor, n_centers: int
 ) -> tuple[float, Tensor, Tensor, Tensor]:
-    """The loss, and its slopes by log w, log c and log rho."""
-    n = problem.n_trained
-    z = kernel.left(problem.z)
-    k_xz = kernel.block(kernel.left(problem.x), kernel.right(problem.z)).requires_grad_()
-    k_zz = kernel.block(z, kernel.right(problem.z)).requires_grad_()
-    ridge = log_rho.clone().requires_grad_()
-    with torch.enable_grad():
-        trained, held = k_xz[:n], k_xz[n:]
-        gram = (trained.T @ trained / n).double() + ridge.exp() * k_zz.double()
-        gram = gram + _JITTER * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        factor = torch.linalg.cholesky(gram)
-        weights = torch.cholesky_solve((trained.T @ problem.y[:n] / n).double(), factor)
-        loss = (held @ weights.float() - problem.y[n:]).square().sum(1).mean()
-    g_xz, g_zz, g_rho = torch.autograd.grad(loss, (k_xz, k_zz, ridge))
-    of_x = kernel.slopes(problem.x, problem.z, g_xz)
-    of_z = kernel.slopes(problem.z, problem.z, g_zz)
-    return float(loss.detach()), of_x[0] + of_z[0], of_x[1] + of_z[1], g_rho
+    """The loss, and its slopes by log w, log c, (d,) each, and log rho.
+
+    x: (2n, d), y: (2n, c): n rows to train on, of which the first `n_centers` are the centers, then n held out.
+    """
+    n, rho = len(x) // 2, float(log_rho.exp())
+    z = x[:n_centers]
+    block = kernel.block(kernel.left(x), kernel.right(z))
+    trained, held, k_zz = block[:n], block[n:], block[:n_centers]
+    gram = (trained.T @ trained).double() / n + rho * k_zz.double()
+    factor = _factor(gram)
+    weights = torch.cholesky_solve((trained.T @ y[:n]).double() / n, factor).to(y)
+    errors = held @ weights - y[n:]
+    adjoint = torch.cholesky_solve((held.T @ errors).double() * (2 / n), factor).to(y)
+    left = torch.cat([y[:n] - trained @ weights, errors * 2]) / n
+    sensitivity = torch.empty_like(block)
+    torch.mm(left[:n], adjoint.T, out=sensitivity[:n])
+    sensitivity[:n].addmm_(trained @ adjoint, weights.T, alpha=-1 / n)
+    torch.mm(left[n:], weights.T, out=sensitivity[n:])
+    of_zz = adjoint @ weights.T * -rho
+    of_rho = (of_zz * k_zz).sum().double().cpu()
+    sensitivity[:n_centers] += of_zz
+    slopes = kernel.slopes(x, z, sensitivity.mul_(block))
+    return float(errors.square().sum() / n), *slopes, of_rho
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    """The Cholesky factor of a matrix that is positive semidefinite but for the rounding of float32; overwrites it."""
+    jitter = _JITTER
+    while True:
+        matrix.diagonal().add_(jitter)
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if not int(failed):
+            return factor
+        jitter *= 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Regression:
+    """A Nystrom ridge regression, with the ridge of a few that suits the held-out rows. weights: (m, c)."""
+
+    kernel: ColumnKernel
+    z: Tensor
+    weights: Tensor
+    loss: float
+
+    @classmethod
+    def of(
+        cls,
+        kernel: ColumnKernel,
+        rho: float,
+        pool: tuple[Tensor, Tensor],
+        held: tuple[Tensor, Tensor],
+        m: int,
+    ) -> _Regression:
+        """Of all rows of the pool, with the first m of them as centers; O(n m^2) time."""
+        x, y = pool
+        z, n = x[:m], len(x)
+        right = kernel.right(z)
+        gram = torch.zeros(m, m, dtype=torch.float64, device=x.device)
+        moment = torch.zeros(m, y.shape[1], dtype=torch.float64, device=x.device)
+        for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+            block = kernel.block(kernel.left(some_x), right)
+            gram += block.T @ block
+            moment += block.T @ some_y
+        k_zz = kernel.block(kernel.left(z), right).double()
+        found = []
+        for ridge in _RIDGES:
+            factor = _factor(gram / n + ridge * rho * k_zz)
+            weights = torch.cholesky_solve(moment / n, factor).to(y)
+            found.append(cls(kernel, z, weights, cls(kernel, z, weights, 0.0).error(*held)))
+        return min(found, key=lambda each: each.loss)
+
+    def error(self, x: Tensor, y: Tensor) -> float:
+        """Mean of |f(x) - y|^2."""
+        right, total = self.kernel.right(self.z), 0.0
+        for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
+            found = self.kernel.block(self.kernel.left(some_x), right) @ self.weights
+            total += float((found - some_y).square().sum())
+        return total / len(x)
 
 
 def _sharpened(
+    start: ColumnKernel,
     kernel: ColumnKernel,
     rho: float,
     pool: tuple[Tensor, Tensor],
     held: tuple[Tensor, Tensor],
     n_centers: int,
-) -> ColumnKernel:
-    """The kernel with the multiple of the weights that suits `n_centers` centers."""
-    x, y = (each[: _SHARP_ROWS + _SHARP_CENTERS] for each in pool)
-    n_small = min(n_centers, _SHARP_CENTERS, len(x) // 8)
-    rest = x[n_small:], y[n_small:]
-    losses = [_held_out_loss(kernel.scaled(each), rho, x[:n_small], rest, held) for each in _MULTIPLES]
-    best = _lowest(losses)
-    growth = math.log(max(n_centers / _STEP_CENTERS, 1)) / math.log(max(n_small / _STEP_CENTERS, 2))
-    multiple = min(2 ** (best * max(1.0, growth)), _MOST)
+) -> tuple[_Regression, ColumnKernel]:
+    """The best regression, and the kernel with the multiple of its weights that suits `n_centers` centers.
+
+    Where learning has not helped, as with targets that are noise, those of `start`.
+    """
+    pool = (pool[0][:_SHARP_ROWS], pool[1][:_SHARP_ROWS])
+    n_small = min(n_centers, _SHARP_CENTERS, max(1, len(pool[0]) // 4))
+    tried: dict[int, _Regression] = {}
+
+    def loss(doublings: int) -> float:
+        if doublings not in tried:
+            tried[doublings] = _Regression.of(kernel.scaled(2.0**doublings), rho, pool, held, n_small)
+        return tried[doublings].loss
+
+    best = 0
+    for direction in (1, -1):
+        while abs(best) < _MOST_DOUBLINGS and loss(best + direction) < loss(best):
+            best += direction
+    unlearnt = _Regression.of(start, rho, pool, held, n_small)
+    if unlearnt.loss < loss(best):
+        return unlearnt, start
+    before, here, behind = loss(best - 1), loss(best), loss(best + 1)
+    # The vertex of the parabola through the least loss and its neighbours.
+    vertex = best + 0.5 * (before - behind) / max(before - 2 * here + behind, 1e-12)
+    vertex = min(max(vertex, best - 1), best + 1)
+    growth = math.log(max(n_centers / _CENTERS, 1)) / math.log(max(n_small / _CENTERS, 2))
+    multiple = min(2 ** (vertex * max(1.0, growth)), _MOST_MULTIPLE)
     _LOGGER.info(
-        "column weights: held-out error %.4f; best times %.2f for %d centers, so times %.2f for %d",
-        min(losses),
-        2**best,
-        n_small,
-        multiple,
-        n_centers,
-    )
-    return kernel.scaled(multiple)
+        "column weights: best times %.2f for %d centers, so times %.2f for %d",
+        2**vertex, n_small, multiple, n_centers,
+    )  # fmt: skip
+    return tried[best], kernel.scaled(multiple)
 
 
-def _lowest(losses: Sequence[float]) -> float:
-    """log2 of the best multiple: the vertex of the parabola through the least loss and its neighbours."""
-    at = min(range(len(losses)), key=lambda k: losses[k])
-    first = math.log2(_MULTIPLES[0])
-    if at in (0, len(losses) - 1):
-        return first + at
-    before, here, behind = losses[at - 1 : at + 2]
-    return first + at + 0.5 * (before - behind) / max(before - 2 * here + behind, 1e-12)
-
-
-def _held_out_loss(
-    kernel: ColumnKernel, rho: float, z: Tensor, trained: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor]
-) -> float:
-    """The least held-out loss of Nystrom regressions with the centers z over a few ridges."""
-    right = kernel.right(z)
-    gram = torch.zeros(len(z), len(z), dtype=torch.float64, device=z.device)
-    moment = torch.zeros(len(z), trained[1].shape[1], dtype=torch.float64, device=z.device)
-    for x, y in zip(*(each.split(_CHUNK) for each in trained), strict=True):
-        block = kernel.block(kernel.left(x), right)
-        gram += (block.T @ block).double()
-        moment += (block.T @ y).double()
-    k_zz = kernel.block(kernel.left(z), right).double()
-    k_zz.diagonal().add_(_JITTER)
-    n = len(trained[0])
-    k_hz = kernel.block(kernel.left(held[0]), right)
-    losses = []
-    for ridge in _RIDGES:
-        weights = torch.linalg.solve(gram / n + ridge * rho * k_zz, moment / n)
-        losses.append(float((k_hz @ weights.float() - held[1]).square().sum(1).mean()))
-    return min(losses)
+def _importance(regression: _Regression, held: tuple[Tensor, Tensor], typical: Tensor) -> Tensor:
+    """(d,), by how much the held-out loss rises when a column's values change rows; of the 20 largest `typical`."""
+    order = torch.argsort(typical, descending=True, stable=True)[:_WEIGHED_COLUMNS]
+    columns = order[typical[order] > 0].tolist()
+    differences = max(1, len(columns) * len(regression.z) * len(regression.kernel.used))
+    n_rows = min(len(held[0]), max(_FEWEST_WEIGHED, int(_WEIGHED_DIFFERENCES / differences)))
+    x, y = held[0][:n_rows], held[1][:n_rows]
+    loss, found = regression.error(x, y), torch.zeros(len(typical), dtype=torch.float64)
+    for column in columns:
+        shuffled = x.clone()
+        shuffled[:, column] = x[:, column].roll(1)  # The rows are in random order already.
+        found[column] = max(0.0, regression.error(shuffled, y) - loss)
+    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,22 @@ from ep3stream.solver.points import Points
 
 COLUMN_KERNELS = ("product", "anova")
 
-# Entries of a strip: two of them fit into the 1 MiB of cache of a core.
+# Entries of a strip for each thread: two strips fit into the 1 MiB of cache of a core.
 _STRIP_ENTRIES = 1 << 16
+_GPU_STRIP_ENTRIES = 1 << 26
 _LOG2_E = 1 / math.log(2)
+
+# The anova form multiplies factors 1 + c k, and divides by the 1 + c of several columns at once before these overflow.
+_MOST = 2.0**60
+
+
+class _Column(NamedTuple):
+    """A column in use: its place among the columns in use, and its numbers; weight to base 2, for categories."""
+
+    at: int
+    is_category: bool
+    weight: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +51,9 @@ class ColumnKernel:
     (Schur 1911). With `product` rows that differ much in one column share nothing; with `anova` they still share the
     effects of the other columns (Duvenaud, Nickisch, Rasmussen 2011). power 1 and 2 are Laplace and Gauss factors.
 
-    weights, shares: (d,), w and c. is_category: (d,), bool. A column with the weight 0, or with `anova` the share 0,
-    is left out of the work. Cost of a block: 3 passes a number with `product`, 5 with `anova`, one more a category.
-    Memory beside the block: one strip of 2^16 values.
+    weights, shares: (d,), w and c; is_category: (d,), bool; all in host memory, whatever the device of the points. A
+    column with the weight 0, or with `anova` the share 0, is left out of the work. Cost of a block: 3 passes a number
+    and 2 a category with `product`, 5 and 2 with `anova`. Memory beside the block: one strip of 2^16 values a thread.
     """
 
     name: str
@@ -61,7 +74,7 @@ class ColumnKernel:
     @classmethod
     def of(cls, name: str, metric: Tensor, power: float = 1.0) -> ColumnKernel:
         """From the rows weights, categories (0 or 1) and shares of `metric`, (3, d)."""
-        weights, is_category, shares = metric.float()
+        weights, is_category, shares = metric.detach().float().cpu()
         return cls(name, weights, is_category != 0, shares, power)
 
     @property
@@ -74,10 +87,18 @@ class ColumnKernel:
         """The power."""
         return {"power": self.power}
 
+    @property
+    def used(self) -> Tensor:
+        """Numbers of the columns that the kernel depends on, (k,)."""
+        is_used = self.weights > 0
+        if self.name == "anova":
+            is_used = is_used & (self.shares > 0)
+        return is_used.nonzero()[:, 0]
+
     def left(self, x: Tensor) -> Points:
-        """The columns in use, (n, k): numbers times their weight, codes of categories as they are."""
-        used, factors = self.used().to(x.device), self._factors(x)
-        return Points(x[:, used] * factors)
+        """The columns in use, (n, k): numbers times w (log2 e)^(1 / power), codes of categories as they are."""
+        factors = torch.where(self.is_category, 1.0, self.weights * _LOG2_E ** (1 / self.power))
+        return Points(x[:, self.used.to(x.device)] * factors[self.used].to(x))
 
     def right(self, x: Tensor) -> Points:
         """The columns in use, (n, k), as on the left."""
@@ -87,102 +108,98 @@ class ColumnKernel:
         """Ones, (n,)."""
         return torch.ones_like(x[:, 0])
 
-    def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
-        """K(Z, X), (len(z), len(x)), strip by strip."""
-        out = z.prepared.new_empty(len(z), len(x)) if out is None else out
-        if out.numel():
-            self._fill(z.prepared, x.prepared.T.contiguous(), out)
-        return out
-
-    def _fill(self, z: Tensor, columns: Tensor, out: Tensor) -> None:
-        each = self._columns(z)
-        minus = out.new_full((), -1)
-        for rows in strips(len(z), columns.shape[1]):
-            total = out[rows]
-            total.fill_(1 if self.name == "anova" else 0)
-            work = torch.empty_like(total)
-            for at, (is_category, weight, share) in enumerate(each):
-                _exponent(z[rows, at], columns[at], is_category, weight, self.power, minus, work)
-                if self.name == "product":
-                    total.add_(work)
-                else:
-                    rest = work.new_full((), 1 / (1 + share))
-                    torch.add(rest, work.exp2_(), alpha=share / (1 + share), out=work)
-                    total.mul_(work)
-            if self.name == "product":
-                total.exp2_()
-
-    def used(self) -> Tensor:
-        """Numbers of the columns that the kernel depends on, (k,)."""
-        used = self.weights > 0
-        if self.name == "anova":
-            used &= self.shares > 0
-        return used.nonzero()[:, 0]
-
-    def _factors(self, x: Tensor) -> Tensor:
-        """What numbers are multiplied by, so that the exponent to base 2 is -|difference|^power; 1 for categories."""
-        weights = self.weights * _LOG2_E ** (1 / self.power)
-        factors = torch.where(self.is_category, 1.0, weights).to(x)
-        return factors[self.used().to(x.device)]
-
-    def _columns(self, z: Tensor) -> list[tuple[bool, float, float]]:
-        """Of each column in use: whether it is a category, its weight to base 2, and its share."""
-        used = self.used()
-        parts = (self.is_category[used], self.weights[used] * _LOG2_E, self.shares[used])
-        return list(zip(*(part.tolist() for part in parts), strict=True))
-
-    def slopes(self, z: Tensor, x: Tensor, sensitivity: Tensor) -> tuple[Tensor, Tensor]:
-        """d L / d log w and d L / d log c, (d,) each, from sensitivity = d L / d K(Z, X), (len(z), len(x)).
-
-        L is any function of the block. z: (a, d), x: (b, d). Costs about twice a block.
-        """
-        left, columns = self.left(z).prepared, self.right(x).prepared.T.contiguous()
-        weighted = (sensitivity * self.block(Points(left), Points(columns.T))).contiguous()
-        used, each = self.used().to(z.device), self._columns(left)
-        of_weights, of_shares = (torch.zeros(len(used), dtype=torch.float64) for _ in range(2))
-        minus = left.new_full((), -1)
-        for rows in strips(len(z), len(x)):
-            part = weighted[rows]
-            for at, (is_category, weight, share) in enumerate(each):
-                work = torch.empty_like(part)
-                _exponent(left[rows, at], columns[at], is_category, weight, self.power, minus, work)
-                degree = (1.0 if is_category else self.power) / _LOG2_E
-                if self.name == "product":
-                    of_weights[at] += degree * float(torch.dot(work.view(-1), part.view(-1)))
-                    continue
-                factor = torch.exp2(work).mul_(share)
-                factor.div_(factor + 1)  # c k / (1 + c k)
-                of_weights[at] += degree * float((work * factor * part).sum())
-                of_shares[at] += float((factor * part).sum() - part.sum() * (share / (1 + share)))
-        found = torch.zeros(2, len(self.weights), dtype=torch.float64)
-        found[:, used.cpu()] = torch.stack([of_weights, of_shares])
-        return found[0], found[1]
-
-    def to(self, device: torch.device) -> ColumnKernel:
-        """The same kernel on another device."""
-        return ColumnKernel.of(self.name, self.metric.to(device), self.power)
-
     def scaled(self, factor: float) -> ColumnKernel:
         """The kernel with all weights times `factor`."""
         return replace(self, weights=self.weights * factor)
 
+    def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
+        """K(Z, X), (len(z), len(x)), strip by strip."""
+        out = z.prepared.new_empty(len(z), len(x)) if out is None else out
+        if not out.numel():
+            return out
+        fill = self._fill_product if self.name == "product" else self._fill_anova
+        columns, of_x = self._columns(), list(x.prepared.T.contiguous())
+        for rows, work in self._strips(z, x):
+            fill(columns, z.prepared[rows], of_x, out[rows], work)
+        return out
 
-def _exponent(
-    z: Tensor, x: Tensor, is_category: bool, weight: float, power: float, minus: Tensor, out: Tensor
-) -> None:
-    """Writes log2 of one column's factor, (a, b), into `out`, for prepared z, (a,), and x, (b,)."""
-    torch.sub(z[:, None], x, out=out)
-    if is_category:
-        # Different codes differ by 1 or more.
-        torch.copysign(out, minus, out=out).clamp_min_(-1).mul_(weight)
-    elif power == 1:
-        torch.copysign(out, minus, out=out)
-    else:
-        out.abs_().pow_(power).neg_()
+    def _fill_product(
+        self, columns: list[_Column], z: Tensor, x: list[Tensor], total: Tensor, work: Tensor
+    ) -> None:
+        total.zero_()
+        for column in columns:
+            distance = self._distances(column, z, x[column.at], work)
+            total.sub_(distance, alpha=column.weight if column.is_category else 1)
+        total.exp2_()
+
+    def _fill_anova(
+        self, columns: list[_Column], z: Tensor, x: list[Tensor], total: Tensor, work: Tensor
+    ) -> None:
+        total.fill_(1)
+        due = 1.0  # What is still to be divided by.
+        for column in columns:
+            distance, share = self._distances(column, z, x[column.at], work), column.share
+            if column.is_category:
+                # (1 + c k) / (1 + c), where k is 1 or exp(-w).
+                total.addcmul_(total, distance, value=-share / (1 + share) * (1 - 2**-column.weight))
+                continue
+            total.addcmul_(total, distance.neg_().exp2_(), value=share)
+            due *= 1 + share
+            if due > _MOST:
+                total.div_(due)
+                due = 1.0
+        total.div_(due)
+
+    def _strips(self, z: Points, x: Points) -> Iterator[tuple[slice, Tensor]]:
+        """Consecutive rows of the block, and room for them, (rows, len(x)), that stays in the cache."""
+        entries = _STRIP_ENTRIES * torch.get_num_threads() if z.device.type == "cpu" else _GPU_STRIP_ENTRIES
+        height = min(len(z), max(1, entries // max(len(x), 1)))
+        room = z.prepared.new_empty(height, len(x))
+        for start in range(0, len(z), max(height, 1)):
+            rows = slice(start, min(start + height, len(z)))
+            yield rows, room[: rows.stop - rows.start]
+
+    def _columns(self) -> list[_Column]:
+        parts = (self.is_category, self.weights * _LOG2_E, self.shares)
+        in_use = zip(*(part[self.used].tolist() for part in parts), strict=True)
+        return [_Column(at, *numbers) for at, numbers in enumerate(in_use)]
+
+    def _distances(self, column: _Column, z: Tensor, x: Tensor, out: Tensor) -> Tensor:
+        """(a, b), for prepared rows z, (a, k), and a column of x: -log2 of a number's factor, 0 or 1 for a category."""
+        of_z = z[:, column.at, None]
+        if column.is_category:
+            return torch.ne(of_z, x, out=out)
+        torch.sub(of_z, x, out=out).abs_()
+        return out if self.power == 1 else out.pow_(self.power)
+
+    def slopes(self, z: Tensor, x: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
+        """d L / d log w and d L / d log c, (d,) each, of any function L of the block K(Z, X).
+
+        weighted: K(Z, X) times d L / d K(Z, X), entry by entry, (len(z), len(x)). Costs about as much as a block.
+        """
+        left, right = self.left(z), self.right(x)
+        columns, of_x = self._columns(), list(right.prepared.T.contiguous())
+        of_weights, of_shares = (torch.zeros(len(columns), dtype=torch.float64) for _ in range(2))
+        for rows, work in self._strips(left, right):
+            part, factor = weighted[rows], torch.empty_like(work)
+            whole = float(part.sum())
+            for column in columns:
+                at, share, weight = column.at, column.share, column.weight if column.is_category else 1.0
+                exponent = self._distances(column, left.prepared[rows], of_x[at], work)
+                if self.name == "product":
+                    of_weights[at] -= weight * _inner(exponent, part)
+                    continue
+                # c k / (1 + c k) of the sensitivity.
+                torch.mul(exponent, -weight, out=factor).exp2_().mul_(share)
+                torch.div(factor, factor + 1, out=factor).mul_(part)
+                of_weights[at] -= weight * _inner(exponent, factor)
+                of_shares[at] += float(factor.sum()) - whole * share / (1 + share)
+        degrees = torch.where(self.is_category[self.used], 1.0, self.power).double() / _LOG2_E
+        found = torch.zeros(2, len(self.weights), dtype=torch.float64)
+        found[:, self.used] = torch.stack([of_weights * degrees, of_shares])
+        return found[0], found[1]
 
 
-def strips(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Consecutive runs of rows of about 2^16 entries each."""
-    height = max(1, _STRIP_ENTRIES // max(n_columns, 1))
-    for start in range(0, n_rows, height):
-        yield slice(start, min(start + height, n_rows))
+def _inner(a: Tensor, b: Tensor) -> float:
+    """Sum of a times b, entry by entry, both contiguous."""
+    return float(torch.dot(a.view(-1), b.view(-1)))

@@ -42,7 +42,7 @@ class ServedModel(torch.nn.Module):
 
     def __init__(self, model: Predictor) -> None:
         super().__init__()
-        self.kernel = model.kernel
+        self.of_kernel = _formula(model.kernel)
         centre = getattr(model.kernel, "centre", torch.zeros_like(model.inputs.shift))
         for name, tensor in {
             "input_shift": model.inputs.shift,
@@ -65,10 +65,9 @@ class ServedModel(torch.nn.Module):
             x = (x - self.x_offset).float()
         inputs = (x - self.input_shift) * self.input_scale - self.centre
         outputs = self.offset.expand(x.shape[0], -1)
-        of_kernel = _formula(self.kernel)
         for start in range(0, len(self.centers), _TILE_CENTERS):
             tile = slice(start, start + _TILE_CENTERS)
-            outputs = outputs + of_kernel(inputs, self.centers[tile]) @ self.weights[tile]
+            outputs = outputs + self.of_kernel(inputs, self.centers[tile]) @ self.weights[tile]
         return outputs.double() + self.y_offset if self.has_y else outputs
 
 
@@ -94,7 +93,7 @@ def _formula(kernel: object) -> Callable[[Tensor, Tensor], Tensor]:
     if isinstance(kernel, RadialKernel):
         return lambda x, z: _radial(kernel, x, z)
     if isinstance(kernel, ColumnKernel):
-        return lambda x, z: _columns(kernel, x, z)
+        return _columns(kernel)
     if isinstance(kernel, PolynomialKernel):
         return lambda x, z: ((x @ z.T) / kernel.bandwidth**2 + kernel.offset) ** kernel.degree
     if isinstance(kernel, NtkKernel):
@@ -124,18 +123,23 @@ def _radial(kernel: RadialKernel, x: Tensor, z: Tensor) -> Tensor:
     return (1 + math.sqrt(5) * distance + 5 / 3 * squared) * (-math.sqrt(5) * distance).exp()
 
 
-def _columns(kernel: ColumnKernel, x: Tensor, z: Tensor) -> Tensor:
-    """The product over the columns in use."""
-    product = torch.ones((), dtype=x.dtype)
-    for j in kernel.used().tolist():
-        distance = (x[:, j, None] - z[:, j]).abs()
-        if bool(kernel.is_category[j]):
-            distance = (distance > 0).to(x.dtype)
-            factor = (-kernel.weights[j] * distance).exp()
-        else:
-            factor = (-((kernel.weights[j] * distance) ** kernel.power)).exp()
-        share = kernel.shares[j]
-        product = product * (factor if kernel.name == "product" else (1 + share * factor) / (1 + share))
+def _columns(kernel: ColumnKernel) -> Callable[[Tensor, Tensor], Tensor]:
+    """The product over the columns in use, whose numbers become constants of the program."""
+    parts = (
+        kernel.used,
+        *(each[kernel.used] for each in (kernel.is_category, kernel.weights, kernel.shares)),
+    )
+    columns = list(zip(*(part.tolist() for part in parts), strict=True))
+
+    def product(x: Tensor, z: Tensor) -> Tensor:
+        found = torch.ones((), dtype=x.dtype)
+        for j, is_category, weight, share in columns:
+            distance = (x[:, j, None] - z[:, j]).abs()
+            exponent = weight * (distance > 0) if is_category else (weight * distance) ** kernel.power
+            factor = (-exponent).exp()
+            found = found * (factor if kernel.name == "product" else (1 + share * factor) / (1 + share))
+        return found
+
     return product
 
 

@@ -7,7 +7,7 @@ the model. `mean_squared_gradient` tells how much the outputs change along each 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,12 @@ class InputScaling:
         shift, spread = (mean, std) if kind == "standard" else (minimum, maximum - minimum)
         inverse = 1 / spread.clamp_min(torch.finfo(torch.float64).tiny)
         return cls(shift.float(), torch.where(spread > 0, inverse, 0.0).float())
+
+    def sparing(self, features: Sequence[int]) -> InputScaling:
+        """The same scaling, but these features as they are."""
+        shift, scale = self.shift.clone(), self.scale.clone()
+        shift[list(features)], scale[list(features)] = 0, 1
+        return InputScaling(shift, scale)
 
     def __call__(self, x: Tensor) -> Tensor:
         """A scaled copy of x, (n, d)."""

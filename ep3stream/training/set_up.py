@@ -30,7 +30,6 @@ from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.setup import SETUP_KIND, STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
-from ep3stream.solver.column_weights import POOL_ROWS, learnt_weights
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
@@ -45,6 +44,7 @@ from ep3stream.store.manifest import Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.centers import CenterSource
+from ep3stream.training.column_kernel import learnt_kernel, plain_kernel, pool_rows
 from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget, require_machine
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,6 @@ _CENTERS, _SAMPLES, _ALGEBRA, _POOL = 1, 2, 3, 4
 
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
-_LEARNING = 5
 _CHECKED_ROWS = 1 << 16
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
@@ -218,10 +217,10 @@ def set_up(
         _require_in_range(inputs.to(points.device)(points)).to(device)
         for points in (rows.sample, rows.probes)
     )
-    with times.stage("bandwidth"):
-        kernel = with_precision(
-            _kernel(problem, rows, config.kernel, function, sample, mesh), settings.precision
-        )
+    is_learnt = function is None and config.kernel.name in COLUMN_KERNELS
+    with times.stage("column weights" if is_learnt else "bandwidth"):
+        kernel, told = _kernel(problem, rows, config.kernel, function, sample, mesh)
+        kernel = with_precision(kernel, settings.precision)
     _tell_lost_distances(kernel, sample, problem.names[0])
     builder = SolverBuilder(
         kernel=kernel,
@@ -277,6 +276,8 @@ def set_up(
         "lambda_max": settled.limits.lambda_max,
         "kappa_max": settled.limits.kappa_max,
     }
+    if told is not None:
+        description["column_weights"] = told
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
 
 
@@ -320,9 +321,11 @@ def rows_of_split(
 
 def read_pool(split: Split, config: FitConfig) -> tuple[Tensor, Tensor] | None:
     """x, (n, d), and y of rows in random order to learn the weights of columns from; None where no kernel has any."""
-    if config.kernel.name not in COLUMN_KERNELS:
+    n_features, memory_bytes = split.manifest.n_features, config.run.memory_bytes
+    n_rows = pool_rows(config.kernel, split.info.n_rows, n_features, memory_bytes)
+    if not n_rows:
         return None
-    numbers = sample_rows(split.info, min(split.info.n_rows, POOL_ROWS), config.run.seed, _POOL)
+    numbers = sample_rows(split.info, n_rows, config.run.seed, _POOL)
     _, x, y = _read_rows(split, None, numbers)
     return x, y
 
@@ -374,48 +377,44 @@ def _kernel(
     function: KernelFunction | None,
     sample: Tensor,
     mesh: Mesh,
-) -> Kernel:
-    """The function as a kernel, or the kernel of the settings with its bandwidth measured on sample, (s, d), scaled."""
+) -> tuple[Kernel, dict[str, Any] | None]:
+    """The function as a kernel, or the kernel of the settings with its bandwidth measured on sample, (s, d), scaled.
+
+    With it what is told of the weights of its columns, where they were learnt.
+    """
     if function is not None:
-        return CallableKernel.checked(function, sample)
+        return CallableKernel.checked(function, sample), None
     if settings.name in COLUMN_KERNELS:
         return _column_kernel(problem, rows, settings, mesh)
     mean = rows.centers.double().mean(0) if problem.feature_mean is None else problem.feature_mean
     centre = problem.inputs.to(mean.device)(mean).float().to(sample.device)
     kernel = measured_kernel(settings, sample, centre)
     if mesh.size == 1:
-        return kernel
+        return kernel, None
     # What each rank has measured may differ in the last bit, where their devices do.
     parameters = mesh.broadcast_object(lambda: kernel.parameters)
-    return named_kernel(kernel.name, parameters, kernel_tensors(kernel))
+    return named_kernel(kernel.name, parameters, kernel_tensors(kernel)), None
 
 
-def _column_kernel(problem: Problem, rows: SetUpRows, settings: KernelConfig, mesh: Mesh) -> ColumnKernel:
-    """The kernel on columns with weights learnt from `rows.pool`; with those of `rows.metric` where it is there.
+def _column_kernel(
+    problem: Problem, rows: SetUpRows, settings: KernelConfig, mesh: Mesh
+) -> tuple[ColumnKernel, dict[str, Any] | None]:
+    """The kernel on columns with the weights of `rows.metric`, or learnt from `rows.pool`, and what is told of them.
 
     With neither all columns weigh the same.
     """
-    d, power = rows.centers.shape[1], settings.parameters()["power"]
-    metric = torch.ones(3, d)
-    metric[1] = 0
-    metric[1, list(problem.categories)] = 1
+    d = rows.centers.shape[1]
+    plain = plain_kernel(settings, d, problem.categories)
     if rows.metric is not None:
-        return ColumnKernel.of(settings.name, rows.metric.to(mesh.device), power)
-    plain = ColumnKernel.of(settings.name, metric, power)
+        return ColumnKernel.of(plain.name, rows.metric, plain.power), None
     if rows.pool is None:
-        return plain.scaled(1 / d).to(mesh.device)
+        return plain, None
     x, y = (each.to(mesh.device) for each in rows.pool)
     x = _require_in_range(problem.inputs.to(mesh.device)(x))
     code = problem.targets.to(mesh.device)
     coded = torch.zeros(code.n_outputs, len(x), device=mesh.device)
     code.subtract_(coded, y)
-    generator = torch.Generator().manual_seed(_LEARNING)
-    learnt = learnt_weights(
-        plain.to(mesh.device), x, coded.neg_().T.contiguous(), len(rows.centers), generator
-    )
-    # What each rank has learnt may differ in the last bit, where their devices do.
-    metric = torch.tensor(mesh.broadcast_object(lambda: learnt.metric.tolist()))
-    return ColumnKernel.of(settings.name, metric.to(mesh.device), power)
+    return learnt_kernel(plain, x, coded.neg_().T.contiguous(), problem.names[0], len(rows.centers), mesh)
 
 
 def _setup_plan(
@@ -527,8 +526,7 @@ def input_scaling(split: Split, config: FitConfig) -> InputScaling:
     columns = (features.mean, features.std, features.minimum, features.maximum)
     scaling = InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
     if config.kernel.name in COLUMN_KERNELS:
-        codes = list(code_features(split.manifest))
-        scaling.shift[codes], scaling.scale[codes] = 0, 1  # Compared by equality, so codes stay as they are.
+        scaling = scaling.sparing(code_features(split.manifest))  # Compared by equality.
     if config.data.feature_scale is None:
         return scaling
     factors = _feature_factors(Path(config.data.feature_scale), split.manifest.n_features)

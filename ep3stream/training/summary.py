@@ -23,7 +23,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
     """The content of run.json."""
     manifest, description = store.manifest, setup.description
     is_cuda = mesh.device.type == "cuda"
-    return {
+    told = {
         "format": "ep3stream-run",
         "format_version": RUN_FORMAT_VERSION,
         "created_by": created_by(),
@@ -56,6 +56,9 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             "python": platform.python_version(),
         },
     }
+    if "column_weights" in description:
+        told["column_weights"] = description["column_weights"]
+    return told
 
 
 def _statistics(store: RowStore, split: str) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""The kernel on columns of a fit: its weights learnt from a pool of rows, and what to tell of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ep3stream.config import KernelConfig
+from ep3stream.mesh import Mesh
+from ep3stream.solver.column_weights import FEWEST_ROWS, POOL_ROWS, Learnt, learnt_weights
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
+
+_LOGGER = logging.getLogger(__name__)
+
+# The learning has a generator of its own: it must not depend on what else the set-up draws.
+_SEED = 5
+# The rows that weights are learnt from take at most this part of the memory.
+_POOL_SHARE = 1 / 32
+_TOLD_COLUMNS = 20
+# Beyond so many columns a block costs several times what a distance kernel's does.
+_MANY_COLUMNS = 200
+
+
+def pool_rows(settings: KernelConfig, n_rows: int, n_features: int, memory_bytes: int) -> int:
+    """How many rows weights are to be learnt from: 60,000, or what 1/32 of the memory holds; 0 for other kernels."""
+    if settings.name not in COLUMN_KERNELS:
+        return 0
+    return min(n_rows, POOL_ROWS, max(FEWEST_ROWS, int(memory_bytes * _POOL_SHARE) // (4 * n_features)))
+
+
+def plain_kernel(settings: KernelConfig, n_features: int, categories: Sequence[int]) -> ColumnKernel:
+    """All columns with the same weight, so that a typical pair of rows has K near exp(-1).
+
+    categories: the numbers of the features that are codes.
+    """
+    metric = torch.ones(3, n_features)
+    metric[0], metric[1] = 1 / n_features, 0
+    metric[1, list(categories)] = 1
+    return ColumnKernel.of(settings.name, metric, settings.parameters()["power"])
+
+
+def learnt_kernel(
+    plain: ColumnKernel, x: Tensor, y: Tensor, names: Sequence[str], n_centers: int, mesh: Mesh
+) -> tuple[ColumnKernel, dict[str, Any] | None]:
+    """The kernel with weights learnt from x, (n, d), scaled, and coded targets y, (n, c); and what to tell of them.
+
+    The leader learns, the other ranks take over its weights. With fewer than 100 rows the kernel stays plain, with a
+    warning, and there is nothing to tell.
+    """
+    if len(x) < FEWEST_ROWS:
+        _LOGGER.warning(
+            "there are only %d rows to learn the weights of the %s kernel from, too few: all columns weigh the same",
+            len(x),
+            plain.name,
+        )
+        return plain, None
+    if x.shape[1] > _MANY_COLUMNS:
+        _LOGGER.warning(
+            "the %s kernel has %d columns to go through for each of its values, which is slow; a kernel of distances, "
+            "such as laplacian, takes a fraction of the time",
+            plain.name,
+            x.shape[1],
+        )
+
+    def learn() -> dict[str, Any]:
+        learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED))
+        return {"metric": learnt.kernel.metric.tolist(), "told": _told(learnt, names)}
+
+    found = mesh.broadcast_object(learn)
+    return ColumnKernel.of(plain.name, torch.tensor(found["metric"]), plain.power), found["told"]
+
+
+def _told(learnt: Learnt, names: Sequence[str]) -> dict[str, Any]:
+    """Names, importance and weight of the columns that matter most, as JSON."""
+    order = torch.argsort(learnt.importance, descending=True, stable=True)[:_TOLD_COLUMNS]
+    kernel = learnt.kernel
+    return {
+        "explained": learnt.explained,
+        "n_used": len(kernel.used),
+        "columns": [
+            {
+                "name": names[j],
+                "importance": float(learnt.importance[j]),
+                "weight": float(kernel.weights[j]),
+                "share": float(kernel.shares[j]),
+            }
+            for j in order.tolist()
+        ],
+    }

@@ -1,0 +1,149 @@
+"""Learning the weights of a kernel on columns: right slopes, the right columns, and nothing where there is nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ep3stream.solver import column_weights
+from ep3stream.solver.column_weights import gradients_of, learnt_weights
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(column_weights, "_ROWS", 500)
+    monkeypatch.setattr(column_weights, "_CENTERS", 80)
+    monkeypatch.setattr(column_weights, "_SHARP_ROWS", 1500)
+    monkeypatch.setattr(column_weights, "_SHARP_CENTERS", 200)
+
+
+def plain(name: str, d: int, power: float = 1.0, categories: tuple[int, ...] = ()) -> ColumnKernel:
+    metric = torch.ones(3, d)
+    metric[0], metric[1] = 1 / d, 0
+    metric[1, list(categories)] = 1
+    return ColumnKernel.of(name, metric, power)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def learn(kernel: ColumnKernel, x: torch.Tensor, y: torch.Tensor, n_centers: int = 200):
+    return learnt_weights(kernel, x, y.float(), n_centers, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5])
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+def test_slopes_of_the_held_out_error_are_finite_differences(name, power):
+    kernel = plain(name, 4, power, categories=(2,))
+    x, y = normal(120, 4).double(), normal(120, 2, seed=1).double()
+    x[:, 2] = (x[:, 2] > 0).double()
+    y[:, 0] += x[:, 0] + x[:, 2]
+    log_rho = torch.tensor(-4.0, dtype=torch.float64)
+
+    def loss(weights: torch.Tensor, shares: torch.Tensor, log_rho: torch.Tensor) -> float:
+        moved = ColumnKernel(name, weights, kernel.is_category, shares, power)
+        return gradients_of(moved, log_rho, x, y, 15)[0]
+
+    weights, shares = kernel.weights.double(), kernel.shares.double()
+    _, of_weights, of_shares, of_rho = gradients_of(
+        ColumnKernel(name, weights, kernel.is_category, shares, power), log_rho, x, y, 15
+    )
+    step = 1e-4
+    for j in range(4):
+        factor = torch.ones(4, dtype=torch.float64)
+        factor[j] = np.exp(step)
+        numeric = (loss(weights * factor, shares, log_rho) - loss(weights / factor, shares, log_rho)) / (
+            2 * step
+        )
+        assert float(of_weights[j]) == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+        numeric = (loss(weights, shares * factor, log_rho) - loss(weights, shares / factor, log_rho)) / (
+            2 * step
+        )
+        assert float(of_shares[j]) == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+    numeric = (loss(weights, shares, log_rho + step) - loss(weights, shares, log_rho - step)) / (2 * step)
+    assert float(of_rho) == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+def test_the_same_generator_gives_the_same_weights(name):
+    x = normal(800, 3)
+    found = [learn(plain(name, 3), x, x[:, :1].sin()).kernel.metric for _ in range(2)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+def test_one_column_of_many_is_found(name):
+    x = normal(2000, 60)
+    learnt = learn(plain(name, 60), x, torch.sin(2 * x[:, 17:18]))
+    assert int(learnt.importance.argmax()) == 17
+    assert learnt.explained > 0.8
+    others = torch.arange(60) != 17
+    assert float(learnt.kernel.weights[17]) > 10 * float(learnt.kernel.weights[others].max())
+
+
+def test_columns_that_act_only_together_are_found():
+    x = normal(3000, 8)
+    learnt = learn(plain("product", 8), x, torch.sign(x[:, 2:3] * x[:, 5:6]))
+    assert set(torch.argsort(learnt.importance, descending=True)[:2].tolist()) == {2, 5}
+
+
+@pytest.mark.parametrize("n_rows", [100, 300, 1000])
+@pytest.mark.parametrize("d", [1, 12])
+def test_few_rows_do(n_rows, d):
+    x = normal(n_rows, d)
+    learnt = learn(plain("product", d), x, x[:, :1])
+    assert int(learnt.importance.argmax()) == 0
+    assert bool(learnt.kernel.weights.isfinite().all())
+    assert float(learnt.kernel.weights[0]) > 0
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+@pytest.mark.parametrize("what", ["noise", "constant"])
+def test_where_there_is_nothing_to_learn_the_kernel_stays_one(name, what):
+    x = normal(1000, 5)
+    y = normal(1000, 1, seed=9) if what == "noise" else torch.zeros(1000, 1)
+    learnt = learn(plain(name, 5), x, y)
+    assert len(learnt.kernel.used)
+    assert bool(learnt.kernel.metric.isfinite().all())
+    assert abs(learnt.explained) < 0.1
+    assert bool(learnt.importance.isfinite().all())
+
+
+def test_a_constant_column_has_no_say():
+    x = normal(800, 4)
+    x[:, 2] = 3
+    learnt = learn(plain("product", 4), x, x[:, :1])
+    assert 2 not in learnt.kernel.used.tolist()
+
+
+def test_heavy_tails_leave_the_weights_finite():
+    x = normal(2000, 4)
+    y = x[:, :1] + 0.1 * torch.from_numpy(np.random.default_rng(0).standard_cauchy((2000, 1)))
+    learnt = learn(plain("product", 4), x, y)
+    assert bool(learnt.kernel.metric.isfinite().all())
+
+
+def test_of_many_outputs_random_combinations_are_learnt_on():
+    x = normal(1500, 6)
+    classes = torch.bucketize(x[:, 3].contiguous(), torch.linspace(-2, 2, 39))
+    y = torch.nn.functional.one_hot(classes, 40).float()
+    learnt = learn(plain("product", 6), x, y - y.mean(0))
+    assert int(learnt.importance.argmax()) == 3
+
+
+def test_sizes_of_a_step_are_bounded_where_columns_are_many(monkeypatch):
+    monkeypatch.undo()
+    for d in (1, 25, 784, 20_000):
+        n_rows, n_centers = column_weights._sizes(d, 60_000)
+        assert 2 * n_rows * n_centers * d <= 1.01 * column_weights._MOST_DIFFERENCES
+        assert n_centers >= 1
+
+
+def test_more_centers_never_ask_for_blunter_weights():
+    x = normal(3000, 2)
+    y = torch.sin(6 * x[:, :1])
+    few, many = (learn(plain("product", 2), x, y, n_centers).kernel.weights for n_centers in (200, 20_000))
+    assert bool((many >= 0.99 * few).all())
