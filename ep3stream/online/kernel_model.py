@@ -306,6 +306,8 @@ class KernelModel:
             offsets = Offsets(*(np.array(state["offsets"][part], np.float64) for part in "xy"))
             self._take_offsets(offsets, state["centers"].double().mean(0).cpu().numpy())
         mine, theirs = self._settings(), _LATER_SETTINGS | state["settings"]
+        # Kernels had fewer parameters once.
+        mine["kernel"], theirs["kernel"] = (_given(each["kernel"]) for each in (mine, theirs))
         for name in mine:
             if mine[name] != theirs.get(name):
                 raise InputError(f"{name} is {mine[name]!r} but was {theirs.get(name)!r} in the state")
@@ -494,6 +496,10 @@ def _kernel_choice(
     if bandwidth != "median":
         raise ConfigError(f"bandwidth is {bandwidth}, but the kernel is no name; say it in the kernel itself")
     return (kernel, None) if isinstance(kernel, KernelConfig) else (KernelConfig(), kernel)
+
+
+def _given(kernel: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kernel.items() if value is not None}
 
 
 def _by_text(

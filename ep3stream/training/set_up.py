@@ -33,7 +33,7 @@ from ep3stream.run.text import bytes_text
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
-from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
+from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import kernel_tensors, measured_kernel, named_kernel, with_precision
 from ep3stream.solver.projection import NystromProjection, Spectra
