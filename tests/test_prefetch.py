@@ -534,6 +534,16 @@ def test_an_error_on_a_dask_worker_names_the_segment(
     assert _own_threads() == []
 
 
+def test_a_dask_worker_without_memory_is_told_as_such(
+    reader: SplitReader, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = _Faulty(reader, {3: [MemoryError("too little")] * 9})
+    monkeypatch.setattr(segment_reads, "_reader_on_worker", lambda *_: broken)
+    with pytest.raises(MemoryError, match="too little"):
+        _copies(_stream(reader, 0, STEPS, dask=cluster.scheduler_address))
+    assert _own_threads() == []
+
+
 @pytest.mark.parametrize("address", ["nonsense", "foo://127.0.0.1:1", "tcp://127.0.0.1:9"])
 def test_a_dask_address_without_a_scheduler_is_refused(reader: SplitReader, address: str) -> None:
     with pytest.raises(ConfigError, match=r"no scheduler answers there .* correct the address"):

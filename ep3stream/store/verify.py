@@ -43,6 +43,8 @@ def verify_store(
     told = {piece for pieces, message in damaged for piece in pieces if piece in message}
     try:
         found = store.backend.inventory()
+    except MemoryError:
+        raise
     except Exception as error:  # HDF5 and zarr meet damage with errors of many types.
         return [*problems, f"{store.path}: its pieces cannot be listed ({error!r:.300})"]
     return problems + [f"{store.path}: {piece} {what}" for piece, what in found.items() if piece not in told]

@@ -138,7 +138,7 @@ class DaskReads:
     def _result(self, segment: int, future: Future[_Rows | SharedSegment]) -> _Rows | SharedSegment:
         try:
             return future.result(self._timeout_s)
-        except Ep3streamError:
+        except (Ep3streamError, MemoryError):  # Too little memory, here or on a worker, is no damage.
             raise
         except TimeoutError:
             future.cancel()
