@@ -25,14 +25,15 @@ from ep3stream.config import ConvertConfig
 from ep3stream.errors import Ep3streamError
 from fuzz_cases.cases import Case, Settings, case_of, format_of
 from fuzz_cases.text_files import CsvWay
-from fuzz_cases.truth import DEFAULT_PARTS, Comparison, Expected, expected
+from fuzz_cases.truth import DEFAULT_PARTS, Comparison, Expected, expected, text_of
 from fuzz_cases.written import Written, folders
 
 MAX_TRIES = 150
 
 
 _TELLS = re.compile(
-    r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|does not have|differ in blanks"
+    r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|does not have|differ in blanks|"
+    r"stored as 0"
 )
 
 
@@ -272,6 +273,7 @@ def _compared(
                 fills_are_means=part.fills_are_means and len(blocks) == 1 and not is_later,
                 dates=settings.dates or DEFAULT_PARTS,
                 is_later=is_later,
+                all_labels=frozenset(map(text_of, part.truth.targets[0].values)),
             ).run()
             flavours |= {column.name: f"{column.kind}, {column.flavour}" for column in truth.columns}
             n_dropped = part.truth.n_rows - truth.n_rows

@@ -131,7 +131,7 @@ class Comparison:
     """The rows of a store against the truth, feature by feature.
 
     fills_are_means: whether gaps were filled with the means of these rows. dates: the parts that were asked for.
-    is_later: whether the columns were decided by other rows. problems: the column and what is wrong with it.
+    is_later: whether the columns were decided by other rows. all_labels: those of the rows left out, too. problems: the column and what is wrong with it.
     """
 
     manifest: Any
@@ -142,6 +142,7 @@ class Comparison:
     fills_are_means: bool
     dates: tuple[str, ...] = DEFAULT_PARTS
     is_later: bool = False
+    all_labels: frozenset[str] = frozenset()
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self) -> list[tuple[str, str]]:
@@ -189,8 +190,8 @@ class Comparison:
             self._wrong(column, f"became {described['kind']}, read as {described.get('type')}")
             self.used |= {name for name in self.names if name.startswith(described["name"])}
             return
-        texts = np.array([GAP if value is None else _text(value) for value in column.values], object)
-        values, known = [_text(value) for value in described["values"]], set(texts)
+        texts = np.array([GAP if value is None else text_of(value) for value in column.values], object)
+        values, known = [text_of(value) for value in described["values"]], set(texts)
         if self.is_later and set(values) >= known:
             pass
         elif set(values) != known:
@@ -204,7 +205,7 @@ class Comparison:
         for value in described["values"]:
             stored = self._feature(column, f"{described['name']}={value}")
             if stored is not None:
-                self._put(column.name, stored, (texts == _text(value)).astype(np.float32))
+                self._put(column.name, stored, (texts == text_of(value)).astype(np.float32))
 
     def _numeric(self, column: Column, described: list[dict[str, Any]]) -> None:
         for one in described:
@@ -232,7 +233,8 @@ class Comparison:
         features = [
             self.x[:, self.names.index(one["name"])] for one in described if one["name"] in self.names
         ]
-        self._merged(column, distinct, features)
+        if "days" in found or column.kind not in PARTS or column.kind == "time":
+            self._merged(column, distinct, features)
 
     def _merged(self, column: Column, distinct: int, stored: list[np.ndarray]) -> None:
         known = ~column.gaps
@@ -312,11 +314,13 @@ class Comparison:
             return
         if self.truth.is_classification:
             (column,) = self.truth.targets
-            labels = np.array([_text(value) for value in column.values], object)
-            names = [_text(name) for name in self.manifest.class_names]
+            labels = np.array([text_of(value) for value in column.values], object)
+            names = [text_of(name) for name in self.manifest.class_names]
             if column.kind == "boolean":
                 names = [{"1": "true", "0": "false"}.get(name.lower(), name.lower()) for name in names]
-            if sorted(names) != sorted(set(labels)) and not (self.is_later and set(names) >= set(labels)):
+            # Of arrays, the labels of rows that are left out are classes too.
+            is_known = self.is_later or set(names) <= self.all_labels
+            if len(set(names)) < len(names) or not (set(names) >= set(labels) and is_known):
                 self._wrong(column, f"classes {names[:6]} instead of {sorted(set(labels))[:6]}")
                 return
             place = {name: index for index, name in enumerate(names)}
@@ -350,7 +354,7 @@ class Comparison:
                 )
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """The text of a category; 1.0 is the same as 1 if both are numbers."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
