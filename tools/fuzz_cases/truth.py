@@ -131,7 +131,8 @@ class Comparison:
     """The rows of a store against the truth, feature by feature.
 
     fills_are_means: whether gaps were filled with the means of these rows. dates: the parts that were asked for.
-    is_later: whether the columns were decided by other rows. all_labels: those of the rows left out, too. problems: the column and what is wrong with it.
+    is_later: whether the columns were decided by other rows. all_labels: those of the rows left out, too.
+    problems: the column and what is wrong with it.
     """
 
     manifest: Any
