@@ -343,6 +343,37 @@ def test_parts_may_state_dates_and_midnights_or_whole_and_broken_numbers(tmp_pat
     assert made[:, 0].tolist() == [*EACH, *(EACH + 0.5), *(EACH % 2 == 0)]
 
 
+@pytest.mark.parametrize(
+    "types", [("i1", "i4", "i8"), ("u8", "i4", "i8"), ("i8", "u8", "f8"), ("f4", "i2", "u1")]
+)
+@pytest.mark.parametrize("role", ["category", "label"])
+def test_parts_may_hold_whole_numbers_of_other_widths(role, types, tmp_path):
+    values = {
+        "i1": [-1, 2, 3],
+        "i4": [-1, 100_000, 3],
+        "i8": [-1, 2**40, 2],
+        "u8": [2**63 + 1, 3, 2],
+        "f8": [2, 3, 4],
+    }
+    values |= {"f4": [2, 3, 4], "i2": [2, -1, 3], "u1": [2, 3, 255]}
+    is_label = role == "label" and "u8" not in types
+    parts = [
+        pa.table({"k": pa.array(np.array(values[dtype], dtype)), "n": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0]})
+        for dtype in types
+    ]
+    folder = write_parts(tmp_path / "d", "parquet", parts)
+    settings = {"target": "k", "task": "classification"} if is_label else {"target": "y", "category": ["k"]}
+    made = convert(folder, tmp_path / "s.zarr", **settings)
+    manifest = ep3stream.open_store(tmp_path / "s.zarr").manifest
+    known = sorted({value for dtype in types for value in values[dtype]})
+    names = list(manifest.class_names or ()) or [
+        name[2:] for name in manifest.feature_names if name.startswith("k=")
+    ]
+    assert [decimal.Decimal(name) for name in names] == known
+    again = convert(folder, tmp_path / "again.zarr", like=tmp_path / "s.zarr")
+    np.testing.assert_array_equal(again, made)
+
+
 # -- svmlight
 
 

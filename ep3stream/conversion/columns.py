@@ -206,12 +206,14 @@ class ColumnPlan:
     def _categories(self, values: pa.Array, source: str, where: str) -> pa.DictionaryArray:
         """The distinct values, numbers as they are read and all others as text, and each row's index, (b,)."""
         dtype = self.types[source]
-        is_number = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
+        as_numbers = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
         try:
             if pa.types.is_dictionary(values.type):
                 values = values.dictionary_decode()
+            if as_numbers and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+                return values.dictionary_encode()  # Parts may have integers of other widths.
             values = values.cast(dtype)
-            return (values if is_number else values.cast(pa.string())).dictionary_encode()
+            return (values if as_numbers else values.cast(pa.string())).dictionary_encode()
         except pa.ArrowInvalid as error:
             raise SourceError(
                 f"{where}: column {source!r} is read as {dtype}, which does not hold "
