@@ -306,16 +306,20 @@ def test_parts_without_rows_are_passed_over_and_told(places, form, tmp_path, cap
         ("part-1.csv", b"\n\n"),
         ("part-1.csv", b"\xef\xbb\xbf"),
         ("part-1.csv", b"k,n,y"),
-        ("part-1.csv.gz", b""),
-        ("part-1.csv.zst", b""),
-        ("part-1.parquet", b""),
-        ("part-1.arrow", b""),
     ],
 )
 def test_parts_without_a_byte_or_a_header_are_passed_over(name, content, tmp_path):
     folder = write_parts(tmp_path / "d", "csv", [table_of(KINDS["texts"][0])])
     (folder / name).write_bytes(content)
     assert len(convert(folder, tmp_path / "s.zarr", target="y")) == N
+
+
+@pytest.mark.parametrize("name", ["part-1.csv.gz", "part-1.csv.xz", "part-1.parquet", "part-1.arrow"])
+def test_parts_of_no_byte_whose_format_has_a_header_were_emptied_and_are_refused(name, tmp_path):
+    folder = write_parts(tmp_path / "d", "csv", [table_of(KINDS["texts"][0])])
+    (folder / name).write_bytes(b"")
+    with pytest.raises(SourceError, match=name):
+        convert(folder, tmp_path / "s.zarr", target="y")
 
 
 def test_a_source_without_any_row_is_refused(tmp_path):
