@@ -45,6 +45,7 @@ _NEARLY_ALL = 0.9
 _FEW_WORDS = 2
 _MANY_VALUES = 10
 
+_HEXADECIMAL_BYTES = re.compile(rb"0[xX]")
 _HEXADECIMAL = r"^[-+]?0[xX]"
 _LONG_NUMBER = r"^[-+]?0*[1-9]\d{15,}$"
 _MAX_EXACT = 1 << 53
@@ -127,7 +128,7 @@ def _infer(
         elif not pa.types.is_null(values.type):
             found[name] = _Decision(values.type)
     whole = [name for name in names if name in found and pa.types.is_integer(found[name].dtype)]
-    if whole and (b"0x" in block.text or b"0X" in block.text):
+    if whole and _HEXADECIMAL_BYTES.search(block.text, 0, _PEEK_BYTES):
         texts = layout.parse(block.text, dict.fromkeys(whole, pa.string()))
         for name, values in zip(whole, texts.columns, strict=True):
             if pc.any(pc.match_substring_regex(pc.utf8_ltrim_whitespace(values), _HEXADECIMAL)).as_py():
