@@ -88,6 +88,7 @@ def test_settings_that_cannot_be_are_refused_before_any_file_is_read(
 
 def test_names_on_the_command_line_may_hold_commas_in_quotes() -> None:
     assert parse_names('a, "b,c",d') == ("a", "b,c", "d")
+    assert parse_names('two\nlines,"a,\nb",c') == ("two\nlines", "a,\nb", "c")
     assert parse_renames("a=b,c=d") == {"a": "b", "c": "d"}
     for text in ("", "a,,b"):
         with pytest.raises(ConfigError, match="empty name"):

@@ -320,7 +320,7 @@ class ColumnOffsets:
         ]
         if before > 0:
             runs.insert(0, (0, min(before, batch.n_rows)))
-        if not runs or not self._may_lose(batch):
+        if not runs or not batch.n_rows or not self._may_lose(batch):
             return
         rows = np.concatenate([np.arange(*run) for run in runs])
         lengths = np.array([stop - start for start, stop in runs])
