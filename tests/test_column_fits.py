@@ -17,6 +17,7 @@ import ep3stream
 from ep3stream import ConvertConfig, FitConfig, KernelModel
 from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.estimator import KernelClassifier, KernelRegressor
+from ep3stream.inspection.describe import describe_path
 from ep3stream.prediction.predict import predict_tables
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver import column_weights
@@ -244,3 +245,30 @@ def test_plan_counts_the_learning_and_does_not_learn(stores, monkeypatch):
 def test_tune_refuses_what_has_no_bandwidth(stores, tmp_path):
     with pytest.raises(ConfigError, match="which has no bandwidth to choose"):
         ep3stream.tune(stores["regression"], kernels=["product"])
+
+
+def test_inspect_tells_what_matters(fitted):
+    lines = describe_path(fitted).splitlines()
+    at = lines.index("what matters")
+    assert {lines[at + 1].split()[0], lines[at + 2].split()[0]} == {"size", "shop"}
+
+
+def test_means_of_codes_are_no_centers(stores, tmp_path):
+    with pytest.raises(ConfigError, match="'shop' is stored as codes"):
+        ep3stream.fit(stores["regression"], tmp_path / "run", settings(centers="kmeans:50"))
+
+
+@pytest.mark.slow
+def test_two_ranks_take_over_what_the_leader_has_learnt(stores, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = []
+    for devices in (1, 2):
+        run = ep3stream.fit(
+            stores["regression"], tmp_path / str(devices), settings(batch_size=100), devices=devices
+        )
+        found.append(ep3stream.load(run))
+    one, two = found
+    # The processes of two ranks know nothing of this module's small problems.
+    assert torch.equal(one.kernel.is_category, two.kernel.is_category)
+    assert int(two.kernel.weights.argmax()) in (0, 3)
+    assert ep3stream.evaluate(tmp_path / "2", stores["regression"])["r2"] > 0.9

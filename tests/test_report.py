@@ -446,3 +446,24 @@ def test_the_accuracy_of_validations_is_drawn_where_there_is_one(tmp_path: Path)
         assert "Validation accuracy" not in page(write_run(tmp_path / name, run_json(), [*steps, *told]))
     single = page(write_run(tmp_path / "single", run_json(), [*steps, validation_record(27, accuracy=0.0)]))
     assert "Validation accuracy" in single
+
+
+def with_column_weights(*worth: tuple[str, Any]) -> dict[str, Any]:
+    columns = [{"name": name, "importance": value} for name, value in worth]
+    return run_json() | {"column_weights": {"explained": 0.3, "columns": columns}}
+
+
+def test_the_page_shows_what_each_column_is_worth(tmp_path: Path) -> None:
+    html = page(write_run(tmp_path, with_column_weights(("day", 0.3), ("<b>hour", 0.1), ("noise", 0.0))))
+    assert "What matters" in html
+    text = re.sub(r"<[^>]+>|\s", " ", html)
+    assert text.index("75.0%") < text.index("&lt;b&gt;hour") < text.index("25.0%")
+    assert "noise" not in text
+
+
+@pytest.mark.parametrize(
+    "worth", [(), (("day", None),), (("day", "much"), ("hour", -1.0)), (("day", math.inf),)]
+)
+def test_columns_worth_nothing_leave_the_section_out(tmp_path: Path, worth: Any) -> None:
+    assert "What matters" not in page(write_run(tmp_path, with_column_weights(*worth)))
+    assert "What matters" not in page(write_run(tmp_path, run_json() | {"column_weights": [1]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from test_report_browser import CHROMIUM, look
 import ep3stream
 from ep3stream import InputError, cli
 from ep3stream.reporting.compare import MOST_RUNS, write_comparison
+from ep3stream.reporting.quantities import DASH
 
 
 def slower(records: Any) -> list[dict[str, Any]]:
@@ -43,6 +45,13 @@ def test_scores_stand_side_by_side_and_the_best_is_named(runs, tmp_path):
     assert "first is the best of 2 runs: accuracy 88.1%." in text
     assert "accuracy 88.1% 85.0%" in text
     assert "state Finished Finished" in text
+
+
+def test_what_matters_to_each_run_stands_side_by_side(runs, tmp_path):
+    columns = [{"name": name, "importance": value} for name, value in (("day", 3.0), ("hour", 1.0))]
+    (runs[1] / "run.json").write_text(json.dumps(run_json() | {"column_weights": {"columns": columns}}))
+    text = text_of(write_comparison(runs, tmp_path / "comparison.html"))
+    assert f"what matters {DASH} day 75.0%, hour 25.0%" in text
 
 
 def test_only_the_settings_that_differ_are_listed(runs, tmp_path):

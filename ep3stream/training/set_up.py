@@ -175,6 +175,7 @@ def set_up_split(
 ) -> SetUpResult:
     """The set-up of a fit to a split: sizes by the memory budget, rows drawn by the seed, then `set_up`."""
     shape = shape_of(split)
+    _require_whole_codes(split, config)
     source = CenterSource.of(config, split, automatic_centers(shape))
     require_enough_centers(source.n_centers, mesh.size)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
@@ -279,6 +280,16 @@ def set_up(
     if told is not None:
         description["column_weights"] = told
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
+
+
+def _require_whole_codes(split: Split, config: FitConfig) -> None:
+    """ConfigError where centers would be means of rows with codes of categories, which are no codes."""
+    centers, codes = config.solver.centers, code_features(split.manifest)
+    if config.kernel.name in COLUMN_KERNELS and codes and str(centers).startswith("kmeans:"):
+        raise ConfigError(
+            f"centers is {centers!r}, but a mean of rows has no category: {split.manifest.feature_names[codes[0]]!r} "
+            f"is stored as codes, which the {config.kernel.name} kernel compares; draw the centers from the rows"
+        )
 
 
 def problem_of_split(split: Split, config: FitConfig) -> Problem:
