@@ -258,6 +258,15 @@ def test_means_of_codes_are_no_centers(stores, tmp_path):
         ep3stream.fit(stores["regression"], tmp_path / "run", settings(centers="kmeans:50"))
 
 
+@pytest.mark.parametrize("categories", ["onehot", "codes"])
+def test_one_hot_features_are_told_of(tmp_path, caplog, categories):
+    pq.write_table(table(600).drop(["label"]), tmp_path / "rows.parquet")
+    config = ConvertConfig(target="y", categories=categories)
+    ep3stream.convert(tmp_path / "rows.parquet", tmp_path / "rows.zarr", config)
+    ep3stream.fit(tmp_path / "rows.zarr", tmp_path / "run", settings(centers=50))
+    assert ("convert with --categories codes" in caplog.text) == (categories == "onehot")
+
+
 @pytest.mark.slow
 def test_two_ranks_take_over_what_the_leader_has_learnt(stores, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -55,6 +55,7 @@ _CENTERS, _SAMPLES, _ALGEBRA, _POOL = 1, 2, 3, 4
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
 _CHECKED_ROWS = 1 << 16
+_ROWS_PER_CENTER = 8
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
 # clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
@@ -175,7 +176,7 @@ def set_up_split(
 ) -> SetUpResult:
     """The set-up of a fit to a split: sizes by the memory budget, rows drawn by the seed, then `set_up`."""
     shape = shape_of(split)
-    _require_whole_codes(split, config)
+    _check_codes(split, config)
     source = CenterSource.of(config, split, automatic_centers(shape))
     require_enough_centers(source.n_centers, mesh.size)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
@@ -282,13 +283,25 @@ def set_up(
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
 
 
-def _require_whole_codes(split: Split, config: FitConfig) -> None:
-    """ConfigError where centers would be means of rows with codes of categories, which are no codes."""
-    centers, codes = config.solver.centers, code_features(split.manifest)
-    if config.kernel.name in COLUMN_KERNELS and codes and str(centers).startswith("kmeans:"):
+def _check_codes(split: Split, config: FitConfig) -> None:
+    """For kernels on columns: a warning where categories are one-hot features rather than codes.
+
+    ConfigError where centers would be means of rows with codes, which are no codes.
+    """
+    name, centers = config.kernel.name, config.solver.centers
+    if name not in COLUMN_KERNELS:
+        return
+    codes = code_features(split.manifest)
+    if codes and str(centers).startswith("kmeans:"):
         raise ConfigError(
             f"centers is {centers!r}, but a mean of rows has no category: {split.manifest.feature_names[codes[0]]!r} "
-            f"is stored as codes, which the {config.kernel.name} kernel compares; draw the centers from the rows"
+            f"is stored as codes, which the {name} kernel compares; draw the centers from the rows"
+        )
+    if not codes and any(one["kind"] == "category" for one in split.manifest.columns.get("columns", ())):
+        logger.warning(
+            "the store has its categories as one-hot features, which the %s kernel takes for numbers, one by one; "
+            "convert with --categories codes",
+            name,
         )
 
 
@@ -425,7 +438,9 @@ def _column_kernel(
     code = problem.targets.to(mesh.device)
     coded = torch.zeros(code.n_outputs, len(x), device=mesh.device)
     code.subtract_(coded, y)
-    return learnt_kernel(plain, x, coded.neg_().T.contiguous(), problem.names[0], len(rows.centers), mesh)
+    # Centers with few rows each resolve no more than fewer centers do.
+    n_centers = max(1, min(len(rows.centers), problem.shape.n_rows // _ROWS_PER_CENTER))
+    return learnt_kernel(plain, x, coded.neg_().T.contiguous(), problem.names[0], n_centers, mesh)
 
 
 def _setup_plan(
