@@ -44,9 +44,12 @@ def test_every_row_of_a_stored_store_is_read(path: Path) -> None:
         assert verify_store(store, quick=True) == []
         readers = [store.split(name) for name in store.manifest.splits]
         read = np.concatenate([reader.read_rows(np.arange(reader.info.n_rows))[0] for reader in readers])
+        if path.stem == "times":  # Its first column is a time, of which an offset was subtracted.
+            assert store.manifest.format_version == 3
+            read = (read.astype(np.float64) + store.manifest.offsets.x - [1.7e9, 0, 0]).astype(np.float32)
     assert read.shape == expected.shape
     sort = lambda x: x[np.argsort(x[:, 0], kind="stable")].astype(np.float32)  # noqa: E731
-    np.testing.assert_allclose(sort(read), sort(expected.astype(read.dtype)), rtol=1e-6)
+    np.testing.assert_allclose(sort(read), sort(expected.astype(read.dtype)), rtol=1e-6, atol=1e-6)
 
 
 @EVERY_FIXTURE

@@ -70,8 +70,8 @@ def test_every_truncation_is_found() -> None:
 
 
 def test_a_newer_format_is_named_as_such() -> None:
-    with pytest.raises(InputError, match=r"here has store format 3 .* upgrade"):
-        Manifest.from_json(_signed({**_content(), "format_version": 3}), "here")
+    with pytest.raises(InputError, match=r"here has store format 4 .* upgrade"):
+        Manifest.from_json(_signed({**_content(), "format_version": 4}), "here")
 
 
 def test_format_1_which_had_no_field_conversion_is_read_and_kept_as_it_was() -> None:

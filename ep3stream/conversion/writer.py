@@ -25,7 +25,6 @@ from ep3stream.store.backend import SplitLayout, WritingBackend, y_row
 from ep3stream.store.hdf5_store import Hdf5Writer
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import (
-    STORE_FORMAT_VERSION,
     Codec,
     Manifest,
     SplitInfo,
@@ -328,7 +327,7 @@ class StoreWriter:
             conversion = {**conversion, "codec_sample_ratio": self._sample_ratio}
         assert self._codec is not None
         return Manifest(
-            format_version=STORE_FORMAT_VERSION,
+            format_version=Manifest.format_of(spec.columns),
             created_by=created_by(),
             task=spec.task,
             n_features=spec.n_features,

@@ -21,7 +21,9 @@ from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.store.json_files import JsonObject, json_digest, signed_bytes, signed_object
 from ep3stream.values.offsets import Offsets
 
-STORE_FORMAT_VERSION = 2
+# 2: what the conversion has counted. 3: numbers are stored less an offset, so that an older reader refuses such a store.
+STORE_FORMAT_VERSION = 3
+_WITHOUT_OFFSETS = 2
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * MIB
 
@@ -133,6 +135,12 @@ class Manifest:
         """What was subtracted before features and targets were stored: a value is the stored number plus its offset."""
         names = self.target_names if self.class_names is None else self.class_names
         return Offsets.recorded(self.columns, self.feature_names, names)
+
+    @staticmethod
+    def format_of(columns: Mapping[str, Any]) -> int:
+        """The lowest format version that can say what these columns are."""
+        described = (*columns.get("columns", ()), *columns.get("targets", ()))
+        return STORE_FORMAT_VERSION if any("offset" in one for one in described) else _WITHOUT_OFFSETS
 
     @property
     def fingerprint(self) -> str:
