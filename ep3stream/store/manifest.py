@@ -21,7 +21,7 @@ from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.store.json_files import JsonObject, json_digest, signed_bytes, signed_object
 from ep3stream.values.offsets import Offsets
 
-# 2: what the conversion has counted. 3: numbers are stored less an offset, so that an older reader refuses such a store.
+# 2: what the conversion has counted. 3: numbers are stored less an offset; an older reader refuses such a store.
 STORE_FORMAT_VERSION = 3
 _WITHOUT_OFFSETS = 2
 MANIFEST_NAME = "manifest.json"
