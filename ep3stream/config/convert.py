@@ -236,7 +236,15 @@ class ConvertConfig:
                 name not in self.splits,
                 f"split_files has {name!r}, but that is a split of the source itself; give it another name",
             )
-            require(bool(paths), f"split_files has no file for {name!r}; name one")
+            given = [paths] if isinstance(paths, str | Path) else paths
+            require(
+                isinstance(given, Sequence) and all(isinstance(each, str | Path) for each in given),
+                f"split_files of {name!r} is a {type(paths).__name__}; name files, and save first what is in memory",
+            )
+            require(
+                bool(given) and all(str(each) for each in given),
+                f"split_files has no file for {name!r}; name one",
+            )
         for name, fraction in self.splits.items():
             require(0 < fraction <= 1, f"split {name} has the fraction {fraction}; use one in (0, 1]")
         total = math.fsum(self.splits.values())

@@ -273,6 +273,8 @@ def plan_columns(
 
 def close_to(name: str, names: Sequence[str]) -> str:
     """`did you mean ...?` with the names most like `name`, or with the last ones if none is like it."""
+    if not names:
+        return "no column has a name"
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[-5:]
     return f"did you mean {' or '.join(close)}?"
 

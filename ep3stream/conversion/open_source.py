@@ -53,7 +53,9 @@ def open_source(
     if x is not None or y is not None:
         return _open_files_of_arrays(source, config, x, y, like)
     if (paths := _paths(source)) is not None:
-        return _open_paths(paths, config, like)
+        # What no path can be, such as the text of a table, is an error of the system here.
+        with reading(" ".join(str(paths[0]).split())[:200] if paths else "no path"):
+            return _open_paths(paths, config, like)
     with reading(f"{PYTHON}{type(source).__name__}"):
         return _open_object(source, config, like)
 

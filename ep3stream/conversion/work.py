@@ -120,13 +120,27 @@ class ConversionWork:
 def was_committed(store: Path) -> bool:
     """Returns whether a process moved `store` to its place and was killed before it removed its work directory."""
     path = _work_path(store)
-    is_moved = (path / "committing").exists() and not os.path.lexists(path / "store")
-    return is_moved and os.path.lexists(store)
+    with _making(store):
+        is_moved = (path / "committing").exists() and not os.path.lexists(path / "store")
+        return is_moved and os.path.lexists(store)
 
 
 def is_begun(store: Path) -> bool:
     """Returns whether there is a work directory for `store`."""
-    return _work_path(store).exists()
+    with _making(store):
+        return _work_path(store).exists()
+
+
+@contextmanager
+def _making(store: Path) -> Iterator[None]:
+    """Raises InputError where the disk cannot have such a path: a name too long, no permission, a file above it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{store} cannot be made ({reason}); correct permissions or choose another place"
+        ) from error
 
 
 @contextmanager
@@ -138,14 +152,11 @@ def conversion_work(store: Path, plan: Json, restart: bool) -> Iterator[Conversi
     difference. The directory stays when the block ends, in any way; the block removes it if nobody needs it any more.
     """
     path = _work_path(store)
-    try:
-        lock = take_lock(path / "lock")
-    except LockHeldError as error:
-        raise InputError(f"{store} is being made by {error.holder}; wait for it or stop it") from None
-    except OSError as error:
-        raise InputError(
-            f"{store} cannot be made ({error.strerror or error}); correct permissions or choose another place"
-        ) from error
+    with _making(store):
+        try:
+            lock = take_lock(path / "lock")
+        except LockHeldError as error:
+            raise InputError(f"{store} is being made by {error.holder}; wait for it or stop it") from None
     with lock:
         work = ConversionWork(path)
         earlier = None if restart else _read(path / "plan.json")
@@ -159,7 +170,8 @@ def conversion_work(store: Path, plan: Json, restart: bool) -> Iterator[Conversi
 
 
 def _work_path(store: Path) -> Path:
-    return store.with_name(f".{store.name}.convert")
+    with _making(store):  # with_name takes no path that has no name, such as / or ..
+        return store.with_name(f".{store.name}.convert")
 
 
 def _require_same(earlier: Json, plan: Json, store: Path, path: Path) -> None:

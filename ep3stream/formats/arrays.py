@@ -37,10 +37,12 @@ from ep3stream.formats.source import reading
 from ep3stream.formats.text_blocks import open_unpacked
 from ep3stream.formats.zarr_arrays import is_zarr, open_zarr
 
-HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
+HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".nc", ".nc4", ".h5ad")
 
 # A file with the array's name behind it: f.npz:name, f.h5:/group/x.
-_FILE_AND_NAME = re.compile(r"(.+(?:\.npz|\.h5|\.hdf5|\.hdf|\.zarr\.zip)):(.+)", re.IGNORECASE)
+_FILE_AND_NAME = re.compile(
+    rf"(.+(?:\.npz|\.zarr\.zip|{'|'.join(map(re.escape, HDF5_SUFFIXES))})):(.+)", re.IGNORECASE
+)
 
 # QMNIST calls its labels ...-idx2-int.gz.
 _IDX_NAME = re.compile(r"[.-]idx\d?(-(u?byte|short|int|float|double))?(\.gz)?$", re.IGNORECASE)

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 
 from ep3stream.errors import SourceError
+from ep3stream.formats.file_holes import tell_holes
 from ep3stream.formats.hdf5_virtual import (
     Box,
     Mapping,
@@ -30,6 +31,7 @@ from ep3stream.formats.hdf5_virtual import (
     n_uncovered,
     prefixes,
 )
+from ep3stream.formats.packed_values import PackedValues
 from ep3stream.formats.row_array import RowArray, chunked_array
 from ep3stream.formats.source import reading
 
@@ -52,9 +54,10 @@ def open_hdf5(file: Path, member: str, default: str) -> RowArray:
             name = f"{own_file}:{found.name}"
         if found.shape is None:
             raise SourceError(f"{name}: is h5py.Empty, an array without values; write the rows")
-        check = _StorageCheck(name, {own_file: None, file: None})
         with reading(name):
             dtype = _number_type(name, found)
+            packed = PackedValues.of(found.attrs, dtype)
+            check = _StorageCheck(name, {own_file: None, file: None}, packed)
             check.require_stored(found, tuple((0, size) for size in found.shape))
         check.tell()
         shape, chunk_rows = found.shape, found.chunks[0] if found.chunks else 1
@@ -64,7 +67,8 @@ def open_hdf5(file: Path, member: str, default: str) -> RowArray:
         with opened_hdf5(file) as root:
             yield _found(file, root, member, default)
 
-    return chunked_array(name, tuple(check.files), shape, dtype, chunk_rows, opened)
+    array = chunked_array(name, tuple(check.files), shape, dtype, chunk_rows, opened)
+    return array if packed is None else packed.unpacked(array)
 
 
 @contextmanager
@@ -169,10 +173,14 @@ def _number_type(name: str, found: h5py.Dataset) -> np.dtype[Any]:
 
 @dataclass(slots=True)
 class _StorageCheck:
-    """Whether every value of a dataset, called `name` in messages, is stored; `files` gains each file it lies in."""
+    """Whether every value of a dataset, called `name` in messages, is stored; `files` gains each file it lies in.
+
+    packed: which stored numbers stand for nothing.
+    """
 
     name: str
     files: dict[Path, None]
+    packed: PackedValues | None = None
     n_gaps: int = 0
     gaps: list[str] = field(default_factory=list)
 
@@ -190,14 +198,14 @@ class _StorageCheck:
             self._require_external(found)
         elif layout == h5py.h5d.CHUNKED:
             self._require_chunks(found, box)
-        elif layout == h5py.h5d.CONTIGUOUS and found.id.get_offset() is None:
-            raise self._error(f"{self._place(found)} was never written", "write all rows")
+        elif layout == h5py.h5d.CONTIGUOUS:
+            self._require_written(found, box)
 
     def tell(self) -> None:
         """Warns of values that are gaps because they were never written."""
         if self.n_gaps:
             _logger.warning(
-                "%s: %d values were never written and are missing values, for the fill value is NaN (%s); "
+                "%s: %d values were never written and are missing values, as the fill value says (%s); "
                 "write them if they were lost",
                 self.name,
                 self.n_gaps,
@@ -212,8 +220,9 @@ class _StorageCheck:
         return "it" if place == self.name else place
 
     def _absent(self, found: h5py.Dataset, n_values: int, what: str, remedy: str) -> None:
-        """Counts values without a place as gaps if they read as NaN, else raises SourceError."""
-        if found.dtype.kind != "f" or not np.isnan(found.fillvalue):
+        """Counts values without a place as gaps if they read as such, else raises SourceError."""
+        is_nan = found.dtype.kind == "f" and np.isnan(found.fillvalue)
+        if not is_nan and not (self.packed is not None and self.packed.is_gap(found.fillvalue)):
             raise self._error(f"{what} and would be read as {found.fillvalue}", remedy)
         self.n_gaps += n_values
         self.gaps = [*self.gaps, what][:3]
@@ -250,7 +259,17 @@ class _StorageCheck:
                     "restore it",
                 )
             self.files[file] = None
+            tell_holes(str(file), file, offset, offset + taken)
             left -= taken
+
+    def _require_written(self, found: h5py.Dataset, box: Box) -> None:
+        """A dataset that lies in one piece has room in the file from the first value on that is written."""
+        offset = found.id.get_offset()
+        if offset is None:
+            raise self._error(f"{self._place(found)} was never written", "write all rows")
+        row_bytes = found.id.get_storage_size() // max(1, found.shape[0]) if found.shape else 0
+        first, end = (offset + row * row_bytes for row in box[0]) if box else (offset, offset)
+        tell_holes(f"{found.file.filename}:{found.name}", Path(found.file.filename), first, end)
 
     def _require_chunks(self, found: h5py.Dataset, box: Box) -> None:
         """Raises SourceError for chunks outside the grid or without a checksum they should have, or missing ones.

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.errors import SourceError
+from ep3stream.formats.file_holes import tell_holes
 from ep3stream.formats.source import reading
 
 # Chunks up to this size are read once and whole, even if the reader asks for less at a time.
@@ -81,6 +82,8 @@ def plain_array(
             f"{name}: cannot be read (it has {file.stat().st_size} bytes, its header says {end_byte}); "
             "it is truncated"
         )
+    if stored is None:
+        tell_holes(name, file, offset, end_byte)
 
     def blocks(block_rows: int, start_row: int) -> RowBlocks:
         crc = 0

@@ -220,6 +220,8 @@ def reading(path: object) -> Iterator[None]:
             raise SourceError(f"{path}: there is no such file; check the name") from None
         if is_file and isinstance(error, PermissionError):
             raise SourceError(f"{path}: may not be read; change its permissions") from None
+        if is_file and isinstance(error, UnicodeEncodeError):
+            raise SourceError(f"{path}: has a name that is not UTF-8; rename it") from None
         reason = " ".join(str(error).split())[:300]
         if not isinstance(error, _READ_ERRORS) or not reason:
             reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__

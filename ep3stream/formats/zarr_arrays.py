@@ -23,6 +23,7 @@ import zarr
 from zarr.storage import LocalStore, ZipStore
 
 from ep3stream.errors import SourceError
+from ep3stream.formats.packed_values import PackedValues
 from ep3stream.formats.row_array import RowArray, chunked_array
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def open_zarr(path: Path, default: str, member: str | None = None) -> RowArray:
     is_zip = path.is_file()
     with _opened(path, is_zip) as store:
         # Consolidated metadata may be older than the arrays, and then hide rows.
-        found: Any = zarr.open(store, mode="r", path=(member or "").strip("/"), use_consolidated=False)
+        found: Any = _found(store, (member or "").strip("/"), path)
         if isinstance(found, zarr.Group):
             group, found = found, found.get(default)
             if not isinstance(found, zarr.Array):
@@ -64,7 +65,10 @@ def open_zarr(path: Path, default: str, member: str | None = None) -> RowArray:
                 raise SourceError(f"{path}: has no array {default!r}; {held}")
         inside = found.path
         name = f"{path}:{inside}" if is_zip else str(path / inside)
-        _Chunks.of(found, name).require_there(_Zip(path, inside) if is_zip else _Directory(path / inside))
+        packed = PackedValues.of(_attributes(found), found.dtype)
+        _Chunks.of(found, name, packed).require_there(
+            _Zip(path, inside) if is_zip else _Directory(path / inside)
+        )
         shards = getattr(found, "shards", None) or found.chunks
         shape, dtype = found.shape, found.dtype
 
@@ -74,7 +78,32 @@ def open_zarr(path: Path, default: str, member: str | None = None) -> RowArray:
             yield zarr.open_array(store, mode="r", path=inside)
 
     files = (path,) if is_zip else (path / inside,)
-    return chunked_array(name, files, shape, dtype, shards[0] if shards else 1, opened)
+    array = chunked_array(name, files, shape, dtype, shards[0] if shards else 1, opened)
+    return array if packed is None else packed.unpacked(array)
+
+
+def _found(store: Any, inside: str, path: Path) -> Any:
+    """The array or group at a place of the store; raises SourceError, which names what a zip file holds instead."""
+    try:
+        return zarr.open(store, mode="r", path=inside, use_consolidated=False)
+    except FileNotFoundError:
+        if not path.is_file():
+            raise
+    with zipfile.ZipFile(path) as archive:
+        held = [name for name in archive.namelist() if name.endswith(_ZARR_FILES)]
+    groups = sorted({str(Path(name).parent) for name in held if Path(name).parent != Path()})
+    remedy = (
+        f"name one of {', '.join(f'{path}:{each}' for each in groups[:3])}" if groups else "zip a Zarr store"
+    )
+    raise SourceError(f"{path}: has no array or group of Zarr at {inside or 'its top'!r}; {remedy}")
+
+
+def _attributes(found: Any) -> dict[str, Any]:
+    """The array's attributes. In format 2 xarray, which names the axes, keeps `_FillValue` as Zarr's fill value."""
+    attributes = dict(found.attrs)
+    if found.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attributes and found.fill_value is not None:
+        attributes.setdefault("_FillValue", found.fill_value)
+    return attributes
 
 
 @contextmanager
@@ -138,7 +167,7 @@ class _Chunks:
     """The chunks that an array should have.
 
     files: the grid of files, which are shards if `index` reads them. key: a file's name by its place in the grid.
-    is_blosc: whether each chunk begins with its packed size.
+    is_blosc: whether each chunk begins with its packed size. packed: which stored numbers stand for nothing.
     """
 
     name: str
@@ -149,9 +178,10 @@ class _Chunks:
     fill: Any
     index: _ShardIndex | None
     is_blosc: bool
+    packed: PackedValues | None
 
     @classmethod
-    def of(cls, found: Any, name: str) -> _Chunks:
+    def of(cls, found: Any, name: str, packed: PackedValues | None) -> _Chunks:
         shards = getattr(found, "shards", None)
         return cls(
             name,
@@ -162,6 +192,7 @@ class _Chunks:
             found.metadata.fill_value,
             _ShardIndex.of(found) if shards else None,
             bool(found.compressors) and type(found.compressors[-1]).__name__.startswith("Blosc"),
+            packed,
         )
 
     def require_there(self, files: _Directory | _Zip) -> None:
@@ -180,7 +211,9 @@ class _Chunks:
         what = f"{self.name}: {lost} of its {total} chunks are not there (the first {'in ' * bool(self.index)}{first})"
         if self.fill is None:
             raise SourceError(f"{what}, and it has no fill value; copy all of its files")
-        is_gap = isinstance(self.fill, float | np.floating) and math.isnan(self.fill)
+        is_gap = (isinstance(self.fill, float | np.floating) and math.isnan(self.fill)) or (
+            self.packed is not None and self.packed.is_gap(self.fill)
+        )
         read_as = "missing values, its fill value" if is_gap else f"{self.fill}, its fill value"
         _logger.warning(
             "%s and are read as %s; if they were written with other values, copy all of its files",
