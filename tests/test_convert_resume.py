@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ep3stream.config import ConvertConfig, Format, Unknown
 from ep3stream.conversion import convert as convert_module
 from ep3stream.conversion.convert import ConvertProgress, convert
+from ep3stream.disk import remove
 from ep3stream.errors import DiskError, InputError, SourceError
 
 CONFIG = ConvertConfig(target="y", segment_bytes=4096, memory_bytes=4 * 4096)
@@ -124,6 +125,19 @@ def test_what_was_damaged_between_two_processes_is_made_again(
             data[len(data) // 2] ^= 4
             file.write_bytes(data)
     convert([table], tmp_path / "store", config)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lost", ["rows", "store", "progress.json", "plan.json"])
+def test_what_was_lost_between_two_processes_is_made_again(tmp_path: Path, table: Path, lost: str) -> None:
+    convert([table], tmp_path / "whole", CONFIGS["shuffled"])
+    reads = sum(
+        1 for _ in progress_calls(table, tmp_path / "counted", CONFIGS["shuffled"]) if _.stage == "read"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        convert([table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(reads + 3))
+    remove(tmp_path / ".store.convert" / lost)
+    convert([table], tmp_path / "store", CONFIGS["shuffled"])
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 

@@ -166,6 +166,7 @@ def conversion_work(store: Path, plan: Json, restart: bool) -> Iterator[Conversi
             _write(path / "plan.json", plan)
         else:
             _require_same(earlier, plan, store, path)
+            work.rows.mkdir(exist_ok=True)
         yield work
 
 
