@@ -556,6 +556,20 @@ def test_blanks_around_numbers_and_truth_values_are_no_part_of_a_label_or_catego
 
 
 @pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("word", ["?", "NA", "n. a."])
+def test_a_stated_word_may_have_blanks_around_it(tmp_path: Path, word: str, block_bytes: int) -> None:
+    rows = [("State-gov", "13"), (word, "12"), ("Private", word), (f"{word} ", "11")] * 12
+    text = "work, num, y\n" + "".join(f"{work}, {num}, {i}\n" for i, (work, num) in enumerate(rows))
+    found = of_text(tmp_path / "t.csv", text, block_bytes, missing_words=(word,))
+    assert found.encoder.tally.missing == {"work": 24, "num": 12}
+    assert [name for name in found.names if "=" in name] == [
+        "work=Private",
+        "work=State-gov",
+        "work=(missing)",
+    ]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
 def test_a_number_that_stands_for_a_gap_may_have_blanks_around_it(tmp_path: Path, block_bytes: int) -> None:
     text = "a,b,y\n1, -999,1\n-999 ,2,2\n -999 , 3 ,3\n4,-999,4\n5,5,-99\n"
     found = of_text(tmp_path / "t.csv", text, block_bytes, missing_words=("-999",))

@@ -303,3 +303,48 @@ def test_a_directory_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", iterdir)
     with pytest.raises(SourceError, match="inner: may not be read; change its permissions"):
         found(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("**/*.csv", ["a.csv", "b.csv"]),
+        ("**", ["a.csv", "b.csv"]),
+        ("**/x/**/b.csv", ["b.csv"]),
+        ("./**/b.csv", ["b.csv"]),
+    ],
+)
+def test_a_pattern_over_links_in_circles_ends_and_reads_each_file_once(pattern, names, tmp_path):
+    write(tmp_path / "d" / "a.csv")
+    write(tmp_path / "d" / "x" / "b.csv")
+    for name in ("loop", "again", "third"):
+        link(tmp_path / "d" / "x" / name, tmp_path / "d")
+    link(tmp_path / "d" / "y", tmp_path / "d" / "x")
+    assert found(tmp_path / "d" / pattern) == names
+
+
+def test_a_pattern_over_directories_follows_links_and_leaves_out_hidden_ones(tmp_path):
+    write(tmp_path / "d" / ".hidden" / "a.csv")
+    write(tmp_path / "elsewhere" / "b.csv")
+    link(tmp_path / "d" / "more", tmp_path / "elsewhere")
+    assert found(tmp_path / "d" / "**" / "*.csv") == ["b.csv"]
+
+
+@pytest.mark.parametrize("names", [("a.csv", "a.csv.zip"), ("a.zip", "a.csv.zip"), ("a.csv", "a.CSV.ZIP")])
+def test_a_table_beside_its_archive_is_refused(names, tmp_path):
+    for name in names:
+        write(tmp_path / "d" / name)
+    with pytest.raises(SourceError, match="lies beside"):
+        found(tmp_path / "d")
+
+
+def test_locks_of_spreadsheets_are_passed_over(tmp_path):
+    write(tmp_path / "d" / "a.csv")
+    (tmp_path / "d" / "~$a.csv").write_bytes(b"\x05name")
+    assert found(tmp_path / "d") == ["a.csv"]
+
+
+@pytest.mark.parametrize("name", ["adult.data", "rows.txt", "rows.dat", "part-0001"])
+def test_a_text_of_rows_under_another_name_is_refused_with_the_remedy(name, tmp_path):
+    with pytest.raises(SourceError, match=r"call it \.csv or \.tsv if it is a text of rows"):
+        found(write(tmp_path / name))

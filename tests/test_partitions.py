@@ -67,6 +67,9 @@ TYPED: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
     "versions": (["k=1.1", "k=1.10"], {"category": ["k"]}, ["k=1.1", "k=1.10"]),
     "zip codes": (["k=01234", "k=1234"], {"category": ["k"]}, ["k=01234", "k=1234"]),
     "quoted letters": (["k=New%20York", "k=a%2Fb"], {}, ["k=New York", "k=a/b"]),
+    "versions, not stated": (["k=1.1", "k=1.10"], {}, ["k=1.1", "k=1.10"]),
+    "exponents": (["k=1e5", "k=100000"], {}, ["k=100000", "k=1e5"]),
+    "a number and its whole": (["k=1", "k=1.0"], {}, ["k=1", "k=1.0"]),
     "truth": (["k=true", "k=false"], {}, ["k=false", "k=true"]),
     "two keys": (["k=1/m=x", "k=1/m=y", "k=2/m=x"], {}, ["k", "m=x", "m=y"]),
     "folders of other names between": (["k=1/inner", "k=2/other"], {}, ["k"]),
@@ -89,6 +92,8 @@ def test_the_values_of_a_key_are_typed_together(case, suffix, tmp_path):
 def test_what_looks_like_numbers_and_stays_text_is_told(tmp_path, caplog):
     convert(parts(tmp_path / "d", ["k=007", "k=12"]), tmp_path / "s.zarr")
     assert "folders k=...: values such as 007 are taken as texts, not as numbers" in caplog.text
+    convert(parts(tmp_path / "v", ["k=1.1", "k=1.10"]), tmp_path / "v.zarr")
+    assert "folders k=...: values such as 1.1 and 1.10 are taken as texts, not as numbers" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])

@@ -30,7 +30,7 @@ _URL = re.compile(r"([a-z0-9]{2,}):/+")
 
 # Files beside tables that hold no rows: marks of the writer, checksums, texts for people.
 _NO_ROWS = re.compile(
-    r"_SUCCESS|_metadata|_common_metadata|_started_.*|_committed_.*|\._.*|\.~lock\..*|\.DS_Store|\.git.*"
+    r"_SUCCESS|_metadata|_common_metadata|_started_.*|_committed_.*|\._.*|\.~lock\..*|~\$.*|\.DS_Store|\.git.*"
     r"|Thumbs\.db|desktop\.ini|(README|LICENSE|LICENCE|CHANGELOG)(\..*)?"
     r"|.*\.(crc|md5|sha1|sha256|md|rst|pdf|html|log|py|ipynb|ya?ml|toml)",
     re.IGNORECASE,
@@ -39,6 +39,9 @@ _NO_ROWS = re.compile(
 # Directories in which a table format keeps which of the Parquet files beside them are of the table.
 _LOGS = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 _NOT_ENTERED = (".git", ".svn", ".hg", "__pycache__", "__MACOSX")
+
+# How texts of rows are often called, which does not say how they are written.
+_BARE_TEXTS = (".txt", ".data", ".dat", ".test", ".names", ".asc", ".tab", ".psv", "")
 
 # Files that a message names.
 _MAX_NAMED = 5
@@ -80,13 +83,50 @@ def _expand(path: Path) -> list[FoundFile]:
         return [FoundFile(path)]
     if not glob.has_magic(str(path)):
         raise SourceError(_missing(path))
-    matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    matches = [Path(name) for name in _matches(str(path))]
     files = {match: FoundFile(match) for match in matches if not _is_mark(match) and not match.is_dir()}
     for directory in (match for match in matches if match.is_dir()):
         files = {file.path: file for file in _below(directory, may_be_empty=True)} | files
     if not files:
         raise SourceError(f"{path}: matches no file; check the pattern")
     return sorted(files.values(), key=lambda file: file.path)
+
+
+def _matches(pattern: str) -> list[str]:
+    """What matches; `**` enters each directory once, for by way of links in a circle there is no end of names."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        return glob.glob(pattern)
+    place = parts.index("**")
+    head, tail = os.sep.join(parts[:place]), os.sep.join(parts[place + 1 :])
+    head = head or (os.sep if pattern.startswith(os.sep) else "")
+    entered: set[Identity] = set()
+    directories = [
+        name for root in (_matches(head) if head else [""]) for name in _directories(Path(root), entered)
+    ]
+    if tail:
+        return [
+            found for name in directories for found in _matches(os.path.join(glob.escape(str(name)), tail))
+        ]
+    files = (found for name in directories for found in glob.glob(os.path.join(glob.escape(str(name)), "*")))
+    return [found for found in files if not os.path.isdir(found)]
+
+
+def _directories(root: Path, entered: set[Identity]) -> Iterator[Path]:
+    """A directory and those below it, links to directories last, without hidden ones and those entered before."""
+    waiting = [root] if root.is_dir() else []
+    while waiting:
+        directory = waiting.pop(0)
+        if (identity := _identity(directory)) in entered:
+            continue
+        entered.add(identity)
+        yield directory
+        with reading(directory):
+            children = sorted(
+                child for child in directory.iterdir() if child.is_dir() and child.name[0] != "."
+            )
+        links = [child for child in children if child.is_symlink()]
+        waiting = [*(child for child in children if child not in links), *waiting, *links]
 
 
 def _missing(path: Path) -> str:
@@ -115,6 +155,8 @@ def _require_file(file: Path) -> None:
         )
     if not file.name.lower().endswith(FOUND_SUFFIXES):
         remedy = "give arrays as --x and --y" if is_array_file(file) else "convert it first"
+        if file.suffix.lower() in _BARE_TEXTS:
+            remedy = "call it .csv or .tsv if it is a text of rows below a header of names"
         raise SourceError(f"{file}: is none of {', '.join(FOUND_SUFFIXES)}; {remedy}")
 
 
@@ -140,7 +182,10 @@ def _refuse_same_names(found: Sequence[FoundFile], named: set[Path]) -> None:
     for file in found:
         name = file.path.name
         suffix = next(suffix for suffix in _LONGEST_FIRST if name.lower().endswith(suffix))
-        alike[file.path.with_name(name[: -len(suffix)] or name)].append(file.path)
+        stem = name[: -len(suffix)]
+        if suffix == ".zip":  # a.zip and a.csv.zip both hold a.csv.
+            stem = stem.removesuffix(Path(stem).suffix) if stem.lower().endswith((".csv", ".tsv")) else stem
+        alike[file.path.with_name(stem or name)].append(file.path)
     for files in alike.values():
         if len(files) > 1 and not named.issuperset(files):
             raise SourceError(
@@ -204,7 +249,7 @@ def _entered(walk: _Walk, directory: Path) -> Iterator[Path]:
         children = sorted(directory.iterdir())
     _refuse_logs(directory, children)
     for child in children:
-        is_hidden = child.name.startswith((".", "_"))
+        is_hidden = child.name.startswith((".", "_", "~$"))
         if child.is_dir():
             if is_hidden or child.name in _NOT_ENTERED:
                 walk.passed += _hidden_tables(child)
@@ -216,7 +261,7 @@ def _entered(walk: _Walk, directory: Path) -> Iterator[Path]:
                 yield from _entered(walk, child)
         elif child.name.lower().endswith(FOUND_SUFFIXES) and not is_hidden:
             walk.files.append(child)
-        elif not _is_mark(child) and not child.name.startswith("._"):
+        elif not _is_mark(child) and not child.name.startswith(("._", "~$")):
             walk.passed.append(child)
 
 

@@ -1,7 +1,7 @@
 """Columns that folders name: `year=2020/month=1/part.parquet` has the columns year and month.
 
 A value is typed over all folders of a key together: whole numbers, numbers, dates, times, else texts. `007`
-beside `7` makes texts of all, for a number would not tell the two apart.
+beside `7` makes texts of all, for a number would not tell the two apart, and so do `1.1` and `1.10`.
 """
 
 from __future__ import annotations
@@ -145,10 +145,19 @@ def _type_of(key: str, values: Sequence[str | None]) -> pa.DataType:
     for form, dtype in _FORMS:
         if all(form.fullmatch(text) for text in known) and _holds(dtype, known):
             return dtype
-    if all(_OTHER_NUMBER.fullmatch(text) for text in known):
-        odd = next((text for text in known if _DECIMAL.fullmatch(text) is None), known[0])
+    if all(_OTHER_NUMBER.fullmatch(text) or _DECIMAL.fullmatch(text) for text in known):
+        odd = next((text for text in known if _DECIMAL.fullmatch(text) is None), _twins(known) or known[0])
         _LOGGER.warning("folders %s=...: values such as %s are taken as texts, not as numbers", key, odd)
     return pa.string()
+
+
+def _twins(texts: Sequence[str]) -> str | None:
+    """Two texts that are the same number, in words."""
+    seen: dict[float, str] = {}
+    for text in texts:
+        if (other := seen.setdefault(float(text), text)) != text:
+            return f"{other} and {text}"
+    return None
 
 
 def _holds(dtype: pa.DataType, texts: Sequence[str]) -> bool:
@@ -157,6 +166,8 @@ def _holds(dtype: pa.DataType, texts: Sequence[str]) -> bool:
         pa.array(texts, pa.string()).cast(dtype)
     except pa.ArrowInvalid:
         return False
-    return dtype != pa.float64() or all(
-        _INTEGER.fullmatch(text) is None or abs(int(text)) < 1 << 63 for text in texts
-    )
+    if dtype != pa.float64():
+        return True
+    # 1.1 and 1.10, or 1e5 and 100000, are two folders, so that they are two values.
+    are_apart = len(set(map(float, texts))) == len(texts)
+    return are_apart and all(_INTEGER.fullmatch(text) is None or abs(int(text)) < 1 << 63 for text in texts)

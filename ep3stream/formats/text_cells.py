@@ -233,10 +233,14 @@ def known_texts(texts: pa.Array, gap_words: Sequence[str]) -> pa.Array:
 
 
 def without_words(texts: pa.Array, words: Sequence[str]) -> pa.Array:
-    """The texts with null for each of these words."""
+    """The texts with null for each of these words, with blanks around it or without."""
     if not words:
         return texts
-    return pc.if_else(pc.is_in(texts, pa.array(words, texts.type)), pa.scalar(None, texts.type), texts)
+    known = pa.array(words, texts.type)
+    is_word = pc.is_in(texts, known)
+    if _any_ends_blank(texts):
+        is_word = pc.or_(is_word, pc.is_in(pc.utf8_trim_whitespace(texts), known))
+    return pc.if_else(is_word, pa.scalar(None, texts.type), texts)
 
 
 def trimmed_numbers(texts: pa.Array) -> pa.Array:
