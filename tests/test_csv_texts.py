@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -634,3 +635,112 @@ def test_what_the_columns_were_taken_for_is_told_in_a_line(tmp_path: Path) -> No
         == "columns: 3 numbers; target carrier: 3 classes (a, b, c)"
     )
     assert columns_taken({"predictions_of": "x"}, None) == ""
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("stray", ["?", "-", "[degC]", "Total", "1.007.5"])
+def test_a_stray_among_a_few_fractions_is_refused_too(tmp_path: Path, stray: str, place: int) -> None:
+    cells = ["2.5", "4.25", "2.5"]
+    cells.insert(place, stray)
+    with pytest.raises(SourceError, match=rf"'y', row {place + 1}: '{re.escape(stray)}' is no number"):
+        of_text(tmp_path / "t.csv", "n,y\n" + "".join(f"1,{cell}\n" for cell in cells))
+    found = encoded(tmp_path, cells, missing_words=(stray,))
+    assert found.names == ["v", "v (missing)"]
+
+
+def test_a_target_of_numbers_and_many_other_texts_is_refused_unless_they_are_classes(tmp_path: Path) -> None:
+    text = "n,y\n" + "".join(f"{i},{f'err{i}' if i % 3 == 0 else i}\n" for i in range(60))
+    with pytest.raises(
+        SourceError, match=r"'y' holds numbers and texts like 'err0'.*--number y --invalid drop.*--task class"
+    ):
+        of_text(tmp_path / "t.csv", text)
+    assert len(of_text(tmp_path / "t.csv", text, number=("y",), invalid="drop").y) == 40
+    labels = of_text(tmp_path / "t.csv", text, task="classification").encoder.labels
+    assert labels is not None
+    assert len(labels) == 60
+
+
+MORE_NOTATIONS = {
+    "20260301T103015": "%Y%m%dT%H%M%S",
+    "20260301T103015Z": "%Y%m%dT%H%M%S%z",
+    "20260301 10:30": "%Y%m%d %H:%M",
+    "20260301 10:30:15": "%Y%m%d %H:%M:%S",
+    "2026-03-01 10:30:15 UTC": "%Y-%m-%d %H:%M:%S UTC",
+    "01MAR2026:10:30:15": "%d%b%Y:%H:%M:%S",
+    "01-MAR-26 10.30.15.000000 AM": "%d-%b-%y %I.%M.%S.%f %p",
+    "01.03.26 10:30": "%d.%m.%y %H:%M",
+}
+
+
+@pytest.mark.parametrize(("written", "text_format"), MORE_NOTATIONS.items())
+def test_dates_of_databases_and_programs_are_read_and_told(
+    tmp_path: Path, written: str, text_format: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = encoded(tmp_path, [written] * 3)
+    assert column(found, "v.month") == [3] * 3
+    assert [int(hour * 2) for hour in column(found, "v.hour")] == [21] * 3
+    assert f"column 'v' is read as dates written {text_format};" in caplog.text
+
+
+def test_times_of_a_day_without_seconds_and_versions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert column(encoded(tmp_path, ["9:05", "10:30", "0:15"]), "v.hour") == pytest.approx(
+        [9 + 1 / 12, 10.5, 0.25]
+    )
+    assert "column 'v' is read as dates written %H:%M;" in caplog.text
+    assert encoded(tmp_path, ["1.2.10", "1.3.11"]).names == ["v=1.2.10", "v=1.3.11"]
+    assert encoded(tmp_path, ["01.02.10", "31.03.11"]).names[0] == "v.days"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "2026-W{n:02}", "2026W{n:02}-3", "{y}Q1", "Q2 {y}", "2026-1{n}", "{n}. Dezember 2026", "{n} févr. 2026",
+        "{n}th March 2026", '"March {n}th, 2026"', "Mar {n} 10:30:15", "Fri Aug {n} 2026 12:25:00 GMT+0000 (UTC)",
+        "{n} days 01:02:03", "PT{n}M", "P{n}DT2H", "2026-03-{n} 10:30:15 EST", "2026-03-{n}t10:30:15z",
+        "2026년 3월 {n}일", "2026年3月{n}日", "{n}.3.", "{n}.3.2026.", "1{n}:30:15",
+    ],
+)  # fmt: skip
+def test_what_looks_like_dates_or_times_and_is_not_read_is_told(
+    tmp_path: Path, pattern: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = [pattern.format(n=n, y=1990 + n) for n in range(10, 29)]
+    found = encoded(tmp_path, cells)
+    assert len(found.names) == len(set(cells))
+    assert "look like dates or times; write them like 2024-12-31" in caplog.text
+    caplog.clear()
+    encoded(tmp_path, cells, category=("v",))
+    assert "look like" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "texts", [["A", "Mar", "P", "10 Main"], ["room 10", "room 11"], ["PX1", "P2"], ["1:2", "3:4"]]
+)
+def test_other_texts_are_not_taken_for_dates(
+    tmp_path: Path, texts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoded(tmp_path, [f"{text}{i}" for text in texts for i in range(6)])
+    assert "look like dates" not in caplog.text
+
+
+def test_a_word_for_nothing_beside_numeric_labels_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "n,y\n1,0\n2,1\n3,NA\n"
+    found = of_text(tmp_path / "t.csv", text, task="classification")
+    assert found.expansion.class_names == ("0", "1", "NA")
+    assert (
+        "'y' has 'NA' as a category beside numbers alone; if it stands for a gap, take --missing-words 'NA'"
+        in (caplog.text)
+    )
+    caplog.clear()
+    found = of_text(tmp_path / "t.csv", text, task="classification", missing_words=("NA",))
+    assert (found.expansion.class_names, len(found.y)) == (("0", "1"), 2)
+    of_text(tmp_path / "t.csv", "n,y\n1,DE\n2,FR\n3,NA\n")
+    assert "has 'NA'" not in caplog.text
+
+
+def test_lines_above_the_header_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"leave out what stands above .*the header is '# made by X'"):
+        of_text(tmp_path / "t.csv", "# made by X\n# v 2\nt,p,y\n1,2,3\n")

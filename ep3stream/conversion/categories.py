@@ -55,7 +55,19 @@ _CONSEQUENCE: Mapping[Unknown, str] = {
 
 # Texts that look like dates in no format that is known, or like plain numbers, and from how many categories on a
 # warning of those is worth it.
-_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([ T]\d{1,2}:\d{2}.*)?|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?")
+_YEAR = r"(?:1[789]|2[01])\d\d"
+_MONTH = r"[^\W\d_]{3,10}\.?"
+_DATE = re.compile(
+    r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}\.?([ Tt]\d{1,2}:\d{2}.*)?|\d{1,3}:\d{2}(:\d{2}([.,]\d+)?)?|\d{1,2}\.\d{1,2}\.|"
+    # 2026-W10, 2026Q1, Q1 2026, 2026-123
+    rf"{_YEAR}-?W\d\d(-\d)?|{_YEAR}[- ]?Q[1-4]|Q[1-4][-/ ]?{_YEAR}|{_YEAR}-[0-3]\d\d|"
+    # 2nd March 2026, 12. Dezember 2026, March 2nd, 2026, Mar 1 10:30, Fri Aug 21 2026 12:25:00 GMT+0000
+    rf"\d{{1,2}}(st|nd|rd|th|\.)?[ -]{_MONTH},?[ -]{_YEAR}(\D.*)?|({_MONTH},? )?{_MONTH} \d{{1,2}}(st|nd|rd|th)?,? "
+    rf"({_YEAR}(\D.*)?|\d\d:\d\d.*)|"
+    # 1 days 02:03:04, PT5M, P1DT2H, 20260301T103015Z, 2026年3月1日
+    r"-?\d+ days?( .*)?|-?P(?=.)(\d+[YMWD])*(T(\d+([.,]\d+)?[HMS])+)?|"
+    rf"{_YEAR}[01]\d[0-3]\d[T ]?\d\d:?\d\d.*|{_YEAR}[年년]\s?\d+[月월].*"
+)
 _LEAST_VALUES = 10
 _LEAST_IDENTIFIERS = 50
 _WHOLE_TEXT = re.compile(r"0|-?[1-9]\d*")
@@ -374,7 +386,10 @@ def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | Non
         return None
     is_like_date = np.array([_DATE.fullmatch(text.strip()) is not None for text in texts])
     if 10 * is_like_date.sum() >= 9 * len(texts):
-        return f"{begin} {_examples(texts, is_like_date)} look like dates; write them like 2024-12-31"
+        return (
+            f"{begin} {_examples(texts, is_like_date)} look like dates or times; "
+            f"write them like 2024-12-31 or 10:30:15, or say so by --category {option}"
+        )
     if n_rows and len(texts) >= _LEAST_IDENTIFIERS and 2 * len(texts) > n_rows:
         return (
             f"{begin} there are only {n_rows} rows; if it is an identifier, leave it out with --drop {option}"
@@ -383,7 +398,10 @@ def column_warning(column: str, values: Sequence[Any], n_rows: int) -> str | Non
 
 
 def same_value_warning(column: str, values: Sequence[Any]) -> str | None:
-    """A warning that names two texts of a category column that differ in blanks alone, or are the same number."""
+    """A warning that names two texts of a category column that differ in blanks alone, or are the same number.
+
+    Or a word for nothing, such as NA, among texts of whole numbers.
+    """
     texts = sorted(value for value in values if isinstance(value, str))
     trimmed: dict[str, str] = {}
     for text in texts:
@@ -392,6 +410,13 @@ def same_value_warning(column: str, values: Sequence[Any]) -> str | None:
                 f"column {column!r} has the categories {trimmed[text.strip()]!r} and {text!r}, which differ in blanks "
                 "alone; they stay two, so write them alike if they are meant to be one"
             )
+    words = [text for text in texts if text.strip() in GAP_WORDS]
+    others = [text for text in texts if text not in words and text != MISSING_CATEGORY]
+    if words and len(others) > 1 and all(_WHOLE_TEXT.fullmatch(text) for text in others):
+        return (
+            f"column {column!r} has {words[0]!r} as a category beside numbers alone; if it stands for a gap, take "
+            f"--missing-words {words[0]!r}"
+        )
     known: dict[float, str] = {}
     for text, number in zip(texts, numbers_from(pa.array(texts, pa.string())).to_pylist(), strict=True):
         if number is not None and number == number and known.setdefault(number, text) != text:

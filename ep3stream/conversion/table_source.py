@@ -55,7 +55,7 @@ from ep3stream.formats.tables import (
     table_records,
     table_types,
 )
-from ep3stream.formats.text_cells import TextRules
+from ep3stream.formats.text_cells import TextRules, looks_like_amount, option_name
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -257,6 +257,12 @@ def _tell(table: TableInput, found: ColumnTypes, plan: ColumnPlan) -> None:
             _LOGGER.warning("%s: %s", table, note)
     for name, amount in found.amounts.items():
         if name in plan.target.sources:
+            if not looks_like_amount(pa.array([amount]))[0].as_py():
+                raise SourceError(
+                    f"{table}: target {name!r} holds numbers and texts like {amount!r}; correct them, leave their rows "
+                    f"out with --number {option_name(name)} --invalid drop, or take --task classification if all are "
+                    "names of classes"
+                )
             raise SourceError(
                 f"{table}: target {name!r} holds texts like {amount!r}, which look like numbers; write them like "
                 "1234.5, or take --task classification if they are names of classes"

@@ -187,6 +187,8 @@ class CsvLayout:
         where = f"row {n_rows + int(numbered[1])}" if numbered else f"a row behind row {n_rows}"
         if ragged := re.search(r"Expected (\d+) columns, got (\d+)", reason):
             said = f"{where} has {ragged[2]} fields but the header {ragged[1]}; correct the row"
+            if len(self.names) == 1 and n_rows == 0:
+                said += f", or leave out what stands above the columns' names: the header is {self.names[0]!r:.60}"
         elif misfit := _MISFIT.search(reason):
             value = " ".join(misfit[3].split())[:80]
             column = f"column {self.names[int(misfit[1])]!r}, {where}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ep3stream.errors import SourceError
 from ep3stream.formats.csv import BLOCK_BYTES, CsvLayout
@@ -44,6 +45,7 @@ _PEEK_BYTES = 1 << 18
 _NEARLY_ALL = 0.9
 _FEW_WORDS = 2
 _MANY_VALUES = 10
+_FEW_FRACTIONS = 2
 
 _HEXADECIMAL_BYTES = re.compile(rb"0[xX]")
 _HEXADECIMAL = r"^[-+]?0[xX]"
@@ -64,7 +66,7 @@ class ColumnTypes:
 
     schema: names and types; null for a column that is empty. formats: how columns of dates are written.
     notes: what should be told of a column, in words. amounts: for a column of texts such as 5 kg or 1,234,
-    which are no numbers as they are written, one of them.
+    which are no numbers as they are written, or of as many numbers as other texts, one of them.
     """
 
     schema: pa.Schema
@@ -153,7 +155,7 @@ def _decide(texts: pa.Array, rules: TextRules, decimal_point: str) -> _Decision 
         )
 
     numbers = numbers_from(known, decimal_point)
-    if is_kind(numbers):
+    if is_kind(numbers) or _are_fractions(numbers, counts, int(is_known.sum())):
         return _Decision(pa.float64())
     if is_kind(booleans_from(known)):
         return _Decision(pa.bool_())
@@ -171,7 +173,22 @@ def _decide(texts: pa.Array, rules: TextRules, decimal_point: str) -> _Decision 
     if _is_enough(int(is_amount.sum()), int(is_known.sum())):
         shown = known.filter(pc.and_(looks_like_amount(known), pc.is_null(numbers)).fill_null(False))
         return _Decision(pa.string(), amount=shown[0].as_py() if len(shown) else None)
+    n_numbers = len(numbers) - numbers.null_count
+    if n_numbers >= _MANY_VALUES and 2 * n_numbers > int(is_known.sum()):
+        others = known.filter(pc.and_(pc.is_valid(known), pc.is_null(numbers)))
+        return _Decision(pa.string(), amount=others[0].as_py())
     return _Decision(pa.string())
+
+
+def _are_fractions(numbers: pa.Array, counts: NDArray[np.int64], n_known: int) -> bool:
+    """Whether fractions, which are hardly names of categories, fill most rows, beside at most two other words."""
+    is_read = pc.is_valid(numbers).to_numpy(zero_copy_only=False)
+    values = numbers.drop_null().to_numpy()
+    n_fractions = int(np.count_nonzero(values % 1))
+    n_rows = int(counts[is_read].sum())
+    n_words = n_known - len(values)
+    n_word_rows = int(counts.sum()) - n_rows
+    return n_fractions >= _FEW_FRACTIONS and n_words <= _FEW_WORDS and n_word_rows < n_rows
 
 
 def _is_enough(n_good: int, n_all: int) -> bool:

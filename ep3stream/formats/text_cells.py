@@ -42,7 +42,7 @@ _UNIT = (
 )
 _CURRENCY = r"(?:[$\x{20ac}\x{a3}\x{a5}]|USD|EUR|GBP|CHF)"
 _AMOUNT = (
-    rf"^(?:[-+]?\s*{_CURRENCY}?\s*[-+]?{_DIGITS}{_UNIT}?|\(\s*{_CURRENCY}?{_DIGITS}\s*%?\)|"
+    rf"^(?:[-+\x{{2212}}]?\s*{_CURRENCY}?\s*[-+]?{_DIGITS}{_UNIT}?|\(\s*{_CURRENCY}?{_DIGITS}\s*%?\)|"
     r"[-+]?\d*\.?\d+\.?[dD][-+]?\d+|[-+]?\d[\d_]*_\d+|[-+]?\d+(?:[.,]\d+)?-|0[xX][0-9a-fA-F]+)$"
 )
 _BLANK = ord(" ")

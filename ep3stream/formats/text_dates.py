@@ -68,13 +68,18 @@ _DATES = (
     "%d/%m/%y", "%m/%d/%y", "%y/%m/%d", "%d-%m-%y", "%m-%d-%y", "%y-%m-%d",
     "%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d %b %y", "%d. %b %Y", "%d %b, %Y", "%d/%b/%Y", "%d.%b.%Y", "%d%b%Y",
     "%b %d, %Y", "%b %d %Y", "%b-%d-%Y", "%Y-%b-%d", "%Y %b %d", "%a, %d %b %Y", "%a %d %b %Y", "%a, %b %d, %Y",
-    "%a %b %d %Y",
+    "%a %b %d %Y", "%d.%m.%y",
 )  # fmt: skip
 _MONTHS_ALONE = ("%Y-%m", "%Y/%m", "%m/%Y", "%b %Y", "%b-%Y", "%Y-%b", "%b, %Y")
 _TIMES = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%H:%M:%S,%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _JOINTS = (" ", "T", ", ")
-_TIMES_ALONE = ("%H:%M:%S", "%H:%M:%S.%f", "%H:%M:%S,%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
-_OTHER = ("%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S %z", "%Y/%m/%d %H:%M:%S %z")
+_TIMES_ALONE = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%H:%M:%S,%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
+_OTHER = (
+    "%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%z", "%Y%m%d %H:%M", "%Y%m%d %H:%M:%S", "%Y-%m-%d %H:%M:%S UTC",
+    "%Y-%m-%d %H:%M:%S.%f UTC", "%d%b%Y:%H:%M:%S", "%d%b%Y:%H:%M:%S.%f",
+    "%d-%b-%y %I.%M.%S.%f %p", "%d-%b-%y %H.%M.%S.%f",
+    "%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S %z", "%Y/%m/%d %H:%M:%S %z",
+)  # fmt: skip
 # A year of four digits alone does not make a date of 1203-11, the number of a part.
 _PLAUSIBLE_YEARS = (1700, 2200)
 _TRIED_TEXTS = 20
@@ -167,7 +172,7 @@ def fitting_formats(texts: pa.Array, is_enough: Callable[[int, int], bool]) -> l
             continue
         values = DateReader.of(text_format).read(texts)
         n_read = len(values) - values.null_count
-        if is_enough(n_read, n_texts) and _is_plausible(text_format, values):
+        if is_enough(n_read, n_texts) and _is_plausible(text_format, values, texts):
             plain = re.sub(r"[.,]%f", "", text_format)
             if plain not in found or n_read > found[plain][0]:
                 found[plain] = (n_read, text_format, values)
@@ -175,7 +180,12 @@ def fitting_formats(texts: pa.Array, is_enough: Callable[[int, int], bool]) -> l
     return [(text_format, values) for n_read, text_format, values in found.values() if n_read == most]
 
 
-def _is_plausible(text_format: str, values: pa.Array) -> bool:
+def _is_plausible(text_format: str, values: pa.Array, texts: pa.Array) -> bool:
+    if text_format.startswith("%d.%m.%y"):  # 1.2.10 is rather a version.
+        return (
+            pc.all(pc.match_substring_regex(texts.filter(pc.is_valid(values)), r"^\d\d\.\d\d\.")).as_py()
+            is True
+        )
     if text_format not in _MONTHS_ALONE:
         return True
     years = pc.min_max(pc.year(values)).as_py()
