@@ -28,7 +28,7 @@ def bench(monkeypatch, tmp_path):
     ep3stream.convert(
         [table], store, ep3stream.ConvertConfig(target="arr_delay", splits=bench_flights.SPLITS)
     )
-    monkeypatch.setattr(bench_flights, "flights_store", lambda _: store)
+    monkeypatch.setattr(bench_flights, "flights_store", lambda *_, **__: store)
     monkeypatch.setattr(bench_flights, "DEMO", {"centers": 60})
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     yield bench_flights, store
@@ -42,6 +42,7 @@ def test_every_method_has_a_line_and_a_missing_library_says_so(bench, monkeypatc
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0].split("  ")[0] for line in lines[2:]] == [
         "ridge regression",
+        "ep3stream",
         "ep3stream",
         "ep3stream",
         "LightGBM",

@@ -172,6 +172,9 @@ SOURCES: dict[str, Callable[[Path], Source]] = {
 }
 
 # Shuffled and split rows go through spill files; those of `straight`, in zarr, from the source into the store.
+# These cannot be read again should a number be missing, so their rows go through the sorter.
+READ_ONCE = ("iterator", "arrow reader")
+
 WAYS = {
     "shuffled": replace(CONFIG, splits=HALVES),
     "in order": replace(CONFIG, splits=HALVES, shuffle=False),
@@ -215,7 +218,7 @@ def test_every_row_of_every_format_arrives_exactly_once_and_whole(
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), IDS)
     assert set(manifest.splits) == set(config.splits)
     assert sum(info.n_rows for info in manifest.splits.values()) == N_ROWS
-    if (way, format) == ("straight", "zarr"):
+    if (way, format) == ("straight", "zarr") and name not in READ_ONCE:
         assert n_spills == []
     else:
         assert len(n_spills) > 2

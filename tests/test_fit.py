@@ -365,7 +365,7 @@ def test_classes_are_learned_and_predicted_by_name(tmp_path, dtype):
     run = ep3stream.fit(store, tmp_path / "run", settings(data={"validate": "test"}))
     scores = ep3stream.evaluate(run, store)
     assert scores["accuracy"] > 0.75
-    assert set(ep3stream.load(run).predict(smooth_rows(50)[0])) <= {"0", "1", "2"}
+    assert set(ep3stream.load(run).predict(smooth_rows(50)[0])) <= {0, 1, 2}
     validations = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"]
     assert [line["epoch"] for line in validations] == [1, 2]
     assert validations[-1]["accuracy"] == pytest.approx(scores["accuracy"])

@@ -147,9 +147,19 @@ def test_a_model_of_the_first_files_which_named_a_bandwidth_only_is_read(tmp_pat
 
 @pytest.mark.parametrize("name", NAMED_KERNELS)
 def test_every_kernel_comes_back_from_its_files_bit_for_bit(tmp_path, name):
-    parameters = {"bandwidth": 1.5, "shape": 0.7, "degree": 2, "offset": 0.3, "depth": 4, "bias": 0.6}
+    parameters = {
+        "bandwidth": 1.5,
+        "shape": 0.7,
+        "degree": 2,
+        "offset": 0.3,
+        "depth": 4,
+        "bias": 0.6,
+        "power": 1.5,
+    }
     own = {item: parameters[item] for item in KERNEL_DEFAULTS[name]}
-    made = model(kernel=named_kernel(name, own, draw(D)))
+    made = model(
+        kernel=named_kernel(name, own, {"kernel_centre": draw(D), "kernel_metric": draw(3, D).abs()})
+    )
     again = load(written(tmp_path, made))
     assert again.description()["kernel"] == {"name": name, **own}
     assert np.array_equal(again.predict(X[:50]), made.predict(X[:50]))

@@ -56,7 +56,7 @@ def open_tables(*paths: Path, target: str | None = "y", task: Task | None = None
 
 
 def read_all(source: RowSource, block_bytes: int = 1 << 20) -> tuple[Expansion, np.ndarray, np.ndarray]:
-    encoder = RowEncoder.build(source, ConvertConfig())
+    encoder = RowEncoder.build(source, ConvertConfig(missing="error"))
     parts = [encoder.encode(batch) for batch in source.batches(block_bytes)]
     expansion = Expansion.build(source, encoder)
     expanded = [expansion.expand(rows)[:2] for rows in parts]
@@ -193,7 +193,7 @@ def test_a_bad_table_is_refused_by_name(tmp_path: Path, name: str, text: str | N
 def test_text_in_a_numeric_column_is_named_by_column_and_row_beyond_the_first_block(tmp_path: Path) -> None:
     lines = "".join(f"{i},{i}\n" for i in range(600_000))
     path = write_text(tmp_path / "t.csv", "b,y\n" + lines + "oops,1\n")
-    with pytest.raises(SourceError, match="column 'b', row 600001: invalid value 'oops'"):
+    with pytest.raises(SourceError, match="column 'b', row 600001: 'oops' is no number"):
         read_all(open_tables(path))
 
 
@@ -229,7 +229,6 @@ def test_a_zip_must_hold_one_table(tmp_path: Path) -> None:
         (("2.csv", {"header": "a,color,y"}), "only .*1.csv has 'b'"),
         (("2.csv", {"header": "a,a,color,b,y"}), "2.csv: has 'a' twice"),
         (("2.csv", {"header": "a,color,b,c,y"}), "only .*2.csv has 'c'"),
-        (("2.parquet", {"b": ["x"]}), "'b' is string but double there"),
     ],
 )
 def test_files_with_different_columns_are_refused_before_reading(
@@ -243,6 +242,13 @@ def test_files_with_different_columns_are_refused_before_reading(
         second = write_parquet(tmp_path / name, **{"a": [1], "color": ["red"], "y": [1], **change})
     with pytest.raises(SourceError, match=message):
         open_tables(first, second)
+
+
+def test_a_text_in_a_later_file_is_refused_where_the_first_has_numbers(tmp_path: Path) -> None:
+    first = write_table(tmp_path / "1.csv")
+    second = write_parquet(tmp_path / "2.parquet", a=[1], color=["red"], b=["x"], y=[1])
+    with pytest.raises(SourceError, match=r"2\.parquet: column 'b', row 1: 'x' is no number"):
+        read_all(open_tables(first, second))
 
 
 def test_parquet_columns_of_other_types_are_refused(tmp_path: Path) -> None:
@@ -268,7 +274,6 @@ def test_decimals_and_missing_integers_in_parquet(tmp_path: Path) -> None:
         (None, None, "give --target NAME, one of a, color, b, y"),
         ("colour", None, "no column 'colour' .*did you mean color"),
         ("color", "regression", "'color' is text"),
-        ("b", "classification", "column 'b', row 1: .*whole number .*0.5"),
     ],
 )
 def test_an_impossible_target_is_refused(
@@ -323,7 +328,7 @@ def test_codes_and_hashes_do_not_depend_on_the_order_of_the_rows(tmp_path: Path)
     for index, order in enumerate(itertools.permutations(range(3))):
         path = write_text(tmp_path / f"{index}.csv", "n,color,y\n" + "".join(lines[i] for i in order))
         source = open_tables(path)
-        encoder = RowEncoder.build(source, ConvertConfig())
+        encoder = RowEncoder.build(source, ConvertConfig(missing="error"))
         (rows,) = map(encoder.encode, source.batches(1 << 20))
         x, y, _ = Expansion.build(source, encoder).expand(rows)
         found.append(np.column_stack([x, y, encoder.words(rows)])[np.argsort(order)])

@@ -38,7 +38,7 @@ def recall(run: Path, store: Path) -> float:
     with ep3stream.open_store(store) as rows:
         reader = rows.split("test")
         x, y = reader.read_rows(np.arange(reader.info.n_rows))
-    return float((ep3stream.load(run).predict(x[y == 1]) == "1").mean())
+    return float((ep3stream.load(run).predict(x[y == 1]) == 1).mean())
 
 
 def test_balanced_classes_find_the_rare_one(rare, tmp_path):

@@ -274,7 +274,7 @@ def solve_dense(problem: Problem, rows: Rows) -> dict[str, object]:
     (x, y), (x_test, y_test) = form.pair(rows.x, rows.y), form.pair(rows.x_test, rows.y_test)
     targets, meter = form.code(y), Meter()
     centre = rows.centers.double().mean(0)
-    kernel = named_kernel(problem.kernel.name, problem.kernel.parameters(), centre)
+    kernel = named_kernel(problem.kernel.name, problem.kernel.parameters(), {"kernel_centre": centre})
     with meter.running():
         path = RidgePath.of(kernel, rows.centers, x, y, targets)
     squares, _ = path.held_out(x_test, y_test, RIDGES)

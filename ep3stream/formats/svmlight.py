@@ -217,8 +217,8 @@ def _scan(files: Sequence[Path], index_base: int) -> tuple[int, bool, int]:
 def _blocks(file: Path, block_bytes: int, start: RestartPosition, index_base: int) -> Iterator[_Block]:
     """The rows from `start` on; raises SourceError, which names the row of a line of another form."""
     row = start.row
-    try:
-        with reading(file):
+    with reading(file):
+        try:
             for block in text_blocks(file, min(block_bytes, _BLOCK_BYTES), start.byte):
                 rows = parse_svmlight(block.text, index_base)
                 breaks = np.flatnonzero(np.frombuffer(block.text + b"\n", np.uint8) == _NEWLINE)
@@ -226,10 +226,10 @@ def _blocks(file: Path, block_bytes: int, start: RestartPosition, index_base: in
                 ends = begin + np.minimum(breaks[rows.lines] + 1, len(block.text))
                 yield _Block(rows, row, ends, block.end_byte)
                 row += len(rows.labels)
-    except TextFault as fault:
-        raise SourceError(f"{file}: row {row + 1}: {fault}") from fault
-    except _LineFault as fault:
-        raise SourceError(f"{file}: row {row + fault.row + 1}: {fault}") from fault
+        except TextFault as fault:
+            raise SourceError(f"{file}: row {row + 1}: {fault}") from fault
+        except _LineFault as fault:
+            raise SourceError(f"{file}: row {row + fault.row + 1}: {fault}") from fault
 
 
 def parse_svmlight(text: bytes, index_base: int) -> SparseRows:
