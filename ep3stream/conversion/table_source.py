@@ -7,6 +7,7 @@ types. `choose_columns` picks and renames columns of arrays, whose features x0, 
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -59,6 +60,9 @@ from ep3stream.formats.text_cells import TextRules, looks_like_amount, option_na
 
 _LOGGER = logging.getLogger(__name__)
 
+# What pandas and Dask call the index of a DataFrame in Parquet and Arrow files, if it has no name.
+_INDEX = re.compile(r"__index_level_\d+__|__null_dask_index__")
+
 # Texts that are not packed: no rows may be no bytes. Other formats without rows still have a header.
 _BARE_SUFFIXES = (".csv", ".tsv", ".svm", ".svmlight", ".libsvm")
 
@@ -79,10 +83,26 @@ def open_tables(
         return open_tables_like(tables, like, config.rename)
     rules = text_rules(config)
     found = _types_of_all(tables, rules)
-    schema = {field.name: field.type for field in found.schema}
+    schema = _without_index(tables[0], {field.name: field.type for field in found.schema}, config)
     plan = plan_columns(str(tables[0]), schema, config, replace(rules, formats=found.formats))
     _tell(tables[0], found, plan)
     return _planned(tables, plan, None if config.columns else set(schema))
+
+
+def _without_index(
+    table: TableInput, schema: dict[str, pa.DataType], config: ConvertConfig
+) -> dict[str, pa.DataType]:
+    """The columns without the index of pandas or Dask that has no name, unless the config names it."""
+    stated = {*config.columns, *config.drop, *config.targets, *config.rename}
+    stated |= {*config.category, *config.number, *config.date}
+    index = [name for name in schema if _INDEX.fullmatch(name) and name not in stated]
+    if index:
+        _LOGGER.warning(
+            "%s: %s is the index of a DataFrame without a name, so it is left out; --columns takes it",
+            table,
+            " and ".join(map(repr, index)),
+        )
+    return {name: dtype for name, dtype in schema.items() if name not in index}
 
 
 def open_tables_like(
@@ -314,7 +334,11 @@ def _require_columns(
         names = table_header(table)
     _require_unique(table, names)
     found = _schema(table, plan.rules) if has_types(table) else {}
-    others = [] if allowed is None else [name for name in names if name not in allowed]
+    others = (
+        []
+        if allowed is None
+        else [name for name in names if name not in allowed and not _INDEX.fullmatch(name)]
+    )
     for name in [*plan.types, *others]:
         if name not in names or name not in plan.types:
             difference = f"only {first if name in plan.types else table} has {name!r}"
