@@ -348,3 +348,45 @@ def test_locks_of_spreadsheets_are_passed_over(tmp_path):
 def test_a_text_of_rows_under_another_name_is_refused_with_the_remedy(name, tmp_path):
     with pytest.raises(SourceError, match=r"call it \.csv or \.tsv if it is a text of rows"):
         found(write(tmp_path / name))
+
+
+def parquet_with_metadata(folder: Path) -> None:
+    written: list[pq.FileMetaData] = []
+    table = pa.table({"a": [float(i) for i in range(6)], "y": [1.0] * 6})
+    for number in range(3):
+        name = f"deep/{number}.parquet" if number == 2 else f"{number}.parquet"
+        (folder / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table[2 * number : 2 * number + 2], folder / name, metadata_collector=written)
+        written[-1].set_file_path(name)
+    pq.write_metadata(table.schema, folder / "_metadata", written)
+
+
+@pytest.mark.parametrize("lost", [[], ["1.parquet"], ["deep/2.parquet"], ["0.parquet", "1.parquet"]])
+def test_parts_that_the_metadata_of_parquet_names_must_be_there(tmp_path: Path, lost: list[str]) -> None:
+    (tmp_path / "d").mkdir()
+    parquet_with_metadata(tmp_path / "d")
+    for name in lost:
+        (tmp_path / "d" / name).unlink()
+    config = ConvertConfig(target="y")
+    if not lost:
+        assert ep3stream.convert(tmp_path / "d", tmp_path / "s", config).splits["train"].n_rows == 6
+        return
+    with pytest.raises(
+        SourceError, match=rf"names {len(lost)} file\(s\) that are not there \({', '.join(lost)}"
+    ):
+        ep3stream.convert(tmp_path / "d", tmp_path / "s", config)
+    (tmp_path / "d/_metadata").unlink()
+    assert ep3stream.convert(tmp_path / "d", tmp_path / "s", config).splits["train"].n_rows == 6 - 2 * len(
+        lost
+    )
+
+
+def test_a_metadata_file_that_cannot_be_read_says_nothing_of_parts(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    parquet_with_metadata(tmp_path / "d")
+    (tmp_path / "d/1.parquet").unlink()
+    (tmp_path / "d/_metadata").write_bytes(b"PAR1 not PAR1")
+    assert (
+        ep3stream.convert(tmp_path / "d", tmp_path / "s", ConvertConfig(target="y")).splits["train"].n_rows
+        == 4
+    )

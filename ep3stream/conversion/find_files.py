@@ -20,7 +20,7 @@ from ep3stream.errors import SourceError
 from ep3stream.formats.arrays import is_array_file
 from ep3stream.formats.source import reading
 from ep3stream.formats.svmlight import SVMLIGHT_SUFFIXES
-from ep3stream.formats.tables import TABLE_SUFFIXES
+from ep3stream.formats.tables import TABLE_SUFFIXES, lost_parts
 
 FOUND_SUFFIXES = (*TABLE_SUFFIXES, *SVMLIGHT_SUFFIXES)
 _LONGEST_FIRST = sorted(FOUND_SUFFIXES, key=len, reverse=True)
@@ -248,6 +248,7 @@ def _entered(walk: _Walk, directory: Path) -> Iterator[Path]:
     with reading(directory):
         children = sorted(directory.iterdir())
     _refuse_logs(directory, children)
+    _refuse_lost_parts(directory, children)
     for child in children:
         is_hidden = child.name.startswith((".", "_", "~$"))
         if child.is_dir():
@@ -281,4 +282,13 @@ def _refuse_logs(directory: Path, children: Sequence[Path]) -> None:
         raise SourceError(
             f"{directory}: is a {kind} table, whose files may hold rows that were deleted from it; read it by its "
             "own library and convert the arrow table, or name the files one by one"
+        )
+
+
+def _refuse_lost_parts(directory: Path, children: Sequence[Path]) -> None:
+    """Raises SourceError if a directory of Parquet files says that there are more of them."""
+    if directory / "_metadata" in children and (lost := lost_parts(directory / "_metadata")):
+        raise SourceError(
+            f"{directory}: its _metadata names {len(lost)} file(s) that are not there ({_named(lost)}); bring "
+            "them back, or remove _metadata if those rows are to go"
         )

@@ -113,6 +113,22 @@ def table_schema(table: TableInput) -> pa.Schema:
     return csv_types(table, TextRules()).schema
 
 
+def lost_parts(metadata: Path) -> list[str]:
+    """The files that a `_metadata` of Parquet names and that are not there; none if it cannot be read.
+
+    Dask and others write such a file beside the parts, with what their footers say.
+    """
+    try:
+        found = pq.read_metadata(metadata)
+    except (OSError, pa.ArrowInvalid):
+        return []
+    names = {
+        found.row_group(i).column(0).file_path
+        for i in range(found.num_row_groups if found.num_columns else 0)
+    }
+    return sorted(name for name in names if name and not (metadata.parent / name).exists())
+
+
 def table_types(table: TableInput, rules: TextRules) -> ColumnTypes:
     """The columns' types by what is stated of them, and else by the table, or for CSV by its first rows.
 
