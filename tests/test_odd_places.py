@@ -13,6 +13,7 @@ import zarr
 
 import ep3stream
 from ep3stream import ConvertConfig
+from ep3stream.cli import main
 from ep3stream.errors import ConfigError, InputError, SourceError
 
 ROWS = "a,c,y\n1,u,1\n2,v,2\n3,u,3\n"
@@ -81,6 +82,8 @@ SOURCES = {
     "the text of a table": (ROWS * 100, "File name too long"),
     "a path that is too long": ("/" + "q" * 300 + ".csv", "File name too long"),
     "a NUL byte": ("a\0.csv", "no such file"),
+    "an empty path": ("", "a path is empty"),
+    "an empty path among others": (["t.csv", ""], "a path is empty"),
     "a frame without columns": (pd.DataFrame(), "there is no column 'y' for --target; no column has a name"),
 }
 
@@ -129,3 +132,16 @@ SPLIT_FILES: dict[str, tuple[Any, str]] = {
 def test_split_files_are_files(files, words):
     with pytest.raises(ConfigError, match=words):
         ConvertConfig(target="y", split_files={"test": files})
+
+
+@pytest.mark.parametrize("arguments", [["", "o.zarr"], ["--x", "", "--y", "y.npy", "o.zarr"]])
+def test_an_empty_path_is_not_the_current_directory(tmp_path, table, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(table.parent)
+    assert main(["convert", *arguments, "--target", "y"]) == 2
+    assert "a path is empty; name a file" in capsys.readouterr().err
+    assert [file.name for file in table.parent.iterdir()] == ["t.csv"]
+
+
+def test_a_policy_for_a_column_without_a_name_is_not_one_for_all(table, capsys):
+    assert main(["convert", str(table), str(table) + ".zarr", "--target", "y", "--missing", "=drop"]) == 2
+    assert "names no column; write it like age=drop" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ep3stream.cli.console import say
-from ep3stream.cli.options import add_command, add_settings, given_settings
+from ep3stream.cli.options import add_command, add_settings, given_settings, source_path
 from ep3stream.config import ConvertConfig
 from ep3stream.errors import ConfigError
 from ep3stream.store.files import location
@@ -35,18 +35,18 @@ def add_convert(commands: Any) -> None:
     parser.add_argument(
         "paths",
         nargs="+",
-        type=Path,
+        type=source_path,
         metavar="SOURCE... STORE",
         help="files, directories or patterns of CSV, TSV (also .gz, .zst, .zip), Parquet, Arrow, Feather or svmlight; "
         "or one .npz, HDF5 or Zarr with arrays x and y; the last one is the store to make, a path or s3://bucket/key",
     )
     parser.add_argument(
         "--x",
-        type=Path,
+        type=source_path,
         metavar="ARRAY",
         help="the inputs, (n, ...): FILE.npy, FILE.npz:NAME, FILE.h5:/PATH, STORE.zarr/PATH, an idx file",
     )
-    parser.add_argument("--y", type=Path, metavar="ARRAY", help="the targets, (n,) or (n, c)")
+    parser.add_argument("--y", type=source_path, metavar="ARRAY", help="the targets, (n,) or (n, c)")
     add_settings(parser, ConvertConfig, "convert")
     parser.add_argument(
         "--work",

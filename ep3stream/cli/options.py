@@ -174,3 +174,10 @@ def disk_path(text: str) -> Path:
     if isinstance(checked(location)(text), ObjectUrl):
         raise argparse.ArgumentTypeError(f"{text} is in a bucket, where only stores are kept; give a path")
     return Path(text)
+
+
+def source_path(text: str) -> Path:
+    """A path to read; an empty text, as of a variable of the shell that is not set, is not the current directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a path is empty; name a file")
+    return Path(text)

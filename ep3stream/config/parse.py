@@ -66,7 +66,9 @@ def parse_missing(text: str) -> str | dict[str, str]:
     """A policy as it stands; `COL=POLICY,...` by column, where a policy alone is that of all other columns."""
     policies: dict[str, str] = {}
     for part in parse_names(text):
-        column, _, policy = (piece.strip() for piece in part.rpartition("="))
+        column, equals, policy = (piece.strip() for piece in part.rpartition("="))
+        if equals and not column:
+            raise ConfigError(f"missing {part!r} names no column; write it like age=drop")
         column = column or OTHER_COLUMNS
         if column in policies:
             whose = "of the other columns" if column == OTHER_COLUMNS else f"of {column!r}"

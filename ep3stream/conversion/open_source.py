@@ -72,11 +72,12 @@ def _paths(source: Any) -> list[Path] | None:
     """The paths that were given; None if the source is something else."""
     if source is None:
         return []
-    if isinstance(source, str | Path):
-        return [Path(source)]
-    if isinstance(source, list | tuple) and all(isinstance(path, str | Path) for path in source):
-        return [Path(path) for path in source]
-    return None
+    paths = [source] if isinstance(source, str | Path) else source
+    if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
+        return None
+    if not all(map(str, paths)):
+        raise SourceError("a path is empty; name a file")
+    return [Path(path) for path in paths]
 
 
 def _open_files_of_arrays(
