@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -330,3 +331,94 @@ def test_whole_numbers_keep_whole_offsets() -> None:
 def test_the_sample_of_wide_rows_is_smaller() -> None:
     assert sample_rows(1) == 10_000
     assert 64 <= sample_rows(100_000) < 100
+
+
+# Numbers near 0 beside larger ones, which an offset of the larger ones would make one.
+NEAR_ZERO: dict[str, list[float]] = {
+    "two fractions": [0.001, 0.002],
+    "two that float32 tells as zeros": [-6e-61, 0.0],
+    "a zero and a small number": [0.0, 1e-9],
+    "both signs": [-3e-12, 3e-12],
+    "flags": [1, 2],
+    "of float32's least": [1e-38, 2e-38],
+}
+
+
+@pytest.mark.parametrize("name", NEAR_ZERO)
+def test_an_offset_makes_one_of_no_numbers_that_float32_keeps_apart(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = NEAR_ZERO[name]
+    values = np.array([few[row] if row < 2 else 1_776_000_000.0 + row for row in N])
+    ep3stream.convert(frame(values), tmp_path / "s.zarr", plain(target="y"))
+    x, _, manifest = stored(tmp_path / "s.zarr")
+    assert not manifest.offsets.x.any()
+    np.testing.assert_array_equal(x[:2, 0], np.array(few, np.float32))
+    assert "column 'v': rounding to float32 keeps" in caplog.text
+
+
+@pytest.mark.parametrize("by", ["split file", "like"])
+def test_losses_among_the_first_rows_of_a_later_file_are_told(
+    tmp_path: Path, by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, later = (
+        frame(N / 8),
+        pd.DataFrame({"v": np.r_[0.5, 1_776_000_000.0 + N[:60]], "n": 1, "y": N[:61] % 7.0}),
+    )
+    for name, table in (("a", first), ("b", later)):
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    if by == "like":
+        ep3stream.convert(tmp_path / "a.parquet", tmp_path / "a.zarr", plain(target="y"))
+        assert not caplog.records
+        ep3stream.convert(
+            tmp_path / "b.parquet", tmp_path / "s.zarr", ConvertConfig(like=tmp_path / "a.zarr")
+        )
+    else:
+        settings = plain(target="y", split_files={"later": tmp_path / "b.parquet"})
+        ep3stream.convert(tmp_path / "a.parquet", tmp_path / "s.zarr", settings)
+    assert "column 'v': rounding to float32 keeps" in caplog.text
+
+
+def test_an_offset_of_the_first_file_that_merges_rows_of_a_later_one_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = plain(target="y", split_files={"later": tmp_path / "b.parquet"})
+    frame(N / 64 % 9).to_parquet(tmp_path / "b.parquet")
+    ep3stream.convert(frame(1_776_000_000 + N), tmp_path / "s.zarr", settings)
+    assert "column 'v': rounding to float32 keeps" in caplog.text
+
+
+WITH_GAPS: dict[str, NDArray[Any]] = {
+    "uint64": np.uint64(16017012281334359971) + N.astype(np.uint64),
+    "int64": 2**60 + 3 * N,
+    "negative": -(2**62) - 7 * N,
+    "around 2^53": 2**53 - 1500 + N,
+    "nanoseconds": 1_776_000_000_000_000_000 + 1001 * N,
+}
+
+
+@pytest.mark.parametrize("format", ["parquet", "feather"])
+@pytest.mark.parametrize("name", WITH_GAPS)
+def test_a_gap_takes_no_digits_from_the_whole_numbers_beside_it(
+    tmp_path: Path, name: str, format: str
+) -> None:
+    values = WITH_GAPS[name]
+    table = pa.table({"v": pa.array(values, mask=N == 2000), "y": N % 7 * 1.0})
+    file = tmp_path / f"t.{format}"
+    if format == "feather":
+        feather.write_feather(table, file, chunksize=500)
+    else:
+        pq.write_table(table, file, row_group_size=500)
+    manifests = [
+        ep3stream.convert(
+            file, tmp_path / f"{memory}.zarr", plain(target="y", segment_bytes=4096, memory_bytes=memory)
+        )
+        for memory in (1 << 14, 1 << 26)
+    ]
+    assert len({manifest.splits["train"].digests for manifest in manifests}) == 1
+    with ep3stream.open_store(tmp_path / "16384.zarr") as store:
+        offset, known = int(store.manifest.offsets.x[0]), N != 2000
+        x = store.split("train").read_rows(N)[0][known, 0]
+    exact = np.array([int(value) - offset for value in values[known]], np.float32)
+    np.testing.assert_array_equal(x, exact)
+    assert len(np.unique(x)) == known.sum()

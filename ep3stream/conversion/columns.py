@@ -70,6 +70,9 @@ _HOUR = 3600 * _SECOND
 _DAY = 24 * _HOUR
 _WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0.
 
+# Below this float64 holds every whole number.
+_FLOAT64_WHOLE = 2.0**53
+
 # A name given for an option is a pattern if it has one of these letters.
 _MAGIC = frozenset("*?[")
 
@@ -118,8 +121,23 @@ def numbers(values: pa.Array) -> NDArray[Any]:
         values = values.cast(pa.float64())
     elif pa.types.is_duration(values.type):
         return _microseconds(values, pa.duration("us")) / _SECOND
+    elif values.null_count and pa.types.is_integer(values.type) and values.type.bit_width == 64:
+        return _whole_numbers_with_gaps(values)
     array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return array
+
+
+def _whole_numbers_with_gaps(values: pa.Array) -> NDArray[Any]:
+    """64-bit integers with NaN for nulls, (b,): as float64, or as long doubles where float64 would change them.
+
+    Whether a number keeps its digits must not depend on whether a gap lies in the same block.
+    """
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    if np.nanmax(np.abs(array), initial=0) < _FLOAT64_WHOLE:
+        return array
+    exact: NDArray[Any] = pc.fill_null(values, 0).to_numpy().astype(np.longdouble)
+    exact[np.isnan(array)] = np.nan
+    return exact
 
 
 def date_part(values: pa.Array, part: DatePart) -> NDArray[np.float64]:

@@ -100,9 +100,9 @@ def convert(
     """Reads a source once and commits it as one store at `store`, a path or s3://bucket/key; returns its manifest.
 
     source: what `open_source` takes. The same source, settings and seed give the same bytes, whatever the memory and
-    however often the conversion was killed. The same call goes on with a killed conversion; with `restart` it begins
-    again. A store for a bucket is first made whole in a work directory and then uploaded; the work directory lies in
-    `work`, or in the current directory.
+    however often the conversion was killed. The same call goes on with a killed conversion; with `restart`, or of a
+    source that can be read only once, it begins again. A store for a bucket is first made whole in a work directory
+    and then uploaded; the work directory lies in `work`, or in the current directory.
 
     Raises SourceError if the source cannot be read as rows, and ConfigError if settings contradict each other or the
     source; nothing is left then. Raises DiskError if the disk is full or fails; the same call then goes on. Raises
@@ -128,6 +128,8 @@ def convert(
     config, recorded = take_over(config or ConvertConfig())
     opened = SplitSources.open(open_source(source, config, x_file, y_file, recorded), config, recorded)
     config = _with_format(config, destination)
+    # Of what is read only once, nobody knows whether it is what was read before.
+    restart = restart or opened.first.reads_once
     with conversion_work(local, _plan(opened, config), restart) as files:
         if is_made or (upload is not None and upload.is_over(files)):
             files.remove()
@@ -500,7 +502,8 @@ class _RowReader:
         first = self._source.parts[0]
         if start.file >= first.n_places:
             return iter(())
-        return self.encoder.offsets.read_ahead(first.batches(self._block_bytes, start))
+        batches, offsets = first.batches(self._block_bytes, start), self.encoder.offsets
+        return batches if start != START and offsets.is_decided else offsets.read_ahead(batches)
 
     def rows(self, start: RestartPosition, report: _Report) -> Iterator[tuple[EncodedRows, _ReadState]]:
         """Yields every row from `start` on once, in the sources' order, in batches; and the state after each batch.
@@ -520,7 +523,9 @@ class _RowReader:
             self.encoder.require_usable(first.source.name)
             self._require_rows()
         names = list(self._config.split_names)
-        for part, batch in self._source.later_batches(self._block_bytes, start):
+        for part, batch in self._source.later_batches(
+            self._block_bytes, start, self.encoder.offsets.read_ahead
+        ):
             assert part.split is not None
             split = names.index(part.split)
             rows = self.encoder.following(part.split).encode(batch)

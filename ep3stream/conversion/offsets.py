@@ -94,13 +94,12 @@ def precision_of(values: NDArray[Any], dtype: str) -> Precision:
     """What storing as `dtype` makes of `values`, (n,), real numbers with NaN for gaps; O(n log n).
 
     An offset is proposed where rounding merges or moves values and the offset mends that. Where the range is half of
-    the largest size or more, as with a few zeros among large numbers, it must mend more than half of a large loss.
+    the largest size or more, as with a few zeros among large numbers, it must mend more than half of a large loss, and
+    keep apart whatever rounding alone keeps apart.
     """
-    if values.dtype.kind == "f":
-        values = values[np.isfinite(values)]
-    if not len(values):
+    ordered = _ordered(values)
+    if not len(ordered):
         return Precision()
-    ordered = np.sort(values)
     low, high = ordered[0].item(), ordered[-1].item()
     spread, largest = float(high - low), float(max(abs(low), abs(high)))
     with np.errstate(all="ignore"):
@@ -116,8 +115,30 @@ def precision_of(values: NDArray[Any], dtype: str) -> Precision:
         elif found.is_lossy and (dtype != "float16" or _is_whole(ordered)):
             moved = _measured(ordered, _offset(ordered[len(ordered) // 2].item(), spread, ordered), dtype)
             n_lost, n_lost_before = (each.n_distinct - each.n_kept for each in (moved, found))
-            found = moved if 2 * n_lost < n_lost_before else found
+            if 2 * n_lost < n_lost_before and not _merges_more(ordered, moved.offset, dtype):
+                found = moved
         return replace(found, spacing=_merged_spacing(ordered, spread, largest))
+
+
+def _ordered(values: NDArray[Any]) -> NDArray[Any]:
+    """The finite values, sorted; whole numbers that came as long doubles, beside gaps, as integers."""
+    if values.dtype.kind != "f":
+        return np.sort(values)
+    ordered = np.sort(values[np.isfinite(values)])
+    if values.dtype.itemsize > 8 and len(ordered) and _is_whole(ordered):
+        for dtype in (np.int64, np.uint64):
+            limits = np.iinfo(dtype)
+            if limits.min <= ordered[0] and ordered[-1] <= limits.max:
+                return ordered.astype(dtype)
+    return ordered
+
+
+def _merges_more(ordered: NDArray[Any], offset: float, dtype: str) -> bool:
+    """Whether an offset makes one of two values that rounding alone keeps apart, or of which it tells as zeros."""
+    plain, moved = ordered.astype(dtype), exact_difference(ordered, offset).astype(dtype)
+    is_told = (plain == 0) & (ordered != 0)
+    is_apart = (plain[1:] != plain[:-1]) | is_told[1:] | is_told[:-1]
+    return bool(((ordered[1:] != ordered[:-1]) & (moved[1:] == moved[:-1]) & is_apart).any())
 
 
 def _measured(ordered: NDArray[Any], offset: float, dtype: str) -> Precision:
@@ -271,9 +292,10 @@ class ColumnOffsets:
         return {name: offset for name, offset in pairs if offset}
 
     def read_ahead(self, batches: Iterator[SourceBatch]) -> Iterator[SourceBatch]:
-        """Decides by the first batches, if that is still to be done; returns an iterator of all batches."""
-        if self.is_decided:
-            return batches
+        """Decides by a source's first batches, if that is still to be done; returns an iterator of all batches.
+
+        Where it was done by other rows, notes what the offsets make of these.
+        """
         n_wanted = sample_rows(len(self.x) + len(self.y))
         held: list[SourceBatch] = []
         n_rows = 0
@@ -291,12 +313,15 @@ class ColumnOffsets:
         return _chained(held, batches)
 
     def decide(self, batches: Sequence[SourceBatch], n_wanted: int) -> None:
-        """Decides by the first `n_wanted` rows of the batches."""
-        self.is_decided = True
+        """Decides by the first `n_wanted` rows of the batches, or notes what is lost of them if that was done."""
+        was_decided, self.is_decided = self.is_decided, True
         if not batches or not self._may_lose(batches[0]):
             return
         for part, pieces_of in enumerate((_numeric, self._targets)):
             for first, sample in _joined([pieces_of(batch) for batch in batches], n_wanted):
+                if was_decided:
+                    self._look_at(part, first, sample)
+                    continue
                 for column, found in sampled_precision(sample, self._dtypes[part]).items():
                     (self.x, self.y)[part][first + column] = found.offset
                     self._note(part, first + column, found)
@@ -306,6 +331,17 @@ class ColumnOffsets:
                             self._names[part][first + column],
                             found.offset,
                         )
+
+    def _look_at(self, part: int, first: int, sample: NDArray[Any]) -> None:
+        """Notes the losses of a sample, (n,) or (n, k), of which the first column is number `first` of the part."""
+        dtype, columns = self._dtypes[part], dict(_columns_to_see(sample, dtype=self._dtypes[part]))
+        offsets = (self.x, self.y)[part][first:]
+        block = sample.reshape(len(sample), -1)
+        moved = np.flatnonzero(offsets[: block.shape[1]]).tolist() if block.dtype.kind in "iuf" else []
+        for column, values in (columns | {column: block[:, column] for column in moved}).items():
+            if len(ordered := _ordered(values)):
+                with np.errstate(all="ignore"):
+                    self._note(part, first + column, _measured(ordered, float(offsets[column]), dtype))
 
     def check(self, batch: SourceBatch, x: NDArray[Any], y: NDArray[Any]) -> None:
         """Notes losses among the rows of a batch, of which x, (b, k), and y are stored; looks at one row in 64.

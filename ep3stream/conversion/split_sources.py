@@ -8,7 +8,7 @@ labels and means hold for the later ones, which are read as `--like` reads a lat
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,17 @@ class SplitSources:
         return tuple(described)
 
     def later_batches(
-        self, block_bytes: int, start: RestartPosition
+        self,
+        block_bytes: int,
+        start: RestartPosition,
+        look_ahead: Callable[[Iterator[SourceBatch]], Iterator[SourceBatch]],
     ) -> Iterator[tuple[SourcePart, SourceBatch]]:
-        """The rows of all parts but the first behind `start`."""
+        """The rows of all parts but the first behind `start`; of a part from its first row on, `look_ahead` of them."""
         for part in self.parts[1:]:
             if start.file < part.first_place + part.n_places:
-                for batch in part.batches(block_bytes, start):
+                batches = part.batches(block_bytes, start)
+                is_whole = (start.file, start.row) <= (part.first_place, 0)
+                for batch in look_ahead(batches) if is_whole else batches:
                     yield part, batch
 
 

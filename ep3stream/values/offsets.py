@@ -65,12 +65,18 @@ def shifted(values: NDArray[Any], offsets: NDArray[np.float64]) -> NDArray[Any]:
 
 
 def exact_difference(values: NDArray[Any], offset: float) -> NDArray[np.float64]:
-    """values - offset, (b,), in float64; of 64-bit integers as exact as float64 can hold it."""
-    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or not float(offset).is_integer():
+    """values - offset, (b,), in float64; of 64-bit integers as exact as float64 can hold it.
+
+    Long doubles are 64-bit integers beside gaps.
+    """
+    is_long = values.dtype.kind == "f" and values.dtype.itemsize > 8
+    if not is_long and (values.dtype.kind not in "iu" or values.dtype.itemsize < 8):
         return np.asarray(values, np.float64) - offset
-    whole, limits = int(offset), np.iinfo(values.dtype)
-    if not limits.min <= whole <= limits.max:
-        return values.astype(np.float64) - offset
+    if not float(offset).is_integer():
+        return np.asarray(values, np.float64) - offset
+    whole, limits = int(offset), np.iinfo(np.int64 if is_long else values.dtype)
+    if is_long or not limits.min <= whole <= limits.max:
+        return (values.astype(np.longdouble) - np.longdouble(offset)).astype(np.float64)
     # Modulo 2^64 both differences are right, and the one that is not negative is below 2^64.
     numbers, origin = values.astype(np.uint64), np.uint64(whole % (1 << 64))
     up, down = (numbers - origin).astype(np.float64), (origin - numbers).astype(np.float64)
