@@ -179,8 +179,7 @@ class RowEncoder:
 
         Rows that are left out are missing; x holds NaN for a missing number that is to be filled.
         """
-        with reading(batch.file):
-            return self.encode_kept(batch)[0]
+        return self.encode_kept(batch)[0]
 
     def encode_kept(self, batch: SourceBatch) -> tuple[EncodedRows, NDArray[np.intp] | None]:
         """The rows of `encode`, and the index within the batch of each row that was kept; None if all were."""
@@ -200,7 +199,8 @@ class RowEncoder:
         rows = self.layout.with_parts(ready, batch.n_rows)
         where = BatchOrigin(batch.file, batch.first_row, valid)
         target_where = BatchOrigin(batch.target_file, batch.first_row, valid)
-        cells = [DistinctValues.of(values) for values in batch.texts]
+        with reading(batch.file):  # Texts may be no UTF-8.
+            cells = [DistinctValues.of(values) for values in batch.texts]
         gaps = (
             {}
             if ready
@@ -214,7 +214,8 @@ class RowEncoder:
                 rows.y, (batch.target,), self.offsets.y, self.target.names, target_where
             )
         else:
-            label = DistinctValues.of(batch.target)
+            with reading(batch.target_file):
+                label = DistinctValues.of(batch.target)
             gaps |= self._gaps([self.labels.column], label.missing, "label", target_where)
             if self.target.kind == "integer":
                 label = label.as_integers(self.labels.column, target_where)

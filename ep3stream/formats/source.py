@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import lzma
+import struct
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +46,29 @@ _READ_ERRORS = (
     ValueError,
     RuntimeError,
 )
+
+# What only a file or its reader can be the cause of, wherever it is raised. A header may ask for any memory.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    csv.Error,
+    struct.error,
+    pa.ArrowException,
+    UnicodeError,
+    MemoryError,
+)
+
+# What an object of Python may raise without a frame of its own, being written in C.
+_OBJECT_ERRORS = (TypeError, ValueError, OverflowError, BufferError)
+
+# What calls our own code back, or is called by it for anything but reading.
+_PASSED_THROUGH = frozenset({"numpy", "contextlib", "functools", "concurrent", "threading", "collections"})
+_NUMPY_READERS = ("numpy.lib.", "numpy._core.memmap", "numpy.core.memmap")
+
+_OURS = __name__.partition(".")[0]
 
 # How the names of sources without files begin.
 PYTHON = "python: "
@@ -209,13 +234,16 @@ class RowSource:
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Turn every error that a reader raises about `path` into a SourceError that names it."""
+    """Turn every error that a reader raises about `path` into a SourceError that names it; an error of ours stays."""
     try:
         yield
     except Ep3streamError:
         raise
     except Exception as error:
         is_file = not str(path).startswith(PYTHON)
+        known = _DAMAGE if is_file else (*_DAMAGE, *_OBJECT_ERRORS)
+        if not isinstance(error, known) and not _is_of_reader(error):
+            raise
         if is_file and isinstance(error, FileNotFoundError):
             raise SourceError(f"{path}: there is no such file; check the name") from None
         if is_file and isinstance(error, PermissionError):
@@ -231,3 +259,18 @@ def reading(path: object) -> Iterator[None]:
             else "correct it, or convert it to NumPy first"
         )
         raise SourceError(f"{path}: cannot be read ({reason}); {remedy}") from error
+
+
+def _is_of_reader(error: Exception) -> bool:
+    """Whether an error was raised within a library that reads, or an object of Python, and not by our own code.
+
+    What a library that is written in C raises about our own call is taken for ours.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__", "")) for frame in frames]
+    behind = names[1 + max((at for at, name in enumerate(names) if _root(name) == _OURS), default=-1) :]
+    return any(_root(name) not in _PASSED_THROUGH or name.startswith(_NUMPY_READERS) for name in behind)
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
