@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from encoding import encode_source
 
 from ep3stream.config import ConvertConfig
 from ep3stream.conversion.categories import column_warning
 from ep3stream.conversion.table_source import open_tables
-from ep3stream.formats.csv import CsvLayout
+from ep3stream.formats.csv import CsvLayout, csv_records
 
 
 def read(file: Path, text: str) -> tuple[list[str], list[list[float]]]:
@@ -99,3 +101,77 @@ def test_texts_that_are_probably_no_categories_are_told_of(
 ) -> None:
     warning = column_warning("a", values, n_rows)
     assert warning is None if words is None else words in str(warning)
+
+
+# Files of one column, and their cells; None is a gap.
+ONE_COLUMN: dict[str, tuple[bytes, list[float | None]]] = {
+    "a line within": (b"a\n1\n\n3\n", [1, None, 3]),
+    "the first line": (b"a\n\n1\n3", [None, 1, 3]),
+    "the last line": (b"a\n1\n3\n\n", [1, 3, None]),
+    "several": (b"a\n1\n\n\n\n3\n", [1, None, None, None, 3]),
+    "of Windows": (b"a\r\n1\r\n\r\n3\r\n", [1, None, 3]),
+    "before the header": (b"\n\na\n1\n\n3\n", [1, None, 3]),
+    "blanks": (b"a\n1\n \n3\n", [1, None, 3]),
+    "quotes": (b'a\n1\n""\n3\n', [1, None, 3]),
+    "a byte order mark": (b"\xef\xbb\xbfa\n1\n\n3", [1, None, 3]),
+    "none but the final line break": (b"a\n1\n3\n", [1, 3]),
+    "no final line break": (b"a\n1\n3", [1, 3]),
+}
+
+
+@pytest.mark.parametrize("block_bytes", [2, 1 << 20])
+@pytest.mark.parametrize("name", ONE_COLUMN)
+def test_an_empty_line_of_a_file_of_one_column_is_an_empty_cell(
+    tmp_path: Path, name: str, block_bytes: int
+) -> None:
+    (tmp_path / "t.csv").write_bytes(ONE_COLUMN[name][0])
+    blocks = csv_records(tmp_path / "t.csv", {"a": pa.float64()}, block_bytes)
+    assert [cell for typed, _ in blocks for cell in typed.rows["a"].to_pylist()] == ONE_COLUMN[name][1]
+
+
+def test_an_empty_line_between_rows_of_several_fields_is_no_row(tmp_path: Path) -> None:
+    assert read(tmp_path / "t.csv", "a,y\n1,2\n\n3,4\n\n")[1] == [[1.0, 2.0], [3.0, 4.0]]
+
+
+# Headers with another delimiter in a name, and the names as they are meant.
+ODD_HEADERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "tabs": (".tsv", "semi;colon\tx\ty\nx;y\t1\t2\n", ("semi;colon", "x", "y")),
+    "two tabbed columns": (".tsv", "a;b\ty\n1;2\t3\n", ("a;b", "y")),
+    "commas": (".csv", "a;b,c,y\n1;2,3,4\n", ("a;b", "c", "y")),
+    "semicolons": (".csv", "Temp, C;y\n1,5;2\n", ("Temp, C", "y")),
+    "tabs in a csv": (".csv", "a,b\tc\ty\n1,5\t2\t3\n", ("a,b", "c", "y")),
+}
+
+
+@pytest.mark.parametrize("name", ODD_HEADERS)
+def test_the_delimiter_is_the_one_that_makes_most_fields(tmp_path: Path, name: str) -> None:
+    suffix, text, names = ODD_HEADERS[name]
+    (tmp_path / f"t{suffix}").write_text(text)
+    assert CsvLayout.of(tmp_path / f"t{suffix}").names == names
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"), [((), "category"), (("number",), "numeric"), (("category",), "category")]
+)
+def test_numbers_among_many_words_are_told_to_be_categories(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, option: tuple[str, ...], kind: str
+) -> None:
+    rows = "1,a\n2,a\n3,a\n4,a\n--,b\n"
+    (tmp_path / "t.csv").write_text(f"a,y\n{rows}")
+    stated: dict[str, Any] = {name: ["a"] for name in option}
+    config = ConvertConfig(target="y", task="classification", invalid="drop", **stated)
+    source = open_tables([tmp_path / "t.csv"], config)
+    assert [column.kind for column in source.columns] == [kind]
+    said = "column 'a' becomes categories: 4 of 5 texts are numbers, but '--' is none; --number a"
+    assert (said in caplog.text) == (not option)
+
+
+def test_dates_among_many_words_are_told_to_be_categories(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    days = "".join(f"2026-03-0{day},{day}\n" for day in range(1, 6))
+    (tmp_path / "t.csv").write_text(f"when,y\n{days}{{later}},6\n")
+    source = open_tables([tmp_path / "t.csv"], ConvertConfig(target="y"))
+    assert [column.kind for column in source.columns] == ["category"]
+    said = "column 'when' becomes categories: 5 of 6 texts are dates, but '{later}' is none; --date when=FORMAT says"
+    assert said in caplog.text

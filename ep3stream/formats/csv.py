@@ -2,8 +2,9 @@
 
 `CsvLayout` reads the header: the columns' names, the delimiter, the decimal point, the first byte of the rows.
 `csv_records` reads all rows; csv_types.py decides from the first ones what each column holds. An empty cell is
-null, or the empty text. A row with too few or too many fields, or a text in a column of numbers, is a SourceError
-that names column and row; text_cells.py reads such a column of a block cell by cell before that is said.
+null, or the empty text; so is an empty line of a file of one column. A row with too few or too many fields, or a
+text in a column of numbers, is a SourceError that names column and row; text_cells.py reads such a column of a block
+cell by cell before that is said.
 
 pyarrow parses; text_blocks.py cuts the text into blocks of whole rows, which two threads parse. pyarrow's own
 streaming reader has no place to start again, and counts the header as a row in its errors. Measured on 40 MiB:
@@ -133,7 +134,11 @@ class CsvLayout:
             pa.BufferReader(text),
             # One thread counts the rows that it names in errors; several blocks are parsed side by side.
             pa_csv.ReadOptions(column_names=self.names, block_size=len(text) + 1, use_threads=False),
-            pa_csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
+            pa_csv.ParseOptions(
+                delimiter=self.delimiter,
+                newlines_in_values=True,
+                ignore_empty_lines=len(self.names) > 1,  # Of a single column an empty line is an empty cell.
+            ),
             pa_csv.ConvertOptions(
                 column_types={name: dtype for name, dtype in types.items() if dtype is not None},
                 include_columns=list(types),
@@ -272,11 +277,14 @@ def _delimiter_and_header(file: Path) -> tuple[str, tuple[list[str], bytes, int]
         raise
     names = header[0]
     found = [other for other in others if any(other in name for name in names)]
+    n_fields = len(names) if found and _is_even(header[1], delimiter, len(names)) else 1
+    if n_fields > 1 and delimiter == "\t":
+        return delimiter, header
     for other in sorted(found, key=names[0].count, reverse=True):
         # Names may have a comma or another delimiter, numbers too: "Temp, C;y" above "1,5;2".
         with suppress(SourceError):
             by_other = _header(file, other)
-            if _is_even(by_other[1], other, len(by_other[0])):
+            if len(by_other[0]) >= n_fields and _is_even(by_other[1], other, len(by_other[0])):
                 return other, by_other
     if len(names) == 1 and found:
         delimiter = max(found, key=names[0].count)

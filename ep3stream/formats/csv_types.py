@@ -47,6 +47,9 @@ _FEW_WORDS = 2
 _MANY_VALUES = 10
 _FEW_FRACTIONS = 2
 
+# From which share on it is told that a column of categories has numbers in it.
+_MOST = 0.5
+
 _HEXADECIMAL_BYTES = re.compile(rb"0[xX]")
 _HEXADECIMAL = r"^[-+]?0[xX]"
 _LONG_NUMBER = r"^[-+]?0*[1-9]\d{15,}$"
@@ -80,6 +83,7 @@ class _Decision:
     dtype: pa.DataType
     text_format: str | None = None
     amount: str | None = None
+    mixed: str | None = None
 
 
 def csv_types(file: Path, rules: TextRules) -> ColumnTypes:
@@ -173,11 +177,31 @@ def _decide(texts: pa.Array, rules: TextRules, decimal_point: str) -> _Decision 
     if _is_enough(int(is_amount.sum()), int(is_known.sum())):
         shown = known.filter(pc.and_(looks_like_amount(known), pc.is_null(numbers)).fill_null(False))
         return _Decision(pa.string(), amount=shown[0].as_py() if len(shown) else None)
+    mixed, amount = _mixture(known, numbers, counts), None
     n_numbers = len(numbers) - numbers.null_count
     if n_numbers >= _MANY_VALUES and 2 * n_numbers > int(is_known.sum()):
-        others = known.filter(pc.and_(pc.is_valid(known), pc.is_null(numbers)))
-        return _Decision(pa.string(), amount=others[0].as_py())
-    return _Decision(pa.string())
+        amount = known.filter(pc.and_(pc.is_valid(known), pc.is_null(numbers)))[0].as_py()
+    return _Decision(pa.string(), amount=amount, mixed=mixed)
+
+
+def _mixture(known: pa.Array, numbers: pa.Array, counts: NDArray[np.int64]) -> str | None:
+    """In words, that most of the distinct texts, (k,), which stand so often in the column, are numbers or dates."""
+    dates = [
+        _iso(dtype).read(known) for dtype in (pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.time64("us"))
+    ]
+    is_known, is_number, *are_dates = (
+        pc.is_valid(values).to_numpy(zero_copy_only=False) for values in (known, numbers, *dates)
+    )
+    for what, remedy, is_kind in (
+        ("number", "--number {}", is_number),
+        ("date", "--date {}=FORMAT", np.logical_or.reduce(are_dates)),
+    ):
+        n_good, n_all = int(counts[is_kind].sum()), int(counts[is_known].sum())
+        if n_good >= _MOST * n_all and (is_known & ~is_kind).any():
+            other = known[int(np.flatnonzero(is_known & ~is_kind)[0])].as_py()
+            shown = f"{other!r:.60}".replace("{", "{{").replace("}", "}}")
+            return f"{n_good} of {n_all} texts are {what}s, but {shown} is none; {remedy} says otherwise"
+    return None
 
 
 def _are_fractions(numbers: pa.Array, counts: NDArray[np.int64], n_known: int) -> bool:
@@ -226,6 +250,11 @@ def _notes(layout: CsvLayout, rules: TextRules, found: Mapping[str, _Decision]) 
         f"--date {option_name(name)}=FORMAT says otherwise"
         for name, each in found.items()
         if each.text_format is not None
+    }
+    notes |= {
+        name: f"column {name!r} becomes categories: {each.mixed.format(option_name(name))}"
+        for name, each in found.items()
+        if each.mixed is not None
     }
     is_number = (pa.types.is_integer, pa.types.is_floating)
     numeric = [

@@ -259,7 +259,9 @@ def has_rows(table: TableInput) -> bool:
     try:
         if not any(block.text.strip() for block in text_blocks(table, _PROBED_BYTES)):
             return False
-        return any(block.text.strip() for block in CsvLayout.of(table).blocks(_PROBED_BYTES))
+        layout = CsvLayout.of(table)
+        blank_is_row = len(layout.names) == 1
+        return any(blank_is_row or block.text.strip() for block in layout.blocks(_PROBED_BYTES))
     except TextFault:
         return True  # The reader will say what is wrong, with the row.
 
