@@ -83,14 +83,12 @@ class Settings:
             "dates": self.dates or None,
         }
         stated = {name: value for name, value in wanted.items() if value is not None}
-        known = {one.name for one in fields(ConvertConfig)}
-        given = {name: value for name, value in (stated | options | more).items() if name in known}
         return ConvertConfig(
             shuffle=self.shuffle,
             splits=splits,
             memory_bytes=memory,
             segment_bytes=SEGMENT_BYTES,
-            **given,
+            **(stated | options | more),
         )
 
 

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
@@ -122,7 +123,8 @@ class CsvWay:
         if category := [c.name for c in stated if c.kind == "category"]:
             options["category"] = category
         numbers = [c.name for c in columns if c.kind == "number" and strays and c.name == strays[0][0]]
-        if numbers and (table.n_rows < 20 or rng.random() < 0.3):
+        is_clear = all(self._is_clear(column) for column in columns if column.name in numbers)
+        if numbers and (not is_clear or rng.random() < 0.3):
             options["number"] = numbers
         if table.is_classification:
             options["task"] = "classification"
@@ -139,11 +141,20 @@ class CsvWay:
             return ""
         return self.date_format if kind == "date" else f"{self.date_format} %H:%M:%S"
 
+    @staticmethod
+    def _is_clear(column: Column) -> bool:
+        """Whether one text beside the column's values does not make it a column of texts: nine in ten are of a kind."""
+        return len(column.values) - np.count_nonzero(column.gaps) >= 20
+
     def _put_stray(
         self, columns: list[Column], texts: list[list[str]], rng: random.Random
     ) -> tuple[tuple[str, int, str], ...]:
-        kinds = ("number", "date", "timestamp", "zoned") if len(texts[0]) >= 20 else ("number",)
-        places = [j for j, c in enumerate(columns) if c.kind in kinds and c.flavour != "labels"]
+        dates = ("date", "timestamp", "zoned")
+        places = [
+            j
+            for j, c in enumerate(columns)
+            if c.flavour != "labels" and (c.kind == "number" or (c.kind in dates and self._is_clear(c)))
+        ]
         if not places:
             return ()
         j, row = rng.choice(places), rng.randrange(len(texts[0]))

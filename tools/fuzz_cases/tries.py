@@ -24,6 +24,7 @@ import ep3stream
 from ep3stream.config import ConvertConfig
 from ep3stream.errors import Ep3streamError
 from fuzz_cases.cases import Case, Settings, case_of, format_of
+from fuzz_cases.known_tables import Column
 from fuzz_cases.text_files import CsvWay
 from fuzz_cases.truth import DEFAULT_PARTS, Comparison, Expected, expected, text_of
 from fuzz_cases.written import Written, folders
@@ -33,7 +34,7 @@ MAX_TRIES = 150
 
 _TELLS = re.compile(
     r"distinct|different|2\^53|moves values|same number|taken as|read as|look like|does not have|differ in blanks|"
-    r"stored as 0"
+    r"stored as 0|becomes categories"
 )
 
 
@@ -150,7 +151,12 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
     refusals = written.may_refuse + ((r"but was",) if crossed else ())
     # 0 and 1 are no booleans, `true` is no number.
     if any(column.kind == "boolean" for column in table.columns):
-        refusals += (r"holds bool|read as (bool|double)",)
+        if settings.invalid == "drop":
+            return first
+        refusals += (r"holds bool|read as (bool|double)|is no (number|truth value)",)
+    # With a gap, pandas has floats for whole numbers, which are others beyond 2^53.
+    if any(_may_be_rounded(column) for column in table.columns):
+        refusals += (r"is not among",)
     config = replace(settings, missing=None, dates=()).config(written.truth, {"like": store})
     written = replace(written, may_refuse=refusals, fills_are_means=False)
     outcome = _converted(written, settings, config, folder / "t.zarr", convert, 0)
@@ -159,6 +165,11 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
     if outcome.is_bug:
         return Outcome(f"{outcome.name} (like)", outcome.detail)
     return outcome if outcome.name == "refused" else first
+
+
+def _may_be_rounded(column: Column) -> bool:
+    known = [value for value in column.values if isinstance(value, int)]
+    return bool(column.gaps.any()) and max(map(abs, known), default=0) > 2**53
 
 
 def _converted(

@@ -93,9 +93,20 @@ def _exact(column: Column) -> np.ndarray:
 
 
 def _distinct(column: Column) -> int:
-    """How many distinct values; whole numbers beside floats count as the floats they would be in one array."""
+    """How many distinct values; whole numbers beside floats count as the floats they would be in one array.
+
+    Of float32 the same, numbers with fractions that differ by 1e-12 of the largest are taken as computed in two ways.
+    """
     values = {_as_number(value) for value in column.values if value is not None}
-    return len(set(map(float, values)) if any(isinstance(value, float) for value in values) else values)
+    if not any(isinstance(value, float) for value in values):
+        return len(values)
+    ordered = np.unique(np.array([float(value) for value in values]))
+    if (ordered == np.rint(ordered)).all():
+        return len(ordered)
+    with np.errstate(over="ignore", under="ignore"):
+        stored = ordered.astype(np.float32)
+    noise = 1e-12 * np.abs(ordered).max()
+    return 1 + np.count_nonzero((np.diff(ordered) > noise) | (stored[1:] != stored[:-1]))
 
 
 def _as_number(value: Any) -> Any:
@@ -286,10 +297,11 @@ class Comparison:
         if self.is_ordered:
             near = (stored == others) | (np.abs(stored - wanted) <= slack)
             return wanted, np.where(near, wanted, stored)
+        wanted = np.where(~np.isin(wanted, stored) & np.isin(others, stored), others, wanted)
         snapped, strange = stored.copy(), ~np.isin(stored, wanted)
-        for value, other, width in zip(wanted, others, slack, strict=True):
+        for value, width in zip(wanted, slack, strict=True):
             if not np.isnan(value):
-                snapped[strange & ((np.abs(stored - value) <= width) | (stored == other))] = value
+                snapped[strange & (np.abs(stored - value) <= width)] = value
         return wanted, snapped
 
     def _indicator(self, column: Column, names: list[str]) -> None:
