@@ -744,3 +744,26 @@ def test_a_word_for_nothing_beside_numeric_labels_is_told(
 def test_lines_above_the_header_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"leave out what stands above .*the header is '# made by X'"):
         of_text(tmp_path / "t.csv", "# made by X\n# v 2\nt,p,y\n1,2,3\n")
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        (["1.1", "1.10", "1.2"], "1.1 and 1.10"),
+        (["1e3", "1000", "7"], "1e3 and 1000"),
+        (["2.0", "3.0", "2"], "2.0 and 2"),
+        (["1.5", "1.50", "NA"], "1.5 and 1.50"),
+        ([f"{i}.0" for i in range(60)] + ["1"], None),
+        (["1.10", "1.20", "10"], None),
+    ],
+)
+def test_numbers_written_in_two_ways_in_a_column_of_few_values_are_told(
+    tmp_path: Path, cells: list[str], told: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoded(tmp_path, cells)
+    assert ("--category v keeps the texts" in caplog.text) == (told is not None)
+    if told is not None:
+        assert f"column 'v' is read as numbers, of which {told} are the same one;" in caplog.text
+    caplog.clear()
+    encoded(tmp_path, cells, number=("v",))
+    assert "are the same one" not in caplog.text

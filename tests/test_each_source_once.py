@@ -390,3 +390,21 @@ def test_a_metadata_file_that_cannot_be_read_says_nothing_of_parts(tmp_path: Pat
         ep3stream.convert(tmp_path / "d", tmp_path / "s", ConvertConfig(target="y")).splits["train"].n_rows
         == 4
     )
+
+
+def test_files_with_the_same_bytes_are_told(tmp_path, caplog):
+    for name in ("a.csv", "a (1).csv", "old/a.csv"):
+        write(tmp_path / "d" / name)
+    write(tmp_path / "d" / "b.csv", 7)
+    assert len(read(tmp_path / "d", tmp_path / "s.zarr")[0]) == 12
+    assert (
+        f"their rows are there twice: {tmp_path / 'd' / 'a.csv'} (like {tmp_path / 'd' / 'a (1).csv'}), "
+        f"{tmp_path / 'd' / 'old' / 'a.csv'} (like {tmp_path / 'd' / 'a (1).csv'})"
+    ) in caplog.text
+    caplog.clear()
+    np.save(tmp_path / "x.npy", np.eye(3))
+    np.save(tmp_path / "y.npy", np.eye(3))
+    ep3stream.convert(
+        None, tmp_path / "t.zarr", ConvertConfig(), x_file=tmp_path / "x.npy", y_file=tmp_path / "y.npy"
+    )
+    assert "the same bytes" not in caplog.text

@@ -17,9 +17,13 @@ from ep3stream.config import ConvertConfig
 from ep3stream.conversion.missing_values import policies_of
 from ep3stream.conversion.open_source import open_source
 from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
+from ep3stream.formats.arrays import is_array_file
 from ep3stream.formats.source import RestartPosition, RowSource, SourceBatch
 
 _LOGGER = logging.getLogger(__name__)
+
+# Files that a message names.
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,8 @@ def _tell_shared_files(parts: Sequence[SourcePart], first_split: str) -> None:
 
 
 def tell_same_content(parts: SplitSources, files: Sequence[Mapping[str, Any]], first_split: str) -> None:
-    """Warns of two files of different splits with the same digest, given the digests of all files, in order."""
+    """Warns of two files with the same digest, given the digests of all files, in order."""
+    again: list[str] = []
     seen: dict[Any, tuple[Path, str]] = {}
     owners = [(part.split or first_split, file) for part in parts.parts for file in part.source.files]
     for (split, path), entry in zip(owners, files, strict=True):
@@ -183,3 +188,12 @@ def tell_same_content(parts: SplitSources, files: Sequence[Mapping[str, Any]], f
             _LOGGER.warning(
                 "%s of split %s has the same bytes as %s of split %s", path, split, other, its_split
             )
+        elif other.resolve() != path.resolve() and not is_array_file(path):  # x and y may be alike.
+            again.append(f"{path} (like {other})")
+    if again:
+        more = f" and {len(again) - _MAX_NAMED} more" if len(again) > _MAX_NAMED else ""
+        _LOGGER.warning(
+            "files with the same bytes as another one, so that their rows are there twice: %s%s",
+            ", ".join(again[:_MAX_NAMED]),
+            more,
+        )

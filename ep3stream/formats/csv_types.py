@@ -57,7 +57,9 @@ _MAX_EXACT = 1 << 53
 _DATE_LENGTH = len("2026-03-01")
 
 # Any number with leading zeros or many digits before the point, so that others need not be looked for by column.
-_ODD_NUMBER = re.compile(rb"(?<![\d.eE])0\d|(?<![\d.])\d{16}")
+_ODD_NUMBER = re.compile(rb"(?<![\d.eE])0\d|(?<![\d.])\d{16}|[.,]\d{0,6}0\b|\d[eE]\+?\d")
+# Of how many different texts a column may be one of codes or versions, rather than of measurements.
+_FEW_TEXTS = 50
 
 # Whether so many of a column's texts could be read, null being those that could not.
 _Test = Callable[[pa.Array], bool]
@@ -288,7 +290,24 @@ def _notes(layout: CsvLayout, rules: TextRules, found: Mapping[str, _Decision]) 
                 f"column {name!r} is read as numbers, of which those beyond 2^53 lose digits, like {long}; "
                 f"--category {option_name(name)} keeps the texts"
             )
+        elif (twins := _twins(texts, layout.decimal_point)) is not None:
+            notes[name] = (
+                f"column {name!r} is read as numbers, of which {twins[0]} and {twins[1]} are the same one; "
+                f"--category {option_name(name)} keeps the texts"
+            )
     return notes
+
+
+def _twins(texts: pa.Array, decimal_point: str) -> tuple[str, str] | None:
+    """Two texts like 1.1 and 1.10, or 1e3 and 1000, of a column with few values; None if there are none."""
+    few = texts.unique()
+    if len(few) > _FEW_TEXTS:
+        return None
+    known: dict[float, str] = {}
+    for text, number in zip(few.to_pylist(), numbers_from(few, decimal_point).to_pylist(), strict=True):
+        if number is not None and number == number and known.setdefault(number, text) != text:
+            return known[number], text
+    return None
 
 
 def _plain(number: str) -> str:
