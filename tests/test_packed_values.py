@@ -136,6 +136,24 @@ def test_hdf5_under_the_names_of_others_is_read(tmp_path, suffix):
     assert manifest.splits["train"].n_rows == 6
 
 
+@pytest.mark.parametrize("has_its_own", [False, True])
+def test_a_virtual_dataset_that_lacks_the_attributes_of_its_sources_is_told(tmp_path, has_its_own, caplog):
+    for number in range(2):
+        with h5py.File(tmp_path / f"p{number}.nc", "w") as file:
+            file["x"] = STORED.astype("i2")
+            file["x"].attrs["scale_factor"] = 0.5
+    layout = h5py.VirtualLayout((12, 2), "i2")
+    for number in range(2):
+        layout[6 * number : 6 * number + 6] = h5py.VirtualSource(f"p{number}.nc", "x", (6, 2))
+    with h5py.File(tmp_path / "t.h5", "w") as file:
+        file.create_virtual_dataset("x", layout)
+        file["x"].attrs.update({"scale_factor": 0.5} if has_its_own else {})
+    np.testing.assert_array_equal(values_of(tmp_path / "t.h5")[6:], STORED * (0.5 if has_its_own else 1))
+    assert caplog.text.count("attributes that the virtual dataset lacks (scale_factor 0.5)") == (
+        not has_its_own
+    )
+
+
 # Holes.
 
 N_ROWS, WRITTEN = 20_000, 100

@@ -181,6 +181,7 @@ class _StorageCheck:
     name: str
     files: dict[Path, None]
     packed: PackedValues | None = None
+    told: set[str] = field(default_factory=set)
     n_gaps: int = 0
     gaps: list[str] = field(default_factory=list)
 
@@ -362,7 +363,29 @@ class _StorageCheck:
                     "restore it, or correct the mapping",
                 )
             self.files[Path(source.file.filename)] = None
+            self._tell_packed(found, source)
             self.require_stored(source, box, depth + 1)
+
+    def _tell_packed(self, found: h5py.Dataset, source: h5py.Dataset) -> None:
+        """Warns, once, of a source whose attributes say more of its numbers than those of the virtual dataset."""
+        packed = PackedValues.of(source.attrs, _stored_type(source))
+        if packed is None or packed.said in self.told or PackedValues.of(found.attrs, _stored_type(found)):
+            return
+        self.told.add(packed.said)
+        _logger.warning(
+            "%s: its source %s:%s has attributes that the virtual dataset lacks (%s), so its numbers are read as they "
+            "are stored; copy the attributes if they are meant",
+            self.name,
+            source.file.filename,
+            source.name,
+            packed.said,
+        )
+
+
+def _stored_type(found: h5py.Dataset) -> np.dtype[Any]:
+    """The type without what h5py notes beside it."""
+    dtype: np.dtype[Any] = found.dtype
+    return np.dtype(dtype.str) if dtype.kind in "biuf" else dtype
 
 
 def _names_beside(found: h5py.Dataset, mapping: Mapping) -> list[str]:
