@@ -175,3 +175,10 @@ def test_dates_among_many_words_are_told_to_be_categories(
     assert [column.kind for column in source.columns] == ["category"]
     said = "column 'when' becomes categories: 5 of 6 texts are dates, but '{later}' is none; --date when=FORMAT says"
     assert said in caplog.text
+
+
+@pytest.mark.filterwarnings("error")
+def test_words_for_infinity_are_no_fractions(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\nInfinity,1\n-inf,2\nInfinity,1\nred,3\nblue,4\n")
+    source = open_tables([tmp_path / "t.csv"], ConvertConfig(target="y"))
+    assert [column.kind for column in source.columns] == ["category"]

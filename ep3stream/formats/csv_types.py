@@ -210,7 +210,7 @@ def _are_fractions(numbers: pa.Array, counts: NDArray[np.int64], n_known: int) -
     """Whether fractions, which are hardly names of categories, fill most rows, beside at most two other words."""
     is_read = pc.is_valid(numbers).to_numpy(zero_copy_only=False)
     values = numbers.drop_null().to_numpy()
-    n_fractions = int(np.count_nonzero(values % 1))
+    n_fractions = int(np.count_nonzero(values[np.isfinite(values)] % 1))
     n_rows = int(counts[is_read].sum())
     n_words = n_known - len(values)
     n_word_rows = int(counts.sum()) - n_rows

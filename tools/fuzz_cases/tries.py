@@ -25,6 +25,7 @@ from ep3stream.config import ConvertConfig
 from ep3stream.errors import Ep3streamError
 from fuzz_cases.cases import Case, Settings, case_of, format_of
 from fuzz_cases.known_tables import Column
+from fuzz_cases.predictions import differences
 from fuzz_cases.text_files import CsvWay
 from fuzz_cases.truth import DEFAULT_PARTS, Comparison, Expected, expected, text_of
 from fuzz_cases.written import Written, folders
@@ -125,9 +126,28 @@ def _tried(case: Case, folder: Path, convert: Callable[..., Any]) -> Outcome:
     store = folder / ("s.h5" if case.settings.format == "hdf5" else "s.zarr")
     outcome = _converted(written, case.settings, config, store, convert, case.settings.kill_at)
     is_over = outcome.is_bug or outcome.name == "refused" or bool(written.strays)
-    if is_over or case.settings.like is None:
+    if is_over:
+        return outcome
+    if wrong := _predicted(written, case, store):
+        return Outcome("BUG predicted", wrong)
+    if case.settings.like is None:
         return outcome
     return _like(case, store, folder, outcome, convert)
+
+
+def _predicted(written: Written, case: Case, store: Path) -> str:
+    """What is wrong with the features of which the rows would be predicted."""
+    settings, truth = case.settings, written.truth
+    is_array = truth.dtype is not None or getattr(case.way, "integer_names", False)
+    if is_array or settings.shuffle or settings.splits > 1 or settings.split_file:
+        return ""
+    policies = settings.policies(truth)
+    dropping = [column.gaps for column in truth.features if policies[column.name] == "drop"]
+    is_unusable = np.logical_or.reduce([*dropping, np.zeros(truth.n_rows, bool)])
+    try:
+        return differences(written, store, expected(written, settings).kept, is_unusable)
+    except Ep3streamError as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _plain_marks(way: Any, first: Any) -> Any:

@@ -297,7 +297,7 @@ class Comparison:
         if self.is_ordered:
             near = (stored == others) | (np.abs(stored - wanted) <= slack)
             return wanted, np.where(near, wanted, stored)
-        wanted = np.where(~np.isin(wanted, stored) & np.isin(others, stored), others, wanted)
+        wanted = np.where(np.isin(others, stored), others, wanted)
         snapped, strange = stored.copy(), ~np.isin(stored, wanted)
         for value, width in zip(wanted, slack, strict=True):
             if not np.isnan(value):
