@@ -767,3 +767,13 @@ def test_numbers_written_in_two_ways_in_a_column_of_few_values_are_told(
     caplog.clear()
     encoded(tmp_path, cells, number=("v",))
     assert "are the same one" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("header", "is_told"), [("39,7.5,13", True), ("0,1,2", False), ("1,2,3", False), ("2024,2025,y", False)]
+)
+def test_a_first_line_of_numbers_is_told(
+    tmp_path: Path, header: str, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_text(tmp_path / "t.csv", f"{header}\n50,8.5,13\n38,2.5,9\n", target=header.rpartition(",")[2])
+    assert ("the first line has nothing but numbers" in caplog.text) == is_told

@@ -111,6 +111,14 @@ class CsvLayout:
         ):
             decimals = ", decimal commas in its numbers" if self.decimal_point == "," else ""
             _LOGGER.info("%s: has %r between its fields%s", self.file, self.delimiter, decimals)
+        named = self.columns
+        counted = [[str(number + first) for number in range(len(named))] for first in (0, 1)]
+        if len(named) > 1 and all(map(is_number, named)) and named not in counted:
+            _LOGGER.warning(
+                "%s: the first line has nothing but numbers, and is taken as the names of the columns; if it is a "
+                "row, put the names above it",
+                self.file,
+            )
         for number, name in enumerate(self.names, 1):
             if name in self.unnamed:
                 _LOGGER.warning(
