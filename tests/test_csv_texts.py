@@ -142,8 +142,6 @@ def test_few_numbers_beside_many_words_stay_categories_and_are_told(
 ) -> None:
     found = encoded(tmp_path, [*"1234", "a", "b", "c"] * 4)
     assert "'1' (not 'a', 'b', 'c') are numbers; correct or empty" in caplog.text
-    of_text(tmp_path / "l.csv", "n,y\n" + "".join(f"{i},{'12?'[i % 3]}\n" for i in range(30)))
-    assert "column 'y' is taken as 3 categories, but values such as '1' (not '?') are numbers" in caplog.text
     assert found.names == [f"v={value}" for value in "1234abc"]
     cells = [*(str(i) for i in range(20)), *"abcdef"] * 2
     assert len(encoded(tmp_path, cells).names) == 26
@@ -151,6 +149,27 @@ def test_few_numbers_beside_many_words_stay_categories_and_are_told(
         "column 'v' is taken as 26 categories, but values such as '0' (not 'a', 'b', 'c') are numbers"
         in caplog.text
     )
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [*"12?"] * 10,
+        [*"23456", "Total"],
+        ["kg", *"234"],
+        [*"23", "y", *"45"],
+        [*"1122", "other", "none", "x"],
+        ["0.5", "?", "-", "x", "1.5", "2.5"],
+    ],
+    ids=["few values", "totals line", "units line", "header again", "half", "three words"],
+)
+def test_a_target_of_which_most_rows_are_numbers_is_no_target_of_classes_unless_stated(
+    tmp_path: Path, cells: list[str]
+) -> None:
+    text = "n,y\n" + "".join(f"{i},{cell}\n" for i, cell in enumerate(cells))
+    with pytest.raises(SourceError, match=r"'y'.*(holds numbers and texts like|is no number)"):
+        of_text(tmp_path / "t.csv", text)
+    assert of_text(tmp_path / "s.csv", text, task="classification").expansion.class_names
 
 
 def test_what_is_stated_goes_before_what_the_rows_suggest(tmp_path: Path) -> None:

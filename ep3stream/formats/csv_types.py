@@ -179,11 +179,12 @@ def _decide(texts: pa.Array, rules: TextRules, decimal_point: str) -> _Decision 
     if _is_enough(int(is_amount.sum()), int(is_known.sum())):
         shown = known.filter(pc.and_(looks_like_amount(known), pc.is_null(numbers)).fill_null(False))
         return _Decision(pa.string(), amount=shown[0].as_py() if len(shown) else None)
-    mixed, amount = _mixture(known, numbers, counts), None
-    n_numbers = len(numbers) - numbers.null_count
-    if n_numbers >= _MANY_VALUES and 2 * n_numbers > int(is_known.sum()):
+    is_number = pc.is_valid(numbers).to_numpy(zero_copy_only=False)
+    amount = None
+    if int(counts[is_number].sum()) >= _MOST * int(counts[is_known].sum()):
+        # A target of which most rows are numbers is one of numbers with strays, or of classes that have to be stated.
         amount = known.filter(pc.and_(pc.is_valid(known), pc.is_null(numbers)))[0].as_py()
-    return _Decision(pa.string(), amount=amount, mixed=mixed)
+    return _Decision(pa.string(), amount=amount, mixed=_mixture(known, numbers, counts))
 
 
 def _mixture(known: pa.Array, numbers: pa.Array, counts: NDArray[np.int64]) -> str | None:
@@ -199,6 +200,8 @@ def _mixture(known: pa.Array, numbers: pa.Array, counts: NDArray[np.int64]) -> s
         ("date", "--date {}=FORMAT", np.logical_or.reduce(are_dates)),
     ):
         n_good, n_all = int(counts[is_kind].sum()), int(counts[is_known].sum())
+        if what == "number" and is_kind.sum() > 1 and 2 * is_kind.sum() >= is_known.sum():
+            continue  # Told at the end, of all categories.
         if n_good >= _MOST * n_all and (is_known & ~is_kind).any():
             other = known[int(np.flatnonzero(is_known & ~is_kind)[0])].as_py()
             shown = f"{other!r:.60}".replace("{", "{{").replace("}", "}}")
