@@ -299,7 +299,12 @@ def test_a_bad_row_after_a_stop_leaves_nothing(tmp_path: Path, table: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_killed_process_is_gone_on_with_by_the_same_command(tmp_path: Path, table: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=str
+)
+def test_a_stopped_process_is_gone_on_with_by_the_same_command(
+    tmp_path: Path, table: Path, number: signal.Signals, code: int
+) -> None:
     def command(store: str) -> list[str]:
         options = ["--target", "y", "--missing", "drop", "--memory", "16KiB", "--segment-bytes", "4KiB"]
         return [
@@ -314,12 +319,14 @@ def test_a_killed_process_is_gone_on_with_by_the_same_command(tmp_path: Path, ta
         ]
 
     subprocess.run(command("whole"), check=True, timeout=250)
-    process = subprocess.Popen(command("store"))
+    process = subprocess.Popen(command("store"), stderr=subprocess.PIPE, text=True)
     rows = tmp_path / ".store.convert" / "rows"
     while process.poll() is None and not (rows / "000003.json").exists():
         pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == code
+    assert number == signal.SIGKILL or "run the same command to go on" in said
     assert not (tmp_path / "store").exists()
     subprocess.run(command("store"), check=True, timeout=250)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")

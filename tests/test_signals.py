@@ -77,6 +77,17 @@ def test_a_sigterm_before_an_error_leaves_the_exit_code_of_the_error(tmp_path: P
     assert struck("ep3stream.cli", "fit", "--no-such-option")[0] == 2
 
 
+def test_a_sigterm_to_a_conversion_ends_it_with_75_or_comes_too_late(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("a,y\n1,2\n3,4\n")
+    words = ("convert", table, tmp_path / "t.zarr", "--target", "y")
+    code, said = struck("ep3stream.cli torch", *words)
+    assert code == 75, said
+    assert said.splitlines()[-1] == "ep3stream: stopped by SIGTERM; run the same command to go on"
+    code, said = struck("exit", *words)
+    assert code == 0, said
+
+
 def test_other_commands_end_at_once(tmp_path: Path) -> None:
     assert struck("ep3stream.cli", "inspect", tmp_path)[0] == -signal.SIGTERM
 

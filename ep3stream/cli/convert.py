@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from rich.console import Console
 from ep3stream.cli.console import say
 from ep3stream.cli.options import add_command, add_settings, given_settings, source_path
 from ep3stream.config import ConvertConfig
-from ep3stream.errors import ConfigError
+from ep3stream.errors import ConfigError, Interrupted
+from ep3stream.run.signals import handling
 from ep3stream.store.files import location
 
 
@@ -71,10 +73,18 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
     config = ConvertConfig(**given_settings(options, ConvertConfig, "convert"))
     files = {"x_file": options.x, "y_file": options.y}
     try:
-        with convert_bar(console) as show:
+        with handling(_stop), convert_bar(console) as show:
             convert(
                 sources, store, config, **files, restart=options.restart, work=options.work, progress=show
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if stop.args == (signal.SIGTERM.name,):
+            raise Interrupted("stopped by SIGTERM; run the same command to go on") from None
         raise KeyboardInterrupt("run the same command to go on") from None
     say(console, describe_new_store(store))
+
+
+def _stop(number: signal.Signals) -> None:
+    """Ends the conversion where it is: what was done is kept, as after a kill."""
+    if number != signal.SIGUSR1:
+        raise KeyboardInterrupt(number.name)
