@@ -7,7 +7,8 @@ def main() -> int:
     """Runs the command that the process was started with; returns its exit code.
 
     From here to the end of the process a SIGTERM to a fit or a conversion waits for its work to begin, or comes too
-    late to change the exit code: the signals are held back before rich, numpy and torch are imported, which takes seconds.
+    late to change the exit code: the signals are held back before rich, numpy and torch are imported, which takes
+    seconds.
     """
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     if command in ("fit", "convert"):
