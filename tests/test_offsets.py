@@ -422,3 +422,17 @@ def test_a_gap_takes_no_digits_from_the_whole_numbers_beside_it(
     exact = np.array([int(value) - offset for value in values[known]], np.float32)
     np.testing.assert_array_equal(x, exact)
     assert len(np.unique(x)) == known.sum()
+
+
+def test_whole_numbers_that_name_folders_keep_their_digits_under_like(tmp_path: Path) -> None:
+    keys = [5885918053491685766 + key for key in range(3)]
+    for key in keys:
+        (tmp_path / "d" / f"k={key}").mkdir(parents=True)
+        pq.write_table(pa.table({"a": [key % 7.0], "y": [1.0]}), tmp_path / "d" / f"k={key}" / "a.parquet")
+    ep3stream.convert(tmp_path / "d", tmp_path / "s.zarr", plain(target="y"))
+    ep3stream.convert(tmp_path / "d", tmp_path / "t.zarr", ConvertConfig(like=tmp_path / "s.zarr"))
+    for name in ("s.zarr", "t.zarr"):
+        with ep3stream.open_store(tmp_path / name) as store:
+            x, _ = store.split("train").read_rows(np.arange(3))
+            column = list(store.manifest.feature_names).index("k")
+            assert np.diff(x[:, column]).tolist() == [1, 1]

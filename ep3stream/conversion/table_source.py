@@ -184,7 +184,11 @@ def with_folders(
     ]
     types = partition_types({key: [found[key] for found in texts] for key in texts[0]}, as_text)
     for key, name in renamed.items():
-        if (family := families.get(name)) is not None and key not in as_text:
+        family = families.get(name)
+        if family is None or key in as_text:
+            continue
+        # Whole numbers stay such where the store has numbers: float64 does not hold those beyond 2^53.
+        if family not in ("number", "integer") or not pa.types.is_integer(types[key]):
             types[key] = read_type(family)
     return [PartitionedFile(file.path, found, types) for file, found in zip(files, texts, strict=True)]
 

@@ -49,6 +49,7 @@ _FEW_FRACTIONS = 2
 
 # From which share on it is told that a column of categories has numbers in it.
 _MOST = 0.5
+_FIRST_TEXTS = 1000
 
 _HEXADECIMAL_BYTES = re.compile(rb"0[xX]")
 _HEXADECIMAL = r"^[-+]?0[xX]"
@@ -189,15 +190,17 @@ def _decide(texts: pa.Array, rules: TextRules, decimal_point: str) -> _Decision 
 
 def _mixture(known: pa.Array, numbers: pa.Array, counts: NDArray[np.int64]) -> str | None:
     """In words, that most of the distinct texts, (k,), which stand so often in the column, are numbers or dates."""
-    dates = [
-        _iso(dtype).read(known) for dtype in (pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.time64("us"))
-    ]
+    readers = [_iso(dtype) for dtype in (pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.time64("us"))]
+    # Where the first texts are no dates, most are none.
+    first = known.slice(0, _FIRST_TEXTS)
+    has_dates = any(reader.read(first).null_count < len(first) for reader in readers)
+    dates = [reader.read(known) for reader in readers if has_dates]
     is_known, is_number, *are_dates = (
         pc.is_valid(values).to_numpy(zero_copy_only=False) for values in (known, numbers, *dates)
     )
     for what, remedy, is_kind in (
         ("number", "--number {}", is_number),
-        ("date", "--date {}=FORMAT", np.logical_or.reduce(are_dates)),
+        ("date", "--date {}=FORMAT", np.logical_or.reduce([np.zeros_like(is_known), *are_dates])),
     ):
         n_good, n_all = int(counts[is_kind].sum()), int(counts[is_known].sum())
         if what == "number" and is_kind.sum() > 1 and 2 * is_kind.sum() >= is_known.sum():
