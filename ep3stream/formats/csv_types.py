@@ -179,7 +179,8 @@ def _decide(texts: pa.Array, rules: TextRules, decimal_point: str) -> _Decision 
     is_amount = amounts.to_numpy(zero_copy_only=False)
     if _is_enough(int(is_amount.sum()), int(is_known.sum())):
         shown = known.filter(pc.and_(looks_like_amount(known), pc.is_null(numbers)).fill_null(False))
-        return _Decision(pa.string(), amount=shown[0].as_py() if len(shown) else None)
+        amount = shown[0].as_py() if len(shown) else None
+        return _Decision(pa.string(), amount=amount, mixed=_mixture(known, numbers, counts))
     is_number = pc.is_valid(numbers).to_numpy(zero_copy_only=False)
     amount = None
     if int(counts[is_number].sum()) >= _MOST * int(counts[is_known].sum()):
