@@ -182,3 +182,10 @@ def test_words_for_infinity_are_no_fractions(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,y\nInfinity,1\n-inf,2\nInfinity,1\nred,3\nblue,4\n")
     source = open_tables([tmp_path / "t.csv"], ConvertConfig(target="y"))
     assert [column.kind for column in source.columns] == ["category"]
+
+
+@pytest.mark.parametrize("target", ["1.10", "0.5", "red"])
+def test_points_in_a_column_that_is_not_read_turn_off_no_decimal_commas(tmp_path: Path, target: str) -> None:
+    (tmp_path / "t.csv").write_text(f"a;y\n1,5;{target}\n2,5;{target}\n")
+    blocks = csv_records(tmp_path / "t.csv", {"a": pa.float64()}, 1 << 20)
+    assert [cell for typed, _ in blocks for cell in typed.rows["a"].to_pylist()] == [1.5, 2.5]

@@ -79,7 +79,7 @@ class CsvLayout:
     def of(cls, file: Path, texts: Container[str] = ()) -> CsvLayout:
         """Read the header, the first line that is not empty; raises SourceError if there is none.
 
-        texts: columns of texts, whose points and commas say nothing about decimals.
+        texts: columns that are no numbers, whose points and commas say nothing about decimals.
         """
         _refuse_other_kinds(file)
         delimiter, (names, text, first_byte) = _delimiter_and_header(file)
@@ -211,6 +211,16 @@ class CsvLayout:
         return SourceError(f"{self.file}: {said}")
 
 
+@dataclass(frozen=True, slots=True)
+class _AllBut:
+    """All names but these: those of columns that are not read, too."""
+
+    names: Container[str]
+
+    def __contains__(self, name: object) -> bool:
+        return name not in self.names
+
+
 def csv_records(
     file: Path,
     types: Mapping[str, pa.DataType],
@@ -225,8 +235,8 @@ def csv_records(
     row, counted from 1 without the header.
     """
     rules = rules or TextRules()
-    texts = {name for name, dtype in types.items() if pa.types.is_string(dtype)}
-    layout, n_rows, as_texts = CsvLayout.of(file, texts), start_row, set(rules.formats)
+    numbers = {name for name, dtype in types.items() if not pa.types.is_string(dtype)}
+    layout, n_rows, as_texts = CsvLayout.of(file, _AllBut(numbers)), start_row, set(rules.formats)
     blocks = layout.blocks(min(block_bytes, BLOCK_BYTES), start_byte)
     try:
         with ThreadPoolExecutor(_PARSERS, "ep3stream-csv") as pool:

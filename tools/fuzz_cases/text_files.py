@@ -141,10 +141,12 @@ class CsvWay:
             return ""
         return self.date_format if kind == "date" else f"{self.date_format} %H:%M:%S"
 
-    @staticmethod
-    def _is_clear(column: Column) -> bool:
-        """Whether one text beside the column's values does not make it a column of texts: nine in ten are of a kind."""
-        return len(column.values) - np.count_nonzero(column.gaps) >= 20
+    def _is_clear(self, column: Column) -> bool:
+        """Whether one text beside the column's values does not make it a column of texts.
+
+        In the first file nine in ten must be of a kind.
+        """
+        return self.parts == 1 and len(column.values) - np.count_nonzero(column.gaps) >= 20
 
     def _put_stray(
         self, columns: list[Column], texts: list[list[str]], rng: random.Random

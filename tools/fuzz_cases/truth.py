@@ -331,6 +331,8 @@ class Comparison:
             names = [text_of(name) for name in self.manifest.class_names]
             if column.kind == "boolean":
                 names = [{"1": "true", "0": "false"}.get(name.lower(), name.lower()) for name in names]
+            if self.is_later:  # In a later file 1.0 is the class 1, if that is the only one of this number.
+                labels = np.array([_known_as(label, names) for label in labels], object)
             # Of arrays, the labels of rows that are left out are classes too.
             is_known = self.is_later or set(names) <= self.all_labels
             if len(set(names)) < len(names) or not (set(names) >= set(labels) and is_known):
@@ -365,6 +367,21 @@ class Comparison:
                 self.problems.append(
                     (name, f"{len(rows)} rows differ, the first at {rows[0]}: {got} for {right}")
                 )
+
+
+def _known_as(text: str, names: list[str]) -> str:
+    """The name that is the text, or else the only one that is the same number."""
+    if text in names:
+        return text
+    same = [name for name in names if (number := _float(name)) is not None and number == _float(text)]
+    return same[0] if len(same) == 1 else text
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def text_of(value: Any) -> str:
