@@ -156,7 +156,7 @@ def test_the_delimiter_is_the_one_that_makes_most_fields(tmp_path: Path, name: s
 def test_numbers_among_many_words_are_told_to_be_categories(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, option: tuple[str, ...], kind: str
 ) -> None:
-    rows = "7,a\n7,a\n7,a\n7,a\n--,b\n"  # Several different numbers are told at the end.
+    rows = "7,a\n7,a\n7,a\n7,a\n--,b\n"
     (tmp_path / "t.csv").write_text(f"a,y\n{rows}")
     stated: dict[str, Any] = {name: ["a"] for name in option}
     config = ConvertConfig(target="y", task="classification", invalid="drop", **stated)

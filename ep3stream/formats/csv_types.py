@@ -204,8 +204,6 @@ def _mixture(known: pa.Array, numbers: pa.Array, counts: NDArray[np.int64]) -> s
         ("date", "--date {}=FORMAT", np.logical_or.reduce([np.zeros_like(is_known), *are_dates])),
     ):
         n_good, n_all = int(counts[is_kind].sum()), int(counts[is_known].sum())
-        if what == "number" and is_kind.sum() > 1 and 2 * is_kind.sum() >= is_known.sum():
-            continue  # Told at the end, of all categories.
         if n_good >= _MOST * n_all and (is_known & ~is_kind).any():
             other = known[int(np.flatnonzero(is_known & ~is_kind)[0])].as_py()
             shown = f"{other!r:.60}".replace("{", "{{").replace("}", "}}")
