@@ -436,3 +436,23 @@ def test_whole_numbers_that_name_folders_keep_their_digits_under_like(tmp_path: 
             x, _ = store.split("train").read_rows(np.arange(3))
             column = list(store.manifest.feature_names).index("k")
             assert np.diff(x[:, column]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_decimals_beyond_float64_keep_their_digits(tmp_path: Path, gap: bool) -> None:
+    values = [Decimal(2**53 + 1 + k) for k in range(4)] + ([None] if gap else [])
+    table = pa.table(
+        {"v": pa.array(values, pa.decimal128(20, 0)), "y": [float(k) for k in range(len(values))]}
+    )
+    ep3stream.convert(table, tmp_path / "s.zarr", plain(target="y"))
+    with ep3stream.open_store(tmp_path / "s.zarr") as store:
+        x, _ = store.split("train").read_rows(np.arange(4))
+    np.testing.assert_array_equal(np.diff(x[:, 0]), 1)
+
+
+def test_several_targets_keep_the_digits_of_each(tmp_path: Path) -> None:
+    table = pa.table({"v": [1.0, 2.0, 3.0], "y": [2**53 + k for k in (3, 5, 8)], "z": [0.5, 1.5, 2.5]})
+    ep3stream.convert(table, tmp_path / "s.zarr", plain(target=["y", "z"]))
+    with ep3stream.open_store(tmp_path / "s.zarr") as store:
+        _, y = store.split("train").read_rows(np.arange(3))
+    np.testing.assert_array_equal(np.diff(y, axis=0), [[2, 1], [3, 1]])

@@ -118,13 +118,32 @@ def numbers(values: pa.Array) -> NDArray[Any]:
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     elif pa.types.is_decimal(values.type):
-        values = values.cast(pa.float64())
+        values = _decimals(values)
     elif pa.types.is_duration(values.type):
         return _microseconds(values, pa.duration("us")) / _SECOND
-    elif values.null_count and pa.types.is_integer(values.type) and values.type.bit_width == 64:
+    if values.null_count and pa.types.is_integer(values.type) and values.type.bit_width == 64:
         return _whole_numbers_with_gaps(values)
     array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return array
+
+
+def _decimals(values: pa.Array) -> pa.Array:
+    """Decimals as float64; as int64 where float64 would change whole numbers."""
+    array = values.cast(pa.float64())
+    largest = pc.max(pc.abs(array)).as_py()
+    if largest is None or largest < _FLOAT64_WHOLE:
+        return array
+    try:
+        return values.cast(pa.int64())
+    except pa.ArrowInvalid:  # Fractions, or beyond int64.
+        return array
+
+
+def _beyond_float64(column: NDArray[Any]) -> bool:
+    """Whether float64 may change numbers of the column."""
+    if column.dtype.kind in "iu" and column.dtype.itemsize == 8 and len(column):
+        return bool(max(abs(int(column.min())), abs(int(column.max()))) > _FLOAT64_WHOLE)
+    return bool(column.dtype == np.longdouble)
 
 
 def _whole_numbers_with_gaps(values: pa.Array) -> NDArray[Any]:
@@ -218,8 +237,9 @@ class ColumnPlan:
         if len(columns) == 1:
             return columns[0]
         # A plan for predictions has no target.
-        float64 = [column.astype(np.float64, copy=False) for column in columns]
-        return np.column_stack(float64) if float64 else np.empty((rows.num_rows, 0))
+        dtype = np.longdouble if any(map(_beyond_float64, columns)) else np.float64
+        alike = [column.astype(dtype, copy=False) for column in columns]
+        return np.column_stack(alike) if alike else np.empty((rows.num_rows, 0))
 
     def _categories(self, values: pa.Array, source: str, where: str) -> pa.DictionaryArray:
         """The distinct values, numbers as they are read and all others as text, and each row's index, (b,)."""
