@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import source_damage
 import torch
 import xxhash
 from source_damage import SOURCE_OUTCOMES, SOURCES_MUST_BE_ZERO, run_source_trials, source_table
@@ -245,18 +246,12 @@ def any_file(dice: random.Random, path: Path) -> Path:
 
 def flip(dice: random.Random, path: Path) -> str:
     file = any_file(dice, path)
-    data = bytearray(file.read_bytes())
-    place = dice.randrange(len(data))
-    data[place] ^= 1 << dice.randrange(8)
-    file.write_bytes(data)
-    return f"{file}, byte {place}"
+    return f"{file}, {source_damage.flip(dice, file)}"
 
 
 def truncate(dice: random.Random, path: Path) -> str:
     file = any_file(dice, path)
-    size = dice.randrange(1, file.stat().st_size)
-    file.write_bytes(file.read_bytes()[:size])
-    return f"{file} to {size} bytes"
+    return f"{file} {source_damage.cut(dice, file)}"
 
 
 def empty(dice: random.Random, path: Path) -> str:
@@ -274,12 +269,7 @@ def delete(dice: random.Random, path: Path) -> str:
 def zeros(dice: random.Random, path: Path) -> str:
     """A range of zeros, as a disk gives for a sector it lost."""
     file = any_file(dice, path)
-    data = bytearray(file.read_bytes())
-    start = dice.randrange(len(data))
-    stop = min(len(data), start + dice.choice((4, 64, 512)))
-    data[start:stop] = bytes(stop - start)
-    file.write_bytes(data)
-    return f"{file}, bytes {start} to {stop}"
+    return f"{file}, {source_damage.zeros(dice, file)}"
 
 
 def swap(dice: random.Random, path: Path) -> str:

@@ -158,11 +158,16 @@ class RowEncoder:
 
         Nothing more is learned of categories and labels, and gaps get no indicators but those of the first source.
         """
-        for values in (*self.categories, *([] if self.labels is None else [self.labels])):
+        for values in self._learned:
             values.close(self.origin, may_ignore=self.split_unknown == "ignore")
         if self.tally.marked is None:
             self.tally.marked = self.indicators
         return replace(self, unknown=self.split_unknown, split=split)
+
+    @property
+    def _learned(self) -> tuple[CategoryCodes, ...]:
+        """The values of all category columns, and of the label."""
+        return self.categories if self.labels is None else (*self.categories, self.labels)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -341,8 +346,7 @@ class RowEncoder:
     @property
     def is_complete(self) -> bool:
         """Whether all categories and labels are known before the rows are read."""
-        learned = [*self.categories, *([self.labels] if self.labels is not None else [])]
-        return all(values.is_closed for values in learned)
+        return all(values.is_closed for values in self._learned)
 
     @property
     def may_fill(self) -> bool:
@@ -410,7 +414,7 @@ class RowEncoder:
                 f"{file}: every row has a missing value, so none of the {self.tally.dropped} rows is left; "
                 "fill some in, leave the emptiest columns out with --drop, or take --missing auto"
             )
-        for category in (*self.categories, *([self.labels] if self.labels is not None else [])):
+        for category in self._learned:
             if category.is_closed:
                 continue
             doubt = None
@@ -432,6 +436,11 @@ class RowEncoder:
         fills = self.like.fills
         return {column.name: fills[column.name] for column in self.columns if self.fills(column)}
 
+    def _file_fills(self) -> dict[str, float]:
+        """`fill_values` in the units of the files, with the offsets added."""
+        offsets = self.offsets.by_name
+        return {name: value + offsets.get(name, 0.0) for name, value in self.fill_values().items()}
+
     def report(self) -> dict[str, Any]:
         """The counts of rows left out, cells filled and values rounded, for the manifest; warns of all of them."""
         report: dict[str, Any] = {}
@@ -439,10 +448,9 @@ class RowEncoder:
             report["dropped_rows"] = self.tally.dropped
         if self.tally.missing:
             report["missing"] = dict(sorted(self.tally.missing.items()))
-            fills = self.fill_values()
-            offsets = self.offsets.by_name
+            fills = self._file_fills()
             filled = {
-                column.name: fills[column.name] + offsets.get(column.name, 0.0)
+                column.name: fills[column.name]
                 for column in self.columns
                 if column.name in fills and self.tally.missing[whole_name(column)]
             }
@@ -472,13 +480,12 @@ class RowEncoder:
 
     def report_missing(self) -> None:
         """Warn of the missing values, a line for each column that was filled, and of the rows left out for them."""
-        missing, fills, offsets = self.tally.missing, self.fill_values(), self.offsets.by_name
+        missing, fills = self.tally.missing, self._file_fills()
         features = dict.fromkeys([*map(whole_name, self.columns), *(c.column for c in self.categories)])
         means: dict[str, list[float]] = {}
         for column in self.columns:
             if column.name in fills:
-                mean = fills[column.name] + offsets.get(column.name, 0.0)
-                means.setdefault(whole_name(column), []).append(mean)
+                means.setdefault(whole_name(column), []).append(fills[column.name])
         # A text whose category is not known is told as an unseen value.
         unknown = {c.column for c in self.categories if c.is_closed and MISSING_CATEGORY not in c}
         filled = {

@@ -18,7 +18,7 @@ from ep3stream.conversion.missing_values import policies_of
 from ep3stream.conversion.open_source import open_source
 from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
 from ep3stream.formats.arrays import is_array_file
-from ep3stream.formats.source import RestartPosition, RowSource, SourceBatch
+from ep3stream.formats.source import RestartPosition, RowSource, SourceBatch, known_total
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -100,9 +100,7 @@ class SplitSources:
     @property
     def expected_rows(self) -> int | None:
         """The number of rows, if all formats state it."""
-        counts = [part.source.expected_rows for part in self.parts]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+        return known_total(part.source.expected_rows for part in self.parts)
 
     @property
     def expected_bytes(self) -> int:

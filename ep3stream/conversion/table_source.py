@@ -41,6 +41,7 @@ from ep3stream.formats.source import (
     RestartPosition,
     RowSource,
     SourceBatch,
+    known_total,
     reading,
 )
 from ep3stream.formats.svmlight import passed_over_words
@@ -207,8 +208,7 @@ def _planned(tables: Sequence[TableInput], plan: ColumnPlan, allowed: set[str] |
     for table in tables[1:]:
         _require_columns(table, plan, tables[0], allowed)
     counts = [stated_rows(table) for table in tables]
-    known = [count for count in counts if count is not None]
-    n_rows = sum(known) if len(known) == len(counts) else None
+    n_rows = known_total(counts)
     return RowSource(
         name=str(tables[-1]),
         columns=plan.columns,

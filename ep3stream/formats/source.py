@@ -11,7 +11,7 @@ import lzma
 import struct
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -230,6 +230,16 @@ class RowSource:
         """
         with reading(self.name):
             yield from self.read(block_bytes, start)
+
+
+def known_total(counts: Iterable[int | None]) -> int | None:
+    """The sum of the counts; None if one of them is not known."""
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 @contextmanager
