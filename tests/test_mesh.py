@@ -136,19 +136,21 @@ def talk(mesh: Mesh) -> list[Any]:
 
 
 def lose_a_rank(rank: int, is_silent: bool, folder: str) -> None:
-    """Rank 1 ends, or sleeps for longer than the others wait, and rank 0 writes down what it is told of that."""
-    method = f"file://{folder}/rendezvous-{is_silent}"
-    dist.init_process_group(
-        "gloo", init_method=method, rank=rank, world_size=2, timeout=timedelta(seconds=2 if is_silent else 60)
-    )
+    """Rank 1 ends, or keeps silent for longer than rank 0 waits, and rank 0 writes down what it is told of that."""
+    connected, lost = (Path(folder) / f"{what}-{is_silent}" for what in ("connected", "lost"))
+    method, timeout = f"file://{folder}/rendezvous-{is_silent}", timedelta(seconds=5 if is_silent else 60)
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2, timeout=timeout)
     if rank == 1:
-        time.sleep(8 if is_silent else 0)
+        # A rank that ends before the other is connected fails the other's start, which is another error.
+        while not (lost if is_silent else connected).exists():
+            time.sleep(0.05)
         os._exit(0)
+    connected.touch()
     mesh = Mesh.of_this_process(CPU)
     # What is sent to a rank that ends may still fit into a buffer, so that a first call succeeds.
     with pytest.raises(RankError, match="rank 0 of 2 waits for another one in vain") as caught:
         deque(iter(lambda: mesh.all_reduce(torch.ones(1000)), None), maxlen=0)
-    (Path(folder) / f"lost-{is_silent}").write_text(str(caught.value))
+    lost.write_text(str(caught.value))
     os._exit(0)
 
 
@@ -282,7 +284,7 @@ def test_a_rank_that_ends_or_keeps_silent_is_told_over_gloo_too(tmp_path: Path) 
     command = [sys.executable, __file__, "lose", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, timeout=250)
     assert done.returncode == 0, done.stderr.decode()
-    assert "imed out waiting 2000ms" in (tmp_path / "lost-True").read_text()
+    assert "imed out waiting 5000ms" in (tmp_path / "lost-True").read_text()
     assert (tmp_path / "lost-False").exists()
 
 
