@@ -97,8 +97,6 @@ def test_a_damaged_record_of_overrides_is_taken_for_none(run, text):
         {"run": {"keep_checkpoints": 7}},
         {"run": {"devices": 1}},
         {"run": {"dask": "tcp://other:8786"}},
-        {"data": {"validate": "test"}},
-        {"solver": {"validate_every": 0.5}},
         {"solver": {"epochs": 3}},
         {"solver": {"epochs": 1}},
     ],
@@ -113,12 +111,15 @@ def test_settings_that_do_not_change_the_path_of_the_fit_may_change(run, change)
 
 
 @pytest.mark.parametrize("change", [{"data": {"validate": "other"}}, {"solver": {"validate_every": 0.5}}])
-def test_with_patience_the_validations_are_part_of_the_path(run, change):
-    started = settings(solver={"epochs": 2, "patience": 3}, data={"validate": "test"})
+@pytest.mark.parametrize("patience", [0, 3])
+def test_the_validations_which_decide_the_model_are_part_of_the_path(run, change, patience):
+    started = settings(solver={"epochs": 2, "patience": patience}, data={"validate": "test"})
     run.settle_config(started)
     run.setup.mkdir()
-    with pytest.raises(ConfigError, match=r"(data\.validate|solver\.validate_every) was"):
-        run.settle_config(started.with_settings(change, "test"))
+    changed = started.with_settings(change, "test")
+    with pytest.raises(ConfigError, match=r"(data\.validate|solver\.validate_every) was .*by --override"):
+        run.settle_config(changed)
+    assert run.settle_config(changed, override=True)
 
 
 def test_a_setting_may_be_left_out_where_its_default_was_given_before(run):

@@ -27,9 +27,10 @@ def test_a_plan_stays_within_its_memory_and_says_what_takes_it():
     assert plan.max_batch_size == 4096
 
 
-def test_patience_costs_one_more_copy_of_the_weights():
-    plain, patient = (SizePlan.of(SHAPE, SolverConfig(patience=n), 5000, 1000 * MB).memory for n in (0, 3))
-    assert patient == {**plain, "weights of the best model": 4 * 5000}
+def test_validations_cost_one_more_copy_of_the_weights():
+    shapes = (SHAPE, replace(SHAPE, is_validated=True))
+    plain, validated = (SizePlan.of(shape, SolverConfig(), 5000, 1000 * MB).memory for shape in shapes)
+    assert validated == {**plain, "weights of the best model": 4 * 5000}
 
 
 def test_the_largest_batch_is_the_one_that_still_fits():

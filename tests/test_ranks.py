@@ -70,7 +70,7 @@ def command(store: Path, run: Path, config: FitConfig) -> list[str]:
     "projection", ["nystrom", *(pytest.param(p, marks=pytest.mark.slow) for p in ("exact", "eigenpro"))]
 )
 def test_three_ranks_give_the_weights_of_one(store, tmp_path, projection):
-    config = settings(solver={"projection": projection}, data={"validate": "test"})
+    config = settings(solver={"projection": projection}, data={"validate": "auto"})
     alone = ep3stream.fit(store, tmp_path / "alone", config)
     done = subprocess.run(
         [*command(store, tmp_path / "three", config), "--devices", "3"], capture_output=True, timeout=250

@@ -174,6 +174,20 @@ def test_the_newest_test_evaluation_is_preferred_to_later_ones_on_other_rows(tmp
     )
 
 
+def test_the_scores_of_the_model_that_was_kept_are_shown_and_how_many_rows_were_held_out(
+    tmp_path: Path,
+) -> None:
+    ending = (
+        "finished after 81 steps with the model of step 54, the best of all validations (weighted error 0.02)"
+    )
+    metrics = [step_record(k) for k in range(1, 82)]
+    metrics += [validation_record(k, accuracy=a) for k, a in ((27, 0.5), (54, 0.9), (81, 0.7))]
+    about = run_json(validation={"split": "train", "n_held": 6000})
+    html = page(write_run(tmp_path, about, [*metrics, event_record("finish", 81, ending)]))
+    assert heading(html).startswith("90.0% of validation rows")
+    assert "6,000 more rows were held out of the training to be validated on." in html
+
+
 def test_every_step_of_a_short_fit_is_a_point_of_the_loss_curve(tmp_path: Path) -> None:
     html = page(write_run(tmp_path, run_json(), map(step_record, range(1, 101))))
     assert drawn(html, "running loss") == [100, 100]

@@ -111,12 +111,28 @@ def test_an_unfinished_run_with_patience_is_used_with_its_best_model(store, tmp_
     assert ep3stream.evaluate(tmp_path / "run", store)["mse"] == pytest.approx(best["mse"], rel=1e-6)
 
 
-def test_patience_without_a_split_to_validate_is_refused(store, tmp_path):
-    with pytest.raises(
-        ConfigError, match="patience is 3 but no split is validated; give one with --validate"
-    ):
-        ep3stream.fit(store, tmp_path / "run", settings(solver={"patience": 3}))
+def test_patience_without_rows_to_validate_is_refused(store, tmp_path):
+    patient = settings(solver={"patience": 3}, data={"validate": "none"})
+    with pytest.raises(ConfigError, match="patience is 3 but no rows are validated; give a split"):
+        ep3stream.fit(store, tmp_path / "run", patient)
+    few = make_store(tmp_path / "few.zarr", n_rows=900)
+    with pytest.raises(ConfigError, match="no rows are validated: there are too few rows to hold some out"):
+        ep3stream.fit(few, tmp_path / "run", settings(solver={"patience": 3}, data={"validate": "auto"}))
     assert not (tmp_path / "run").exists()
+
+
+def test_without_patience_the_best_model_is_kept_too(store, stopped, tmp_path):
+    plan = json.loads((stopped / "run.json").read_text())["plan"]
+    worse = records(stopped, "validation")[-2]  # The one before it was better.
+    epochs = worse["step"] / plan["steps_per_epoch"]
+    run = ep3stream.fit(store, tmp_path / "run", impatient(patience=0, epochs=epochs))
+    best = records(run, "validation")[-2]
+    assert best["weighted_error"] < records(run, "validation")[-1]["weighted_error"]
+    assert ep3stream.evaluate(run, store)["mse"] == pytest.approx(best["mse"], rel=1e-6)
+    assert f"with the model of step {best['step']}," in records(run, "event")[-1]["message"]
+    unwatched = impatient(patience=0, epochs=epochs).with_settings({"data": {"validate": "none"}}, "test")
+    last = ep3stream.fit(store, tmp_path / "unwatched", unwatched)
+    assert ep3stream.evaluate(last, store)["mse"] == pytest.approx(worse["mse"], rel=1e-6)
 
 
 def test_what_an_early_stop_depends_on_may_not_change(store, tmp_path):
@@ -130,13 +146,14 @@ def test_the_best_is_the_one_with_the_least_error_and_takes_the_place_of_none():
     import torch
 
     def after(best, error, step):
-        return validation.after_validation(best, {"weighted_error": error}, torch.tensor([error]), step)
+        scores = {"weighted_error": error}
+        return validation.after_validation(best, scores, torch.tensor([error]), step, "rows")
 
     first = after(None, float("nan"), 1)
     second = after(first, 0.5, 2)
     third = after(after(second, 0.5, 3), 0.7, 4)
     assert (second.error, second.step, second.n_since) == (0.5, 2, 0)
-    assert third == Best(second.weights, 0.5, 2, 2)
+    assert third == Best(second.weights, 0.5, 2, 2, "rows")
     assert after(third, 0.4, 5).n_since == 0
 
 

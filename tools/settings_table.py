@@ -33,8 +33,7 @@ print(settings.to_toml())
 
 **Resumed** says what may change when a run is resumed: `free`, since the result stays the same (with more `epochs` the
 fit goes on from its end); `--override`, from the step resumed at; nothing, since the work so far depends on
-the setting. Without patience `validate` and `validate_every` are free. More under
-[Fitting](fitting.md#what-may-change-when-a-fit-is-resumed).
+the setting. More under [Fitting](fitting.md#what-may-change-when-a-fit-is-resumed).
 """
 
 ABOUT_CONVERT = """

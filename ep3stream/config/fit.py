@@ -44,7 +44,13 @@ class DataConfig:
 
     split: str = setting("train", "rows to fit")
     validate: str | None = setting(
-        None, "split of the store to score after each epoch, 50000 rows of it at most", metavar="SPLIT"
+        "auto",
+        "rows to score after each epoch, which decide the model that is kept: those of a split of the store, 50000 "
+        "at most, or none",
+        default_means="the split validation, valid, val or dev if there is one, else a tenth of the rows to fit, "
+        "20000 at most, which are not trained on",
+        metavar="auto|none|SPLIT",
+        on_resume="override",
     )
     scale: Scale = setting("standard", "how the inputs are scaled")
     keep_center_rows: bool = setting(
@@ -58,6 +64,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.validate is None:  # TOML has no word for it.
+            object.__setattr__(self, "validate", "none")
 
 
 @dataclass(frozen=True, slots=True)

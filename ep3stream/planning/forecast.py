@@ -50,6 +50,7 @@ from ep3stream.training.plan import (
     require_machine,
 )
 from ep3stream.training.set_up import shape_of
+from ep3stream.training.validation import ValidationRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,10 @@ def plan(
         devices = max(1, torch.cuda.device_count()) if asked == "auto" else int(asked)
     with open_store(store, config.run.read_timeout_s) as rows:
         reader = rows.split(config.data.split)
-        shape = shape_of(reader)
-        source = CenterSource.of(config, reader, automatic_centers(shape))
+        validation = ValidationRows.of(config, rows.manifest)
+        shape = shape_of(reader, validation)
+        held = validation.held_rows(reader.info, config.run.seed)
+        source = CenterSource.of(config, reader, automatic_centers(shape), held)
         process_bytes = _resident_bytes()
         planned = SizePlan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
         require_machine(shape, config.solver, planned, device, devices)
@@ -163,7 +166,7 @@ def plan(
             memory_bytes=config.run.memory_bytes,
             machine_bytes=machine_bytes(device),
             process_bytes=process_bytes,
-            largest_centers=min(most, shape.n_rows - 1) if source.points is None else most,
+            largest_centers=min(most, shape.n_left - 1) if source.points is None else most,
             bytes_read=_setup_segments(sizes, shape) * shape.segment_rows * shape.row_bytes
             + math.ceil(n_steps / sizes.steps_per_epoch * shape.n_rows) * shape.row_bytes,
             evaluations=n_steps * evaluations_of_step(sizes),

@@ -113,7 +113,7 @@ def sizes_of(
     is_drawn = config.solver.centers == "auto" or isinstance(config.solver.centers, int)
     left_out = plan.n_centers if is_drawn and not config.data.keep_center_rows else 0
     return Sizes(
-        max(1, shape.n_rows - left_out),
+        max(1, shape.n_left - left_out),
         shape.n_features,
         shape.n_outputs,
         plan.n_centers,

@@ -89,7 +89,9 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
         raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
     logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
     require_shape(progress, setup.targets().n_outputs, setup.plan.n_centers, directory.checkpoints)
-    weights = progress.state.average if progress.best is None else progress.best.weights
+    # Steps since the best validation are for the better, unless a validation has shown that they are not.
+    best = progress.best if progress.best is not None and progress.best.n_since else None
+    weights = progress.state.average if best is None else best.weights
     model = build_model(setup, weights.T.contiguous(), kernel)
     return _with_columns(directory, model, setup.description.get("conversion"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from ep3stream.reporting.quantities import DASH, count, duration, number, percent, plural, size
 from ep3stream.reporting.records import SECONDS_FIELDS, RunRecords
@@ -75,7 +76,7 @@ def headline_scores(records: RunRecords) -> tuple[str, Record]:
     """(name of the rows, scores on them) to lead with; ("", {}) if nothing was scored.
 
     The newest evaluation on a test split, of the fitted store if there is one; else the newest evaluation, else the
-    newest validation.
+    validation of the model that was kept.
     """
     tests = [e for e in records.evaluations if e.get("split") == "test"]
     on_own_store = [e for e in tests if e.get("store") == records.store.get("path")]
@@ -84,8 +85,11 @@ def headline_scores(records: RunRecords) -> tuple[str, Record]:
         split = newest.get("split", "evaluated")
         return f"{count(newest.get('n'))} {split} rows" if "n" in newest else f"{split} rows", newest
     if records.validations:
-        newest = records.validations[-1]
-        return f"validation rows (split {newest.get('split', 'unknown')})", newest
+        kept = re.search(r"with the model of step (\d+)", last_message(records))
+        steps = [as_float(each["step"]) for each in records.validations]
+        at = steps.index(float(kept[1])) if kept is not None and float(kept[1]) in steps else -1
+        own = records.validations[at]
+        return f"validation rows (split {own.get('split', 'unknown')})", own
     return "", {}
 
 
@@ -110,6 +114,11 @@ def headline(records: RunRecords) -> str:
     return f"A {machine}, set up for {rows}."
 
 
+def last_message(records: RunRecords) -> str:
+    """The message of the last event; empty where there is none."""
+    return str(records.events[-1].get("message") or "") if records.events else ""
+
+
 def _target(records: RunRecords) -> str:
     names = records.target_names
     if len(names) == 1:
@@ -130,9 +139,11 @@ def summary(records: RunRecords) -> str:
         where = f" on {records.environment['device']}" if "device" in records.environment else ""
         setup = f", after {duration(records.setup_s)} of set-up" if records.setup_s else ""
         sentences.append(f"The fit {made} {duration(elapsed)}{where}{setup}.")
-    last_message = str(records.events[-1].get("message") or "") if records.events else ""
-    if status(records)[0] == "finished" and "best of all validations" in last_message:
-        sentences.append(f"It {last_message}.")
+    message = last_message(records)
+    if status(records)[0] == "finished" and "best of all validations" in message:
+        sentences.append(f"It {message}.")
+    if (n_held := as_float(as_record(records.store.get("validation")).get("n_held"))) > 0:
+        sentences.append(f"{count(n_held)} more rows were held out of the training to be validated on.")
     reference = as_record(headline_scores(records)[1].get("reference"))
     if names := metric_names(reference):
         scores = ", ".join(f"{METRICS[name]} {metric_text(name, reference[name])}" for name in names)

@@ -31,12 +31,14 @@ class Best:
     """The best model that a fit has validated.
 
     weights: (c, p_shard). error: its weighted squared error after `step` steps. n_since: validations since then.
+    rows: the name of the rows that it was validated on, empty where that is not known.
     """
 
     weights: Tensor
     error: float
     step: int
     n_since: int = 0
+    rows: str = ""
 
 
 @dataclass(slots=True)
@@ -45,8 +47,8 @@ class Progress:
 
     unseen_losses: batch losses that the guard has not seen. elapsed_s: seconds of all processes of this run so far;
     of these, waited_s for data, stalled_s for checkpoints, validated_s for validations. streamed: seconds of reading,
-    which goes on beside the steps. running_score: the running loss of the average. best: None unless the fit may
-    stop early.
+    which goes on beside the steps. running_score: the running loss of the average. best: None before the first
+    validation.
     """
 
     step: int
@@ -120,7 +122,12 @@ def _parts(progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if (best := progress.best) is not None:
         tensors["best_weights"] = best.weights
-        description["best"] = {"error": _encode(best.error), "step": best.step, "n_since": best.n_since}
+        description["best"] = {
+            "error": _encode(best.error),
+            "step": best.step,
+            "n_since": best.n_since,
+            "rows": best.rows,
+        }
     return tensors, description
 
 
@@ -239,7 +246,10 @@ def _progress(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Prog
 
 
 def _decode_best(saved: Mapping[str, Any], weights: Tensor) -> Best:
-    return Best(weights, float(saved["error"]), _count(saved["step"]), _count(saved["n_since"]))
+    n_since, rows = _count(saved["n_since"]), saved.get("rows", "")
+    if not isinstance(rows, str):
+        raise ValueError(f"rows {rows!r:.50}")
+    return Best(weights, float(saved["error"]), _count(saved["step"]), n_since, rows)
 
 
 def _require_alike(tensors: Sequence[Tensor]) -> None:

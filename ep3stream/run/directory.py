@@ -210,9 +210,7 @@ def _allowed_changes(started: FitConfig, config: FitConfig, override: bool, run:
     """
     # Of the values in use: a setting left out is the same as its default given.
     differences = started.in_use().differences(config.in_use())
-    # Without patience, validations only show how far the fit is.
-    free = _FREE if started.solver.patience else _FREE | {"data.validate", "solver.validate_every"}
-    changes = [Change(name, old, new) for name, (old, new) in differences.items() if name not in free]
+    changes = [Change(name, old, new) for name, (old, new) in differences.items() if name not in _FREE]
     if fixed := [change for change in changes if change.setting not in _OVERRIDABLE]:
         raise ConfigError(
             f"{run} was started with other settings, on which its set-up is built: {_listed(fixed)}. "

@@ -39,7 +39,8 @@ _BY_CENTER = frozenset({"centers", "basis", "tempering"})
 
 # The tensor that each stage has its own of: stacked by stage. A set-up of bundle format 1 has one stage and no stack.
 STAGED = "shrink"
-_WHOLE = ("excluded_rows", "center_order")
+HELD_ROWS = "held_rows"
+_WHOLE = ("excluded_rows", HELD_ROWS, "center_order")
 _DOUBLE = ("factor", "directions", "half", "shrink")
 _LARGEST = 1e38
 
@@ -270,7 +271,7 @@ class Setup:
         tensors = {
             name: tensor.to(mesh.device)
             for name, tensor in self.tensors.items()
-            if name not in ("centers", "excluded_rows")
+            if name not in ("centers", "excluded_rows", HELD_ROWS)
         }
         staged = ["eigenvalue_scale"]
         if "core" in tensors:
@@ -343,6 +344,7 @@ def require_complete(tensors: Mapping[str, Tensor], description: Mapping[str, An
     plan = description["plan"]
     _require_numbers(plan)
     _require_names(description)
+    _require_validation(tensors, description)
     if plan["kernel"] != CALLABLE:
         parameters = {item: plan[item] for item in KERNEL_DEFAULTS[plan["kernel"]]}
         named_kernel(plan["kernel"], parameters, tensors)
@@ -407,6 +409,20 @@ def _require_names(description: Mapping[str, Any]) -> None:
             raise ValueError(f"names of {what} are {names[what]!r:.50}")
 
 
+def _require_validation(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Rows that are held out are sorted, among the rows that are not trained on, and as many as the record says."""
+    held, recorded = tensors.get(HELD_ROWS), description.get("validation", {"split": None})
+    n_held = recorded.get("n_held", 0)
+    if recorded.keys() > {"split", "n_held"} or not isinstance(recorded["split"], str | None):
+        raise ValueError(f"validation is {recorded!r:.80}")
+    if n_held != (0 if held is None else len(held)):
+        raise ValueError(f"n_held is {n_held!r:.50}")
+    if held is not None and (held.ndim != 1 or not bool(torch.isin(held, tensors["excluded_rows"]).all())):
+        raise ValueError("held_rows are not among excluded_rows")
+    if held is not None and bool((held.diff() <= 0).any()):
+        raise ValueError("held_rows are not sorted")
+
+
 def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """What each tensor must be; those that give a size of their own give it here."""
     plan, names = description["plan"], description["names"]
@@ -416,6 +432,7 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
     # Format 1 had one stage.
     stages = (len(plan["stages"]),) if "stages" in plan else ()
     optional = {"target_weights": (c,), "tempering": (p,), "kernel_centre": (d,), "kernel_metric": (3, d)}
+    optional[HELD_ROWS] = (description.get("validation", {}).get("n_held", 0),)
     shapes |= {name: shape for name, shape in optional.items() if name in tensors}
     if plan["projection"] == "exact":
         q = tensors["shrink"].shape[-1]

@@ -18,11 +18,14 @@ from ep3stream.errors import InputError
 from ep3stream.store.manifest import SplitInfo
 
 Rows = NDArray[np.int64]
+NO_ROWS: Rows = np.empty(0, np.int64)
 
 # Which permutation is meant: one word of the hash's key.
 _SEGMENTS, _ROWS = 1, 2
 # Random rows are read from so many segments.
 SAMPLED_SEGMENTS = 64
+# So many times as many rows are drawn as are needed, where some must not be drawn.
+_EXCESS = 1.1
 
 # The quantiles that OrderQuality gives.
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -43,10 +46,10 @@ class WindowVisit:
 class RowOrder:
     """Which rows each step of each epoch takes.
 
-    excluded: sorted numbers of rows that never appear, because they became centers; every other row appears exactly
-    once an epoch. An epoch has `steps_per_epoch` steps, whose batches differ by at most one row. shards: the number of
-    readers that share an epoch; the number of steps is a multiple of it. Raises InputError for sizes below 1, for
-    excluded rows that are not sorted, repeat or do not exist, and for fewer rows than shards.
+    excluded: sorted numbers of rows that never appear, because they became centers or are held out; every other row
+    appears exactly once an epoch. An epoch has `steps_per_epoch` steps, whose batches differ by at most one row.
+    shards: the number of readers that share an epoch; the number of steps is a multiple of it. Raises InputError for
+    sizes below 1, for excluded rows that are not sorted, repeat or do not exist, and for fewer rows than shards.
     """
 
     seed: int
@@ -148,12 +151,31 @@ class RowOrder:
                 yield WindowVisit(epoch, index, self.window(segments, index), used)
 
 
-def sample_rows(info: SplitInfo, n_rows: int, *stream: int) -> Rows:
+def sample_rows(info: SplitInfo, n_rows: int, *stream: int, without: Rows = NO_ROWS) -> Rows:
     """`n_rows` distinct row numbers of the split in random order, a function of the integers `stream`.
 
     The rows lie in at most 64 random segments, or in as many as hold twice as many rows where 64 do not: rows drawn
-    from all of 10^9 would have the whole store read. n_rows may not exceed the split's rows.
+    from all of 10^9 would have the whole store read. without: row numbers that are not drawn. n_rows may not exceed
+    the split's rows without them.
     """
+    if not len(without):
+        return _drawn_rows(info, n_rows, stream)
+    n_drawn = n_rows
+    while True:
+        # So many that enough are left, but for bad luck.
+        n_drawn = min(info.n_rows, math.ceil(_EXCESS * n_drawn * info.n_rows / (info.n_rows - len(without))))
+        drawn = _drawn_rows(info, n_drawn, stream)
+        kept = drawn[~np.isin(drawn, without)]
+        if len(kept) >= n_rows:
+            return kept[:n_rows]
+        if n_drawn == info.n_rows:
+            raise InputError(
+                f"{n_rows} rows of split {info.name} were to be drawn, but without {len(without)} that are held out "
+                f"only {len(kept)} are left; ask for fewer"
+            )
+
+
+def _drawn_rows(info: SplitInfo, n_rows: int, stream: tuple[int, ...]) -> Rows:
     generator = np.random.default_rng(stream)
     n_segments = max(SAMPLED_SEGMENTS, -(-2 * n_rows // info.segment_rows))
     if info.n_segments <= n_segments:

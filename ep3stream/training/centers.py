@@ -19,7 +19,7 @@ from ep3stream.formats.arrays import open_array
 from ep3stream.solver.model import InputScaling
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.reader import SplitReader, open_store
-from ep3stream.stream.order import sample_rows
+from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.values.offsets import shifted
 
 _CLUSTERS, _ORDER = 4, 5
@@ -39,14 +39,18 @@ class CenterSource:
     points: Callable[[InputScaling], Tensor] | None
 
     @classmethod
-    def of(cls, config: FitConfig, reader: SplitReader, automatic: int) -> CenterSource:
-        """The source that the setting `centers` names; `auto` stands for `automatic` rows. Raises ConfigError."""
+    def of(cls, config: FitConfig, reader: SplitReader, automatic: int, held: Rows = NO_ROWS) -> CenterSource:
+        """The source that the setting `centers` names; `auto` stands for `automatic` rows. Raises ConfigError.
+
+        held: numbers of rows that are held out, which are neither drawn nor clustered.
+        """
         centers = config.solver.centers
         if centers == "auto" or isinstance(centers, int):
-            return cls(_fewer_than_rows(automatic if centers == "auto" else int(centers), reader), None)
+            n_centers = automatic if centers == "auto" else int(centers)
+            return cls(_fewer_than_rows(n_centers, reader, len(held)), None)
         if centers.startswith(_CLUSTERED):
-            n_centers = _n_clusters(centers, reader.info.n_rows)
-            return cls(n_centers, partial(_cluster_means, reader, n_centers, config))
+            n_centers = _n_clusters(centers, reader.info.n_rows - len(held))
+            return cls(n_centers, partial(_cluster_means, reader, n_centers, config, held))
         place = location(centers)
         path = place if isinstance(place, ObjectUrl) else Path(centers)
         if isinstance(path, ObjectUrl) or _is_split(path):
@@ -56,8 +60,8 @@ class CenterSource:
         return cls(len(stored), partial(_in_own_order, config, partial(_file_points, stored, path, reader)))
 
 
-def _fewer_than_rows(n_centers: int, reader: SplitReader) -> int:
-    n_rows = reader.info.n_rows
+def _fewer_than_rows(n_centers: int, reader: SplitReader, n_held: int) -> int:
+    n_rows = reader.info.n_rows - n_held
     if n_rows < 2:
         raise ConfigError(
             f"split {reader.info.name} has a single row, which cannot be center and training row; "
@@ -65,10 +69,14 @@ def _fewer_than_rows(n_centers: int, reader: SplitReader) -> int:
         )
     if n_centers >= n_rows:
         raise ConfigError(
-            f"centers is {n_centers} but the split has {n_rows} rows, which are not trained on once they are "
-            f"centers; use at most {max(1, n_rows // 2)}, or give centers as a file"
+            f"centers is {n_centers} but the split has {n_rows} rows{_besides(n_held)}, which are not trained on once "
+            f"they are centers; use at most {max(1, n_rows // 2)}, or give centers as a file"
         )
     return n_centers
+
+
+def _besides(n_held: int) -> str:
+    return f" besides {n_held} held out" if n_held else ""
 
 
 def _in_own_order(config: FitConfig, read: Callable[[], Tensor], inputs: InputScaling) -> Tensor:
@@ -153,7 +161,9 @@ def _n_clusters(centers: str, n_rows: int) -> int:
     return int(number)
 
 
-def _cluster_means(reader: SplitReader, n_centers: int, config: FitConfig, inputs: InputScaling) -> Tensor:
+def _cluster_means(
+    reader: SplitReader, n_centers: int, config: FitConfig, held: Rows, inputs: InputScaling
+) -> Tensor:
     """Means of clusters of scaled inputs, by mini-batch k-means (Sculley, 2010) on ten rows a cluster or more.
 
     As many rows as a quarter of the memory holds at most; O(50 p^2 d) time.
@@ -167,8 +177,9 @@ def _cluster_means(reader: SplitReader, n_centers: int, config: FitConfig, input
         ) from error
     info, seed = reader.info, config.run.seed
     fit_memory = config.run.memory_bytes // (4 * 3 * 4 * reader.manifest.n_features)
-    n_rows = min(info.n_rows, max(n_centers, min(_ROWS_PER_CLUSTER * n_centers, fit_memory)))
-    rows = np.sort(sample_rows(info, n_rows, seed, _CLUSTERS))
+    n_left = info.n_rows - len(held)
+    n_rows = min(n_left, max(n_centers, min(_ROWS_PER_CLUSTER * n_centers, fit_memory)))
+    rows = np.sort(sample_rows(info, n_rows, seed, _CLUSTERS, without=held))
     scaled = inputs(torch.from_numpy(reader.read_rows(rows)[0]).float())
     clusters = MiniBatchKMeans(
         n_centers,

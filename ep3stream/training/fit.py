@@ -22,7 +22,7 @@ from ep3stream.mesh import Mesh, joined
 from ep3stream.prediction.models import build_model, save_model
 from ep3stream.reporting.report import write_report
 from ep3stream.run.bottleneck import bottleneck
-from ep3stream.run.checkpoint import Progress, load_newest_checkpoint, require_shape, scattered
+from ep3stream.run.checkpoint import Best, Progress, load_newest_checkpoint, require_shape, scattered
 from ep3stream.run.clock import Clock, seconds_spent
 from ep3stream.run.clock import FitProgress as FitProgress
 from ep3stream.run.directory import Change, RunDirectory
@@ -42,7 +42,7 @@ from ep3stream.training.checkpoint_saver import CheckpointSaver
 from ep3stream.training.set_up import require_enough_centers, write_setup
 from ep3stream.training.summary import summary
 from ep3stream.training.trainer import WATCH_STEPS, Trainer
-from ep3stream.training.validation import Validation, after_validation, require_validation
+from ep3stream.training.validation import Validation, ValidationRows, after_validation
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,6 @@ def fit(
     config = config or FitConfig()
     if devices is not None:
         config = replace(config, run=replace(config.run, devices=devices))
-    require_validation(config)
     require_tensorboard(config)
     n_ranks = n_ranks_to_launch(config.run.devices)
     if n_ranks > 1:
@@ -104,8 +103,9 @@ def fit(
 
 def _require_splits(store: RowStore, config: FitConfig, mesh: Mesh) -> None:
     """Before a run directory is made: the splits are there, and as many devices as were asked for."""
-    for split in filter(None, (config.data.split, config.data.validate)):
-        store.split(split)
+    store.split(config.data.split)
+    if (validated := ValidationRows.of(config, store.manifest).split) is not None:
+        store.split(validated)
     if config.run.devices not in ("auto", mesh.local_size):
         raise ConfigError(
             f"devices is {config.run.devices}, but {mesh.local_size} processes were started on this machine; "
@@ -134,7 +134,10 @@ class FitRun:
         self.kernel, self.observe, self.mesh, self.signals = kernel, observe, mesh, signals
         self.reader = store.split(config.data.split)
         if not mesh.broadcast_object(directory.setup.exists):
-            write_setup(directory.setup, self.reader, config, kernel, mesh)
+            chosen = ValidationRows.of(config, store.manifest)
+            if config.data.validate == "auto":
+                chosen.tell()
+            write_setup(directory.setup, self.reader, config, kernel, mesh, chosen)
         setup = Setup.scattered(mesh.on_leader(self._load_setup), mesh)
         require_enough_centers(setup.plan.n_centers, mesh.size)
         self.trainer = Trainer(setup, config, kernel, mesh)
@@ -142,7 +145,7 @@ class FitRun:
         del setup  # Its centers: the solver holds them prepared.
         self.order = self.setup.order(self.reader.info, config.run.seed)
         self.n_steps = config.solver.n_steps(self.order.steps_per_epoch)
-        self.validation = Validation.of(store, config, self.order.steps_per_epoch)
+        self.validation = Validation.of(store, config, self.setup, self.order.steps_per_epoch)
         self.log_every = WATCH_STEPS * max(1, self.n_steps // (WATCH_STEPS * _METRIC_LINES))
         self.event_log = EventLog(directory.metrics, mesh.is_leader)
 
@@ -173,8 +176,8 @@ class FitRun:
             self.trainer.start()
             self.event_log.event("start", self.progress, f"started, {self.n_steps} steps to go")
         else:
-            if not self.config.solver.patience:
-                saved.best = None  # Left by a patience that was overridden.
+            if saved.best is not None and not self._is_comparable(saved.best):
+                saved.best = None
             self.trainer.resume(saved, step * self.order.batch_size)
             self.event_log.event("resume", saved, f"resumed at step {step} of {self.n_steps}")
         if changes:
@@ -195,6 +198,11 @@ class FitRun:
         ):
             self._train()
             self._finish()
+
+    def _is_comparable(self, best: Best) -> bool:
+        """Whether the best model so far was validated on the rows of now, which an override may have changed."""
+        # Earlier versions did not record the rows.
+        return self.validation is not None and best.rows in ("", self.validation.name)
 
     def _load_setup(self) -> Setup:
         setup, fingerprint = Setup.load(self.directory.setup), self.reader.manifest.fingerprint
@@ -323,9 +331,9 @@ class FitRun:
     def _validate(self, validation: Validation) -> None:
         began, progress = time.perf_counter(), self.progress
         scores = validation.score(self.trainer.model_shard(), self.setup.targets())
-        if self.config.solver.patience:
-            progress.best = after_validation(progress.best, scores, progress.state.average, progress.step)
-        split, epoch = self.config.data.validate, progress.step / self.order.steps_per_epoch
+        average = progress.state.average
+        progress.best = after_validation(progress.best, scores, average, progress.step, validation.name)
+        split, epoch = validation.name, progress.step / self.order.steps_per_epoch
         position = {"step": progress.step, "epoch": epoch, "rows": round(epoch * self.order.epoch_rows)}
         record = {"kind": "validation", **position, "elapsed_s": progress.elapsed_s, "split": split, **scores}
         self.event_log.note(record)
@@ -374,7 +382,8 @@ class FitRun:
 
     def _ending(self) -> str:
         progress = self.progress
-        if (best := progress.best) is None:
+        best = progress.best
+        if best is None or best.step == progress.step:
             return f"finished after {progress.step} steps"
         early = ""
         if progress.step < self.n_steps:

@@ -44,7 +44,9 @@ _MOST_CENTERS = 1 << 40
 class ProblemSize:
     """The size of a problem: n rows, d features, c outputs; rows of a segment, bytes of a row.
 
-    is_shuffled: whether neighbouring rows are independent, so that mixing few segments is enough.
+    is_shuffled: whether neighbouring rows are independent, so that mixing few segments is enough. n_held: how many of
+    the rows are held out for validation, so that centers and rows to train on are taken from the others.
+    is_validated: whether the fit keeps its best model by validations.
     """
 
     n_rows: int
@@ -53,6 +55,13 @@ class ProblemSize:
     segment_rows: int
     row_bytes: int
     is_shuffled: bool
+    n_held: int = 0
+    is_validated: bool = False
+
+    @property
+    def n_left(self) -> int:
+        """The number of rows that are not held out."""
+        return self.n_rows - self.n_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +101,13 @@ class SizePlan:
         widest = _widest_rank(config, share, model_rank, n_landmarks, spare)
         if widest > model_rank:
             memory[WIDER_BASIS] = _wider_bytes(share, model_rank, widest)
-        if config.batch_size > shape.n_rows:
+        if config.batch_size > shape.n_left:
             raise ConfigError(
-                f"batch_size is {config.batch_size} but there are only {shape.n_rows} rows to train on; "
-                f"use at most {shape.n_rows}, or 0 to have it chosen"
+                f"batch_size is {config.batch_size} but there are only {shape.n_left} rows to train on; "
+                f"use at most {shape.n_left}, or 0 to have it chosen"
             )
         batch = config.batch_size or min(
-            _MAX_BATCH, (memory_bytes - sum(memory.values())) // row, shape.n_rows
+            _MAX_BATCH, (memory_bytes - sum(memory.values())) // row, shape.n_left
         )
         if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
             raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory, devices))
@@ -118,7 +127,7 @@ def largest_model(shape: ProblemSize, config: SolverConfig, memory_bytes: int, d
 
 def automatic_centers(shape: ProblemSize) -> int:
     """The number of centers of `auto`: 5000, but at most a fifth of the rows, since centers are not trained on."""
-    return max(1, min(_AUTO_CENTERS, shape.n_rows // 5))
+    return max(1, min(_AUTO_CENTERS, shape.n_left // 5))
 
 
 def window_segments(shape: ProblemSize, memory_bytes: int) -> int:
@@ -139,8 +148,8 @@ def _ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[in
     # Pairs beyond a quarter of the centers are badly estimated, and shrink mu until the measured step crawls.
     model_rank = min(config.model_rank or min(_AUTO_MODEL_RANK, max(1, n_centers // 4)), n_centers)
     # A sample costs about as much as a row trained on: of few rows there are fewer.
-    chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, shape.n_rows // _ROWS_PER_SAMPLE))
-    samples = min(config.nystrom_samples or chosen, shape.n_rows)
+    chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, shape.n_left // _ROWS_PER_SAMPLE))
+    samples = min(config.nystrom_samples or chosen, shape.n_left)
     landmarks = max(config.nystrom_samples or _AUTO_LANDMARKS, model_rank + model_rank // 4)
     # As many as there are, for the stages to choose from; the published step knows no stages.
     automatic = model_rank if config.used_step == "measured" else max(1, 2 * model_rank // 5)
@@ -172,7 +181,7 @@ def _published_ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -
 
     The two preconditioners do not depend on one another: each rank is bounded by its own sample alone.
     """
-    samples = min(config.nystrom_samples or _PUBLISHED_SAMPLES, shape.n_rows)
+    samples = min(config.nystrom_samples or _PUBLISHED_SAMPLES, shape.n_left)
     # The authors' 500 of 5000. With more pairs of a sample the published steps are known to diverge.
     published = max(1, samples // _SAMPLES_PER_PAIR)
     model_rank = min(config.model_rank or min(max(1, n_centers // 8), published), n_centers)
@@ -199,7 +208,7 @@ def _memory(
         "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_outputs,
         "read-ahead": 2 * window * segment_bytes,
     }
-    if config.patience:
+    if shape.is_validated:
         parts["weights of the best model"] = _FLOAT * share * shape.n_outputs
     if config.projection == "exact":
         cost = ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
@@ -216,7 +225,7 @@ def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:
 
 
 def _least_batch(shape: ProblemSize, config: SolverConfig) -> int:
-    return config.batch_size or min(_MIN_BATCH, shape.n_rows)
+    return config.batch_size or min(_MIN_BATCH, shape.n_left)
 
 
 def _needed(shape: ProblemSize, config: SolverConfig, n_centers: int, window: int, devices: int) -> int:

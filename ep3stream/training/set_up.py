@@ -42,10 +42,11 @@ from ep3stream.solver.step import Stage
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
 from ep3stream.store.manifest import Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
-from ep3stream.stream.order import Rows, sample_rows
+from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import learnt_kernel, plain_kernel, pool_rows
 from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget, require_machine
+from ep3stream.training.validation import NO_VALIDATION, ValidationRows
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ class Problem:
 class SetUpRows:
     """The points that a set-up computes with, in the units of the data, in host memory or on the device.
 
-    centers: (p, d). excluded: sorted numbers of the rows that became centers and are not trained on.
+    centers: (p, d). excluded: sorted numbers of the rows that are not trained on: those that became centers, and those
+    that are held out.
     sample: X_s, (s, d), the Nystrom sample; sample_y: its y, None where it is not known (then there is no head start).
     probes: (n, d), rows to measure the step size on; probe_y: their y, which only class weights ask for.
     pool: x, (n, d), and y of rows to learn the weights of columns from; None where the kernel has none, or weights are
@@ -161,39 +163,53 @@ class StageTimes:
 
 
 def write_setup(
-    path: Path, split: SplitReader, config: FitConfig, function: KernelFunction | None, mesh: Mesh
+    path: Path,
+    split: SplitReader,
+    config: FitConfig,
+    function: KernelFunction | None,
+    mesh: Mesh,
+    validation: ValidationRows = NO_VALIDATION,
 ) -> None:
     """Makes the set-up of a fit to the split, all ranks together; the leader writes it to `path` as a bundle.
 
-    Raises ConfigError for settings that do not fit the data or the memory, DiskError where `path` cannot be written.
+    validation: the rows that the fit will be validated on, which are recorded. Raises ConfigError for settings that do
+    not fit the data or the memory, DiskError where `path` cannot be written.
     """
-    setup = set_up_split(split, config, function, mesh).setup
+    setup = set_up_split(split, config, function, mesh, validation).setup
     mesh.on_leader(lambda: write_bundle(path, SETUP_KIND, setup.tensors, setup.description))
 
 
 def set_up_split(
-    split: SplitReader, config: FitConfig, function: KernelFunction | None, mesh: Mesh
+    split: SplitReader,
+    config: FitConfig,
+    function: KernelFunction | None,
+    mesh: Mesh,
+    validation: ValidationRows = NO_VALIDATION,
 ) -> SetUpResult:
-    """The set-up of a fit to a split: sizes by the memory budget, rows drawn by the seed, then `set_up`."""
-    shape = shape_of(split)
+    """The set-up of a fit to a split: sizes by the memory budget, rows drawn by the seed, then `set_up`.
+
+    Rows of the split that are held out for validation enter nothing but the split's statistics.
+    """
+    shape, held = shape_of(split, validation), validation.held_rows(split.info, config.run.seed)
     _check_codes(split, config)
-    source = CenterSource.of(config, split, automatic_centers(shape))
+    source = CenterSource.of(config, split, automatic_centers(shape), held)
     require_enough_centers(source.n_centers, mesh.size)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
     plan = SizePlan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
     require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
     require_varied_features(split)
     require_varied_targets(split)
-    problem = problem_of_split(split, config)
+    problem = replace(problem_of_split(split, config), shape=shape)
     times = StageTimes()
     with times.stage("centers and samples"):
-        rows = rows_of_split(split, source, problem.inputs, plan, config, mesh)
+        rows = rows_of_split(split, source, problem.inputs, plan, config, mesh, held)
     logger.info(
         "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
         bytes_text(sum(plan.memory.values())),
         plan.max_batch_size,
     )
-    return set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
+    result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
+    return replace(result, setup=validation.recorded(result.setup, held))
 
 
 def set_up(
@@ -322,54 +338,69 @@ def problem_of_split(split: Split, config: FitConfig) -> Problem:
 
 
 def rows_of_split(
-    split: Split, source: CenterSource, inputs: InputScaling, plan: SizePlan, config: FitConfig, mesh: Mesh
+    split: Split,
+    source: CenterSource,
+    inputs: InputScaling,
+    plan: SizePlan,
+    config: FitConfig,
+    mesh: Mesh,
+    held: Rows,
 ) -> SetUpRows:
-    """Centers, sample and probes of a split, read once by one rank of each machine; a function of the seed."""
+    """Centers, sample and probes of a split, read once by one rank of each machine; a function of the seed.
+
+    held: sorted numbers of the rows that are held out, of which none is taken.
+    """
     drawn = None
     if source.points is None:
-        drawn = draw_centers(split.info, source.n_centers, config.run.seed)
-    others = other_rows(split.info, drawn, plan, config)
+        drawn = draw_centers(split.info, source.n_centers, config.run.seed, held)
+    others = other_rows(split.info, drawn, plan, config, held)
 
     def read() -> list[Tensor]:
         given = None if source.points is None else source.points(inputs)
         centers, x, y = _read_rows(split, drawn, others)
-        return [centers if given is None else given, x, y, *(read_pool(split, config) or ())]
+        return [centers if given is None else given, x, y, *(read_pool(split, config, held) or ())]
 
     centers, x, y, *pool = mesh.once_per_node(read)
-    excluded = np.empty(0, np.int64)
+    excluded = held
     if drawn is not None and not config.data.keep_center_rows:
-        excluded = np.sort(drawn)
+        excluded = np.union1d(drawn, held)
     rows = SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
     return replace(rows, pool=(pool[0], pool[1])) if pool else rows
 
 
-def read_pool(split: Split, config: FitConfig) -> tuple[Tensor, Tensor] | None:
-    """x, (n, d), and y of rows in random order to learn the weights of columns from; None where no kernel has any."""
+def read_pool(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> tuple[Tensor, Tensor] | None:
+    """x, (n, d), and y of rows in random order to learn the weights of columns from; None where no kernel has any.
+
+    held: numbers of rows that are not read.
+    """
     n_features, memory_bytes = split.manifest.n_features, config.run.memory_bytes
-    n_rows = pool_rows(config.kernel, split.info.n_rows, n_features, memory_bytes)
+    n_rows = pool_rows(config.kernel, split.info.n_rows - len(held), n_features, memory_bytes)
     if not n_rows:
         return None
-    numbers = sample_rows(split.info, n_rows, config.run.seed, _POOL)
+    numbers = sample_rows(split.info, n_rows, config.run.seed, _POOL, without=held)
     _, x, y = _read_rows(split, None, numbers)
     return x, y
 
 
-def draw_centers(info: SplitInfo, n_centers: int, seed: int) -> Rows:
-    """Numbers of the rows that become centers, in random order."""
-    return sample_rows(info, n_centers, seed, _CENTERS)
+def draw_centers(info: SplitInfo, n_centers: int, seed: int, held: Rows = NO_ROWS) -> Rows:
+    """Numbers of the rows that become centers, in random order; none of those in `held`."""
+    return sample_rows(info, n_centers, seed, _CENTERS, without=held)
 
 
-def other_rows(info: SplitInfo, drawn: Rows | None, plan: SizePlan, config: FitConfig) -> Rows:
+def other_rows(
+    info: SplitInfo, drawn: Rows | None, plan: SizePlan, config: FitConfig, held: Rows = NO_ROWS
+) -> Rows:
     """Numbers of the rows for sample and probes, in random order; centers only where there are no other rows.
 
     A center leans far more on its own weight than the rows that are trained on. drawn: the rows that became centers.
+    held: rows that are not taken.
     """
-    n_drawn = 0 if drawn is None else len(drawn)
-    n_wanted = plan.nystrom_samples + n_probes(config.solver, plan.max_batch_size, info.n_rows - n_drawn)
+    n_drawn, n_left = 0 if drawn is None else len(drawn), info.n_rows - len(held)
+    n_wanted = plan.nystrom_samples + n_probes(config.solver, plan.max_batch_size, n_left - n_drawn)
     # So many that enough are left without the centers among them, but for bad luck.
-    share = 1 - n_drawn / info.n_rows
-    n_more = math.ceil(_EXCESS * n_wanted / share) if share > 0 else info.n_rows
-    others = sample_rows(info, min(info.n_rows, n_more), config.run.seed, _SAMPLES)
+    share = 1 - n_drawn / n_left
+    n_more = math.ceil(_EXCESS * n_wanted / share) if share > 0 else n_left
+    others = sample_rows(info, min(n_left, n_more), config.run.seed, _SAMPLES, without=held)
     fresh = ~np.isin(others, () if drawn is None else drawn)
     return (others[fresh] if fresh.any() else others)[:n_wanted]
 
@@ -383,14 +414,21 @@ def require_enough_centers(n_centers: int, n_devices: int) -> None:
         )
 
 
-def shape_of(split: Split) -> ProblemSize:
-    """The sizes of the problem that a split poses."""
+def shape_of(split: Split, validation: ValidationRows = NO_VALIDATION) -> ProblemSize:
+    """The sizes of the problem that a split poses to a fit with these rows to validate on."""
     manifest, info = split.manifest, split.info
     y_values = 1 if manifest.task == "classification" else manifest.n_outputs
     row_bytes = manifest.n_features * np.dtype(manifest.x_dtype).itemsize + 4 * y_values
     is_shuffled = manifest.shuffle_seed is not None
     return ProblemSize(
-        info.n_rows, manifest.n_features, manifest.n_outputs, info.segment_rows, row_bytes, is_shuffled
+        info.n_rows,
+        manifest.n_features,
+        manifest.n_outputs,
+        info.segment_rows,
+        row_bytes,
+        is_shuffled,
+        validation.n_held,
+        validation.split is not None,
     )
 
 

@@ -14,6 +14,7 @@ from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import column_statistics
 from ep3stream.store.reader import RowStore
 from ep3stream.stream.order import RowOrder
+from ep3stream.training.validation import ValidationRows
 
 RUN_FORMAT_VERSION = 1
 _MOST_COLUMNS = 200
@@ -32,6 +33,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             "fingerprint": manifest.fingerprint,
             "split": config.data.split,
             "n_rows": order.n_rows,
+            "validation": ValidationRows.of_setup(config, setup).to_json(),
             "n_features": manifest.n_features,
             "n_outputs": manifest.n_outputs,
             "task": manifest.task,

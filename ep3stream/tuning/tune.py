@@ -109,7 +109,7 @@ def tune(
         reader = rows.split(config.data.split)
         if by == "accuracy" and reader.manifest.task != "classification":
             raise ConfigError("by is 'accuracy', but the store's task is regression; use --by mse")
-        held = None if config.data.validate is None else rows.split(config.data.validate)
+        held = None if config.data.validate in ("auto", "none", None) else rows.split(config.data.validate)
         rungs = _rungs(reader, held, config, n_centers)
         sample = _read_sample(reader, held, rungs[-1], config)
         n_rows = reader.info.n_rows
