@@ -65,13 +65,13 @@ def test_each_table_is_fitted_scored_and_written_into_the_page(tools, monkeypatc
     page = tmp_path / "tables.md"
     page.write_text(f"before\n{bench_tables.BEGIN}\nold\n{bench_tables.END}\nafter\n")
     words = ["--minutes", "0", "--fit-options", "--centers 100", "--docs", str(page), "--tables"]
-    run(bench_tables, monkeypatch, tmp_path, *words, "quadrants")
+    run(bench_tables, monkeypatch, tmp_path, *words, "quadrants", "--only", "peers")
     results = run(bench_tables, monkeypatch, tmp_path, *words, "numbers")
     methods = {name: entry["methods"] for name, entry in results.items()}
     assert set(methods["numbers"]) == {"convert", "ep3stream", "ridge"}
-    assert set(methods["quadrants"]) == {"convert", "ep3stream", "ridge", "5 neighbours"}
-    assert methods["numbers"]["ridge"]["score"] > 0.5
-    assert all(methods["quadrants"][name]["score"] > 0.85 for name in ("ep3stream", "5 neighbours"))
+    assert set(methods["quadrants"]) == {"ridge", "5 neighbours", "forest"}
+    assert all(methods["numbers"][name]["score"] > 0.5 for name in ("ep3stream", "ridge"))
+    assert all(methods["quadrants"][name]["score"] > 0.85 for name in ("5 neighbours", "forest"))
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert [line.split(" | ")[0] for line in lines[4:6]] == ["| numbers", "| quadrants"]

@@ -7,7 +7,7 @@ is for the scores alone: R2 where a number is predicted, accuracy where a class 
 
     ep3stream            `convert` and `fit STORE RUN`, without any option but `--split-file` and those of --fit-options
     ep3stream, N min     `fit STORE RUN --minutes N`; left out with --minutes 0
-    the peers            of tools/table_peers.py: LightGBM, XGBoost, ridge, and 5 neighbours where columns are few
+    the peers            of tools/table_peers.py: LightGBM, XGBoost, ridge; neighbours and a forest for few columns
 
 Prints a line a method. --json FILE keeps the results: tables and methods of this call replace their older ones, so
 that tables can be run one at a time. --docs writes the results of that file into the page; with --tables none that is
@@ -165,12 +165,11 @@ def peer(train: Callable[..., Any], rows: Rows, threads: int) -> Result | None:
     """The result of one of PEERS; None where it is not installed or not for such a table."""
     clock = Clock.start()
     try:
-        trained = train(rows, threads)
+        predict, note = train(rows, threads)
     except ImportError:
         return None
-    if trained is None:
+    if predict is None:
         return None
-    predict, note = trained
     seconds = clock.seconds()
     return Result(rows.score(predict(rows.x["test"])), *seconds, note=note)
 
