@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import multiprocessing
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,17 @@ from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.points import Points
 
 POWERS = (0.5, 1.0, 1.5, 2.0)
+LOOPS = "ep3stream.solver.compiled_columns"
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def loops(request, monkeypatch):
+    """All that is said of blocks is said of compiled loops, and of torch where Numba cannot be imported."""
+    if request.param == "torch":
+        monkeypatch.setitem(sys.modules, LOOPS, None)
+    columns._compiled_loops.cache_clear()
+    yield request.param
+    columns._compiled_loops.cache_clear()
 
 
 def kernel_of(
@@ -89,15 +103,18 @@ def test_a_kernel_of_no_column_is_one(name):
 
 
 @pytest.mark.parametrize(("name", "power"), SETTINGS)
-def test_a_row_is_like_itself(name, power):
+def test_a_row_is_like_itself(name, power, loops):
     kernel = kernel_of(name, 40, power, categories=(0, 1))
     x = rows_of(64, kernel).float() * 100
-    torch.testing.assert_close(block(kernel, x, x).diagonal(), torch.ones(64), rtol=0, atol=2e-6)
+    diagonal = block(kernel, x, x).diagonal()
+    if loops == "compiled" and power in (1, 2):
+        assert torch.equal(diagonal, torch.ones(64))
+    torch.testing.assert_close(diagonal, torch.ones(64), rtol=0, atol=2e-6)
     assert torch.equal(kernel.diagonal(x), torch.ones(64))
 
 
 @pytest.mark.parametrize(("name", "power"), SETTINGS)
-def test_the_matrix_is_symmetric_and_positive_semidefinite(name, power):
+def test_the_matrix_is_symmetric_and_positive_semidefinite(name, power, loops):
     kernel = kernel_of(name, 4, power, categories=(1, 3))
     x = rows_of(200, kernel)
     x[100:140] = x[:40]  # Rows that come twice make it singular.
@@ -105,6 +122,8 @@ def test_the_matrix_is_symmetric_and_positive_semidefinite(name, power):
     torch.testing.assert_close(matrix, matrix.T, rtol=1e-12, atol=0)
     assert float(torch.linalg.eigvalsh(matrix)[0]) > -1e-10
     single = block(kernel, x.float(), x.float())
+    if loops == "compiled" and power in (1, 2):
+        assert torch.equal(single, single.T)
     torch.testing.assert_close(single, single.T, rtol=1e-6, atol=1e-7)
 
 
@@ -216,3 +235,103 @@ def test_points_are_prepared_once_for_both_sides():
     x = rows_of(8, kernel)
     assert isinstance(kernel.left(x), Points)
     assert torch.equal(kernel.left(x).prepared, kernel.right(x).prepared)
+
+
+@pytest.fixture
+def threads(request):
+    """torch's number of threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def large(name: str) -> tuple[ColumnKernel, torch.Tensor, torch.Tensor]:
+    """A kernel, and rows of a block that several threads form."""
+    kernel = kernel_of(name, 9, 1.0, categories=(2,))
+    return kernel, rows_of(700, kernel).float(), rows_of(1000, kernel, seed=2).float()
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+def test_neither_threads_nor_the_place_in_a_block_change_a_bit(name, threads, loops):
+    if loops == "torch":
+        return  # It computes what is left of a vector otherwise, to the last bit.
+    kernel, z, x = large(name)
+    threads(1)
+    whole = block(kernel, z, x)
+    for n_threads in (2, 3):
+        threads(n_threads)
+        assert torch.equal(block(kernel, z, x), whole)
+    assert torch.equal(block(kernel, z[3:700:7], x[5:900:13]), whole[3:700:7, 5:900:13])
+    assert torch.equal(block(kernel, x, z), whole.T)
+
+
+def _forked(pipe, kernel, left, right):
+    pipe.send(kernel.block(left, right).numpy().tobytes())
+
+
+def test_a_forked_process_has_threads_of_its_own(threads, loops):
+    if loops == "torch":
+        return  # Its threads hang in a forked process, so that the points below are prepared before.
+    threads(2)
+    kernel, z, x = large("product")
+    left, right = kernel.left(z), kernel.right(x)
+    expected = kernel.block(left, right).numpy().tobytes()
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_forked, args=(sender, kernel, left, right), daemon=True)
+    child.start()
+    try:
+        assert receiver.poll(60), "the forked process waits for threads of its parent"
+        assert receiver.recv() == expected
+    finally:
+        child.kill()
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_far_rows_share_nothing_and_no_value_is_too_small_to_be_normal(name, power, loops):
+    metric = torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    kernel = ColumnKernel.of(name, metric, power)
+    x = torch.linspace(0, 200, 2001)[:, None].repeat(1, 3).round(decimals=1)
+    x = torch.cat([x, torch.tensor([[1e30, -1e30, 5.0], [3e38, -3e38, 0.0]])])
+    found = block(kernel, x, x)
+    assert bool(found.isfinite().all())
+    assert float(found.max()) == 1
+    if name == "product":
+        assert int((found == 0).sum()) > 0
+    if name == "product" and loops == "compiled":
+        assert float(found[found > 0].min()) >= torch.finfo(torch.float32).tiny
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_value_that_is_nan_is_not_hidden(name, column):
+    kernel = kernel_of(name, 5, 1.0)
+    x = rows_of(150, kernel).float()
+    x[140, column] = float("nan")
+    found = block(kernel, x, x).isnan()
+    assert bool(found[140].all())
+    assert bool(found[:, 140].all())
+    assert int(found.sum()) == 2 * 150 - 1
+
+
+def test_blocks_may_be_views():
+    kernel = kernel_of("anova", 5, 1.0, categories=(1,))
+    x = rows_of(40, kernel).float()
+    whole, memory = block(kernel, x, x), torch.zeros(40, 100)
+    kernel.block(kernel.left(x), kernel.right(x), out=memory[:, 30:70])
+    torch.testing.assert_close(memory[:, 30:70], whole, rtol=1e-6, atol=1e-7)
+    assert float(memory[:, :30].abs().sum() + memory[:, 70:].abs().sum()) == 0
+
+
+def test_without_numba_torch_serves_and_this_is_told_once(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, LOOPS, None)
+    columns._compiled_loops.cache_clear()
+    kernel = kernel_of("product", 3, 1.0)
+    x = rows_of(5, kernel).float()
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(block(kernel, x, x).double(), oracle(kernel, x, x), rtol=2e-4, atol=2e-6)
+        block(kernel, x, x)
+    assert [record.message.partition(",")[0] for record in caplog.records] == [
+        "kernels on columns take several times as long"
+    ]

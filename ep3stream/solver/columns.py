@@ -2,22 +2,35 @@
 
 A distance kernel mixes all columns into one length, and a category becomes as many 0/1 features as it has values. Here
 every column has its own factor, a category is compared by equality, and a weight says how much the column matters; the
-weights are learnt (`column_weights.py`). With few columns a block costs a few element-wise passes for each, in strips
-that stay in the cache, and no matrix product.
+weights are learnt (`column_weights.py`). With few columns a block costs a few element-wise operations for each, in
+strips that stay in the cache, and no matrix product.
+
+On CPUs the loops of `compiled_columns.py` form float32 blocks of the powers 1 and 2. Everywhere else, and where Numba
+cannot be imported, torch does, an operation at a time.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import itertools
+import logging
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.solver.points import Points
+
+_LOGGER = logging.getLogger(__name__)
 
 COLUMN_KERNELS = ("product", "anova")
 
@@ -25,6 +38,11 @@ COLUMN_KERNELS = ("product", "anova")
 _STRIP_ENTRIES = 1 << 16
 _GPU_STRIP_ENTRIES = 1 << 26
 _LOG2_E = 1 / math.log(2)
+# Numbers times weights are brought within this, so that differences do not overflow; codes never reach it.
+_FARTHEST = 1e38
+
+# Fewer differences than this take less time than to wake another thread.
+_THREAD_DIFFERENCES = 1 << 19
 
 # The anova form multiplies factors 1 + c k, and divides by the 1 + c of several columns at once before these overflow.
 _MOST = 2.0**60
@@ -98,7 +116,8 @@ class ColumnKernel:
     def left(self, x: Tensor) -> Points:
         """The columns in use, (n, k): numbers times w (log2 e)^(1 / power), codes of categories as they are."""
         factors = torch.where(self.is_category, 1.0, self.weights * _LOG2_E ** (1 / self.power))
-        return Points(x[:, self.used.to(x.device)] * factors[self.used].to(x))
+        scaled = x[:, self.used.to(x.device)] * factors[self.used].to(x)
+        return Points(scaled.clamp_(-_FARTHEST, _FARTHEST))
 
     def right(self, x: Tensor) -> Points:
         """The columns in use, (n, k), as on the left."""
@@ -115,13 +134,45 @@ class ColumnKernel:
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
         """K(Z, X), (len(z), len(x)), strip by strip."""
         out = z.prepared.new_empty(len(z), len(x)) if out is None else out
-        if not out.numel():
+        if not out.numel() or self._is_filled_by_compiled_loops(z.prepared, x.prepared, out):
             return out
         fill = self._fill_product if self.name == "product" else self._fill_anova
         columns, of_x = self._columns(), list(x.prepared.T.contiguous())
         for rows, work in self._strips(z, x):
             fill(columns, z.prepared[rows], of_x, out[rows], work)
         return out
+
+    def _is_filled_by_compiled_loops(self, z: Tensor, x: Tensor, out: Tensor) -> bool:
+        """Fills `out` where compiled loops serve; otherwise does nothing."""
+        is_served = self.power in (1, 2) and all(
+            each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous()
+            for each in (z, x, out)
+        )
+        if not is_served or (loops := _compiled_loops()) is None:
+            return False
+        columns = self._columns()
+        numbers = [column for column in columns if not column.is_category]
+        categories = [column for column in columns if column.is_category]
+        places = [np.array([column.at for column in some], np.int64) for some in (numbers, categories)]
+        exponents = np.array([column.weight for column in categories])
+        constants: list[Any]
+        if self.name == "product":
+            fill, constants = loops.fill_product, [exponents]
+        else:
+            # rest + share is 1 in float32 too: the error of the share is at most half of the last bit of 1.
+            rests = np.float32(1 / (1 + np.array([column.share for column in numbers])))
+            shares = np.array([column.share for column in categories])
+            fill, constants = (
+                loops.fill_anova,
+                [rests, 1 - rests, (1 + shares * 2**-exponents) / (1 + shares)],
+            )
+        arrays = (*places, *(each.astype(np.float32) for each in constants), self.power == 2)
+
+        def fill_rows(rows: slice) -> None:
+            fill(z[rows].numpy(), x.numpy(), *arrays, out[rows].numpy())
+
+        _in_threads(fill_rows, len(z), len(x) * len(columns))
+        return True
 
     def _fill_product(
         self, columns: list[_Column], z: Tensor, x: list[Tensor], total: Tensor, work: Tensor
@@ -203,3 +254,33 @@ class ColumnKernel:
 def _inner(a: Tensor, b: Tensor) -> float:
     """Sum of a times b, entry by entry, both contiguous."""
     return float(torch.dot(a.view(-1), b.view(-1)))
+
+
+@functools.cache
+def _compiled_loops() -> ModuleType | None:
+    """`compiled_columns.py`, or None where it cannot be used, which is told once."""
+    try:
+        return importlib.import_module("ep3stream.solver.compiled_columns")
+    except ImportError as error:
+        _LOGGER.warning(
+            "kernels on columns take several times as long, because Numba is not there: %s", error
+        )
+        return None
+
+
+def _in_threads(work: Callable[[slice], None], n_rows: int, differences_a_row: int) -> None:
+    """Calls `work` for consecutive runs of rows that cover `n_rows`, each in one of torch's number of threads."""
+    n_threads = min(torch.get_num_threads(), n_rows, n_rows * differences_a_row // _THREAD_DIFFERENCES + 1)
+    bounds = [n_rows * i // n_threads for i in range(n_threads + 1)]
+    mine, *others = (slice(*pair) for pair in itertools.pairwise(bounds))
+    process = threading.main_thread().native_id
+    under_way = [_pool(process, n_threads - 1).submit(work, rows) for rows in others]
+    work(mine)
+    for each in under_way:
+        each.result()
+
+
+@functools.cache
+def _pool(process: int | None, n_threads: int) -> ThreadPoolExecutor:
+    """Threads for the loops of a process: a forked one has none of those of its parent."""
+    return ThreadPoolExecutor(n_threads, "ep3stream-columns")

@@ -1,0 +1,44 @@
+"""Compiled loops of kernels on columns: who waits for the compiler, and what becomes of its files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+USES_A_BLOCK = """
+import sys, torch
+torch.set_num_threads(1)
+from ep3stream.solver.columns import ColumnKernel
+from ep3stream.solver.kernels import RadialKernel
+x = torch.linspace(0, 1, 8)[:, None]
+radial = RadialKernel("laplacian", 1.0, torch.zeros(1))
+radial.block(radial.left(x), radial.right(x))
+assert "numba" not in sys.modules, "a radial kernel waits for Numba"
+kernel = ColumnKernel.of("anova", torch.tensor([[1.0], [0.0], [1.0]]))
+block = kernel.block(kernel.left(x), kernel.right(x))
+assert torch.allclose(block, (1 + (-(x - x.T).abs()).exp()) / 2, atol=1e-6)
+assert "numba" in sys.modules
+"""
+
+
+def test_only_kernels_on_columns_wait_for_numba():
+    subprocess.run([sys.executable, "-c", USES_A_BLOCK], check=True, timeout=120)
+
+
+def test_machine_code_that_cannot_be_kept_or_is_damaged_is_compiled_again(tmp_path):
+    place = tmp_path / "kept"
+
+    def run() -> None:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(place)}
+        subprocess.run([sys.executable, "-c", USES_A_BLOCK], check=True, timeout=120, env=environment)
+
+    place.write_text("a file where a directory should be")
+    run()
+    place.unlink()
+    run()
+    files = [file for file in place.rglob("*") if file.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:7])
+    run()
