@@ -253,9 +253,12 @@ def test_inspect_tells_what_matters(fitted):
     assert {lines[at + 1].split()[0], lines[at + 2].split()[0]} == {"size", "shop"}
 
 
-def test_means_of_codes_are_no_centers(stores, tmp_path):
-    with pytest.raises(ConfigError, match="'shop' is stored as codes"):
-        ep3stream.fit(stores["regression"], tmp_path / "run", settings(centers="kmeans:50"))
+def test_centers_of_clusters_have_codes(stores, tmp_path):
+    run = ep3stream.fit(stores["regression"], tmp_path / "run", settings(centers="kmeans:50"))
+    centers = ep3stream.load(run).centers
+    assert set(centers[:, 3].unique().tolist()) == {0, 1, 2, 3}
+    assert set(centers[:, 4].unique().tolist()) <= {0, 1, 2}
+    assert ep3stream.evaluate(run, stores["regression"])["r2"] > 0.8
 
 
 @pytest.mark.parametrize("categories", ["onehot", "codes"])

@@ -11,7 +11,7 @@ from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points
 
 from ep3stream.config import SolverConfig
 from ep3stream.solver.exact import build_exact
-from ep3stream.solver.model import InputScaling
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.set_up import Settled, SolverBuilder
 from ep3stream.solver.spectrum import FOLDINGS, Flattening, LeverageProfile
 from ep3stream.training.plan import ProblemSize, SizePlan

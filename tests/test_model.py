@@ -10,8 +10,9 @@ from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.prediction.models import load
 from ep3stream.run.bundle import write_bundle
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
-from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.solver.model import Predictor
 from ep3stream.solver.named_kernels import NAMED_KERNELS, named_kernel
 from ep3stream.solver.targets import TargetCode
 

@@ -167,11 +167,23 @@ def columns_of(manifest: Manifest) -> dict[str, Any]:
     return {"columns": dict(manifest.columns), "x_dtype": manifest.x_dtype}
 
 
-def code_features(manifest: Manifest) -> tuple[int, ...]:
-    """Numbers of the features that hold the codes of a category each, as `--categories codes` stores them."""
-    described = manifest.columns.get("columns", ())
-    names = {one["name"] for one in described if one["kind"] == "category" and one.get("encoding") == "codes"}
-    return tuple(number for number, name in enumerate(manifest.feature_names) if name in names)
+def code_features(manifest: Manifest) -> dict[int, int]:
+    """Features that hold the codes of a category each, by their numbers, and how many codes each has."""
+    values = code_values(manifest.columns)
+    numbered = enumerate(manifest.feature_names)
+    return {number: len(values[name]) for number, name in numbered if values.get(name)}
+
+
+def code_values(columns: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The values of each category that is stored as codes, in the order of the codes, by the name of its feature.
+
+    columns: the record in a manifest.
+    """
+    return {
+        one["name"]: tuple(one["values"])
+        for one in columns.get("columns", ())
+        if one.get("kind") == "category" and one.get("encoding") == "codes"
+    }
 
 
 def unreadable_columns(document: Mapping[str, Any]) -> str | None:

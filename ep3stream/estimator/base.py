@@ -27,8 +27,9 @@ from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.columns import COLUMN_KERNELS
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import InputScaling, Predictor, unmasked
+from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
 from ep3stream.training.set_up import draw_centers
@@ -232,18 +233,20 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _input_scaling(self, source: Source) -> InputScaling:
         if self.scale not in ("none", "standard", "minmax"):
             raise ConfigError(f"scale is {self.scale!r}; choose one of none, standard, minmax")
+        codes = code_features(source.split().manifest) if isinstance(source, NumberedSource) else {}
         if self.scale == "none":
-            ones = torch.ones(self.n_features_in_)
-            return InputScaling(torch.zeros_like(ones), ones)
+            return self._with_codes(InputScaling.identity(self.n_features_in_), codes)
         found = source.split().info.features if isinstance(source, NumberedSource) else source.statistics()
         columns = (found.mean, found.std, found.minimum, found.maximum)
         scaling = InputScaling.of(
             self.scale, *(torch.tensor(column, dtype=torch.float64) for column in columns)
         )
+        return self._with_codes(scaling, codes)
+
+    def _with_codes(self, scaling: InputScaling, codes: Mapping[int, int]) -> InputScaling:
+        """The scaling, where these features are codes, which kernels on columns compare and others get as 0/1."""
         kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
-        if isinstance(source, NumberedSource) and kernel in COLUMN_KERNELS:
-            scaling = scaling.sparing(code_features(source.split().manifest))
-        return scaling
+        return scaling.sparing(list(codes)) if kernel in COLUMN_KERNELS else scaling.with_codes(codes)
 
     def _n_centers(self, n_rows: int) -> int:
         if self.n_centers == "auto":

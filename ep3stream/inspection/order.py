@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ep3stream.config import RunConfig
+from ep3stream.config import FitConfig, RunConfig
 from ep3stream.store.files import ObjectUrl
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import SHARES, RowOrder, order_quality
@@ -42,7 +42,7 @@ def order_report(
 
 def _quality(reader: SplitReader, memory_bytes: int, seed: int) -> dict[str, Any]:
     info = reader.info
-    window = window_segments(shape_of(reader), memory_bytes)
+    window = window_segments(shape_of(reader, FitConfig()), memory_bytes)
     order = RowOrder(seed, info.n_rows, info.segment_rows, window, _BATCH_ROWS, np.empty(0, np.int64))
     quality = order_quality(order)
     return {**asdict(quality), "shares": list(SHARES), "relative": quality.relative}

@@ -26,6 +26,7 @@ from ep3stream.config import (
     parse_bytes,
 )
 from ep3stream.conversion.offsets import array_offsets, sample_rows
+from ep3stream.conversion.recorded_columns import code_features
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.online.online_trainer import OnlineSpec, OnlineTrainer, set_up_rows
 from ep3stream.online.sources import (
@@ -43,8 +44,9 @@ from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.models import save_model
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.run.directory import RunDirectory
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, KernelFunction
-from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.solver.model import Predictor
 from ep3stream.solver.set_up import PROBE_ROWS
 from ep3stream.solver.targets import require_weights_of_task, weighted
 from ep3stream.store.reader import SplitReader
@@ -56,9 +58,10 @@ from ep3stream.values.offsets import Offsets, shifted
 
 _LOGGER = logging.getLogger(__name__)
 
-# 4: the set-up is that of a fit, with a head start. 2 and 3 are read too. A state with offsets is of version 5.
+# 4: the set-up is that of a fit, with a head start. 2 and 3 are read too. A state with offsets is of version 5, one
+# with codes of categories of version 6.
 STATE_VERSION = 4
-_STATE_WITH_OFFSETS = 5
+_STATE_WITH_OFFSETS, _STATE_WITH_CODES = 5, 6
 
 _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "momentum", "averaging", "step",
@@ -90,6 +93,7 @@ class KernelModel:
     projection: as in SolverConfig. ridge, class_weights, output_weights: those of `fit`; classes are named by their
     ids, as numbers or texts, or as in the store; targets are `y0`, `y1`, ... or as in the store. `balanced` counts all
     rows of arrays and stores, and the rows of the set-up of loaders. precision: of kernel blocks, as in SolverConfig.
+    categories: the features that are codes of categories, by number, and how many codes each has; a store's are known.
     memory: bytes on the device, or a text such as `8GiB`; by default 2 GiB, on a GPU four fifths of what is free.
 
     On a split of a store, the model is byte for byte that of `ep3stream.fit` with the same centers (as a file), seed
@@ -122,6 +126,7 @@ class KernelModel:
         class_weights: Literal["none", "balanced"] | Mapping[str | int, float] = "none",
         output_weights: Mapping[str, float] | None = None,
         precision: Precision = "float32",
+        categories: Mapping[int, int] | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
         memory: int | str = RunConfig().memory_bytes,
@@ -164,9 +169,9 @@ class KernelModel:
             function=function,
             centers=self._form.inputs(centers, "centers").clone(),
             sample=sample,
-            inputs=InputScaling(torch.zeros(d, device=where), torch.ones(d, device=where)),
+            inputs=InputScaling.identity(d, where),
             offsets=self._form.offsets,
-        )
+        ).with_categories(_checked_categories(categories, d))
         _require_weights(task, solver)
         self._trainer: OnlineTrainer | None = None
         self._held: list[tuple[Tensor, Tensor]] = []
@@ -291,6 +296,8 @@ class KernelModel:
             # A version that knows no offsets must not take the state over.
             offsets = {"x": self._form.offsets.x.tolist(), "y": self._form.offsets.y.tolist()}
             head |= {"version": _STATE_WITH_OFFSETS, "offsets": offsets}
+        if self._spec.categories:
+            head |= {"version": _STATE_WITH_CODES, "categories": dict(self._spec.categories)}
         return {**head, **self._given_points(), **trainer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -298,10 +305,12 @@ class KernelModel:
 
         Raises InputError naming the argument that differs.
         """
-        if state.get("version") not in (2, 3, STATE_VERSION, _STATE_WITH_OFFSETS):
+        if state.get("version") not in (2, 3, STATE_VERSION, _STATE_WITH_OFFSETS, _STATE_WITH_CODES):
             raise InputError(
-                f"the state has the version {state.get('version')!r}; this one reads {_STATE_WITH_OFFSETS}"
+                f"the state has the version {state.get('version')!r}; this one reads {_STATE_WITH_CODES}"
             )
+        if "categories" in state:
+            self._spec = self._spec.with_categories({int(j): n for j, n in state["categories"].items()})
         if "offsets" in state:
             offsets = Offsets(*(np.array(state["offsets"][part], np.float64) for part in "xy"))
             self._take_offsets(offsets, state["centers"].double().mean(0).cpu().numpy())
@@ -383,9 +392,9 @@ class KernelModel:
             return
         self._names = self._form.names(source.reader if isinstance(source, StoreSource) else None)
         split = source.split()
-        problem = replace(
-            problem_of_split(split, self._spec.config), names=self._names, inputs=self._spec.inputs
-        )
+        if codes := code_features(split.manifest):
+            self._spec = self._spec.with_categories(codes)
+        problem = self._spec.problem(replace(problem_of_split(split, self._spec.config), names=self._names))
         self._trainer = OnlineTrainer.of_split(self._spec, problem, split)
 
     @property
@@ -427,6 +436,7 @@ class KernelModel:
             inputs=spec.inputs,
             targets=code.to(x.device),
         )
+        problem = spec.problem(problem)
         rows = set_up_rows(spec, x[:n_held], y[:n_held], spec.config.solver.nystrom_samples)
         if spec.function is None:
             n_pool = pool_rows(spec.config.kernel, len(x), x.shape[1], spec.config.run.memory_bytes)
@@ -506,6 +516,16 @@ def _by_text(
     weights: Literal["none", "balanced"] | Mapping[str | int, float],
 ) -> Literal["none", "balanced"] | Mapping[str, float]:
     return weights if isinstance(weights, str) else {str(name): each for name, each in weights.items()}
+
+
+def _checked_categories(categories: Mapping[int, int] | None, n_features: int) -> dict[int, int]:
+    for feature, n_codes in (categories or {}).items():
+        if not 0 <= feature < n_features or n_codes < 1:
+            raise ConfigError(
+                f"categories has {n_codes!r} codes for feature {feature!r}; give a number of codes for features from "
+                f"0 to {n_features - 1}"
+            )
+    return dict(categories or {})
 
 
 def _require_weights(task: str, settings: SolverConfig) -> None:

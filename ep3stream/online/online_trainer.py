@@ -21,9 +21,11 @@ from ep3stream.config import FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.online.sources import NumberedSource
 from ep3stream.run.checkpoint import Progress
+from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.guard import RunningLoss, RunningScore
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import KernelFunction
-from ep3stream.solver.model import InputScaling, Predictor
+from ep3stream.solver.model import Predictor
 from ep3stream.solver.named_kernels import kernel_tensors
 from ep3stream.solver.set_up import probes_of
 from ep3stream.solver.step_size import PublishedStep
@@ -51,7 +53,8 @@ class OnlineSpec:
     config: kernel, solver, seed and memory. function: a callable kernel, in place of the config's. centers: (p, d),
     in the units of the data. sample: X_s, (s, d), where the user gives it. inputs: the input transform of the model.
     drawn: the rows of the first source that became centers; excluded: those of them that are not trained on, sorted.
-    offsets: what centers, sample and rows are less than the user's values.
+    offsets: what centers, sample and rows are less than the user's values. categories: the features that are codes,
+    by number, and how many codes each has; `inputs` makes 0/1 features of them, but for a kernel that compares codes.
     """
 
     config: FitConfig
@@ -62,6 +65,19 @@ class OnlineSpec:
     drawn: Rows | None = None
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int64))
     offsets: Offsets | None = None
+    categories: Mapping[int, int] = field(default_factory=dict)
+
+    def with_categories(self, categories: Mapping[int, int]) -> OnlineSpec:
+        """The same, where these features are codes."""
+        is_compared = self.function is None and self.config.kernel.name in COLUMN_KERNELS
+        inputs = self.inputs if is_compared or self.inputs.n_codes else self.inputs.with_codes(categories)
+        return replace(self, inputs=inputs, categories=dict(categories))
+
+    def problem(self, known: Problem) -> Problem:
+        """What is known of the rows, with the inputs and categories of this model."""
+        n_expanded = self.inputs.n_inputs - len(self.inputs.shift)
+        shape = replace(known.shape, n_expanded=n_expanded)
+        return replace(known, shape=shape, inputs=self.inputs, categories=self.categories)
 
     def plan(self, shape: ProblemSize, mesh: Mesh) -> tuple[SizePlan, int]:
         """Sizes within the memory budget, and the budget in bytes; ConfigError where the model does not fit it."""
@@ -257,6 +273,7 @@ class OnlineTrainer:
             inputs=spec.inputs,
             targets=targets,
             feature_mean=tensors.get("feature_mean"),
+            categories=spec.categories,
         )
         rows = _saved_rows(spec, targets, tensors, saved.get("n_excluded", 0))
         made = cls(spec, problem, replace(rows, metric=tensors.get("kernel_metric")))

@@ -45,7 +45,10 @@ _DOUBLE, _EIGEN = 2, 10
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a fit, in the letters of the formulas. n_rows: those of one epoch; row_bytes: of x and y as they are read."""
+    """Of a fit, in the letters of the formulas. n_rows: those of one epoch; row_bytes: of x and y as they are read.
+
+    n_expanded: how many features more the points have than the rows, where codes become 0/1 features.
+    """
 
     n_rows: int
     n_features: int
@@ -60,6 +63,12 @@ class Sizes:
     projection: Projection = "nystrom"
     passes: int = 1
     devices: int = 1
+    n_expanded: int = 0
+
+    @property
+    def n_inputs(self) -> int:
+        """The features of a point: d of the formulas, where codes count as their 0/1 features."""
+        return self.n_features + self.n_expanded
 
     @property
     def steps_per_epoch(self) -> int:
@@ -106,7 +115,7 @@ def projection_flops(sizes: Sizes) -> int:
 def flops_of_step(sizes: Sizes) -> int:
     """All of a step, on all devices, without the element-wise part of kernels."""
     block = sizes.batch_size * sizes.n_centers
-    distances = 2 * (sizes.n_features + 2) * evaluations_of_step(sizes)
+    distances = 2 * (sizes.n_inputs + 2) * evaluations_of_step(sizes)
     return distances + 4 * block * sizes.n_outputs + projection_flops(sizes)
 
 
@@ -123,7 +132,7 @@ def reduced_bytes_of_step(sizes: Sizes, n_leading: int | None = None) -> int:
         return _FLOAT * c * (sizes.batch_size + p)
     if sizes.projection == "eigenpro":
         batches = -(-p // _CENTER_BATCH)
-        passes = sizes.passes * (p * (sizes.n_features + 2 + c) + batches * r * c)
+        passes = sizes.passes * (p * (sizes.n_inputs + 2 + c) + batches * r * c)
         return _FLOAT * (c * (sizes.batch_size + sizes.data_rank) + passes)
     return _FLOAT * c * (sizes.batch_size + r + 2 * (r if n_leading is None else n_leading))
 
@@ -173,7 +182,7 @@ def flops_of_setup(sizes: Sizes) -> float:
     """
     p, r, s = sizes.n_centers, sizes.model_rank, sizes.nystrom_samples
     landmarks, devices = sizes.n_landmarks, sizes.devices
-    value = 2 * (sizes.n_features + 2) + 20
+    value = 2 * (sizes.n_inputs + 2) + 20
     if sizes.projection == "exact":
         return value * p * (p + s) + _DOUBLE * (p**3 / 3 + p**2 * s + p * s * sizes.data_rank)
     blocks = value * (landmarks**2 + p * (landmarks + s) / devices)

@@ -136,7 +136,7 @@ def plan(
     with open_store(store, config.run.read_timeout_s) as rows:
         reader = rows.split(config.data.split)
         validation = ValidationRows.of(config, rows.manifest)
-        shape = shape_of(reader, validation)
+        shape = shape_of(reader, config, validation)
         held = validation.held_rows(reader.info, config.run.seed)
         source = CenterSource.of(config, reader, automatic_centers(shape), held)
         process_bytes = _resident_bytes()

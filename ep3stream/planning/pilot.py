@@ -126,6 +126,7 @@ def sizes_of(
         config.solver.projection,
         passes,
         devices,
+        shape.n_expanded,
     )
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.conversion.categories import UnseenValues
+from ep3stream.conversion.recorded_columns import code_values
 from ep3stream.errors import InputError
 from ep3stream.mesh import Mesh, joined
 from ep3stream.prediction.diagnosis import ClassDiagnosis, RegressionDiagnosis, diagnosis_for
+from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.models import load
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.run.directory import RunDirectory
@@ -180,6 +182,15 @@ def _check_columns(model: Predictor, reader: SplitReader) -> None:
             difference = _first_difference(of_model, of_store)
             raise InputError(
                 f"{reader.path} has other {what} than the model: {difference}; convert it in the same way"
+            )
+
+    record = model.frames.record if isinstance(model.frames, FrameReader) else None
+    known = None if record is None else code_values(record["columns"])
+    for name, values in code_values(manifest.columns).items():
+        if known is not None and known.get(name) != values:
+            raise InputError(
+                f"{reader.path} has other categories of {name!r} than the model, so that its codes mean something "
+                "else; convert it with --like the store of the model"
             )
 
 

@@ -33,8 +33,8 @@ from ep3stream.store.reader import open_store
 from ep3stream.values.labels import recorded_label_type
 from ep3stream.values.offsets import Offsets
 
-# 2: a model with offsets.
-EXPORT_VERSION = 2
+# 2: a model with offsets. 3: one whose `inputs` say that features are codes.
+_WITH_OFFSETS, EXPORT_VERSION = 2, 3
 TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 logger = logging.getLogger(__name__)
 
@@ -193,11 +193,18 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
     return place
 
 
+def _export_version(model: Predictor) -> int:
+    """The lowest version that can say what the model is."""
+    if model.inputs.n_codes:
+        return EXPORT_VERSION
+    return _WITH_OFFSETS if model.offsets else 1
+
+
 def _export_description(model: Predictor, conversion: dict[str, Any] | None) -> dict[str, Any]:
     p, d = model.centers.shape
     return {
         "format": "ep3stream-model",
-        "format_version": EXPORT_VERSION if model.offsets else 1,
+        "format_version": _export_version(model),
         "created_by": created_by(),
         "task": "regression" if model.class_names is None else "classification",
         "n_centers": p,

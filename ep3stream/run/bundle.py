@@ -30,8 +30,9 @@ from ep3stream.store.json_files import signed_bytes, signed_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-# 2: a set-up may have stages. 3: a set-up of `nystrom` has half and shrink instead of core. 1 and 2 are read too.
-BUNDLE_VERSION = 3
+# 2: a set-up may have stages. 3: a set-up of `nystrom` has half and shrink instead of core. 4: features of a set-up or
+# model may be codes, which `inputs` names. All earlier ones are read too.
+BUNDLE_VERSION = 4
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 4 << 20

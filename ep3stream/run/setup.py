@@ -22,8 +22,8 @@ from ep3stream.run.bundle import file_digest, read_bundle
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu import fuses
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
-from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import named_kernel, with_precision
 from ep3stream.solver.points import Points
 from ep3stream.solver.projection import NystromProjection
@@ -167,7 +167,7 @@ class Setup:
 
     def inputs(self) -> InputScaling:
         """The model's input transform."""
-        return InputScaling(self.tensors["input_shift"], self.tensors["input_scale"])
+        return _inputs(self.tensors, self.description)
 
     def targets(self) -> TargetCode:
         """How targets enter the least-squares problem and how outputs leave it."""
@@ -333,6 +333,10 @@ class Setup:
         )
 
 
+def _inputs(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> InputScaling:
+    return InputScaling.described(tensors["input_shift"], tensors["input_scale"], description)
+
+
 def _factored(core: Tensor) -> dict[str, Tensor]:
     """The core of bundle formats 1 and 2, (..., r, r) in float32, as half @ diag(shrink) @ half', by name."""
     values, vectors = torch.linalg.eigh(core.double())
@@ -427,12 +431,18 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
     """What each tensor must be; those that give a size of their own give it here."""
     plan, names = description["plan"], description["names"]
     p, d, c = plan["n_centers"], len(names["features"]), len(names["classes"] or names["targets"])
+    n_inputs = _inputs(tensors, description).n_inputs
     shapes: dict[str, tuple[int, ...]] = {"centers": (p, d), "input_shift": (d,), "input_scale": (d,)}
     shapes |= {"target_offset": (c,), "target_scale": (c,), "excluded_rows": (len(tensors["excluded_rows"]),)}
     # Format 1 had one stage.
     stages = (len(plan["stages"]),) if "stages" in plan else ()
-    optional = {"target_weights": (c,), "tempering": (p,), "kernel_centre": (d,), "kernel_metric": (3, d)}
-    optional[HELD_ROWS] = (description.get("validation", {}).get("n_held", 0),)
+    optional = {
+        "target_weights": (c,),
+        "tempering": (p,),
+        "kernel_centre": (n_inputs,),
+        "kernel_metric": (3, d),
+        HELD_ROWS: (description.get("validation", {}).get("n_held", 0),),
+    }
     shapes |= {name: shape for name, shape in optional.items() if name in tensors}
     if plan["projection"] == "exact":
         q = tensors["shrink"].shape[-1]
@@ -441,7 +451,7 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
         (s, q), (n_landmarks, r) = tensors["data_vectors"].shape, tensors["model_vectors"].shape
         if n_landmarks > p:
             raise ValueError(f"{n_landmarks} landmarks for {p} centers")
-        shapes |= {"basis": (p, q), "sample": (s, d), "data_vectors": (s, q), "center_order": (p,)}
+        shapes |= {"basis": (p, q), "sample": (s, n_inputs), "data_vectors": (s, q), "center_order": (p,)}
         return shapes | {"model_vectors": (n_landmarks, r), "model_weights": (r,)}
     # Formats 1 and 2 had the product of half and shrink.
     r = tensors["core" if "core" in tensors else "half"].shape[-1]

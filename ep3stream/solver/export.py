@@ -33,6 +33,11 @@ class ServedModel(torch.nn.Module):
 
     input_shift: Tensor
     input_scale: Tensor
+    numbers: Tensor
+    number_at: Tensor
+    codes: Tensor
+    code_at: Tensor
+    last: Tensor
     centre: Tensor
     centers: Tensor
     weights: Tensor
@@ -43,16 +48,21 @@ class ServedModel(torch.nn.Module):
     def __init__(self, model: Predictor) -> None:
         super().__init__()
         self.of_kernel = _formula(model.kernel)
-        centre = getattr(model.kernel, "centre", torch.zeros_like(model.inputs.shift))
+        centre = getattr(model.kernel, "centre", torch.zeros(model.inputs.n_inputs))
         for name, tensor in {
             "input_shift": model.inputs.shift,
             "input_scale": model.inputs.scale,
             "centre": centre,
-            "centers": model.inputs(model.centers) - centre,
+            "centers": model.inputs(model.centers) - centre.to(model.centers.device),
             "weights": model.weights * model.targets.scale,
             "offset": model.targets.offset,
         }.items():
             self.register_buffer(name, tensor.detach().cpu().float().contiguous())
+        self.n_inputs, self.has_codes = model.inputs.n_inputs, bool(model.inputs.n_codes)
+        if self.has_codes:
+            layout = model.inputs.layout(torch.device("cpu"))
+            for name in ("numbers", "number_at", "codes", "code_at", "last"):
+                self.register_buffer(name, getattr(layout, name))
         x, y = (None, None) if model.offsets is None else (model.offsets.x, model.offsets.y)
         self.has_x, self.has_y = x is not None, y is not None and bool(y.any())
         for name, values in (("x_offset", x), ("y_offset", y)):
@@ -63,12 +73,24 @@ class ServedModel(torch.nn.Module):
         """Outputs, (n, c), for x of (n, d)."""
         if self.has_x:
             x = (x - self.x_offset).float()
-        inputs = (x - self.input_shift) * self.input_scale - self.centre
+        inputs = self._points(x) - self.centre
         outputs = self.offset.expand(x.shape[0], -1)
         for start in range(0, len(self.centers), _TILE_CENTERS):
             tile = slice(start, start + _TILE_CENTERS)
             outputs = outputs + self.of_kernel(inputs, self.centers[tile]) @ self.weights[tile]
         return outputs.double() + self.y_offset if self.has_y else outputs
+
+    def _points(self, x: Tensor) -> Tensor:
+        """What `InputScaling` makes of x, (n, d): numbers scaled, codes as 0/1 features; (n, D)."""
+        scaled = (x - self.input_shift) * self.input_scale
+        if not self.has_codes:
+            return scaled
+        codes = x[:, self.codes]
+        places = torch.minimum(codes.long().clamp_min(0), self.last)
+        values = (codes == places).to(scaled) * self.input_scale[self.codes] + (codes - codes)
+        points = scaled.new_zeros(x.shape[0], self.n_inputs)
+        points = points.index_copy(1, self.number_at, scaled[:, self.numbers])
+        return points.scatter(1, self.code_at + places, values)
 
 
 def exported_program(model: Predictor) -> ExportedProgram:

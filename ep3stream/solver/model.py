@@ -1,13 +1,13 @@
 """The trained model f(x) = offset + scale * sum_i alpha_i K(x, z_i), in the units of the data, and its mean gradient.
 
-`Predictor` is a whole model, `ModelShard` one rank's share of it, `InputScaling` the scaling of inputs that belongs to
-the model. `mean_squared_gradient` tells how much the outputs change along each feature.
+`Predictor` is a whole model, `ModelShard` one rank's share of it. `mean_squared_gradient` tells how much the outputs
+change along each feature.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ep3stream.config import Scale
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import tiles, times_kernel
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.named_kernels import kernel_tensors, named_kernel
 from ep3stream.solver.points import Points
@@ -31,39 +31,6 @@ _PREDICT_ROWS = 2048
 
 # x of a table, and whether it is less the model's offsets already; None for what is no table.
 FrameColumns = Callable[[Any], tuple[NDArray[Any], bool] | None]
-
-
-@dataclass(frozen=True, slots=True)
-class InputScaling:
-    """Scales inputs to (x - shift) * scale; shift and scale: (d,). A constant feature has the scale 0."""
-
-    shift: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, kind: Scale, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
-        """The scaling from statistics, each (d,): `standard` to mean 0 and variance 1, `minmax` to [0, 1], `none`."""
-        if kind == "none":
-            return cls(
-                torch.zeros_like(mean, dtype=torch.float32), torch.ones_like(mean, dtype=torch.float32)
-            )
-        shift, spread = (mean, std) if kind == "standard" else (minimum, maximum - minimum)
-        inverse = 1 / spread.clamp_min(torch.finfo(torch.float64).tiny)
-        return cls(shift.float(), torch.where(spread > 0, inverse, 0.0).float())
-
-    def sparing(self, features: Sequence[int]) -> InputScaling:
-        """The same scaling, but these features as they are."""
-        shift, scale = self.shift.clone(), self.scale.clone()
-        shift[list(features)], scale[list(features)] = 0, 1
-        return InputScaling(shift, scale)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """A scaled copy of x, (n, d)."""
-        return (x - self.shift).mul_(self.scale)  # In place: new memory costs more than the arithmetic.
-
-    def to(self, device: torch.device) -> InputScaling:
-        """The same scaling on another device."""
-        return InputScaling(self.shift.to(device), self.scale.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +214,7 @@ class Predictor:
             "target_names": list(self.target_names),
             "class_names": None if self.class_names is None else list(self.class_names),
             **({} if self.label_type == "text" else {"label_type": self.label_type}),
+            **self.inputs.description(),
         }
 
     @classmethod
@@ -263,7 +231,8 @@ class Predictor:
         spec = description["kernel"]
         name, parameters = spec["name"], {item: spec[item] for item in spec if item != "name"}
         kernel: Kernel
-        _require_shapes(tensors, description)
+        inputs = _described_inputs(tensors, description)
+        _require_shapes(tensors, description, inputs.n_inputs)
         if name != CALLABLE:
             if function is not None:
                 raise InputError(f"the model was fitted with the {name} kernel; leave kernel= out")
@@ -280,7 +249,7 @@ class Predictor:
             kernel,
             tensors["centers"],
             tensors["weights"],
-            InputScaling(tensors["input_shift"], tensors["input_scale"]),
+            inputs,
             TargetCode(classes is not None, tensors["target_offset"], tensors["target_scale"]),
             tuple(description["feature_names"]),
             tuple(description["target_names"]),
@@ -321,8 +290,18 @@ def _as_numbers(x: Any) -> NDArray[Any]:
     return array
 
 
-def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Raises DamagedDataError unless the tensors agree on d, p and c with one another and with the names."""
+def _described_inputs(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> InputScaling:
+    try:
+        return InputScaling.described(tensors["input_shift"], tensors["input_scale"], description)
+    except ValueError as error:
+        raise DamagedDataError(f"the model's {error}; fit again") from error
+
+
+def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any], n_inputs: int) -> None:
+    """Raises DamagedDataError unless the tensors agree on d, p and c with one another and with the names.
+
+    n_inputs: D, the features of the points that the kernel takes.
+    """
     for key in ("feature_names", "target_names", "class_names"):
         names = description[key]
         is_named = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
@@ -330,7 +309,13 @@ def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any
             raise DamagedDataError(f"{key} of the model are {names!r:.60}, not a list of names; fit again")
     d, c = len(description["feature_names"]), len(description["class_names"] or description["target_names"])
     p = len(tensors["centers"])
-    vectors = {"input_shift": d, "input_scale": d, "target_offset": c, "target_scale": c, "kernel_centre": d}
+    vectors = {
+        "input_shift": d,
+        "input_scale": d,
+        "target_offset": c,
+        "target_scale": c,
+        "kernel_centre": n_inputs,
+    }
     doubles = {"x_offset": d, "y_offset": c}
     expected: dict[str, tuple[int, ...]] = {"centers": (p, d), "weights": (p, c)}
     expected |= {name: (size,) for name, size in (vectors | doubles).items()} | {"kernel_metric": (3, d)}

@@ -22,9 +22,9 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import ExactProjection, build_exact
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.least_squares import HeadStart, head_start, is_worth_it
-from ep3stream.solver.model import InputScaling
 from ep3stream.solver.points import LeftPoints, UnpreparedPoints
 from ep3stream.solver.projection import (
     NystromProjection,

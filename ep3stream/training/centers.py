@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
+from ep3stream.conversion.recorded_columns import code_features, code_values
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
-from ep3stream.solver.model import InputScaling
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
@@ -135,10 +136,13 @@ def _is_split(path: Path) -> bool:
 def _check_split(path: Location, reader: SplitReader) -> int:
     """The number of rows of that split; ConfigError where it has other features, InputError without such a split."""
     with open_store(path.parent, reader.read_timeout_s) as store:
-        names = store.manifest.feature_names
-        if tuple(names) != tuple(reader.manifest.feature_names):
+        theirs, mine = store.manifest, reader.manifest
+        if theirs.feature_names != mine.feature_names or code_values(theirs.columns) != code_values(
+            mine.columns
+        ):
+            what = "features" if theirs.feature_names != mine.feature_names else "categories"
             raise ConfigError(
-                f"centers is {str(path)!r}, whose features are not those of {reader.path}; "
+                f"centers is {str(path)!r}, whose {what} are not those of {reader.path}; "
                 f"convert it with --like {reader.path}"
             )
         return store.split(path.name).info.n_rows
@@ -166,7 +170,8 @@ def _cluster_means(
 ) -> Tensor:
     """Means of clusters of scaled inputs, by mini-batch k-means (Sculley, 2010) on ten rows a cluster or more.
 
-    As many rows as a quarter of the memory holds at most; O(50 p^2 d) time.
+    Of a category that is stored as codes, a center has the most frequent one of its cluster (Huang, 1998); distances
+    are those of 0/1 features for every kernel. As many rows as a quarter of the memory holds at most; O(50 p^2 d) time.
     """
     try:
         from sklearn.cluster import MiniBatchKMeans
@@ -176,7 +181,9 @@ def _cluster_means(
             "pip install 'ep3stream[kmeans]', or use random rows"
         ) from error
     info, seed = reader.info, config.run.seed
-    fit_memory = config.run.memory_bytes // (4 * 3 * 4 * reader.manifest.n_features)
+    if not inputs.n_codes:  # A kernel that compares codes.
+        inputs = inputs.with_codes(code_features(reader.manifest))
+    fit_memory = config.run.memory_bytes // (4 * 3 * 4 * inputs.n_inputs)
     n_left = info.n_rows - len(held)
     n_rows = min(n_left, max(n_centers, min(_ROWS_PER_CLUSTER * n_centers, fit_memory)))
     rows = np.sort(sample_rows(info, n_rows, seed, _CLUSTERS, without=held))
@@ -190,7 +197,4 @@ def _cluster_means(
         compute_labels=False,
         random_state=seed % 2**32,
     )
-    means = torch.from_numpy(clusters.fit(scaled.numpy()).cluster_centers_).float()
-    # A constant feature, whose scale is 0, is what it is everywhere.
-    spread = torch.where(inputs.scale > 0, 1 / inputs.scale.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-    return means * spread + inputs.shift
+    return inputs.typical_rows(torch.from_numpy(clusters.fit(scaled.numpy()).cluster_centers_).float())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def pool_rows(settings: KernelConfig, n_rows: int, n_features: int, memory_bytes
     return min(n_rows, POOL_ROWS, max(FEWEST_ROWS, int(memory_bytes * _POOL_SHARE) // (4 * n_features)))
 
 
-def plain_kernel(settings: KernelConfig, n_features: int, categories: Sequence[int]) -> ColumnKernel:
+def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[int]) -> ColumnKernel:
     """All columns with the same weight, so that a typical pair of rows has K near exp(-1).
 
     categories: the numbers of the features that are codes.

@@ -46,7 +46,8 @@ class ProblemSize:
 
     is_shuffled: whether neighbouring rows are independent, so that mixing few segments is enough. n_held: how many of
     the rows are held out for validation, so that centers and rows to train on are taken from the others.
-    is_validated: whether the fit keeps its best model by validations.
+    is_validated: whether the fit keeps its best model by validations. n_expanded: how many features more the points of
+    the kernel have, where codes of categories become 0/1 features.
     """
 
     n_rows: int
@@ -57,11 +58,17 @@ class ProblemSize:
     is_shuffled: bool
     n_held: int = 0
     is_validated: bool = False
+    n_expanded: int = 0
 
     @property
     def n_left(self) -> int:
         """The number of rows that are not held out."""
         return self.n_rows - self.n_held
+
+    @property
+    def n_inputs(self) -> int:
+        """D, the number of features of a point."""
+        return self.n_features + self.n_expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +210,7 @@ def _memory(
     largest = max(landmarks, samples)
     setup_tiles = 2 * _FLOAT * min(1024, share) * largest + 3 * 8 * landmarks * landmarks
     parts = {
-        "centers": _FLOAT * (n_centers * shape.n_features + share * (shape.n_features + 2)),
+        "centers": _FLOAT * (n_centers * shape.n_features + share * (shape.n_inputs + 2)),
         "weights, velocity, average, their last good state": 5 * _FLOAT * share * shape.n_outputs,
         "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_outputs,
         "read-ahead": 2 * window * segment_bytes,
@@ -214,14 +221,15 @@ def _memory(
         cost = ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
         return parts | {"exact projection": cost}
     if config.projection == "eigenpro":
-        cost = EigenProProjection.cost_bytes(share, shape.n_features, landmarks, samples, (data_rank, rank))
+        cost = EigenProProjection.cost_bytes(share, shape.n_inputs, landmarks, samples, (data_rank, rank))
         return parts | {"EigenPro projection": cost, "set-up of the preconditioners": setup_tiles}
     return parts | {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": setup_tiles}
 
 
 def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:
     """Bytes of one row of a batch: three copies in the read-ahead, two prepared ones, and its kernel values."""
-    return _FLOAT * -(-n_centers // devices) + 5 * shape.row_bytes + 4 * _FLOAT * shape.n_outputs
+    expanded = 2 * _FLOAT * shape.n_expanded
+    return _FLOAT * -(-n_centers // devices) + 5 * shape.row_bytes + expanded + 4 * _FLOAT * shape.n_outputs
 
 
 def _least_batch(shape: ProblemSize, config: SolverConfig) -> int:

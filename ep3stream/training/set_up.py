@@ -11,9 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,8 +33,8 @@ from ep3stream.run.text import bytes_text
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
+from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
-from ep3stream.solver.model import InputScaling
 from ep3stream.solver.named_kernels import kernel_tensors, measured_kernel, named_kernel, with_precision
 from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
@@ -88,7 +88,7 @@ class Problem:
     shape: sizes; names: of features, targets and classes (None for regression). inputs: the input transform of the
     model; targets: how targets are coded and weighted. feature_mean: (d,), float64, the mean of the inputs in the
     units of the data; radial kernels subtract it before distances are taken. None takes the mean of the centers.
-    categories: numbers of the features that are codes of categories, for kernels on columns.
+    categories: the features that are codes of categories, by number, and how many codes each has.
     fingerprint, conversion: of the store, where the rows come from one.
     """
 
@@ -98,7 +98,7 @@ class Problem:
     inputs: InputScaling
     targets: TargetCode
     feature_mean: Tensor | None = None
-    categories: tuple[int, ...] = ()
+    categories: Mapping[int, int] = field(default_factory=dict)
     fingerprint: str = ""
     conversion: Any = None
 
@@ -190,8 +190,8 @@ def set_up_split(
 
     Rows of the split that are held out for validation enter nothing but the split's statistics.
     """
-    shape, held = shape_of(split, validation), validation.held_rows(split.info, config.run.seed)
-    _check_codes(split, config)
+    shape, held = shape_of(split, config, validation), validation.held_rows(split.info, config.run.seed)
+    _tell_one_hot(split, config)
     source = CenterSource.of(config, split, automatic_centers(shape), held)
     require_enough_centers(source.n_centers, mesh.size)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
@@ -231,6 +231,7 @@ def set_up(
     settings, device, inputs = config.solver, mesh.device, problem.inputs
     for some in rows.centers.split(_CHECKED_ROWS):  # No scaled copy of all centers is ever held.
         _require_in_range(inputs.to(some.device)(some))
+        _require_codes(some, problem)
     sample, probes = (
         _require_in_range(inputs.to(points.device)(points)).to(device)
         for points in (rows.sample, rows.probes)
@@ -239,7 +240,7 @@ def set_up(
     with times.stage("column weights" if is_learnt else "bandwidth"):
         kernel, told = _kernel(problem, rows, config.kernel, function, sample, mesh)
         kernel = with_precision(kernel, settings.precision)
-    _tell_lost_distances(kernel, sample, problem.names[0])
+    _tell_lost_distances(kernel, sample, [problem.names[0][column] for column in inputs.columns.tolist()])
     builder = SolverBuilder(
         kernel=kernel,
         centers=rows.centers,
@@ -287,6 +288,7 @@ def set_up(
             "classes": None if classes is None else list(classes),
         },
         "conversion": problem.conversion,
+        **inputs.description(),
         "plan": setup_plan.to_json(),
         "elapsed_s": times.elapsed_s,
         "data_eigenvalues": list(spectra.data),
@@ -299,21 +301,12 @@ def set_up(
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
 
 
-def _check_codes(split: Split, config: FitConfig) -> None:
-    """For kernels on columns: a warning where categories are one-hot features rather than codes.
-
-    ConfigError where centers would be means of rows with codes, which are no codes.
-    """
-    name, centers = config.kernel.name, config.solver.centers
-    if name not in COLUMN_KERNELS:
+def _tell_one_hot(split: Split, config: FitConfig) -> None:
+    """Warns where a kernel on columns gets categories as one-hot features rather than codes."""
+    manifest, name = split.manifest, config.kernel.name
+    if name not in COLUMN_KERNELS or code_features(manifest):
         return
-    codes = code_features(split.manifest)
-    if codes and str(centers).startswith("kmeans:"):
-        raise ConfigError(
-            f"centers is {centers!r}, but a mean of rows has no category: {split.manifest.feature_names[codes[0]]!r} "
-            f"is stored as codes, which the {name} kernel compares; draw the centers from the rows"
-        )
-    if not codes and any(one["kind"] == "category" for one in split.manifest.columns.get("columns", ())):
+    if any(one["kind"] == "category" for one in manifest.columns.get("columns", ())):
         logger.warning(
             "the store has its categories as one-hot features, which the %s kernel takes for numbers, one by one; "
             "convert with --categories codes",
@@ -325,7 +318,7 @@ def problem_of_split(split: Split, config: FitConfig) -> Problem:
     """What the manifest says of the split's rows, with the scaling and the weights of the settings."""
     manifest = split.manifest
     return Problem(
-        shape=shape_of(split),
+        shape=shape_of(split, config),
         task=manifest.task,
         names=(manifest.feature_names, manifest.target_names, manifest.class_names),
         inputs=input_scaling(split, config),
@@ -414,12 +407,18 @@ def require_enough_centers(n_centers: int, n_devices: int) -> None:
         )
 
 
-def shape_of(split: Split, validation: ValidationRows = NO_VALIDATION) -> ProblemSize:
-    """The sizes of the problem that a split poses to a fit with these rows to validate on."""
+def expanded_codes(manifest: Manifest, config: FitConfig) -> dict[int, int]:
+    """Features whose codes become 0/1 features, by number, and how many each; none for a kernel that compares codes."""
+    return {} if config.kernel.name in COLUMN_KERNELS else code_features(manifest)
+
+
+def shape_of(split: Split, config: FitConfig, validation: ValidationRows = NO_VALIDATION) -> ProblemSize:
+    """The sizes of the problem that a split poses to a fit with this kernel, and with these rows to validate on."""
     manifest, info = split.manifest, split.info
     y_values = 1 if manifest.task == "classification" else manifest.n_outputs
     row_bytes = manifest.n_features * np.dtype(manifest.x_dtype).itemsize + 4 * y_values
     is_shuffled = manifest.shuffle_seed is not None
+    codes = expanded_codes(manifest, config).values()
     return ProblemSize(
         info.n_rows,
         manifest.n_features,
@@ -429,6 +428,7 @@ def shape_of(split: Split, validation: ValidationRows = NO_VALIDATION) -> Proble
         is_shuffled,
         validation.n_held,
         validation.split is not None,
+        sum(codes) - len(codes),
     )
 
 
@@ -449,7 +449,7 @@ def _kernel(
     if settings.name in COLUMN_KERNELS:
         return _column_kernel(problem, rows, settings, mesh)
     mean = rows.centers.double().mean(0) if problem.feature_mean is None else problem.feature_mean
-    centre = problem.inputs.to(mean.device)(mean).float().to(sample.device)
+    centre = problem.inputs.of_mean(mean).float().to(sample.device)
     kernel = measured_kernel(settings, sample, centre)
     if mesh.size == 1:
         return kernel, None
@@ -574,6 +574,18 @@ def _require_in_range(x: Tensor) -> Tensor:
     return x
 
 
+def _require_codes(centers: Tensor, problem: Problem) -> None:
+    """ConfigError where a center, (p, d), has something else than a code, or -1 for none of them, for a category."""
+    for feature, n_codes in problem.categories.items():
+        values = centers[:, feature]
+        wrong = (values != values.round()) | (values < -1) | (values >= n_codes)
+        if bool(wrong.any()):
+            raise ConfigError(
+                f"centers have {float(values[wrong][0]):.6g} for {problem.names[0][feature]!r}, a category that is "
+                f"stored as a code; use whole numbers from 0 to {n_codes - 1}, or -1 for no known category"
+            )
+
+
 def _read_rows(split: Split, drawn: Rows | None, others: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """x of the rows `drawn`, then x and y of the rows `others`; each segment is read once."""
     wanted = others if drawn is None else np.concatenate([drawn, others])
@@ -590,11 +602,11 @@ def input_scaling(split: Split, config: FitConfig) -> InputScaling:
     columns = (features.mean, features.std, features.minimum, features.maximum)
     scaling = InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
     if config.kernel.name in COLUMN_KERNELS:
-        scaling = scaling.sparing(code_features(split.manifest))  # Compared by equality.
+        scaling = scaling.sparing(list(code_features(split.manifest)))  # Compared by equality.
+    scaling = scaling.with_codes(expanded_codes(split.manifest, config))
     if config.data.feature_scale is None:
         return scaling
-    factors = _feature_factors(Path(config.data.feature_scale), split.manifest.n_features)
-    return InputScaling(scaling.shift, scaling.scale * factors)
+    return scaling.times(_feature_factors(Path(config.data.feature_scale), split.manifest.n_features))
 
 
 def require_varied_features(split: Split) -> None:

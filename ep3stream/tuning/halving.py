@@ -60,7 +60,8 @@ logger = logging.getLogger(__name__)
 class Sample:
     """Scaled rows to choose on, in random order.
 
-    centers: (p, d). x, y: the rows to fit, (n, d) and (n, c). held_x, held_y: held-out rows.
+    centers: (p, d). x, y: the rows to fit, (n, d) and (n, c). held_x, held_y: held-out rows. columns: (d,), the stored
+    column that each feature is made of; None where each is one of its own.
     """
 
     centers: Tensor
@@ -69,6 +70,17 @@ class Sample:
     held_x: Tensor
     held_y: Tensor
     targets: TargetCode
+    columns: Tensor | None = None
+
+    def by_column(self, moment: Tensor) -> Tensor:
+        """`moment`, (d,), where the 0/1 features of one column all have the mean of these."""
+        if self.columns is None:
+            return moment
+        sums, counts = (
+            torch.zeros_like(moment).index_add(0, self.columns, each)
+            for each in (moment, torch.ones_like(moment))
+        )
+        return (sums / counts.clamp_min(1))[self.columns]
 
     def scaled(self, factors: Tensor) -> Sample:
         """The sample with its features multiplied by `factors`, (d,)."""
@@ -262,7 +274,7 @@ class Search:
         for _ in range(_SCALE_ROUNDS):
             if not self.deadline.allows(rung):
                 break
-            moment = factors.square() * _squared_gradient(trial, path, sample)
+            moment = sample.by_column(factors.square() * _squared_gradient(trial, path, sample))
             attempts = []
             for power in _SCALE_POWERS:
                 new_factors = _normalised_power(moment, power)

@@ -22,7 +22,7 @@ from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.store.files import Location, ObjectUrl
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import sample_rows
-from ep3stream.training.set_up import input_scaling, target_code
+from ep3stream.training.set_up import input_scaling, shape_of, target_code
 from ep3stream.tuning.halving import Deadline, Rung, Sample, Search, Trial
 
 DEFAULT_KERNELS: tuple[KernelName, ...] = ("laplacian", "matern32", "matern52", "gaussian")
@@ -121,7 +121,7 @@ def tune(
         assert files is not None
         assert search.feature_scale is not None
         tuned = replace(tuned, data=replace(tuned.data, feature_scale=str(files.factors)))
-        files.write_factors(search.feature_scale)
+        files.write_factors(_of_columns(search.feature_scale, sample.columns))
     if files is not None:
         write_file(files.toml, tuned.to_toml().encode())
     notes = _notes(search, best, tuned)
@@ -199,7 +199,8 @@ def _rungs(reader: SplitReader, held: SplitReader | None, config: FitConfig, ask
     The last one has `asked` centers, or as many as the rows, the memory and _MOST_WORK allow. Raises ConfigError if
     there are too few rows, or too little memory even for the smallest one.
     """
-    n_rows, d, memory_bytes = reader.info.n_rows, reader.manifest.n_features, config.run.memory_bytes
+    n_rows, memory_bytes = reader.info.n_rows, config.run.memory_bytes
+    n_inputs = shape_of(reader, config).n_inputs
     if n_rows < _LEAST_ROWS:
         raise ConfigError(f"split {reader.info.name} has {n_rows} rows; tune needs {_LEAST_ROWS} or more")
     rows_each = _rows_per_center(config, n_rows)
@@ -214,14 +215,14 @@ def _rungs(reader: SplitReader, held: SplitReader | None, config: FitConfig, ask
 
     def needed(p: int) -> int:
         # The rows as read, scaled, and multiplied by factors; then the memory that RidgePath.of states.
-        rows = 3 * 4 * d * p * (1 + rows_each + _HELD_OUT_PER_CENTER)
+        rows = 3 * 4 * n_inputs * p * (1 + rows_each + _HELD_OUT_PER_CENTER)
         return rows + 8 * (6 * p * p + 3 * 1024 * p)
 
     while asked is None and needed(n_centers) > memory_bytes and n_centers > _LEAST_CENTERS:
         n_centers = n_centers * 9 // 10
     if needed(n_centers) > memory_bytes:
         raise ConfigError(
-            f"memory is {memory_bytes} bytes, but {n_centers} centers with {d} features take "
+            f"memory is {memory_bytes} bytes, but {n_centers} centers with {n_inputs} features take "
             f"{needed(n_centers)}; give tune that much"
         )
     sizes = [n_centers // 9, n_centers // 3, n_centers]
@@ -254,7 +255,15 @@ def _read_sample(reader: SplitReader, held: SplitReader | None, rung: Rung, conf
         held_x, held_y = x[p + n :], y[p + n :]
     else:
         held_x, held_y = read(held, min(n_held, held.info.n_rows), _HELD_OUT_STREAM)
-    return Sample(x[:p], x[p : p + n], y[p : p + n], held_x, held_y, targets.to(device))
+    columns = inputs.columns.to(device) if inputs.n_codes else None
+    return Sample(x[:p], x[p : p + n], y[p : p + n], held_x, held_y, targets.to(device), columns)
+
+
+def _of_columns(factors: Tensor, columns: Tensor | None) -> Tensor:
+    """A factor for each stored column from those of the features, (d,), which are the same within a column."""
+    if columns is None:
+        return factors
+    return factors.new_zeros(int(columns[-1]) + 1).index_copy(0, columns, factors)
 
 
 def _ridge(trial: Trial, n_rows: int) -> float:

@@ -1,0 +1,74 @@
+"""The transform from stored rows to the points of a kernel: numbers scaled, codes of categories as 0/1 features."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ep3stream.solver.input_scaling import InputScaling
+
+SHIFT, SCALE = torch.tensor([1.0, 0.0, -2.0, 0.0]), torch.tensor([2.0, 1.0, 0.5, 3.0])
+CODED = InputScaling(SHIFT, SCALE, (0, 3, 0, 2))
+
+
+def test_a_number_is_scaled_and_a_code_becomes_as_many_features_as_there_are_codes():
+    found = CODED(torch.tensor([[2.0, 1.0, 0.0, 0.0], [0.0, 2.0, -2.0, 1.0]]))
+    expected = [[2.0, 0, 1, 0, 1.0, 3, 0], [-2.0, 0, 0, 1, 0.0, 0, 3]]
+    assert found.tolist() == expected
+    assert CODED.n_inputs == 7
+    assert CODED.columns.tolist() == [0, 1, 1, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("value", [-1.0, 3.0, 0.5, 1e30])
+def test_what_is_no_code_becomes_zeros(value):
+    found = CODED(torch.tensor([[1.0, value, -2.0, 0.0]]))
+    assert found.tolist() == [[0, 0, 0, 0, 0, 3, 0]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("feature", range(4))
+def test_what_is_not_finite_does_not_become_a_point(value, feature):
+    row = torch.zeros(1, 4)
+    row[0, feature] = value
+    assert not CODED(row).isfinite().all()
+
+
+def test_a_typical_row_of_means_has_scaled_back_numbers_and_the_most_frequent_codes():
+    rows = torch.tensor([[2.0, 1.0, 0.0, 0.0], [0.0, 2.0, -2.0, 1.0], [4.0, 1.0, 2.0, 1.0]])
+    torch.testing.assert_close(CODED.typical_rows(CODED(rows)), rows)
+    mean = CODED(rows).mean(0, keepdim=True)
+    torch.testing.assert_close(CODED.typical_rows(mean), torch.tensor([[2.0, 1.0, 0.0, 1.0]]))
+
+
+def test_the_mean_of_codes_says_nothing_of_their_features():
+    found = CODED.of_mean(torch.tensor([2.0, 1.0, 0.0, 1.0], dtype=torch.float64))
+    assert found.tolist() == [2, 0, 0, 0, 1, 0, 0]
+
+
+def test_a_description_brings_the_codes_back():
+    description = CODED.description()
+    again = InputScaling.described(
+        SHIFT, SCALE.where(torch.tensor([True, False, True, False]), 1.0), description
+    )
+    assert again.n_codes == CODED.n_codes
+    assert InputScaling.described(SHIFT, SCALE, {}).n_codes == ()
+    assert InputScaling(SHIFT, SCALE).description() == {}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"version": 99, "codes": []},
+        {"version": 1, "codes": [{"feature": 4, "n_codes": 2}]},
+        {"version": 1, "codes": [{"feature": -1, "n_codes": 2}]},
+        {"version": 1, "codes": [{"feature": 1, "n_codes": 0}]},
+        {"version": 1, "codes": [{"feature": 1, "n_codes": 1 << 30}]},
+        {"version": 1, "codes": [{"feature": 1, "n_codes": "2"}]},
+        {"version": 1, "codes": [{"feature": 1}]},
+        {"codes": []},
+        [],
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(inputs):
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        InputScaling.described(SHIFT, SCALE, {"inputs": inputs})
