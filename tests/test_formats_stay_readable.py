@@ -94,6 +94,21 @@ def test_a_stored_run_is_resumed_where_it_stopped(made: Path, tmp_path: Path) ->
     assert np.square(after - y).mean() < np.square(before - y).mean()
 
 
+@pytest.mark.parametrize(
+    "made", [path for path in FIXTURES if (path / "coded").exists()], ids=lambda path: path.name
+)
+def test_a_stored_model_of_codes_predicts_what_it_predicted_and_goes_on(made: Path, tmp_path: Path) -> None:
+    expected = np.load(made / "coded" / "expected.npz", allow_pickle=False)
+    run = Path(shutil.copytree(made / "coded" / "run", tmp_path / "run"))
+    assert verify(run) == []
+    predictions = ep3stream.load(run).predict(expected["x"])
+    np.testing.assert_allclose(predictions, expected["predictions"], rtol=1e-3, atol=1e-4)
+    with open_store(made / "coded" / "rows.zarr") as store:
+        assert verify_store(store) == []
+    config = FitConfig.from_toml((run / "config.toml").read_text(), "fixture")
+    ep3stream.fit(made / "coded" / "rows.zarr", run, config.with_settings({"solver": {"epochs": 2}}, "test"))
+
+
 def rows(made: Path) -> tuple[np.ndarray, np.ndarray]:
     with open_store(made / "rows.zarr") as store:
         x, y = store.split("train").read_segment(0)

@@ -46,11 +46,9 @@ def test_the_mean_of_codes_says_nothing_of_their_features():
 
 
 def test_a_description_brings_the_codes_back():
-    description = CODED.description()
-    again = InputScaling.described(
-        SHIFT, SCALE.where(torch.tensor([True, False, True, False]), 1.0), description
-    )
-    assert again.n_codes == CODED.n_codes
+    again = InputScaling.described(SHIFT, SCALE, CODED.description())
+    x = torch.tensor([[2.0, 1.0, 0.0, 1.0]])
+    assert torch.equal(again(x), CODED(x))
     assert InputScaling.described(SHIFT, SCALE, {}).n_codes == ()
     assert InputScaling(SHIFT, SCALE).description() == {}
 

@@ -97,7 +97,7 @@ class InputScaling:
                 raise ValueError(f"inputs has {size!r:.50} codes for feature {feature!r:.50} of {d}")
             if not 1 <= size <= _MOST_CODES:
                 raise ValueError(f"inputs has {size!r:.50} codes for feature {feature!r:.50} of {d}")
-        return cls(shift, scale).with_codes(sizes)
+        return cls(shift, scale, tuple(sizes.get(feature, 0) for feature in range(d)) if sizes else ())
 
     def description(self) -> dict[str, Any]:
         """`inputs` for a description, as JSON: features that are codes. Empty where there are none."""
@@ -105,7 +105,7 @@ class InputScaling:
         return {"inputs": {"version": INPUTS_VERSION, "codes": codes}} if codes else {}
 
     def with_codes(self, n_codes: Mapping[int, int]) -> InputScaling:
-        """The same scaling, where these features are codes, so many each, that become 0/1 features."""
+        """The same scaling of numbers, where these features are codes, so many each, that become 0/1 features."""
         if not n_codes:
             return self
         sizes = tuple(n_codes.get(feature, 0) for feature in range(len(self.shift)))
