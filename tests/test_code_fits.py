@@ -228,8 +228,7 @@ def test_an_estimator_on_a_split_ends_with_the_bytes_of_a_fit(stores, tmp_path):
     assert torch.equal(estimator.model_.weights, ep3stream.load(run).weights)
     estimator.save(tmp_path / "saved")
     again = KernelRegressor.load(tmp_path / "saved")
-    x = rows_of(stores["codes"])
-    np.testing.assert_array_equal(again.predict(x), estimator.predict(x))
+    np.testing.assert_array_equal(again.predict(stores["codes"]), estimator.predict(stores["codes"]))
     again.partial_fit(stores["codes"])
 
 
@@ -263,7 +262,7 @@ def test_the_plan_counts_the_features_of_points_for_centers_and_the_codes_for_ro
         assert shape_of(store.split("train"), settings()).n_inputs == WIDTH
         assert shape_of(store.split("train"), settings("product")).n_inputs == 4
     assert codes.flops == features.flops
-    assert codes.bytes_read < features.bytes_read
+    assert codes.sizes.row_bytes < features.sizes.row_bytes
     assert features.memory["centers"] - codes.memory["centers"] == 4 * 150 * (WIDTH - 4)
     ep3stream.plan(stores["codes"], settings())
 
