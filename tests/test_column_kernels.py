@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ep3stream.errors import ConfigError
-from ep3stream.solver import columns
+from ep3stream.solver import column_loops, columns
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.points import Points
 
@@ -25,9 +25,9 @@ def loops(request, monkeypatch):
     """All that is said of blocks is said of compiled loops, and of torch where Numba cannot be imported."""
     if request.param == "torch":
         monkeypatch.setitem(sys.modules, LOOPS, None)
-    columns._compiled_loops.cache_clear()
+    column_loops.compiled_loops.cache_clear()
     yield request.param
-    columns._compiled_loops.cache_clear()
+    column_loops.compiled_loops.cache_clear()
 
 
 def kernel_of(
@@ -198,6 +198,25 @@ def test_slopes_do_not_depend_on_strips(monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("categories", [(), (1, 4), (0, 1, 2, 3, 4)])
+def test_slopes_in_float32_are_those_in_float64_with_any_number_of_threads(name, power, categories, threads):
+    kernel = kernel_of(name, 5, power, categories=categories)
+    kernel.weights[3] = 0
+    z, x = rows_of(600, kernel), rows_of(331, kernel, seed=2)
+    weighted = torch.randn(600, 331, generator=torch.Generator().manual_seed(3)) * block(kernel, z, x)
+    expected = kernel.slopes(z, x, weighted)
+    threads(1)
+    found = kernel.slopes(z.float(), x.float(), weighted.float())
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-2)
+    threads(2)
+    if name == "product":  # torch.sum of the whole depends on the number of threads.
+        again = kernel.slopes(z.float(), x.float(), weighted.float())
+        torch.testing.assert_close(torch.stack(again), torch.stack(found), rtol=1e-5, atol=1e-4)
+
+
 def test_a_category_that_was_never_seen_differs_from_all():
     kernel = kernel_of("product", 2, 1.0, categories=(1,))
     z = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
@@ -326,7 +345,7 @@ def test_blocks_may_be_views():
 
 def test_without_numba_torch_serves_and_this_is_told_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, LOOPS, None)
-    columns._compiled_loops.cache_clear()
+    column_loops.compiled_loops.cache_clear()
     kernel = kernel_of("product", 3, 1.0)
     x = rows_of(5, kernel).float()
     with caplog.at_level(logging.WARNING):

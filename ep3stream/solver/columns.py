@@ -5,32 +5,23 @@ every column has its own factor, a category is compared by equality, and a weigh
 weights are learnt (`column_weights.py`). With few columns a block costs a few element-wise operations for each, in
 strips that stay in the cache, and no matrix product.
 
-On CPUs the loops of `compiled_columns.py` form float32 blocks of the powers 1 and 2. Everywhere else, and where Numba
-cannot be imported, torch does, an operation at a time.
+On CPUs the loops of `compiled_columns.py` form float32 blocks and slopes of the powers 1 and 2. Everywhere else, and
+where Numba cannot be imported, torch does, an operation at a time.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import itertools
-import logging
 import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
+from ep3stream.solver.column_loops import ColumnLoops, compiled_loops
 from ep3stream.solver.points import Points
-
-_LOGGER = logging.getLogger(__name__)
 
 COLUMN_KERNELS = ("product", "anova")
 
@@ -40,9 +31,6 @@ _GPU_STRIP_ENTRIES = 1 << 26
 _LOG2_E = 1 / math.log(2)
 # Numbers times weights are brought within this, so that differences do not overflow; codes never reach it.
 _FARTHEST = 1e38
-
-# Fewer differences than this take less time than to wake another thread.
-_THREAD_DIFFERENCES = 1 << 19
 
 # The anova form multiplies factors 1 + c k, and divides by the 1 + c of several columns at once before these overflow.
 _MOST = 2.0**60
@@ -134,7 +122,10 @@ class ColumnKernel:
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
         """K(Z, X), (len(z), len(x)), strip by strip."""
         out = z.prepared.new_empty(len(z), len(x)) if out is None else out
-        if not out.numel() or self._is_filled_by_compiled_loops(z.prepared, x.prepared, out):
+        if not out.numel():
+            return out
+        if (loops := self._loops(z.prepared, x.prepared, out)) is not None:
+            loops.fill(z.prepared, x.prepared, out)
             return out
         fill = self._fill_product if self.name == "product" else self._fill_anova
         columns, of_x = self._columns(), list(x.prepared.T.contiguous())
@@ -142,37 +133,19 @@ class ColumnKernel:
             fill(columns, z.prepared[rows], of_x, out[rows], work)
         return out
 
-    def _is_filled_by_compiled_loops(self, z: Tensor, x: Tensor, out: Tensor) -> bool:
-        """Fills `out` where compiled loops serve; otherwise does nothing."""
+    def _loops(self, *operands: Tensor) -> ColumnLoops | None:
+        """The compiled loops, where they serve these matrices."""
         is_served = self.power in (1, 2) and all(
             each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous()
-            for each in (z, x, out)
+            for each in operands
         )
-        if not is_served or (loops := _compiled_loops()) is None:
-            return False
-        columns = self._columns()
-        numbers = [column for column in columns if not column.is_category]
-        categories = [column for column in columns if column.is_category]
-        places = [np.array([column.at for column in some], np.int64) for some in (numbers, categories)]
-        exponents = np.array([column.weight for column in categories])
-        constants: list[Any]
-        if self.name == "product":
-            fill, constants = loops.fill_product, [exponents]
-        else:
-            # rest + share is 1 in float32 too: the error of the share is at most half of the last bit of 1.
-            rests = np.float32(1 / (1 + np.array([column.share for column in numbers])))
-            shares = np.array([column.share for column in categories])
-            fill, constants = (
-                loops.fill_anova,
-                [rests, 1 - rests, (1 + shares * 2**-exponents) / (1 + shares)],
-            )
-        arrays = (*places, *(each.astype(np.float32) for each in constants), self.power == 2)
-
-        def fill_rows(rows: slice) -> None:
-            fill(z[rows].numpy(), x.numpy(), *arrays, out[rows].numpy())
-
-        _in_threads(fill_rows, len(z), len(x) * len(columns))
-        return True
+        if not is_served or (loops := compiled_loops()) is None:
+            return None
+        used = self.used
+        parts = (self.is_category, self.weights.double() * _LOG2_E, self.shares.double())
+        return ColumnLoops(
+            loops, self.name == "anova", self.power == 2, *(part[used].numpy() for part in parts)
+        )
 
     def _fill_product(
         self, columns: list[_Column], z: Tensor, x: list[Tensor], total: Tensor, work: Tensor
@@ -229,58 +202,36 @@ class ColumnKernel:
         weighted: K(Z, X) times d L / d K(Z, X), entry by entry, (len(z), len(x)). Costs about as much as a block.
         """
         left, right = self.left(z), self.right(x)
-        columns, of_x = self._columns(), list(right.prepared.T.contiguous())
-        of_weights, of_shares = (torch.zeros(len(columns), dtype=torch.float64) for _ in range(2))
-        for rows, work in self._strips(left, right):
+        if weighted.numel() and (loops := self._loops(left.prepared, right.prepared, weighted)) is not None:
+            of_exponents, of_shares = loops.slopes(left.prepared, right.prepared, weighted)
+        else:
+            of_exponents, of_shares = self._slopes_by_torch(left, right, weighted)
+        degrees = torch.where(self.is_category[self.used], 1.0, self.power).double() / _LOG2_E
+        found = torch.zeros(2, len(self.weights), dtype=torch.float64)
+        found[:, self.used] = torch.stack([of_exponents * degrees, of_shares])
+        return found[0], found[1]
+
+    def _slopes_by_torch(self, z: Points, x: Points, weighted: Tensor) -> tuple[Tensor, Tensor]:
+        """d L / d log e, for the exponents e of the columns in use, and d L / d log c, (k,) each, float64."""
+        columns, of_x = self._columns(), list(x.prepared.T.contiguous())
+        of_exponents, of_shares = (torch.zeros(len(columns), dtype=torch.float64) for _ in range(2))
+        for rows, work in self._strips(z, x):
             part, factor = weighted[rows], torch.empty_like(work)
             whole = float(part.sum())
             for column in columns:
                 at, share, weight = column.at, column.share, column.weight if column.is_category else 1.0
-                exponent = self._distances(column, left.prepared[rows], of_x[at], work)
+                exponent = self._distances(column, z.prepared[rows], of_x[at], work)
                 if self.name == "product":
-                    of_weights[at] -= weight * _inner(exponent, part)
+                    of_exponents[at] -= weight * _inner(exponent, part)
                     continue
                 # c k / (1 + c k) of the sensitivity.
                 torch.mul(exponent, -weight, out=factor).exp2_().mul_(share)
                 torch.div(factor, factor + 1, out=factor).mul_(part)
-                of_weights[at] -= weight * _inner(exponent, factor)
+                of_exponents[at] -= weight * _inner(exponent, factor)
                 of_shares[at] += float(factor.sum()) - whole * share / (1 + share)
-        degrees = torch.where(self.is_category[self.used], 1.0, self.power).double() / _LOG2_E
-        found = torch.zeros(2, len(self.weights), dtype=torch.float64)
-        found[:, self.used] = torch.stack([of_weights * degrees, of_shares])
-        return found[0], found[1]
+        return of_exponents, of_shares
 
 
 def _inner(a: Tensor, b: Tensor) -> float:
     """Sum of a times b, entry by entry, both contiguous."""
     return float(torch.dot(a.view(-1), b.view(-1)))
-
-
-@functools.cache
-def _compiled_loops() -> ModuleType | None:
-    """`compiled_columns.py`, or None where it cannot be used, which is told once."""
-    try:
-        return importlib.import_module("ep3stream.solver.compiled_columns")
-    except ImportError as error:
-        _LOGGER.warning(
-            "kernels on columns take several times as long, because Numba is not there: %s", error
-        )
-        return None
-
-
-def _in_threads(work: Callable[[slice], None], n_rows: int, differences_a_row: int) -> None:
-    """Calls `work` for consecutive runs of rows that cover `n_rows`, each in one of torch's number of threads."""
-    n_threads = min(torch.get_num_threads(), n_rows, n_rows * differences_a_row // _THREAD_DIFFERENCES + 1)
-    bounds = [n_rows * i // n_threads for i in range(n_threads + 1)]
-    mine, *others = (slice(*pair) for pair in itertools.pairwise(bounds))
-    process = threading.main_thread().native_id
-    under_way = [_pool(process, n_threads - 1).submit(work, rows) for rows in others]
-    work(mine)
-    for each in under_way:
-        each.result()
-
-
-@functools.cache
-def _pool(process: int | None, n_threads: int) -> ThreadPoolExecutor:
-    """Threads for the loops of a process: a forked one has none of those of its parent."""
-    return ThreadPoolExecutor(n_threads, "ep3stream-columns")
