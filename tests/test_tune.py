@@ -1,149 +1,196 @@
-"""Successive halving: what it finds on targets whose answer is known, when it stops, and the settings it writes."""
+"""`tune`: what is compared with what, when it stops, what it keeps, and the settings it writes."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_stores import make_store
+from small_stores import make_store, smooth_rows
 
 import ep3stream
 from ep3stream import cli
 from ep3stream.config import DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig
-from ep3stream.errors import ConfigError
-from ep3stream.solver.kernels import RadialKernel
-from ep3stream.solver.least_squares import RidgePath
-from ep3stream.solver.named_kernels import median_bandwidth
-from ep3stream.solver.targets import TargetCode
-from ep3stream.tuning.halving import Candidate, Deadline, Rung, Sample, Search, Trial
+from ep3stream.errors import ConfigError, DivergedError
+from ep3stream.tuning.search import Costs, Search, first_candidates, rungs
+from ep3stream.tuning.trials import Candidate, Size, Trial, paired
 from ep3stream.tuning.tune import default_out, describe_tuning, tune
 
-RUNGS = (Rung(20, 160), Rung(60, 480))
+DEFAULT = Candidate(KernelConfig("laplacian"))
 NEVER = float("inf")
+RUNGS = (Size(100, 1000), Size(200, 2000), Size(400, 4000))
 
 
-def sample_of(function, d: int = 3, noise: float = 0.0) -> Sample:
-    """Normal inputs and the standardised values of a function of them."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1000, d, generator=generator)
-    y = function(x)[:, None]
-    y = y / y.std() + noise * torch.randn(y.shape, generator=generator)
-    targets = TargetCode(False, y.mean(0), y.std(0))
-    return Sample(x[:60], x[60:540], y[60:540], x[540:], y[540:], targets)
+class FakeFits:
+    """Trials of known losses: loss(candidate) on average, a common part and one of the candidate's own in each row.
+
+    A fit takes `seconds(size)` of the clock that the search reads.
+    """
+
+    def __init__(self, loss, own=0.1, n_held=2000, seconds=lambda size: 1.0, fails=()) -> None:
+        self.loss, self.own, self.seconds, self.fails, self.now = loss, own, seconds, fails, 0.0
+        self.common = torch.randn(n_held, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def fit(self, candidate: Candidate, size: Size) -> Trial:
+        if candidate in self.fails:
+            raise DivergedError("the loss blew up")
+        self.now += self.seconds(size)
+        generator = torch.Generator().manual_seed(hash((candidate.kernel.name, candidate.noise)) % 2**31)
+        own = torch.randn(len(self.common), generator=generator, dtype=torch.float64)
+        losses = self.loss(candidate) + 3 * self.common + self.own * (own - own.mean())
+        return Trial(candidate, size, losses, 1.0, 0.0, None, self.seconds(size))
+
+    def search(self, ends_at: float = NEVER, sizes=RUNGS, **settings) -> Search:
+        return Search(
+            fit=self.fit,
+            learning_seconds=lambda kernel: 0.0,
+            bandwidth=lambda kernel: 4.0 if kernel.bandwidth == "median" else kernel.bandwidth,
+            sizes=sizes,
+            ends_at=ends_at,
+            clock=lambda: self.now,
+            **settings,
+        )
 
 
-def search(sample: Sample, clock=lambda: 0.0, ends_at: float = NEVER, rungs=RUNGS) -> Search:
-    return Search(sample, rungs, False, Deadline(ends_at, clock))
+def by_kernel(**losses):
+    return lambda candidate: losses[candidate.kernel.name]
 
 
-class FakeClock:
-    """A second goes by at each look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 1
-        return self.now
+def named(*names):
+    return [DEFAULT, *(Candidate(KernelConfig(name)) for name in names)]
 
 
-def dense_grid_best(sample: Sample, name: str) -> float:
-    """The bandwidth of the least held-out error among many, with any of many ridges."""
-    median = median_bandwidth(sample.x)
-    ridges = [0.0, *np.logspace(-8, 0, 17)]
-
-    def error(bandwidth: float) -> float:
-        kernel = RadialKernel(name, bandwidth, sample.x.mean(0))
-        path = RidgePath.of(kernel, sample.centers, sample.x, sample.y, sample.targets)
-        return float(path.held_out(sample.held_x, sample.held_y, ridges)[0].min())
-
-    return min((median * 2**power for power in np.linspace(-4, 4, 33)), key=error)
+def tried(search: Search, name: str) -> set[Size]:
+    return {trial.size for trial in search.trials if trial.candidate.kernel.name == name}
 
 
-@pytest.mark.parametrize("frequency", [3.0, 8.0])
-def test_the_bandwidth_is_within_a_factor_two_of_the_best_on_a_dense_grid(frequency):
-    sample = sample_of(lambda x: torch.sin(frequency * x[:, 0]), d=1, noise=0.1)
-    best = search(sample).run(["gaussian"], False)
-    ratio = best.kernel.bandwidth / dense_grid_best(sample, "gaussian")
-    assert 0.5 <= ratio <= 2
+def test_losses_are_compared_row_by_row():
+    # Rows differ by 3, the two candidates by 0.02 +- 0.003: only paired losses can tell.
+    fits = FakeFits(by_kernel(laplacian=1.0, gaussian=0.98))
+    one, other = (fits.fit(candidate, RUNGS[0]) for candidate in named("gaussian"))
+    excess, error = one.excess(other)
+    assert excess == pytest.approx(0.02, abs=0.001)
+    assert error == pytest.approx(0.1 * math.sqrt(2 / 2000), rel=0.1)
+    assert paired(torch.zeros(4), torch.tensor([1.0, 1, 3, 3])) == (-2, pytest.approx(2 / math.sqrt(12)))
 
 
-@pytest.mark.parametrize(
-    ("function", "side"), [(lambda x: torch.sin(20 * x[:, 0]), -1), (lambda x: x[:, 0], 1)]
-)
-def test_a_kernel_best_at_the_end_of_the_grid_is_tried_beyond_it(function, side):
-    found = search(sample_of(function, d=1), rungs=[Rung(60, 480)])
-    best = found.run(["matern52"], False)
-    assert best.candidate.doublings * side > 2
-    assert not found.is_at_edge(best)
+def test_only_what_is_worse_by_two_standard_errors_is_left_out():
+    fits = FakeFits(by_kernel(laplacian=0.9, gaussian=0.904, matern32=0.91))
+    search = fits.search(has_ridge=False)
+    search.run(named("gaussian", "matern32"))
+    assert tried(search, "gaussian") == set(RUNGS)
+    assert tried(search, "matern32") == {RUNGS[0]}
 
 
-def test_noisy_labels_get_a_ridge_and_more_of_it():
-    few, many = (
-        search(sample_of(lambda x: x[:, 0].sin(), noise=noise)).run(["laplacian"], False)
-        for noise in (0.1, 2.0)
+def test_the_default_is_fitted_on_every_rung_however_bad_it_is():
+    fits = FakeFits(by_kernel(laplacian=2.0, gaussian=0.5))
+    search = fits.search()
+    verdict = search.run(named("gaussian"))
+    assert {trial.size for trial in search.trials if trial.candidate == DEFAULT} == set(RUNGS)
+    assert verdict.best.candidate.kernel.name == "gaussian"
+    assert verdict.best.size == verdict.default.size == RUNGS[-1]
+
+
+@pytest.mark.parametrize(("gain", "is_kept"), [(0.0, True), (0.001, True), (0.02, False)])
+def test_the_default_is_kept_unless_another_is_better_by_a_standard_error(gain, is_kept):
+    fits = FakeFits(by_kernel(laplacian=1.0, gaussian=1 - gain))
+    verdict = fits.search(has_ridge=False).run(named("gaussian"))
+    assert verdict.is_default == is_kept
+    assert (verdict.best.candidate == DEFAULT) == is_kept
+
+
+def test_no_model_is_favoured_for_its_bandwidth():
+    # Narrow kernels predict nothing: their loss is that of the mean, which must not be taken for a good one.
+    def loss(candidate: Candidate) -> float:
+        bandwidth = candidate.kernel.bandwidth
+        return 0.97 if bandwidth == "median" else 0.98 if bandwidth > 4 else 1.0
+
+    search = FakeFits(loss).search(has_ridge=False)
+    verdict = search.run(first_candidates(DEFAULT, ["laplacian"], search.bandwidth))
+    assert verdict.is_default
+
+
+def test_a_kernel_best_at_the_end_of_the_grid_is_tried_beyond_it():
+    def loss(candidate: Candidate) -> float:
+        bandwidth = candidate.kernel.bandwidth
+        return 1 + 0.1 * abs(math.log2((4.0 if bandwidth == "median" else bandwidth) / 64))
+
+    search = FakeFits(loss).search(has_ridge=False)
+    best = search.run(first_candidates(DEFAULT, ["laplacian"], search.bandwidth)).best
+    assert best.candidate.kernel.bandwidth == pytest.approx(64, rel=0.1)
+
+
+def test_sharpness_powers_and_ridges_of_the_best_are_tried():
+    def loss(candidate: Candidate) -> float:
+        kernel = candidate.kernel
+        sharpness, power = abs(math.log2(kernel.sharpness / 2)), abs(kernel.parameters()["power"] - 1.4)
+        return 1 + 0.1 * sharpness + 0.1 * power + 0.1 * abs(candidate.noise - 1)
+
+    best = FakeFits(loss).search().run([Candidate(KernelConfig("product"))]).best
+    assert best.candidate == Candidate(KernelConfig("product", power=1.4, sharpness=2.0), 1.0)
+
+
+def test_candidates_that_fail_are_left_out_but_the_default_is_not():
+    gaussian = Candidate(KernelConfig("gaussian"))
+    verdict = (
+        FakeFits(by_kernel(laplacian=1.0), fails=[gaussian]).search(has_ridge=False).run([DEFAULT, gaussian])
     )
-    assert 0 < few.noise < many.noise
+    assert verdict.is_default
+    with pytest.raises(DivergedError):
+        FakeFits(by_kernel(gaussian=1.0), fails=[DEFAULT]).search().run([DEFAULT, gaussian])
 
 
-def test_learned_factors_all_but_drop_features_that_nothing_depends_on():
-    sample = sample_of(lambda x: torch.sin(2 * x[:, 0]), d=8)
-    plain = search(sample).run(["laplacian"], False)
-    found = search(sample)
-    best = found.run(["laplacian"], True)
-    assert best.candidate.is_scaled
-    assert best.loss < 0.5 * plain.loss
-    assert float(found.feature_scale[1:].max()) < 0.2 * float(found.feature_scale[0])
+@pytest.mark.parametrize("seconds_of_a_fit", [20, 100, 2000])
+def test_the_time_is_used_and_never_exceeded(seconds_of_a_fit):
+    sizes = rungs(200_000, 8000)
+    full = sizes[-1].n_centers * sizes[-1].n_rows
+
+    def seconds(size: Size) -> float:
+        return 0.1 + seconds_of_a_fit * size.n_centers * size.n_rows / full
+
+    fits = FakeFits(by_kernel(laplacian=1.0, gaussian=0.9), seconds=seconds)
+    search = fits.search(ends_at=300, sizes=sizes)
+    verdict = search.run(named("gaussian"))
+    assert fits.now <= 300
+    assert fits.now > 200 or verdict.best.size == sizes[-1]
+    assert verdict.default.size.n_centers >= 0.5 * 8000 * min(1, math.sqrt(150 / seconds_of_a_fit))
 
 
-def test_factors_that_do_not_help_are_not_used():
-    sample = sample_of(lambda x: (x**2).sum(1), d=3, noise=0.5)
-    best = search(sample, rungs=[Rung(60, 480)]).run(["gaussian"], True)
-    assert not best.candidate.is_scaled
+def test_a_rung_on_which_only_the_default_could_be_fitted_decides_nothing():
+    slow = lambda size: 1.0 if size == RUNGS[0] else 60.0  # noqa: E731
+    fits = FakeFits(by_kernel(laplacian=1.0, gaussian=0.5), seconds=slow)
+    verdict = fits.search(ends_at=65, has_ridge=False).run(named("gaussian"))
+    assert verdict.best.candidate.kernel.name == "gaussian"
+    assert verdict.best.size == RUNGS[0]
 
 
-def test_a_smoother_kernel_has_to_be_better_to_be_chosen():
-    def trial(name: str, doublings: float, loss: float) -> Trial:
-        candidate = Candidate(name, doublings)
-        return Trial(candidate, KernelConfig(name), RUNGS[0], 0.0, loss, loss, None, None, 0.0)
-
-    assert trial("laplacian", 0, 1.0).penalised_loss < trial("gaussian", 0, 0.99).penalised_loss
-    assert trial("laplacian", 0, 1.0).penalised_loss > trial("gaussian", 0, 0.9).penalised_loss
-    assert trial("laplacian", 0, 1.0).penalised_loss < trial("laplacian", 1, 0.999).penalised_loss
+def test_without_any_time_there_is_still_the_default():
+    search = FakeFits(by_kernel(laplacian=1.0)).search(ends_at=-1.0)
+    verdict = search.run(named("gaussian"))
+    assert verdict.is_default
+    assert len(search.trials) == 1
+    assert search.n_late > 0
 
 
-def test_a_search_ends_with_its_time_and_chooses_from_what_it_has():
-    sample = sample_of(lambda x: x[:, 0])
-    clock = FakeClock()
-    found = search(sample, clock, ends_at=10)
-    best = found.run(["laplacian", "gaussian"], True)
-    assert 1 < len(found.trials) < 5
-    assert best in found.trials
-    assert found.is_cut_short
-    assert clock.now < 20
+def test_costs_follow_what_was_measured_at_several_sizes():
+    costs = Costs()
+    assert costs.seconds(DEFAULT, RUNGS[0]) == 0
+    costs.note(DEFAULT, RUNGS[0], 2 + 1e-5 * 100 * 1000)
+    assert costs.seconds(DEFAULT, RUNGS[1]) == pytest.approx(4 * 3.0)
+    costs.note(DEFAULT, RUNGS[1], 2 + 1e-5 * 200 * 2000)
+    assert costs.seconds(DEFAULT, RUNGS[2]) == pytest.approx(2 + 1e-5 * 400 * 4000)
+    assert costs.seconds(named("gaussian")[1], RUNGS[2]) == costs.seconds(DEFAULT, RUNGS[2])
 
 
-def test_a_rung_that_is_likely_to_outlast_the_time_is_not_begun():
-    deadline = Deadline(100.0, lambda: 50.0)
-    deadline.note(Rung(100, 800), 5.0)
-    assert deadline.allows(Rung(200, 800))
-    assert not deadline.allows(Rung(400, 800))
-
-
-def test_a_choice_at_the_end_of_what_there_was_time_for_is_noted(store):
-    clock = FakeClock()
-    result = quick(store, clock=clock, minutes=0.2)
-    assert "more --minutes" in result.notes[0]
-    assert "the end of those tried" in result.notes[1]
-
-
-def test_without_any_time_there_is_still_one_trial():
-    found = search(sample_of(lambda x: x[:, 0]), ends_at=-1.0)
-    assert found.run(["laplacian", "gaussian"], True) == found.trials[0]
-    assert len(found.trials) == 1
+def test_rungs_grow_to_the_size_of_the_fit():
+    assert rungs(900, 180) == [Size(180, 900)]
+    sizes = rungs(10**8, 20_000)
+    assert sizes[-1] == Size(20_000, 10**8)
+    assert all(size.n_rows == 64 * size.n_centers for size in sizes[:-1])
+    assert 250 <= sizes[0].n_centers < 500
 
 
 @pytest.fixture(scope="module")
@@ -151,21 +198,31 @@ def store(tmp_path_factory) -> Path:
     return make_store(tmp_path_factory.mktemp("tune") / "rows.zarr", n_rows=1200)
 
 
+def store_of(folder: Path, target) -> Path:
+    """1200 rows of five features whose target is `target` of them and of a random generator; no other split."""
+    x, generator = smooth_rows(1200)[0], np.random.default_rng(1)
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", target(x, generator).astype(np.float32))
+    files = {"x_file": folder / "x.npy", "y_file": folder / "y.npy"}
+    ep3stream.convert([], folder / "rows.zarr", ep3stream.ConvertConfig(), **files)
+    return folder / "rows.zarr"
+
+
 @pytest.fixture(scope="module")
 def noisy_store(tmp_path_factory) -> Path:
     """A sine of the first feature below noise of its own size."""
     folder = tmp_path_factory.mktemp("noisy")
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((1200, 3)).astype(np.float32)
-    np.save(folder / "x.npy", x)
-    np.save(folder / "y.npy", np.sin(x[:, 0]) + 0.7 * generator.standard_normal(1200).astype(np.float32))
-    store, files = folder / "rows.zarr", {"x_file": folder / "x.npy", "y_file": folder / "y.npy"}
-    ep3stream.convert([], store, ep3stream.ConvertConfig(), **files)
-    return store
+    return store_of(folder, lambda x, random: np.sin(x[:, 0]) + 0.7 * random.standard_normal(1200))
+
+
+@pytest.fixture(scope="module")
+def pure_noise(tmp_path_factory) -> Path:
+    """A target that no feature tells anything of."""
+    return store_of(tmp_path_factory.mktemp("noise"), lambda x, random: random.standard_normal(1200))
 
 
 def quick(store: Path, **settings):
-    return tune(store, **{"minutes": 5, "kernels": ["laplacian", "gaussian"], **settings})
+    return tune(store, **{"minutes": 5, "kernels": ["laplacian", "gaussian"], "n_centers": 60, **settings})
 
 
 def test_the_same_seed_gives_the_same_settings_and_another_one_other_trials(store):
@@ -176,79 +233,103 @@ def test_the_same_seed_gives_the_same_settings_and_another_one_other_trials(stor
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_ridge_is_carried_over_to_all_rows_of_the_split(noisy_store):
+def test_where_nothing_is_better_the_settings_are_those_that_were_given(pure_noise, tmp_path):
+    config = FitConfig(kernel=KernelConfig("laplacian", bandwidth=1e4), solver=SolverConfig(ridge=1e3))
+    result = quick(pure_noise, config=config, kernels=["laplacian"], out=tmp_path / "t.toml")
+    assert result.best is result.default
+    assert result.config == config == FitConfig.from_toml((tmp_path / "t.toml").read_text(), "t.toml")
+    assert "keep the default" in result.notes[0]
+    assert any("the mean of the targets" in note for note in result.notes)
+
+
+def test_what_beats_the_mean_has_no_such_warning(noisy_store):
     result = quick(noisy_store)
-    assert result.best.noise > 0
-    assert result.config.solver.ridge == pytest.approx(result.best.noise / 1200, rel=1e-2)
+    assert not any("the mean of the targets" in note for note in result.notes)
+
+
+def test_a_far_too_narrow_bandwidth_is_replaced_by_what_is_better(store):
+    config = FitConfig(kernel=KernelConfig("laplacian", bandwidth=0.02))
+    result = quick(store, config=config, kernels=["laplacian"])
+    assert "better than the default by" in result.notes[0]
+    assert result.config.kernel != config.kernel
+    assert result.best.r2 > result.default.r2 + 0.5
+
+
+def test_the_ridge_is_carried_over_to_all_rows_of_the_split(noisy_store):
+    result = quick(noisy_store, config=FitConfig(solver=SolverConfig(ridge=1.0)), kernels=["laplacian"])
+    assert result.best.candidate.noise > 0
+    assert result.config.solver.ridge == pytest.approx(result.best.candidate.noise / 1200, rel=1e-2)
 
 
 def test_the_published_method_gets_no_ridge(noisy_store):
     result = quick(noisy_store, config=FitConfig(solver=SolverConfig(projection="eigenpro")))
-    assert result.config.solver.ridge == 0
-    assert any("eigenpro" in note for note in result.notes)
+    assert {trial.candidate.noise for trial in result.table} == {0.0}
 
 
-@pytest.mark.parametrize(("centers", "each"), [(1000, 4), (100, 12), (10, 32), ("points.npy", 8)])
-def test_trials_have_as_many_rows_per_center_as_the_fit_within_limits(noisy_store, centers, each):
-    config = FitConfig(solver=SolverConfig(centers=centers))
-    rung = quick(noisy_store, config=config, kernels=["laplacian"]).best.rung
-    assert rung.n_rows == each * rung.n_centers
-    assert rung.n_rows + 3 * rung.n_centers <= 1200
+def test_a_trial_of_the_size_of_the_fit_scores_as_the_fit_does(store, tmp_path):
+    config = FitConfig(data=DataConfig(validate="test"), solver=SolverConfig(centers=200, epochs=4))
+    result = quick(store, config=config, kernels=["laplacian"], n_centers=None, minutes=0.01)
+    run = ep3stream.fit(store, tmp_path / "run", config)
+    assert result.default.size.n_centers == 200
+    assert result.default.r2 == pytest.approx(ep3stream.evaluate(run, store, "test")["r2"], abs=0.05)
 
 
 def test_the_largest_trial_has_as_many_centers_as_were_asked_for(noisy_store, tmp_path):
-    command = [
-        "tune",
-        noisy_store,
-        "--out",
-        tmp_path / "t.toml",
-        "--kernels",
-        "laplacian",
-        "--centers",
-        70,
-        "--quiet",
-    ]
+    out = tmp_path / "t.toml"
+    command = ["tune", noisy_store, "--out", out, "--kernels", "laplacian", "--centers", 70, "--quiet"]
     assert cli.main(list(map(str, command))) == 0
     asked = quick(noisy_store, kernels=["laplacian"], n_centers=70)
-    assert max(trial.rung.n_centers for trial in asked.table) == 70
-    assert max(trial.rung.n_centers for trial in quick(noisy_store, kernels=["laplacian"]).table) > 70
-    assert FitConfig.from_toml((tmp_path / "t.toml").read_text(), "t.toml") == asked.config
+    assert {
+        trial.size.n_centers
+        for trial in quick(noisy_store, kernels=["laplacian"], minutes=0.01, n_centers=None).table
+    } == {240}
+    assert {trial.size.n_centers for trial in asked.table} == {70}
+    assert FitConfig.from_toml(out.read_text(), "t.toml") == asked.config
     assert asked.config.solver.centers == "auto"
 
 
 def test_kernels_without_a_bandwidth_and_with_a_shape_are_tried_too(store):
     table = quick(store, kernels=["ntk_relu", "polynomial", "dispersal"]).table
-    assert {trial.candidate.name for trial in table} == {"ntk_relu", "polynomial", "dispersal"}
-    shapes = {trial.candidate.shape for trial in table if trial.candidate.name == "dispersal"}
+    kernels = {trial.candidate.kernel.name for trial in table}
+    assert kernels == {"laplacian", "ntk_relu", "polynomial", "dispersal"}
+    shapes = {trial.candidate.kernel.shape for trial in table if trial.candidate.kernel.name == "dispersal"}
     assert shapes == {0.7, 1.0, 1.5}
 
 
-def test_the_written_settings_are_read_by_fit_and_beat_the_mean(store, tmp_path, capsys):
-    out, run = tmp_path / "tuned.toml", tmp_path / "run"
-    command = ["tune", str(store), "--out", str(out), "--validate", "test", "--feature-scale", "--json"]
-    assert cli.main([*command, "--kernels", "laplacian"]) == 0
+def test_a_kernel_on_columns_is_found_and_the_written_settings_are_read_by_fit(tmp_path, capsys):
+    # Of four features two matter; a kernel of distances counts all alike.
+    x = np.random.default_rng(0).standard_normal((1500, 4)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=x, y=(np.sin(2 * x[:, 0]) + 0.5 * x[:, 1]).astype(np.float32))
+    store, out, run = tmp_path / "rows.zarr", tmp_path / "tuned.toml", tmp_path / "run"
+    ep3stream.convert(
+        tmp_path / "rows.npz", store, ep3stream.ConvertConfig(splits={"train": 0.7, "test": 0.3})
+    )
+    command = ["tune", str(store), "--out", str(out), "--validate", "test", "--json"]
+    assert cli.main([*command, "--kernels", "product", "--centers", "100"]) == 0
     found = json.loads(capsys.readouterr().out)
     config = FitConfig.from_toml(out.read_text(), str(out))
-    assert config.kernel.bandwidth == found["best"]["bandwidth"]
-    assert config.solver.ridge == found["best"]["ridge"]
-    assert np.load(config.data.feature_scale).shape == (5,)
-    settings = ["--centers", "100", "--batch-size", "64", "--epochs", "2"]
+    assert config.kernel.name == found["best"]["kernel"] == "product"
+    assert config.kernel.sharpness == found["best"]["sharpness"]
+    assert found["best"]["better_by"] > 2 * found["best"]["standard_error"]
+    settings = ["--centers", "100", "--epochs", "2"]
     assert cli.main(["fit", str(store), str(run), "--config", str(out), *settings]) == 0
-    assert ep3stream.evaluate(run, store)["r2"] > 0.5
-    factors = torch.from_numpy(np.load(config.data.feature_scale))
-    std = torch.tensor(ep3stream.open_store(store).split("train").info.features.std)
-    torch.testing.assert_close(ep3stream.load(run).inputs.scale, (factors / std).float())
+    assert ep3stream.evaluate(run, store)["r2"] > found["default"]["r2"] + 0.05
 
 
 def test_the_table_fits_eighty_columns_and_marks_the_choice(tmp_path):
     rows = make_store(tmp_path / "rows.zarr", task="classification", n_rows=600)
-    result = quick(rows, by="accuracy", kernels=["rational_quadratic"])
+    config = FitConfig(kernel=KernelConfig("rational_quadratic", bandwidth=0.01))
+    result = quick(rows, config=config, by="accuracy", kernels=["rational_quadratic"])
     text = describe_tuning(result.as_json())
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["kernel", "bandwidth", "ridge", "scaled", "rows", "mse", "accuracy"]
-    assert [line.startswith("*") for line in lines].count(True) == 2
+    assert max(len(line) for line in lines if not line.startswith("note:")) <= 80
+    assert lines[0].split() == [
+        "kernel", "width", "ridge", "centers", "rows", "accuracy", "better", "by",
+    ]  # fmt: skip
+    assert sum(line.startswith("*") for line in lines) == 2
+    assert sum(line.startswith("d") for line in lines) == 1
     assert all(f"{value:.4f}" in text for value in (result.best.accuracy, result.table[0].accuracy))
+    assert "in the accuracy on" in text
 
 
 def test_a_file_is_replaced_only_by_force(store, tmp_path):
@@ -273,17 +354,21 @@ def test_by_default_the_settings_lie_beside_the_store():
         ({"kernels": []}, "kernels is empty"),
         ({"kernels": ["sinc"]}, "sinc"),
         ({"minutes": 0}, "minutes is 0"),
-        ({"feature_scale": True}, "give out"),
-        ({"config": FitConfig(run=RunConfig(memory_bytes=1000))}, "memory is 1000 bytes"),
-        ({"n_centers": 20}, "centers of tune is 20, .* use 60 to "),
-        ({"n_centers": 500}, "rows, of which each center takes"),
-        ({"n_centers": 60, "config": FitConfig(run=RunConfig(memory_bytes=1000))}, "but 60 centers"),
+        ({"config": FitConfig(run=RunConfig(memory_bytes=1000))}, "memory is"),
+        ({"n_centers": 5}, "centers of tune is 5, .* use 10 to "),
+        ({"n_centers": 500}, "rows of split train to fit; use 10 to 393"),
         ({"out": "/nowhere/at/all.toml"}, "is no directory"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_before_any_work(store, settings, words):
+def test_settings_that_cannot_be_are_refused(store, settings, words):
     with pytest.raises(ConfigError, match=words):
         tune(store, **{"minutes": 1, **settings})
+
+
+def test_sharpness_is_for_kernels_on_columns_alone():
+    with pytest.raises(ConfigError, match="sharpness is 2, which the laplacian kernel does not have"):
+        KernelConfig("laplacian", sharpness=2)
+    assert KernelConfig("anova", sharpness=2).parameters() == {"power": 1.0}
 
 
 @pytest.mark.parametrize(

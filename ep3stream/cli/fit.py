@@ -98,8 +98,8 @@ def add_tune(commands: Any) -> None:
         commands,
         "tune",
         _tune,
-        "choose kernel, bandwidth and ridge on a sample; writes settings for `fit --config`",
-        "ep3stream tune flights.zarr --validate validation --feature-scale",
+        "choose kernel, bandwidth and ridge by small fits, or keep the default; writes settings for `fit --config`",
+        "ep3stream tune flights.zarr --validate validation --minutes 10",
     )
     add_store(parser)
     parser.add_argument(
@@ -118,18 +118,15 @@ def add_tune(commands: Any) -> None:
         "--kernels",
         type=checked(parse_names),
         metavar="NAME,...",
-        help="default: laplacian,matern32,matern52,gaussian",
-    )
-    parser.add_argument(
-        "--feature-scale", action="store_true", help="learn a factor for each feature, kept in an NPY file"
+        help="default: laplacian,matern32,matern52,gaussian,product,anova",
     )
     parser.add_argument("--by", choices=("mse", "accuracy"), default="mse", help="default: mse")
-    parser.add_argument("--minutes", type=float, default=2.0, metavar="N", help="default: 2")
+    parser.add_argument("--minutes", type=float, default=5.0, metavar="N", help="default: 5")
     parser.add_argument(
         "--centers",
         type=int,
         metavar="N",
-        help="of the largest trial, not of the fit; default: as many as take seconds, 2250 at most for most fits",
+        help="of the largest trial, not of the fit; default: those of the fit, as far as there is time",
     )
     add_settings(
         parser,
@@ -141,16 +138,15 @@ def add_tune(commands: Any) -> None:
 
 
 def _tune(options: argparse.Namespace, console: Console) -> None:
-    from ep3stream.tuning.tune import DEFAULT_KERNELS, default_out, describe_tuning, tune
+    from ep3stream.tuning.tune import default_out, describe_tuning, tune
 
     out = options.out or default_out(options.store)
     result = tune(
         options.store,
         _fit_config(options),
         out=out,
-        kernels=options.kernels or DEFAULT_KERNELS,
+        kernels=options.kernels or None,
         by=options.by,
-        feature_scale=options.feature_scale,
         minutes=options.minutes,
         n_centers=options.centers,
         force=options.force,

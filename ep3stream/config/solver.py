@@ -47,6 +47,10 @@ KERNEL_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+# Settings of a kernel that its parameters in models do not have: its name, and what goes into learnt weights.
+_NO_PARAMETERS = ("name", "sharpness")
+
+
 def _default_by_kernel(parameter: str) -> str:
     """`1.5 for dispersal, 1 for rational_quadratic`: the parameter's default for each kernel that has it."""
     values = {name: own[parameter] for name, own in KERNEL_DEFAULTS.items() if parameter in own}
@@ -104,6 +108,11 @@ class KernelConfig:
         limit=positive("a positive, finite number"),
         default_means=_default_by_kernel("power"),
     )
+    sharpness: float = setting(
+        1.0,
+        "factor of the weights that product and anova learn",
+        limit=positive("a positive, finite number"),
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -121,6 +130,11 @@ class KernelConfig:
             require(isinstance(value, int | float), each.refusal(value))
         if self.name == "dispersal" and self.shape is not None:
             require(self.shape <= 2, f"shape is {self.shape}; the dispersal kernel takes one in (0, 2]")
+        require(
+            self.sharpness == 1 or "power" in own,
+            f"sharpness is {self.sharpness}, which the {self.name} kernel does not have; leave it out, or give a "
+            "bandwidth",
+        )
         if self.power is not None:
             require(self.power <= 2, f"power is {self.power}; the {self.name} kernel takes one in (0, 2]")
 
@@ -129,7 +143,9 @@ class KernelConfig:
         return {**KERNEL_DEFAULTS[self.name], **self._given()}
 
     def _given(self) -> dict[str, Any]:
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
+        values = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NO_PARAMETERS
+        }
         return {name: value for name, value in values.items() if value is not None and value != "median"}
 
 

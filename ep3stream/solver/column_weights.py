@@ -326,13 +326,17 @@ def _sharpened(
     # The vertex of the parabola through the least loss and its neighbours.
     vertex = best + 0.5 * (before - behind) / max(before - 2 * here + behind, 1e-12)
     vertex = min(max(vertex, best - 1), best + 1)
-    growth = min(max(1.0, n_centers / n_small) ** _GROWTH, _MOST_GROWTH)
-    multiple = 2**vertex * growth
+    multiple = 2**vertex * max(1.0, growth(n_centers, n_small))
     _LOGGER.info(
         "column weights: best times %.2f for %d centers, so times %.2f for %d",
         2**vertex, n_small, multiple, n_centers,
     )  # fmt: skip
     return tried[best], kernel.scaled(multiple)
+
+
+def growth(n_centers: int, n_known: int) -> float:
+    """By how much weights that suit `n_known` centers are to be multiplied for `n_centers`, at most 4."""
+    return float(min((n_centers / n_known) ** _GROWTH, _MOST_GROWTH))
 
 
 def _importance(regression: _Regression, held: tuple[Tensor, Tensor], typical: Tensor) -> Tensor:

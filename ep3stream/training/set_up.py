@@ -471,14 +471,27 @@ def _column_kernel(
         return ColumnKernel.of(plain.name, rows.metric, plain.power), None
     if rows.pool is None:
         return plain, None
-    x, y = (each.to(mesh.device) for each in rows.pool)
+    n_centers = resolving_centers(len(rows.centers), problem.shape.n_rows)
+    return learnt_for_columns(problem, rows.pool, settings, n_centers, mesh)
+
+
+def resolving_centers(n_centers: int, n_rows: int) -> int:
+    """For how many centers weights are learnt: centers with few rows each resolve no more than fewer centers do."""
+    return max(1, min(n_centers, n_rows // _ROWS_PER_CENTER))
+
+
+def learnt_for_columns(
+    problem: Problem, pool: tuple[Tensor, Tensor], settings: KernelConfig, n_centers: int, mesh: Mesh
+) -> tuple[ColumnKernel, dict[str, Any] | None]:
+    """The kernel on columns with weights for `n_centers` centers, learnt from x, (n, d), and y; and what to tell."""
+    x, y = (each.to(mesh.device) for each in pool)
     x = _require_in_range(problem.inputs.to(mesh.device)(x))
     code = problem.targets.to(mesh.device)
     coded = torch.zeros(code.n_outputs, len(x), device=mesh.device)
     code.subtract_(coded, y)
-    # Centers with few rows each resolve no more than fewer centers do.
-    n_centers = max(1, min(len(rows.centers), problem.shape.n_rows // _ROWS_PER_CENTER))
-    return learnt_kernel(plain, x, coded.neg_().T.contiguous(), problem.names[0], n_centers, mesh)
+    plain = plain_kernel(settings, x.shape[1], problem.categories)
+    kernel, told = learnt_kernel(plain, x, coded.neg_().T.contiguous(), problem.names[0], n_centers, mesh)
+    return kernel.scaled(settings.sharpness), told
 
 
 def _setup_plan(

@@ -1,1 +1,1 @@
-"""Choosing kernel, bandwidth, ridge and feature scales on a sample."""
+"""Choosing kernel, bandwidth or sharpness, and ridge, by small fits scored on the same held-out rows."""
