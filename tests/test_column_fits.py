@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from ep3stream import ConvertConfig, FitConfig, KernelModel
 from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.estimator import KernelClassifier, KernelRegressor
 from ep3stream.inspection.describe import describe_path
+from ep3stream.mesh import Mesh
 from ep3stream.prediction.predict import predict_tables
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver import column_weights
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.export import exported_program
+from ep3stream.training.set_up import set_up_split
 
 SHOPS = ("north", "south", "east", "west")
 EFFECTS = {"north": 2.0, "south": -2.0, "east": 0.5, "west": 0.0}
@@ -242,9 +245,16 @@ def test_plan_counts_the_learning_and_does_not_learn(stores, monkeypatch):
     assert seconds["product"] > seconds["laplacian"]
 
 
-def test_tune_refuses_what_has_no_bandwidth(stores, tmp_path):
-    with pytest.raises(ConfigError, match="which has no bandwidth to choose"):
-        ep3stream.tune(stores["regression"], kernels=["product"])
+def test_sharpness_multiplies_the_weights_that_are_learnt(stores):
+    split = ep3stream.open_store(stores["regression"]).split("train")
+    config = settings("product")
+    sharper = replace(config, kernel=replace(config.kernel, sharpness=2.0))
+    plain, sharp = (
+        set_up_split(split, each, None, Mesh(0, 1, torch.device("cpu"))).setup.tensors["kernel_metric"]
+        for each in (config, sharper)
+    )
+    torch.testing.assert_close(sharp[0], 2 * plain[0])
+    torch.testing.assert_close(sharp[1:], plain[1:])
 
 
 def test_inspect_tells_what_matters(fitted):

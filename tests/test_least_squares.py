@@ -1,15 +1,13 @@
-"""The ridge path against dense float64 systems, and the mean squared gradient against autograd."""
+"""The ridge path against dense float64 systems."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from ep3stream.errors import ConfigError
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, RadialKernel
 from ep3stream.solver.least_squares import RidgePath
-from ep3stream.solver.model import mean_squared_gradient
 from ep3stream.solver.targets import TargetCode
 
 RIDGES = (0.0, 1e-4, 1e-2, 1.0)
@@ -79,26 +77,3 @@ def test_a_function_that_is_no_kernel_is_named():
     _, centers, x, y, targets = problem("gaussian")
     with pytest.raises(ConfigError, match="not positive definite on 40 centers"):
         RidgePath.of(CallableKernel(lambda a, b: -a @ b.T), centers, x, y, targets)
-
-
-@pytest.mark.parametrize("name", RADIAL_KERNELS)
-def test_the_mean_squared_gradient_is_that_of_finite_differences(name):
-    generator = np.random.default_rng(0)
-    centers, weights, x = (
-        torch.from_numpy(generator.standard_normal(s)) for s in ((8, 3), (8, 2), (1100, 3))
-    )
-    kernel = RadialKernel(name, 1.7, torch.tensor([0.5, 0.0, -1.0], dtype=torch.float64), 1.5)
-
-    def outputs(rows: torch.Tensor) -> torch.Tensor:
-        return kernel.block(kernel.left(rows), kernel.right(centers)) @ weights
-
-    step = 1e-5 * torch.eye(3, dtype=torch.float64)
-    expected = [float(((outputs(x + h) - outputs(x - h)) / 2e-5).square().sum(1).mean()) for h in step]
-    found = mean_squared_gradient(kernel, centers, weights, x)
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=0)
-
-
-def test_a_row_that_is_a_center_leaves_the_gradient_finite():
-    x = torch.zeros(1, 2)
-    kernel = RadialKernel("laplacian", 1.0, torch.zeros(2))
-    assert mean_squared_gradient(kernel, x, torch.ones(1, 1), x).tolist() == [0, 0]

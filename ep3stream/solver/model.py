@@ -1,12 +1,10 @@
-"""The trained model f(x) = offset + scale * sum_i alpha_i K(x, z_i), in the units of the data, and its mean gradient.
+"""The trained model f(x) = offset + scale * sum_i alpha_i K(x, z_i), in the units of the data.
 
-`Predictor` is a whole model, `ModelShard` one rank's share of it. `mean_squared_gradient` tells how much the outputs
-change along each feature.
+`Predictor` is a whole model, `ModelShard` one rank's share of it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +16,9 @@ from torch import Tensor
 
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import tiles, times_kernel
+from ep3stream.solver.blocks import times_kernel
 from ep3stream.solver.input_scaling import InputScaling
-from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
+from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import kernel_tensors, named_kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
@@ -326,41 +324,3 @@ def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any
                 f"{name} of the model is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {expected.get(name)}; "
                 "fit again"
             )
-
-
-# -phi'(t) / t of each profile phi of `RadialKernel`, as a function of t and shape.
-_SLOPES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
-    "laplacian": lambda t, _: torch.exp(-t) / t,
-    "gaussian": lambda t, _: torch.exp(-t.square() / 2),
-    "matern32": lambda t, _: 3 * torch.exp(-math.sqrt(3) * t),
-    "matern52": lambda t, _: 5 / 3 * (1 + math.sqrt(5) * t) * torch.exp(-math.sqrt(5) * t),
-    "dispersal": lambda t, shape: shape * t ** (shape - 2) * torch.exp(-(t**shape)),
-    "rational_quadratic": lambda t, shape: (1 + t.square() / (2 * shape)) ** (-shape - 1),
-}
-
-# Distance, in bandwidths, below which a center adds nothing to a gradient.
-_NEAR = 1e-4
-
-
-def mean_squared_gradient(kernel: RadialKernel, centers: Tensor, weights: Tensor, x: Tensor) -> Tensor:
-    """mean_j |d f(x_j) / d x_k|^2 for each feature k, (d,), where f(x) = sum_i alpha_i K(x, z_i).
-
-    This is the diagonal of the average gradient outer product. Radhakrishnan, Beaglehole, Pandit and Belkin ("Mechanism
-    for feature learning in neural networks and backpropagation-free machine learning models", Science 2024) take
-    distances in the metric of that matrix and fit again; its diagonal weighs each feature by its use in the last model.
-
-    With w = -phi'(t) / t, the gradient is sum_i alpha_i w(t_ij) (z_i - x_j) / bandwidth^2. A center nearer than 1e-4
-    bandwidths adds nothing, since the Laplacian has a kink there. centers: (p, d), weights: (p, c), x: (n, d), in the
-    units of the kernel. O(n p d c) time, memory for 1024 (p + d) float64 numbers.
-    """
-    z, weights = (centers - kernel.centre).double(), weights.double()
-    total = z.new_zeros(z.shape[1])
-    for rows in tiles(len(x)):
-        part = (x[rows] - kernel.centre).double()
-        t = torch.cdist(part, z) / kernel.bandwidth
-        slopes = torch.where(t > _NEAR, _SLOPES[kernel.name](t.clamp_min(_NEAR), kernel.shape), 0.0)
-        for alpha in weights.T:
-            weighted = slopes * alpha
-            gradient = weighted @ z - weighted.sum(1, keepdim=True) * part
-            total += gradient.square().sum(0)
-    return total / (len(x) * kernel.bandwidth**4)
