@@ -23,6 +23,8 @@ from ep3stream.tuning.trials import Candidate, Size, Trial
 
 # A candidate that is worse by so many standard errors is left out; the choice has to be better by so many.
 _WORSE, _BETTER = 2.0, 1.0
+# Of the loss: models that are almost the same differ by less, however small the error of that.
+_LEAST_GAIN = 1e-4
 
 # The default and the best of the others: a rung on which only one of them was fitted decides nothing.
 _COMPARED = 2
@@ -270,6 +272,6 @@ def _best(trials: Iterable[Trial]) -> Trial:
 
 
 def _is_better(one: Trial, other: Trial, errors: float) -> bool:
-    """Whether the loss of one is below the other's by more than so many standard errors."""
+    """Whether the loss of one is below the other's by more than so many standard errors, and by what matters."""
     excess, error = one.excess(other)
-    return excess < -errors * error
+    return excess < -max(errors * error, _LEAST_GAIN * other.loss)
