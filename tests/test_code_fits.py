@@ -267,20 +267,14 @@ def test_the_plan_counts_the_features_of_points_for_centers_and_the_codes_for_ro
     ep3stream.plan(stores["codes"], settings())
 
 
-def test_tune_chooses_factors_of_columns(stores, tmp_path):
+def test_tune_tries_kernels_of_distances_and_on_columns_on_codes(stores, tmp_path):
+    out = tmp_path / "tuned.toml"
     result = ep3stream.tune(
-        stores["codes"],
-        settings(),
-        out=tmp_path / "tuned.toml",
-        feature_scale=True,
-        kernels=["laplacian"],
-        n_centers=120,
-        clock=lambda: 0.0,
+        stores["codes"], settings(), out=out, kernels=["product"], minutes=0.5, n_centers=60
     )
-    assert result.config.data.feature_scale is not None
-    factors = np.load(result.config.data.feature_scale)
-    assert factors.shape == (4,)
-    assert factors[2] < min(factors[0], factors[1])
+    assert {trial.candidate.kernel.name for trial in result.table} == {"laplacian", "product"}
+    # Of four columns two matter, which a kernel of distances cannot know.
+    assert result.config.kernel.name == "product"
     run = ep3stream.fit(stores["codes"], tmp_path / "run", result.config)
     assert ep3stream.evaluate(run, stores["codes"])["r2"] > 0.9
 

@@ -202,7 +202,9 @@ def _most_centers(reader: SplitReader, config: FitConfig, n_rows: int, asked: in
             f"centers of tune is {asked}, but there are {n_rows} rows of split {reader.info.name} to fit; "
             f"use {_LEAST_CENTERS} to {most}, or leave it out"
         )
-    return asked or min(most, CenterSource.of(config, reader, automatic_centers(shape_of(reader, config))).n_centers)
+    return asked or min(
+        most, CenterSource.of(config, reader, automatic_centers(shape_of(reader, config))).n_centers
+    )
 
 
 def _sampled(rows: RowStore, reader: SplitReader, config: FitConfig) -> tuple[Rows, tuple[Tensor, Tensor]]:
