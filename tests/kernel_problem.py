@@ -12,6 +12,7 @@ from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.projection import NystromProjection, Spectra, build_nystrom
 from ep3stream.solver.step import Solver
 from ep3stream.solver.step_size import Stability, measure_stability
+from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
 
 ONE_RANK = Mesh(0, 1, torch.device("cpu"))
@@ -51,7 +52,10 @@ def k(kernel: Kernel, z: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Centers Z, (p, d), rows X, (n, d), and the preconditioners' ranks; every landmark and sample in order."""
+    """Centers Z, (p, d), rows X, (n, d), and the preconditioners' ranks; every landmark and sample in order.
+
+    group_size: of a local tail, 0 for none.
+    """
 
     kernel: Kernel
     z: Tensor
@@ -61,6 +65,7 @@ class Problem:
     n_landmarks: int = 30
     n_samples: int = 50
     widest_rank: int = 0
+    group_size: int = 0
 
     def projection(self, mesh: Mesh = ONE_RANK) -> tuple[NystromProjection, Spectra]:
         rows = mesh.shard_range(len(self.z))
@@ -75,7 +80,11 @@ class Problem:
             mesh,
             generator(5),
             self.widest_rank,
+            Grouping(self.group_size, len(self.z), self._some_centers) if self.group_size else None,
         )
+
+    def _some_centers(self, numbers: range) -> Tensor:
+        return self.z[numbers.start : numbers.stop]
 
     def solver(
         self, targets: TargetCode, mesh: Mesh = ONE_RANK, momentum: float = 0.9, averaging: float = 3.0

@@ -98,7 +98,8 @@ def test_devices_share_the_basis_and_the_steps_but_not_the_read_ahead(store: Pat
     assert four.memory["read-ahead"] == one.memory["read-ahead"]
     assert four.largest_centers >= one.largest_centers
     assert one.reduced_bytes == 0
-    assert four.reduced_bytes == four.n_steps * 4 * 2 * (64 + 3 * four.sizes.model_rank)
+    assert four.sizes.group_size == 100  # One group, on all four.
+    assert four.reduced_bytes == four.n_steps * 4 * 2 * (64 + 3 * four.sizes.model_rank + 2 * 100)
 
 
 def test_plan_and_fit_refuse_what_does_not_fit_with_the_same_words(store: Path, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_machine_smaller_than_the_budget_is_told_with_what_fits_it(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "machine_bytes", lambda device: 400_000)
-    message = r"memory allows the 1\.\d MB that 100 centers .* a device has only 0\.4 MB here; use at most \d+ centers"
+    message = r"memory allows the 2\.\d MB that 100 centers .* a device has only 0\.4 MB here; use at most \d+ centers"
     for call in (
         lambda: ep3stream.plan(store, settings()),
         lambda: ep3stream.fit(store, tmp_path / "run", settings()),

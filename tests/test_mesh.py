@@ -34,7 +34,8 @@ from ep3stream.solver.step import Solver
 
 CPU = torch.device("cpu")
 FAST, LEVEL = 20, 80
-CASES = ((50, 0), (1, 0), (50, FAST), (120, LEVEL))
+# Centers, the rank to raise to, and the size of the groups of a local tail: whole ones, and on two or three ranks.
+CASES = ((50, 0, 0), (1, 0, 0), (50, FAST, 0), (120, LEVEL, 0), (50, 0, 5), (50, 0, 8), (50, 0, 40))
 
 
 @given(n_rows=st.integers(0, 10_000), size=st.integers(1, 64))
@@ -52,7 +53,7 @@ def test_a_process_without_a_group_is_a_mesh_of_one_that_leaves_tensors_alone() 
         assert same is tensor
 
 
-def weights_after_five_steps(mesh: Mesh, p: int, widest_rank: int = 0) -> Tensor:
+def weights_after_five_steps(mesh: Mesh, p: int, widest_rank: int = 0, group_size: int = 0) -> Tensor:
     """Of the whole model, (p, 2), on every rank; the step size is measured too, by the ranks together.
 
     With a `widest_rank` the kernel is one for which the rank is raised to it: eigenvalues that fall fast, or a level.
@@ -63,7 +64,10 @@ def weights_after_five_steps(mesh: Mesh, p: int, widest_rank: int = 0) -> Tensor
     if widest_rank == LEVEL:
         rows = sphere(p, 12, 0), sphere(120, 12, 1)
         case = Problem(CallableKernel(levels), *rows, 30, 4, p, widest_rank=widest_rank)
-    assert case.projection(mesh)[0].basis.shape[1] == min(p, max(widest_rank, 10))
+    case = replace(case, group_size=group_size)
+    projection = case.projection(mesh)[0]
+    assert projection.basis.shape[1] == min(p, max(widest_rank, 10))
+    assert (projection.tail is not None) == bool(group_size)
     solver = replace(case.solver(unit_targets(2, torch.float32), mesh), ridge=0.1)
     eta = case.stability(solver, 40).step_size(solver.momentum)
     state, y = solver.initial_state(), points(120, 2, 2, torch.float32)
@@ -82,22 +86,29 @@ def sent_by_steps(mesh: Mesh) -> dict[str, tuple[int, int]]:
     rows = mesh.shard_range(50)
     shard = case.z[rows.start : rows.stop]
     nystrom, _ = case.projection(mesh)
+    grouped, _ = replace(case, group_size=8).projection(mesh)
     exact, _ = build_exact(case.kernel, case.z, case.x[:50], 4, mesh, generator(5))
     eigenpro, _ = build_eigenpro(
         case.kernel, shard, case.z[:30], case.x[:50], 50, (4, 10), (2, 0.0), mesh, generator(5)
     )
     found = {}
     y = points(120, 2, 2, torch.float32)[:40]
-    for name, projection in {"nystrom": nystrom, "exact": exact, "eigenpro": eigenpro}.items():
+    projections = {"nystrom": nystrom, "grouped": grouped, "exact": exact, "eigenpro": eigenpro}
+    for name, projection in projections.items():
         centers = case.kernel.left(shard)
         targets = unit_targets(2, torch.float32)
         solver = Solver(case.kernel, centers, projection, targets, 0.0, 0.0, mesh)  # type: ignore[arg-type]
-        sizes = replace(SIZES, projection=name, passes=2, devices=mesh.size)
+        kind = "nystrom" if name == "grouped" else name
+        group_size = 8 if name == "grouped" else 0
+        sizes = replace(SIZES, projection=kind, passes=2, devices=mesh.size, group_size=group_size)
         state = solver.initial_state()
         for score in (False, True):
             before = mesh.sent["all_reduce"]
             solver.step(state, case.x[:40], y, 1e-4, score=score and name != "eigenpro")
-            expected = reduced_bytes_of_step(sizes, nystrom.n_leading) + score * 4 * 2 * 40
+            expected = (
+                reduced_bytes_of_step(sizes, projection.n_leading if kind == "nystrom" else None)
+                + score * 4 * 2 * 40
+            )
             found[f"{name} {score}"] = (mesh.sent["all_reduce"] - before, expected)
     # The centers' batches are small here, which costs.py does not know; and the passes look at |h|^2.
     batches, sent = len(eigenpro.batches), found.pop("eigenpro False")
@@ -179,11 +190,11 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         over_gloo = Mesh.of_this_process(CPU)
         with joined(60) as mesh:
             assert (mesh.shared is not None) == can_share_memory()
-            for p, widest_rank in CASES:
-                weights = weights_after_five_steps(mesh, p, widest_rank)
-                np.save(f"{folder}/{p}-{widest_rank}-{rank}.npy", weights.numpy())
+            for case in CASES:
+                weights = weights_after_five_steps(mesh, *case)
+                np.save(f"{folder}/{'-'.join(map(str, case))}-{rank}.npy", weights.numpy())
             # Sums of two are the same in either order.
-            assert size > 2 or torch.equal(weights, weights_after_five_steps(over_gloo, p, widest_rank))
+            assert size > 2 or torch.equal(weights, weights_after_five_steps(over_gloo, *case))
             (Path(folder) / f"sent-{rank}.json").write_text(json.dumps(sent_by_steps(mesh)))
             told = talk(mesh)
             fail_to_map(mesh)
@@ -200,16 +211,16 @@ def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> Non
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=250
     )
     assert done.returncode == 0, done.stderr.decode()
-    for p, widest_rank in CASES:
-        alone = weights_after_five_steps(ONE_RANK, p, widest_rank)
-        files = [tmp_path / f"{p}-{widest_rank}-{rank}.npy" for rank in range(size)]
+    for case in CASES:
+        alone, (_, widest_rank, _) = weights_after_five_steps(ONE_RANK, *case), case
+        files = [tmp_path / f"{'-'.join(map(str, case))}-{rank}.npy" for rank in range(size)]
         ranks = [torch.from_numpy(np.load(file)) for file in files]
         assert all(torch.equal(ranks[0], other) for other in ranks[1:])
         # Sums in another order differ by rounding, which 1 / mu amplifies where the eigenvalues fall fast.
         assert (ranks[0] - alone).norm() < (1e-3 if widest_rank == FAST else 1e-5) * alone.norm()
     for rank in range(size):
         sent = json.loads((tmp_path / f"sent-{rank}.json").read_text())
-        assert len(sent) == 5
+        assert len(sent) == 7
         assert all(counted == expected for counted, expected in sent.values()), sent
         heard = json.loads((tmp_path / f"talk-{rank}.json").read_text())
         assert heard[1:3] == [[size - 1, 0], {"by": 0}]

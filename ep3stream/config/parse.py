@@ -143,6 +143,11 @@ def parse_epochs(text: str) -> float:
     return int(number) if number.is_integer() else number
 
 
+def parse_tail(text: str) -> int | str:
+    """A number where the text is one; else the text as it stands, `auto` or `none`."""
+    return int(text) if text.isdigit() else text
+
+
 def parse_centers(text: str) -> int | str:
     """A number where the text is one; else `auto`, `kmeans:N`, the path of a file, or `STORE/split`, as it stands."""
     return int(text) if text.lstrip("-").isdigit() else text

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any, Literal
 
-from ep3stream.config.parse import parse_centers, parse_class_weights, parse_epochs, parse_weights
+from ep3stream.config.parse import parse_centers, parse_class_weights, parse_epochs, parse_tail, parse_weights
 from ep3stream.config.settings import (
     Limit,
     at_least,
@@ -190,6 +190,15 @@ class SolverConfig:
         limit=at_least(0, "a positive number, or 0 to have it chosen"),
         default_means="centers / 4, at most 500, or 1500 where that helps much",
     )
+    tail: Literal["auto", "none"] | int = setting(
+        "auto",
+        "beyond these eigenpairs nystrom knows each center with its neighbours, in groups of so many centers; none: "
+        "all centers alike",
+        limit=at_least(2, "auto, none, or the size of a group, at least 2"),
+        default_means="256, or fewer where memory is short; none where the eigenpairs leave nothing",
+        metavar="auto|none|SIZE",
+        parse=parse_tail,
+    )
     data_rank: int = setting(
         0,
         "eigenpairs of the data's preconditioner, for the whole fit",
@@ -281,6 +290,10 @@ class SolverConfig:
         check_settings(self)
         self._check_weights()
         self._check_published()
+        require(
+            self.projection == "nystrom" or isinstance(self.tail, str),
+            f"tail is {self.tail}, but projection is {self.projection!r}, which has none; leave it out",
+        )
         if self.nystrom_samples and self.data_rank:
             require(
                 self.data_rank < self.nystrom_samples,

@@ -139,7 +139,9 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         made = cls(**saved.parameters)
         made.model_, made._trainer, made._saved = saved.model, None, saved.state
         made._record = None
-        made._centers, made._scaling = saved.model.centers, saved.model.inputs
+        # The model's centers may be in another order than those that its state was given.
+        given = (saved.state or {}).get("centers", saved.model.centers)
+        made._centers, made._scaling = given, saved.model.inputs
         made._offsets = saved.model.offsets or Offsets.none(
             saved.model.n_features, saved.model.targets.n_outputs
         )
@@ -211,6 +213,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             nystrom_samples=self.nystrom_samples,
             data_rank=self.data_rank,
             model_rank=self.model_rank,
+            tail=self.tail,
             ridge=self.ridge,
             class_weights=self._class_weights(),
             precision=self.precision,

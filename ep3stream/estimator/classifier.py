@@ -48,6 +48,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         nystrom_samples: int = 3000,
         data_rank: int = 0,
         model_rank: int = 0,
+        tail: str | int = "auto",
         precision: str = "float32",
         memory: int | str = "2GiB",
         device: str | None = None,
@@ -64,6 +65,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.nystrom_samples = nystrom_samples
         self.data_rank = data_rank
         self.model_rank = model_rank
+        self.tail = tail
         self.precision = precision
         self.memory = memory
         self.device = device

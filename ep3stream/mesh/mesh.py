@@ -95,6 +95,10 @@ class Mesh:
         """Which of `n_rows` rows are in this rank's shard."""
         return self._shard_range_of(self.rank, n_rows)
 
+    def shard_starts(self, n_rows: int) -> list[int]:
+        """The first row of each rank's shard of `n_rows` rows."""
+        return [self._shard_range_of(rank, n_rows).start for rank in range(self.size)]
+
     def _shard_range_of(self, rank: int, n_rows: int) -> range:
         share, extra = divmod(n_rows, self.size)
         start = rank * share + min(rank, extra)

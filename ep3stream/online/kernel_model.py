@@ -64,12 +64,13 @@ STATE_VERSION = 4
 _STATE_WITH_OFFSETS, _STATE_WITH_CODES = 5, 6
 
 _SOLVER_SETTINGS = (
-    "projection", "nystrom_samples", "data_rank", "model_rank", "momentum", "averaging", "step",
+    "projection", "nystrom_samples", "data_rank", "model_rank", "tail", "momentum", "averaging", "step",
     "ridge", "class_weights", "output_weights", "precision",
 )  # fmt: skip
 
 # Settings that states of older versions do not have, and what they were then.
 _LATER_SETTINGS: dict[str, Any] = {
+    "tail": "none",
     "ridge": 0.0,
     "class_weights": "none",
     "output_weights": {},
@@ -89,7 +90,8 @@ class KernelModel:
     callable k(x, z) -> (len(x), len(z)); bandwidth: of a kernel given by name.
     task: with `classification`, y are class ids of (m,) or one-hot rows; else values, (m,) or (m, c).
     nystrom_samples: how many rows the preconditioner is made from, or the rows themselves, (s, d).
-    data_rank, model_rank: eigenpairs of the preconditioners, 0 for automatic. momentum, averaging, step,
+    data_rank, model_rank: eigenpairs of the preconditioners, 0 for automatic. tail: as in SolverConfig; with one, the
+    model has the centers in another order. momentum, averaging, step,
     projection: as in SolverConfig. ridge, class_weights, output_weights: those of `fit`; classes are named by their
     ids, as numbers or texts, or as in the store; targets are `y0`, `y1`, ... or as in the store. `balanced` counts all
     rows of arrays and stores, and the rows of the set-up of loaders. precision: of kernel blocks, as in SolverConfig.
@@ -119,6 +121,7 @@ class KernelModel:
         nystrom_samples: int | Array = 3000,
         data_rank: int = 0,
         model_rank: int = 0,
+        tail: Literal["auto", "none"] | int = "auto",
         momentum: float | None = None,
         averaging: float | None = None,
         step: StepRule | None = None,
@@ -151,6 +154,7 @@ class KernelModel:
         solver = SolverConfig(
             projection=projection,
             model_rank=model_rank,
+            tail=tail,
             data_rank=data_rank,
             nystrom_samples=n_samples,
             momentum=momentum,
@@ -314,6 +318,8 @@ class KernelModel:
         if "offsets" in state:
             offsets = Offsets(*(np.array(state["offsets"][part], np.float64) for part in "xy"))
             self._take_offsets(offsets, state["centers"].double().mean(0).cpu().numpy())
+        if "tail" not in state["settings"]:  # It is of a version without one.
+            self._go_without_tail()
         mine, theirs = self._settings(), _LATER_SETTINGS | state["settings"]
         # Kernels had fewer parameters once.
         mine["kernel"], theirs["kernel"] = (_given(each["kernel"]) for each in (mine, theirs))
@@ -327,6 +333,13 @@ class KernelModel:
         self._names = (names["features"], names["targets"], names["classes"])
         self._trainer = OnlineTrainer.load(self._spec, self._form.task, self._names, state)
         self._held, self._epoch = [], state["epoch"]
+
+    def _go_without_tail(self) -> None:
+        """Takes `auto` for `none`."""
+        config = self._spec.config
+        if config.solver.tail == "auto":
+            config = replace(config, solver=replace(config.solver, tail="none"))
+            self._spec = replace(self._spec, config=config)
 
     def _first_offsets(self, x: Array | None, y: Array | None) -> Offsets | None:
         """The offsets known by now, and those that the first rows of x and y ask for where there are none yet."""

@@ -95,6 +95,7 @@ class OnlineTrainer:
         rows: SetUpRows,
         planned: tuple[SizePlan, int] | None = None,
     ) -> None:
+        rows = replace(rows, centers=rows.centers.clone())  # The set-up may put them into another order.
         self.spec, self.problem, self.rows = spec, problem, rows
         mesh = Mesh(0, 1, spec.centers.device)
         plan, memory_bytes = planned or spec.plan(problem.shape, mesh)
@@ -227,7 +228,9 @@ class OnlineTrainer:
         weights = self.progress.state.average.T.contiguous().clone()
         inputs = self.spec.inputs.to(device)
         offsets = self.spec.offsets if self.spec.offsets else None
-        return Predictor(solver.kernel, self.spec.centers, weights, inputs, solver.targets, *names, offsets)
+        # In the order of the set-up, which is not that of the user's centers where it has a local tail.
+        centers = self.result.setup.tensors["centers"]
+        return Predictor(solver.kernel, centers, weights, inputs, solver.targets, *names, offsets)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers from which `load` goes on with the same bits. The tensors are copies."""

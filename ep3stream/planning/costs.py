@@ -6,10 +6,11 @@ landmarks, P passes of EigenPro's projection, and G devices, a step takes, on al
     kernel evaluations   m p                     nystrom, exact
                          m p + m s + P p^2       eigenpro: K(X_s, X_b), and passes over K(Z, Z)
     FLOPs                2 (d + 2) each, for the distances; 4 m p c for both products; and for the projection
-                         4 p r c + 2 r^2 c       nystrom: U' h, the core, U
+                         4 p r c + 2 r^2 c + 4 p b c    nystrom: U' h, the core, U; a local tail of groups of b
                          4 p^2 c + 4 p q c       exact: two triangular solves
                          2 P p^2 c + 4 (p + s) q c      eigenpro
-    all-reduced, bytes   4 c (m + r + 2 l)       nystrom, l <= r its leading columns, whose rounding is taken out
+    all-reduced, bytes   4 c (m + r + 2 l)       nystrom, l <= r its leading columns, whose rounding is taken out;
+                                                 8 c b more for each group of the tail that lies on two devices
                          4 c (m + p)             exact: the gradient of all centers
                          4 c (m + q) + 4 P (p (d + 2 + c) + b r c)      eigenpro: centers travel too, in b batches
                          each device sends and receives 2 (G - 1) / G times that (ring)
@@ -64,6 +65,7 @@ class Sizes:
     passes: int = 1
     devices: int = 1
     n_expanded: int = 0
+    group_size: int = 0
 
     @property
     def n_inputs(self) -> int:
@@ -109,7 +111,7 @@ def projection_flops(sizes: Sizes) -> int:
         return 4 * p**2 * c + 4 * p * q * c
     if sizes.projection == "eigenpro":
         return 2 * sizes.passes * p**2 * c + 4 * (p + sizes.nystrom_samples) * q * c
-    return 4 * p * r * c + 4 * r**2 * c
+    return 4 * p * r * c + 4 * r**2 * c + 4 * p * sizes.group_size * c
 
 
 def flops_of_step(sizes: Sizes) -> int:
@@ -134,7 +136,11 @@ def reduced_bytes_of_step(sizes: Sizes, n_leading: int | None = None) -> int:
         batches = -(-p // _CENTER_BATCH)
         passes = sizes.passes * (p * (sizes.n_inputs + 2 + c) + batches * r * c)
         return _FLOAT * (c * (sizes.batch_size + sizes.data_rank) + passes)
-    return _FLOAT * c * (sizes.batch_size + r + 2 * (r if n_leading is None else n_leading))
+    b = sizes.group_size
+    starts = (rank * (p // sizes.devices) + min(rank, p % sizes.devices) for rank in range(1, sizes.devices))
+    parted = len({start // b for start in starts if start % b}) if b else 0
+    leading = r if n_leading is None else n_leading
+    return _FLOAT * c * (sizes.batch_size + r + 2 * leading + 2 * parted * b)
 
 
 def handed_bytes_of_step(sizes: Sizes) -> int:
@@ -188,4 +194,6 @@ def flops_of_setup(sizes: Sizes) -> float:
     blocks = value * (landmarks**2 + p * (landmarks + s) / devices)
     products = 2 * p * r * (landmarks + s) / devices + _DOUBLE * 4 * p * r**2 / devices
     algebra = _DOUBLE * (2 * landmarks**2 * r + r**2 * s + _EIGEN * 2 * r**3)
-    return blocks + products + algebra
+    b = sizes.group_size
+    tail = p * b * (_DOUBLE * (value + 2 * r + b) + 2 * (r + s)) / devices
+    return blocks + products + algebra + tail

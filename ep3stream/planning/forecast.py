@@ -40,6 +40,7 @@ from ep3stream.stream.order import SAMPLED_SEGMENTS
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.plan import (
     BATCHES,
+    LOCAL_TAIL,
     WIDER_BASIS,
     ProblemSize,
     SizePlan,
@@ -179,7 +180,13 @@ def plan(
 def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:
     """`sizes` with the batch, rank and passes of the pilot run, which had the same memory for fewer centers."""
     batch_size = min(sizes.batch_size, measured.batch_size)
-    return replace(sizes, batch_size=batch_size, model_rank=measured.model_rank, passes=measured.passes)
+    return replace(
+        sizes,
+        batch_size=batch_size,
+        model_rank=measured.model_rank,
+        passes=measured.passes,
+        group_size=sizes.group_size if measured.group_size else 0,
+    )
 
 
 def _expected(
@@ -206,10 +213,12 @@ def _expected(
 
 
 def _used(planned: SizePlan, sizes: Sizes, config: SolverConfig) -> int:
-    """Bytes of the planned memory that the fit will touch: less a wider basis that was not needed, and spare rows."""
+    """Bytes of the planned memory that the fit will touch: less a basis or tail not needed, and spare rows."""
     memory = dict(planned.memory)
     if sizes.model_rank <= planned.model_rank:
         memory.pop(WIDER_BASIS, None)
+    if not sizes.group_size:
+        memory.pop(LOCAL_TAIL, None)
     columns = sizes.batch_size
     if config.projection != "eigenpro" and not config.data_rank:
         # The step size is measured on blocks that are kept, as many as the largest batch has room for.

@@ -98,7 +98,9 @@ def run_pilot(
     passes = projection.passes.limit if isinstance(projection, EigenProProjection) else 1
     sizes = sizes_of(shape, small, config, setup.plan.batch_size, passes=passes)
     if isinstance(projection, NystromProjection):
-        sizes = replace(sizes, model_rank=projection.basis.shape[1])  # Smooth kernels get more than planned.
+        group_size = 0 if projection.tail is None else projection.tail.group_size
+        # Smooth kernels get a higher rank than planned, and no tail.
+        sizes = replace(sizes, model_rank=projection.basis.shape[1], group_size=group_size)
     step_s = _step_seconds(trainer, x, y, setup.plan.batch_size, clock)
     rates = _rates(trainer, sizes, step_s, read_bytes_per_s, x, y, clock)
     return PilotRun(
@@ -127,6 +129,7 @@ def sizes_of(
         passes,
         devices,
         shape.n_expanded,
+        plan.group_size,
     )
 
 

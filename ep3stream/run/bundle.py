@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # 2: a set-up may have stages. 3: a set-up of `nystrom` has half and shrink instead of core. 4: features of a set-up or
-# model may be codes, which `inputs` names. All earlier ones are read too.
+# model may be codes, which `inputs` names; a set-up of `nystrom` may have a local tail. All earlier ones are read too.
 BUNDLE_VERSION = 4
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20

@@ -28,6 +28,7 @@ from ep3stream.solver.named_kernels import named_kernel, with_precision
 from ep3stream.solver.points import Points
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.step import Solver, SolverState, Stage
+from ep3stream.solver.tail import LocalTail
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.manifest import SplitInfo
 from ep3stream.stream.order import RowOrder
@@ -35,7 +36,7 @@ from ep3stream.stream.order import RowOrder
 SETUP_KIND = "set-up"
 
 # Tensors with a row for each center: every rank keeps its own rows of them.
-_BY_CENTER = frozenset({"centers", "basis", "tempering"})
+_BY_CENTER = frozenset({"centers", "basis", "tempering", "tail"})
 
 # The tensor that each stage has its own of: stacked by stage. A set-up of bundle format 1 has one stage and no stack.
 STAGED = "shrink"
@@ -64,7 +65,8 @@ class SetupPlan:
     kernel_parameters: by name, those of `KERNEL_DEFAULTS[kernel]`. stages: empty in bundle format 1.
     memory: planned bytes on each device by item; memory_bytes: the budget for all of them.
     center_batch_size, center_step_size: of EigenPro's passes over the centers. start_rows: how many rows the head
-    start was learnt from, 0 without one; start_ridge: its ridge.
+    start was learnt from, 0 without one; start_ridge: its ridge. group_size: centers of a group of the local tail, 0
+    without one.
     """
 
     n_centers: int
@@ -91,13 +93,15 @@ class SetupPlan:
     center_step_size: float | None = None
     start_rows: int = 0
     start_ridge: float | None = None
+    group_size: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The plan with the keys of RUN/setup and run.json; absent values are left out."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
         del content["kernel_parameters"]
-        if not self.start_rows:
-            del content["start_rows"]
+        for name in ("start_rows", "group_size"):
+            if not content[name]:
+                del content[name]
         stages = [
             {"first_row": stage.first_row, "pace": stage.step_scale}
             | ({} if stage.n_flattened is None else {"n_flattened": stage.n_flattened})
@@ -236,8 +240,7 @@ class Setup:
         state = solver.initial_state()
         if (coefficients := self.tensors.get("start")) is not None:
             assert isinstance(solver.projection, NystromProjection)
-            basis = solver.projection.basis
-            state.weights.copy_((basis @ coefficients.to(basis)).T)
+            state.weights.copy_(solver.projection.weights_of(coefficients))
             state.average.copy_(state.weights)
             state.averaged = self.plan.start_rows // self.plan.batch_size
         return state
@@ -330,6 +333,7 @@ class Setup:
             mesh,
             eigenvalues,
             tensors.get("tempering"),
+            LocalTail(tensors["tail"], plan.n_centers, mesh) if "tail" in tensors else None,
         )
 
 
@@ -444,6 +448,10 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
         HELD_ROWS: (description.get("validation", {}).get("n_held", 0),),
     }
     shapes |= {name: shape for name, shape in optional.items() if name in tensors}
+    if "tail" in tensors:
+        if plan["projection"] != "nystrom" or not 1 <= tensors["tail"].shape[-1] <= p:
+            raise ValueError(f"tail is {tuple(tensors['tail'].shape)} for {p} centers")
+        shapes["tail"] = (p, tensors["tail"].shape[-1])
     if plan["projection"] == "exact":
         q = tensors["shrink"].shape[-1]
         return shapes | {"factor": (p, p), "directions": (p, q), "shrink": (*stages, q)}

@@ -26,13 +26,15 @@ from ep3stream.solver.blocks import TILE_ROWS, kernel_block, kernel_times, tiles
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.spectrum import Flattening, LandmarkPairs, LeverageProfile
+from ep3stream.solver.tail import Grouping, LocalTail, build_tail
 
 # Eigenvalues below this share of eps times the leading one are noise. The largest part of a kernel matrix's rounding,
 # which scales whole rows and columns, is a congruence and spares the small eigenvalues.
 _ROUNDING = 0.25
 
-# Directions with an eigenvalue above this many mu are taken out of h before the division by mu.
-_LEADING = 3
+# Directions with an eigenvalue above this many mu are taken out of h before the division by mu. With a tail, mu is so
+# much smaller that most are above 3 mu; the rounding of those below 30 mu does no harm.
+_LEADING, _LEADING_WITH_TAIL = 3, 30
 _LEAST_COLUMNS = 64
 
 
@@ -75,10 +77,14 @@ class NystromProjection:
 
         Q = U H diag(s) H' U' + (I - U U') T (I - U U') / mu.
 
+    With a local tail all of this is in its whitened weights: U and l are the eigenpairs of R' Phi Phi' R, mu is 1, T is
+    I, and Q is R times the above times R' (`tail.py`).
+
     basis: U, (p_shard, r), orthonormal over all shards, descending by eigenvalue. half: H, (r, q), float64.
     eigenvalue_scale: s = t / tau, (q,), float64, what is left of each eigenvalue of the data, at most 1. damping: mu.
-    n_leading: the number of columns of U with l > 3 mu. eigenvalues: l, (r,). center_damping: the diagonal of
-    T, (p_shard,), at most 1, and below 1 only at the centers `damped_rows`; None for T = I.
+    n_leading: the number of columns of U with l > 3 mu, or 30 mu with a tail. eigenvalues: l, (r,). center_damping: the
+    diagonal of T, (p_shard,), at most 1, and below 1 only at the centers `damped_rows`; None for T = I. tail: R, None
+    for I.
     Only during a set-up: flattening, which gives the scale for other thresholds; sample_features, H'U'K(Z, X_s),
     (q, s), float64.
     """
@@ -91,6 +97,7 @@ class NystromProjection:
     mesh: Mesh
     eigenvalues: Tensor
     center_damping: Tensor | None = None
+    tail: LocalTail | None = None
     flattening: Flattening | None = None
     sample_features: Tensor | None = None
     damped_rows: Tensor = field(init=False, repr=False)
@@ -142,6 +149,12 @@ class NystromProjection:
         first. In the end theta's part along them is set right as well, since Q must be symmetric. H and s cover the
         same range of sizes, hence float64.
         """
+        if self.tail is None:
+            return self._direction(gradient)
+        return self.tail.unwhiten(self._direction(self.tail.whiten(gradient)))
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        """`direction` in whitened weights."""
         leading = self.basis[:, : self.n_leading]
         first = self.mesh.all_reduce(gradient @ leading)
         deflated = torch.addmm(gradient, first, leading.T, alpha=-1)
@@ -162,14 +175,22 @@ class NystromProjection:
         excess = self.mesh.all_reduce(theta @ leading) - along[:, : self.n_leading]
         return theta.addmm_(excess, leading.T, alpha=-1)
 
+    def weights_of(self, coefficients: Tensor) -> Tensor:
+        """The weights R U b, (c, p_shard), of coefficients b, (r, c), on the basis."""
+        whitened = (self.basis @ coefficients.to(self.basis)).T.contiguous()
+        return whitened if self.tail is None else self.tail.unwhiten(whitened)
+
     def gram_times(self, weights: Tensor) -> Tensor:
         """K^ alpha = mu alpha + U (l - mu) U'alpha, with K^ = U diag(l) U' + mu (I - U U'); O(prc).
 
         A ridge then penalises alpha' K^ alpha. For r = p this is |f|^2 in the kernel's space. For r < p it is a little
         more: the part of alpha outside U counts with mu in place of its smaller eigenvalues.
         """
+        if self.tail is not None:
+            weights = self.tail.solve(weights)
         inside = self.mesh.all_reduce(weights @ self.basis) * (self.eigenvalues - self.damping)
-        return torch.addmm(weights, inside, self.basis.T, beta=self.damping)
+        product = torch.addmm(weights, inside, self.basis.T, beta=self.damping)
+        return product if self.tail is None else self.tail.solve_transposed(product)
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) Q K(Z, x), (m,), of each column of k_zb; O(prm)."""
@@ -178,13 +199,22 @@ class NystromProjection:
         return outside + along.to(outside)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By their names on disk; `basis` and `tempering`, the center damping, hold the rows of this shard."""
+        """By their names on disk; `basis`, `tail` and `tempering`, the center damping, hold the rows of this shard."""
         center_damping = {} if self.center_damping is None else {"tempering": self.center_damping}
-        return {"basis": self.basis, "half": self.half, "shrink": self.eigenvalue_scale, **center_damping}
+        tail = {} if self.tail is None else {"tail": self.tail.rows}
+        return {
+            "basis": self.basis,
+            "half": self.half,
+            "shrink": self.eigenvalue_scale,
+            **center_damping,
+            **tail,
+        }
 
     def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
         """Of each column k of k_zb: U'k, (r, m), and the leverage of its part outside U, (m,)."""
         squares = k_zb.new_zeros(k_zb.shape[1], dtype=torch.float64)
+        if self.tail is not None:
+            k_zb = self.tail.whiten_rows(k_zb, out=torch.empty_like(k_zb))
         inside, first = coordinates(self.basis, self.n_leading, k_zb, self.mesh, squares)
         rest = inside.clone()
         rest[: self.n_leading] -= first
@@ -242,6 +272,7 @@ def build_nystrom(
     mesh: Mesh,
     generator: torch.Generator,
     widest_rank: int = 0,
+    grouping: Grouping | None = None,
 ) -> tuple[NystromProjection, Spectra]:
     """The projection, with U from `landmarks` and the eigenvalues of the data from `sample`.
 
@@ -249,26 +280,44 @@ def build_nystrom(
     centers; sample: X_s, (s, d), rows of the data; both whole on every rank. Streams K(Z, L) and K(Z, X_s) once each:
     O(p (r' + s)(d + r)) time, O(p r + r'^2 + r s) memory. The rank r is `widest_rank` where that helps much
     (`spectrum.LandmarkPairs`), otherwise `model_rank`, and less where the kernel matrix of the landmarks has a lower
-    rank in its precision. Raises ConfigError where that rank is zero.
+    rank in its precision. grouping: of the centers, for a local tail; there is none all the same where the eigenvalues
+    fall fast or the pairs leave nothing. Raises ConfigError where that rank is zero.
     """
     shard = kernel.left(centers)
-    basis, eigenvalues, next_eigenvalue, completes_a_level = _nystrom_basis(
-        kernel, shard, landmarks, sample, n_centers, (model_rank, widest_rank), mesh, generator
-    )
-    unexplained = unexplained_diagonal(kernel, centers, basis, eigenvalues)
-    mean_unexplained = float(mesh.all_reduce(unexplained.double().sum())) / n_centers
+    pairs = LandmarkPairs.of(kernel, landmarks, sample, (model_rank, widest_rank), mesh, generator)
+    features = _nystrom_features(kernel, shard, pairs)
+    tail = None if grouping is None or pairs.is_fast else build_tail(kernel, grouping, features, mesh)
+    if tail is not None:
+        tail.whiten_rows(features, out=features)
+    basis, eigenvalues = _orthonormal(features, mesh)
     rounding = _ROUNDING * torch.finfo(basis.dtype).eps * float(eigenvalues[0])
-    damping = max(next_eigenvalue, mean_unexplained, rounding)
-    n_leading = int((eigenvalues > _LEADING * damping).sum())
+    if tail is None:
+        unexplained = unexplained_diagonal(kernel, centers, basis, eigenvalues)
+        mean_unexplained = float(mesh.all_reduce(unexplained.double().sum())) / n_centers
+        damping = max(pairs.next_eigenvalue(n_centers), mean_unexplained, rounding)
+        n_leading = int((eigenvalues > _LEADING * damping).sum())
+    else:
+        damping = max(1.0, rounding)
+        n_leading = int((eigenvalues > _LEADING_WITH_TAIL * damping).sum())
     half, flattening, sample_features = _directions(
-        kernel, shard, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh
+        kernel, shard, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh, tail
     )
-    if completes_a_level:
+    if pairs.completes_a_level:
         # The wider basis serves the model of K(Z, Z) only. Beyond the level there is little to learn, and much noise.
         flattening = replace(flattening, least=flattening.fixed(data_rank))
     scale = flattening.eigenvalue_scale(flattening.fixed(data_rank))
     projection = NystromProjection(
-        basis, half, scale, damping, n_leading, mesh, eigenvalues.to(basis), None, flattening, sample_features
+        basis,
+        half,
+        scale,
+        damping,
+        n_leading,
+        mesh,
+        eigenvalues.to(basis),
+        None,
+        tail,
+        flattening,
+        sample_features,
     )
     return projection, Spectra(tuple(eigenvalues.tolist()), tuple(flattening.eigenvalues.tolist()), damping)
 
@@ -281,48 +330,42 @@ def unexplained_diagonal(kernel: Kernel, centers: Tensor, basis: Tensor, eigenva
     return unexplained.clamp_min_(0)
 
 
-def _nystrom_basis(
-    kernel: Kernel,
-    centers: Points,
-    landmarks: Tensor,
-    sample: Tensor,
-    n_centers: int,
-    ranks: tuple[int, int],
-    mesh: Mesh,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, float, bool]:
-    """U, l (float64), an estimate of l_{r+1}, and whether the basis is wide because it completes a level.
+def _nystrom_features(kernel: Kernel, centers: Points, pairs: LandmarkPairs) -> Tensor:
+    """Phi, (p_shard, r), with Phi Phi' = K(Z, L) K(L, L)^+ K(L, Z), K(L, L) cut to its leading pairs.
 
-    U and l are the eigenpairs of K(Z, L) K(L, L)^+ K(L, Z). The eigenvalues are broadcast before they are cut to the
-    numerical rank, so that all ranks cut alike.
+    Fewer than r columns where the kernel matrix has no such rank in its precision.
     """
-    pairs = LandmarkPairs.of(kernel, landmarks, sample, ranks, mesh, generator)
-    landmarks, values, vectors, rank = pairs.points, pairs.values, pairs.vectors, pairs.rank
-    kept = min(rank, _numerical_rank(values, landmarks.dtype))
+    landmarks, values = pairs.points, pairs.values
+    kept = min(pairs.rank, _numerical_rank(values, landmarks.dtype))
     if kept == 0:
         raise ConfigError(
             f"kernel {kernel.name!r} has no positive eigenvalue on {len(landmarks)} landmarks; "
             "it must be positive semidefinite, and not zero at the centers"
         )
-    # On r' random centers an eigenvalue of K(L, L) is about r'/p times one of K(Z, Z).
-    next_eigenvalue = float(values[rank]) * n_centers / len(landmarks) if len(values) > rank else 0.0
+    whitened = (pairs.vectors[:, :kept] / values[:kept].sqrt()).to(landmarks)
+    return kernel_times(kernel, centers, kernel.right(landmarks), whitened)
 
-    whitened = (vectors[:, :kept] / values[:kept].sqrt()).to(landmarks)
-    feature = kernel_times(kernel, centers, kernel.right(landmarks), whitened)
-    gram = torch.zeros(kept, kept, dtype=torch.float64, device=feature.device)
-    for rows in tiles(len(feature)):
-        part = feature[rows].double()
+
+def _orthonormal(features: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """U and l (float64), the eigenpairs of Phi Phi', for Phi of (p_shard, r), whose memory U takes.
+
+    The eigenvalues are broadcast before they are cut to the numerical rank, so that all ranks cut alike.
+    """
+    kept = features.shape[1]
+    gram = torch.zeros(kept, kept, dtype=torch.float64, device=features.device)
+    for rows in tiles(len(features)):
+        part = features[rows].double()
         gram.addmm_(part.T, part)
     ascending, rotation = torch.linalg.eigh(mesh.all_reduce(gram))
     eigenvalues, rotation = mesh.broadcast(ascending.flip(0)), mesh.broadcast(rotation.flip(1))
-    kept = _numerical_rank(eigenvalues, feature.dtype)
+    kept = _numerical_rank(eigenvalues, features.dtype)
     eigenvalues, rotation = eigenvalues[:kept], rotation[:, :kept] / eigenvalues[:kept].sqrt()
     # In place, with the narrower rows moved up: a second (p, r) tensor would be the peak of the set-up's memory.
-    feature = feature.contiguous()
-    basis = feature.view(-1)[: len(feature) * kept].view(len(feature), kept)
-    for rows in tiles(len(feature)):
-        basis[rows] = (feature[rows].double() @ rotation).to(feature)
-    return basis, eigenvalues, next_eigenvalue, pairs.completes_a_level
+    features = features.contiguous()
+    basis = features.view(-1)[: len(features) * kept].view(len(features), kept)
+    for rows in tiles(len(features)):
+        basis[rows] = (features[rows].double() @ rotation).to(features)
+    return basis, eigenvalues
 
 
 def _directions(
@@ -334,6 +377,7 @@ def _directions(
     n_leading: int,
     damped: Tensor,
     mesh: Mesh,
+    tail: LocalTail | None = None,
 ) -> tuple[Tensor, Flattening, Tensor]:
     """H, the flattening among the eigenvalues tau, and H'U'K(Z, X_s), (r, s).
 
@@ -345,6 +389,8 @@ def _directions(
     for start in range(0, len(sample), n_columns):
         x = sample[start : start + n_columns]
         block = kernel_block(kernel, centers, x, out=basis.new_empty(len(centers), len(x)))
+        if tail is not None:
+            tail.whiten_rows(block, out=block)
         parts.append(coordinates(basis, n_leading, block, mesh)[0])
     whitened = torch.cat(parts, 1).double() / damped.sqrt()[:, None]
     tau, w = torch.linalg.eigh(whitened @ whitened.T / len(sample))

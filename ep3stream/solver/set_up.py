@@ -35,6 +35,7 @@ from ep3stream.solver.projection import (
 )
 from ep3stream.solver.step import Stage
 from ep3stream.solver.step_size import Penalty, PublishedStep, Stability, StepProbe, measure_stability
+from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
 
 # A step size is measured on PROBES batches. The worst of three small batches says little, so there are more of them,
@@ -83,6 +84,11 @@ class PreconditionerSizes(Protocol):
     @property
     def max_batch_size(self) -> int:
         """The largest m whose kernel block fits the memory."""
+        ...
+
+    @property
+    def group_size(self) -> int:
+        """The centers of a group of the local tail, neighbours in the centers' order; 0 for no tail."""
         ...
 
 
@@ -172,6 +178,7 @@ class SolverBuilder:
             self.mesh,
             self.generator,
             sizes.widest_rank,
+            Grouping(sizes.group_size, n_centers, self._some_centers) if sizes.group_size else None,
         )
 
     def settled(
@@ -376,7 +383,14 @@ class SolverBuilder:
         """
         longest = max(each.step_size for each in limits)
         projections = [stage.projection for stage in stages]
-        if isinstance(first := projections[0], NystromProjection):
+        if isinstance(first := projections[0], NystromProjection) and first.tail is not None:
+            # The tail has its own damping.
+            projections = [
+                replace(each, flattening=None, sample_features=None)
+                for each in projections
+                if isinstance(each, NystromProjection)
+            ]
+        elif isinstance(first, NystromProjection):
             unexplained = unexplained_diagonal(self.kernel, self._shard(), first.basis, first.eigenvalues)
             whole = self.mesh.all_gather_rows(unexplained, len(self.centers))
             known = float(torch.quantile(whole, _KNOWN_SHARE)) ** 2 / first.damping
@@ -393,6 +407,10 @@ class SolverBuilder:
             for stage, projection, each in zip(stages, projections, limits, strict=True)
         )
         return Settled(settled, first_step, limits[-1])
+
+    def _some_centers(self, numbers: range) -> Tensor:
+        """Centers by number, scaled, (n, d), on the device."""
+        return self._scaled(self.centers[numbers.start : numbers.stop])
 
     def _shard(self) -> Tensor:
         """This rank's centers, scaled, (p_shard, d), on the device."""

@@ -92,7 +92,8 @@ def leading_eigenpairs(
 class LandmarkPairs:
     """The `rank` leading eigenpairs of the landmarks' K(L, L), and the next one; the same on every rank.
 
-    points: L, (r', d). completes_a_level: whether the rank was raised because the one asked for cut a level.
+    points: L, (r', d). completes_a_level: whether the rank was raised because the one asked for cut a level; is_fast:
+    because the eigenvalues fall fast.
     """
 
     points: Tensor
@@ -100,6 +101,16 @@ class LandmarkPairs:
     vectors: Tensor
     rank: int
     completes_a_level: bool
+    is_fast: bool = False
+
+    def next_eigenvalue(self, n_centers: int) -> float:
+        """An estimate of l_{r+1} of K(Z, Z) of so many centers.
+
+        On r' random centers an eigenvalue of K(L, L) is about r'/p times one of K(Z, Z).
+        """
+        if len(self.values) <= self.rank:
+            return 0.0
+        return float(self.values[self.rank]) * n_centers / len(self.points)
 
     @classmethod
     def of(
@@ -131,7 +142,7 @@ class LandmarkPairs:
             rank = widest_rank
             landmarks = landmarks[: rank + rank // 3]
             values, vectors = _pairs(k_ll[: len(landmarks), : len(landmarks)], rank, mesh, generator)
-        return cls(landmarks, values, vectors, rank, is_cut)
+        return cls(landmarks, values, vectors, rank, is_cut, is_fast)
 
 
 def _pairs(k_ll: Tensor, rank: int, mesh: Mesh, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,10 @@ from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
+from ep3stream.solver.tail import LocalTail
 
 WIDER_BASIS, BATCHES = "room for a wider basis", "kernel block and batches"
+LOCAL_TAIL = "local tail"
 _AUTO_CENTERS = 5000
 _AUTO_MODEL_RANK = 500
 _AUTO_LANDMARKS = 2000
@@ -28,6 +30,8 @@ _AUTO_SAMPLES = 3000
 _LEAST_AUTO_SAMPLES = 1000
 _WIDEST_RANK = 1500
 _WIDEST_SHARE = 8  # of the memory left over
+_AUTO_GROUPS = (256, 128)
+_TAIL_SHARE = 4  # of the memory left over
 _PUBLISHED_SAMPLES = 2000
 _ROWS_PER_SAMPLE = 16
 _SAMPLES_PER_PAIR = 10
@@ -77,7 +81,7 @@ class SizePlan:
 
     memory: bytes of the fit's arrays on each device, by item. max_batch_size: the largest batch whose kernel block
     fits; the set-up chooses the batch up to it. widest_rank: the largest model rank that the set-up may raise
-    model_rank to, where eigenvalues fall fast.
+    model_rank to, where eigenvalues fall fast. group_size: the centers of a group of the local tail, 0 for no tail.
     """
 
     n_centers: int
@@ -89,6 +93,7 @@ class SizePlan:
     window_segments: int
     max_batch_size: int
     memory: Mapping[str, int]
+    group_size: int = 0
 
     @classmethod
     def of(
@@ -105,6 +110,10 @@ class SizePlan:
         row = _batch_row_bytes(shape, n_centers, devices)
         share = -(-n_centers // devices)
         spare = memory_bytes - sum(memory.values()) - _least_batch(shape, config) * row
+        group_size = _group_size(config, share, n_centers, spare)
+        if group_size and LOCAL_TAIL not in memory:
+            memory[LOCAL_TAIL] = LocalTail.cost_bytes(share, group_size)
+            spare -= memory[LOCAL_TAIL]
         widest = _widest_rank(config, share, model_rank, n_landmarks, spare)
         if widest > model_rank:
             memory[WIDER_BASIS] = _wider_bytes(share, model_rank, widest)
@@ -119,7 +128,9 @@ class SizePlan:
         if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
             raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory, devices))
         memory[BATCHES] = batch * row
-        return cls(n_centers, model_rank, widest, data_rank, n_landmarks, samples, window, batch, memory)
+        return cls(
+            n_centers, model_rank, widest, data_rank, n_landmarks, samples, window, batch, memory, group_size
+        )
 
 
 def largest_model(shape: ProblemSize, config: SolverConfig, memory_bytes: int, devices: int = 1) -> int:
@@ -162,6 +173,16 @@ def _ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[in
     automatic = model_rank if config.used_step == "measured" else max(1, 2 * model_rank // 5)
     data_rank = min(config.data_rank or automatic, samples - 1, model_rank)
     return model_rank, data_rank, min(n_centers, landmarks), samples
+
+
+def _group_size(config: SolverConfig, share: int, n_centers: int, spare_bytes: int) -> int:
+    """The centers of a group of the local tail: as asked for, or the largest that a quarter of the memory holds."""
+    if config.projection != "nystrom" or config.tail == "none":
+        return 0
+    if config.tail != "auto":
+        return min(int(config.tail), n_centers)
+    sizes = (min(size, n_centers) for size in _AUTO_GROUPS)
+    return next((size for size in sizes if _TAIL_SHARE * LocalTail.cost_bytes(share, size) <= spare_bytes), 0)
 
 
 def _widest_rank(
@@ -223,7 +244,10 @@ def _memory(
     if config.projection == "eigenpro":
         cost = EigenProProjection.cost_bytes(share, shape.n_inputs, landmarks, samples, (data_rank, rank))
         return parts | {"EigenPro projection": cost, "set-up of the preconditioners": setup_tiles}
-    return parts | {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": setup_tiles}
+    parts |= {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": setup_tiles}
+    if config.tail not in ("auto", "none"):
+        parts[LOCAL_TAIL] = LocalTail.cost_bytes(share, min(int(config.tail), n_centers))
+    return parts
 
 
 def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:

@@ -39,6 +39,7 @@ from ep3stream.solver.named_kernels import kernel_tensors, measured_kernel, name
 from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
 from ep3stream.solver.step import Stage
+from ep3stream.solver.tail import neighbour_order
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
 from ep3stream.store.manifest import Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
@@ -57,6 +58,7 @@ _CENTERS, _SAMPLES, _ALGEBRA, _POOL = 1, 2, 3, 4
 _EXCESS = 1.1
 _CHECKED_ROWS = 1 << 16
 _ROWS_PER_CENTER = 8
+_COLUMNS_AT_ONCE = 16
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
 # clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
@@ -107,8 +109,8 @@ class Problem:
 class SetUpRows:
     """The points that a set-up computes with, in the units of the data, in host memory or on the device.
 
-    centers: (p, d). excluded: sorted numbers of the rows that are not trained on: those that became centers, and those
-    that are held out.
+    centers: (p, d); the set-up may put them into another order, in place. excluded: sorted numbers of the rows that are
+    not trained on: those that became centers, and those that are held out.
     sample: X_s, (s, d), the Nystrom sample; sample_y: its y, None where it is not known (then there is no head start).
     probes: (n, d), rows to measure the step size on; probe_y: their y, which only class weights ask for.
     pool: x, (n, d), and y of rows to learn the weights of columns from; None where the kernel has none, or weights are
@@ -241,6 +243,9 @@ def set_up(
         kernel, told = _kernel(problem, rows, config.kernel, function, sample, mesh)
         kernel = with_precision(kernel, settings.precision)
     _tell_lost_distances(kernel, sample, [problem.names[0][column] for column in inputs.columns.tolist()])
+    if plan.group_size:
+        with times.stage("groups of centers"):
+            _group(rows.centers, kernel, inputs, plan.group_size, mesh)
     builder = SolverBuilder(
         kernel=kernel,
         centers=rows.centers,
@@ -299,6 +304,28 @@ def set_up(
     if told is not None:
         description["column_weights"] = told
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
+
+
+def _group(centers: Tensor, kernel: Kernel, inputs: InputScaling, group_size: int, mesh: Mesh) -> None:
+    """Puts the centers, (p, d), in place, into an order in which groups of neighbours are next to each other.
+
+    The ranks of a machine share the memory that the centers lie in.
+    """
+
+    def order() -> Tensor:
+        scaling = inputs.to(mesh.device)
+        return neighbour_order(kernel, centers, lambda some: scaling(some.to(mesh.device)), group_size)
+
+    # The leader's order on every rank: devices may differ in the last bit.
+    chosen = mesh.replicate(mesh.on_leader(order)).to(centers.device)
+
+    def put_in_order() -> None:
+        if mesh.is_reader:
+            # Some columns at a time, so that there is no second copy of all.
+            for columns in centers.split(_COLUMNS_AT_ONCE, dim=1):
+                columns.copy_(columns[chosen])
+
+    mesh.all_or_raise(put_in_order)  # Every rank waits for the reader of its machine.
 
 
 def _tell_one_hot(split: Split, config: FitConfig) -> None:
@@ -531,7 +558,10 @@ def _setup_plan(
         passes = projection.passes
         found = replace(found, center_batch_size=passes.batch_size, center_step_size=passes.step_size)
     if isinstance(projection, NystromProjection):
-        found = replace(found, n_leading=projection.n_leading, model_rank=len(spectra.model))
+        group_size = 0 if projection.tail is None else projection.tail.group_size
+        found = replace(
+            found, n_leading=projection.n_leading, model_rank=len(spectra.model), group_size=group_size
+        )
     return found
 
 
@@ -547,7 +577,7 @@ def _gathered(settled: Settled, n_centers: int, mesh: Mesh) -> dict[str, Tensor]
     """The projection's tensors by name: rows of all shards on the leader; what differs between stages, stacked."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in settled.projection.tensors().items():
-        whole = mesh.gather(tensor, n_centers) if name in ("basis", "tempering") else tensor
+        whole = mesh.gather(tensor, n_centers) if name in ("basis", "tempering", "tail") else tensor
         if whole is not None:
             tensors[name] = whole
     if STAGED in tensors:
