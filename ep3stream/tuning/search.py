@@ -140,7 +140,7 @@ class Search:
     """The rungs, and every trial so far.
 
     fit: makes a trial. learning_seconds: of what a kernel has to learn before its first trial. bandwidth: of a
-    kernel, as a number. has_ridge: whether ridges are tried. n_late: candidates that there was no time for.
+    kernel, as a number. has_ridge: whether ridges are tried. late: what there was no time for.
     """
 
     fit: Callable[[Candidate, Size], Trial]
@@ -152,7 +152,7 @@ class Search:
     clock: Callable[[], float] = time.monotonic
     costs: Costs = field(default_factory=Costs)
     trials: list[Trial] = field(default_factory=list)
-    n_late: int = 0
+    late: set[tuple[Candidate, Size]] = field(default_factory=set)
 
     def run(self, candidates: Sequence[Candidate]) -> Verdict:
         """Tries the candidates, the default first, and neighbours of the best, for as long as there is time."""
@@ -203,7 +203,7 @@ class Search:
             end = self.ends_at if len(trials) < n_sure else until
             needed = self.costs.seconds(candidate, size) + self.learning_seconds(candidate.kernel)
             if self.trials and self.clock() + needed > end:
-                self.n_late += 1
+                self.late.add((candidate, size))
                 continue
             try:
                 trial = self.fit(candidate, size)

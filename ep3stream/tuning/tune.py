@@ -274,9 +274,9 @@ def _notes(search: Search, verdict: Verdict, constant: Tensor, by: Criterion) ->
             f"nothing tried is better than {known} by two standard errors ({gain:.2g} +- {error:.2g} in {score}): "
             "either these inputs tell nothing of the targets, or it takes more rows and centers to see it"
         )
-    if search.n_late:
+    if search.late:
         notes.append(
-            f"there was no time for {search.n_late} trials more; more --minutes may find better ones"
+            f"there was no time for {len(search.late)} trials more; more --minutes may find better ones"
         )
     full = search.sizes[-1]
     if best.size.n_centers < full.n_centers:
