@@ -17,7 +17,7 @@ from ep3stream import cli
 from ep3stream.config import DataConfig, FitConfig, KernelConfig, RunConfig, SolverConfig
 from ep3stream.errors import ConfigError, DivergedError
 from ep3stream.tuning.search import Costs, Search, first_candidates, rungs
-from ep3stream.tuning.trials import Candidate, Size, Trial, paired
+from ep3stream.tuning.trials import Candidate, Size, Trial, TrialFits, paired
 from ep3stream.tuning.tune import default_out, describe_tuning, tune
 
 DEFAULT = Candidate(KernelConfig("laplacian"))
@@ -394,3 +394,12 @@ def test_a_missing_file_of_feature_factors_is_named(store, tmp_path):
     config = FitConfig(data=DataConfig(feature_scale="none.npy"), solver=SolverConfig(centers=50))
     with pytest.raises(ConfigError, match=r"feature_scale is 'none.npy', which is no NPY file of \(5,\)"):
         ep3stream.fit(store, tmp_path / "run", config)
+
+
+def test_learning_is_reckoned_by_what_was_learnt_before():
+    fits = TrialFits(None, np.arange(1), (torch.zeros(1, 1), torch.zeros(1)), FitConfig(), False)
+    assert fits.learning_seconds(KernelConfig("product")) == 0
+    fits.learning_s = 10.0
+    assert fits.learning_seconds(KernelConfig("anova")) == 20
+    assert fits.learning_seconds(KernelConfig("product", power=0.7)) == 40
+    assert fits.learning_seconds(KernelConfig("gaussian")) == 0
