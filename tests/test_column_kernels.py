@@ -282,6 +282,7 @@ def test_neither_threads_nor_the_place_in_a_block_change_a_bit(name, threads, lo
         assert torch.equal(block(kernel, z, x), whole)
     assert torch.equal(block(kernel, z[3:700:7], x[5:900:13]), whole[3:700:7, 5:900:13])
     assert torch.equal(block(kernel, x, z), whole.T)
+    assert torch.equal(block(kernel, z, x[:3]), whole[:, :3])
 
 
 def _forked(pipe, kernel, left, right):

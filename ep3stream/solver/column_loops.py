@@ -25,6 +25,9 @@ _LOGGER = logging.getLogger(__name__)
 # Fewer differences than this take less time than to wake another thread.
 _THREAD_DIFFERENCES = 1 << 19
 
+# The loops take rows of the right side in stretches: fewer cost as much as a stretch.
+_FEWEST_ROWS = 64
+
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -63,6 +66,11 @@ class ColumnLoops:
 
     def fill(self, z: Tensor, x: Tensor, out: Tensor) -> None:
         """Writes K(Z, X) into `out`, (n, m), for prepared points of (n, k) and (m, k)."""
+        if len(x) < _FEWEST_ROWS <= len(z):  # The matrix is symmetric, to the last bit.
+            turned = z.new_empty(len(x), len(z))
+            self.fill(x, z, turned)
+            out.copy_(turned.T)
+            return
         numbers, categories = self._places
         constants: tuple[Numbers, ...] = (self.weights[categories],)
         loop = self.loops.fill_product

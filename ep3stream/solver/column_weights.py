@@ -203,10 +203,10 @@ def _sizes(n_columns: int, n_rows: int) -> tuple[int, int]:
 
 
 def evaluations_of_learning(n_columns: int) -> int:
-    """Kernel evaluations that take as long as the learning, where all columns stay in use: slopes cost one each."""
+    """Kernel evaluations that take as long as the learning, where all columns stay in use: slopes cost two each."""
     n_each, n_centers = _sizes(n_columns, POOL_ROWS)
     compared = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 4
-    return _STEPS * 2 * 2 * n_each * n_centers + compared + int(_WEIGHED_DIFFERENCES / n_columns)
+    return _STEPS * 3 * 2 * n_each * n_centers + compared + int(_WEIGHED_DIFFERENCES / n_columns)
 
 
 def gradients_of(

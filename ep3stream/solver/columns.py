@@ -58,8 +58,9 @@ class ColumnKernel:
     effects of the other columns (Duvenaud, Nickisch, Rasmussen 2011). power 1 and 2 are Laplace and Gauss factors.
 
     weights, shares: (d,), w and c; is_category: (d,), bool; all in host memory, whatever the device of the points. A
-    column with the weight 0, or with `anova` the share 0, is left out of the work. Cost of a block: 3 passes a number
-    and 2 a category with `product`, 5 and 2 with `anova`. Memory beside the block: one strip of 2^16 values a thread.
+    column with the weight 0, or with `anova` the share 0, is left out of the work. Cost of a block by compiled
+    loops: 3 operations a number with `product` and 6 with `anova`, 2 a category; slopes cost two or three blocks. By
+    torch it is 3, 5 and 2 passes. Memory beside the block: one strip of 2^16 values a thread.
     """
 
     name: str
@@ -127,6 +128,10 @@ class ColumnKernel:
         if (loops := self._loops(z.prepared, x.prepared, out)) is not None:
             loops.fill(z.prepared, x.prepared, out)
             return out
+        return self.block_by_torch(z, x, out)
+
+    def block_by_torch(self, z: Points, x: Points, out: Tensor) -> Tensor:
+        """K(Z, X) without compiled loops, written into `out`, (len(z), len(x)), with at least one entry."""
         fill = self._fill_product if self.name == "product" else self._fill_anova
         columns, of_x = self._columns(), list(x.prepared.T.contiguous())
         for rows, work in self._strips(z, x):
