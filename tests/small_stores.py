@@ -6,8 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ep3stream.config import ConvertConfig
+from ep3stream.config import ConvertConfig, FitConfig
 from ep3stream.conversion.convert import convert
+
+# Settings, and the same as options, with which nothing depends on what a fit chooses by default: all rows are trained
+# on, with a kernel of distances, and no clock decides.
+PLAIN = {"data": {"validate": "none"}, "kernel": {"name": "laplacian"}, "run": {"minutes": 0}}
+PLAIN_OPTIONS = ["--validate", "none", "--kernel", "laplacian", "--minutes", "none"]
+
+
+def plain_config(**tables) -> FitConfig:
+    """The plain settings, with those of `tables` in their place."""
+    return FitConfig().with_settings(PLAIN, "test").with_settings(tables, "test")
 
 
 def smooth_rows(n_rows: int, n_features: int = 5, seed: int = 0):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_stores import make_store
+from small_stores import make_store, plain_config
 
 import ep3stream
 from ep3stream.config import FitConfig
@@ -60,7 +60,7 @@ def test_nothing_is_said_of_a_fit_too_short_to_judge() -> None:
 def settings(**run: Any) -> FitConfig:
     solver = {"centers": 60, "batch_size": 32, "epochs": 2, "validate_every": 1}
     changes = {"solver": solver, "data": {"validate": "test"}, "run": {"checkpoint_steps": 16} | run}
-    return FitConfig().with_settings(changes, "test")
+    return plain_config(**changes)
 
 
 def step_lines(run: Path) -> list[dict[str, Any]]:

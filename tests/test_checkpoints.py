@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kernel_problem import ONE_RANK
-from small_stores import make_store
+from small_stores import PLAIN_OPTIONS, make_store, plain_config
 
 import ep3stream
 from ep3stream import cli, disk
@@ -34,15 +34,13 @@ from ep3stream.training.checkpoint_saver import CheckpointSaver
 
 CPU = torch.device("cpu")
 SMALL = {
-    "data": {"validate": "none"},
-    "kernel": {"name": "laplacian"},
     "solver": {"centers": 100, "model_rank": 30, "batch_size": 32, "epochs": 2},
     "run": {"checkpoint_steps": 7},
 }
 
 
 def settings(**changes) -> FitConfig:
-    return FitConfig().with_settings(SMALL, "test").with_settings(changes, "test")
+    return plain_config(**SMALL).with_settings(changes, "test")
 
 
 def progress_at(step: int, value: float = 1.0, shape: tuple[int, int] = (2, 3)) -> Progress:
@@ -542,7 +540,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def test_the_second_ctrl_c_ends_the_command_at_once_with_130_even_if_the_disk_hangs(store, tmp_path):
     options = ["--centers", "100", "--batch-size", "32", "--epochs", "100000", "--checkpoint-minutes", "0"]
-    fit = ["--quiet", "fit", str(store), str(tmp_path / "run"), *options]
+    fit = ["--quiet", "fit", str(store), str(tmp_path / "run"), *PLAIN_OPTIONS, *options]
     process = subprocess.Popen([sys.executable, "-c", HANGING, *fit], stdout=-1, stderr=-1, text=True)
     wait_for(lambda: read_lines(tmp_path / "run/metrics.jsonl"))
     holder = json.loads((tmp_path / "run/lock").read_text())

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_stores import make_store, smooth_rows
+from small_stores import PLAIN_OPTIONS, make_store, smooth_rows
 
 from ep3stream import cli
 from ep3stream.run.state import list_checkpoints
 from ep3stream.store.reader import open_store
 
-FIT = ["--centers", "60", "--model-rank", "30", "--batch-size", "32", "--epochs", "2"]
+FIT = [*PLAIN_OPTIONS, "--centers", "60", "--model-rank", "30", "--batch-size", "32", "--epochs", "2"]
 
 
 def write_csv(file: Path, n_rows: int = 800) -> Path:
@@ -170,7 +170,9 @@ def test_verify_of_a_damaged_store_names_the_segment_and_exits_with_3(run_cli, t
     assert (code, verdict["sound"], err) == (3, False, "")
     assert "segment 0" in verdict["problems"][0]
     assert run_cli("verify", store)[0] == 3
-    assert_one_line_error(run_cli("fit", store, tmp_path / "run", "--centers", 10), 3, "segment")
+    assert_one_line_error(
+        run_cli("fit", store, tmp_path / "run", *PLAIN_OPTIONS, "--centers", 10), 3, "segment"
+    )
 
 
 def test_verify_of_a_damaged_run_names_the_piece(folder, run_cli, tmp_path):
@@ -193,7 +195,7 @@ def test_verify_of_a_damaged_run_names_the_piece(folder, run_cli, tmp_path):
         (["fit", "{store}", "{new}", "--kernel", "sinc"], "--kernel: invalid choice: 'sinc'"),
         (["fit", "{store}", "{new}", "--bandwidth", "wide"], "'wide' is neither 'median' nor a number"),
         (["fit", "{store}", "{new}", "--bandwidth", "-1"], "bandwidth is -1.0"),
-        (["fit", "{store}", "{new}", "--degree", "2"], "the laplacian kernel does not have; leave it out"),
+        (["fit", "{store}", "{new}", "--degree", "2"], "the auto kernel does not have; leave it out"),
         (["fit", "{store}", "{new}", "--epochs", "0"], "epochs is 0; use a positive number, like 2 or 0.5"),
         (["fit", "{store}", "{new}", "--memory", "lots"], "'lots' is not a number of bytes"),
         (["fit", "{store}", "{new}", "--devices", "0"], "devices is 0; use at least 1"),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pyarrow import csv
+from small_stores import plain_config
 
 import ep3stream
 from ep3stream import ConvertConfig, FitConfig, KernelModel
@@ -71,8 +72,7 @@ def fitted(stores, tmp_path_factory) -> Path:
 
 
 def settings(kernel: str = "product", **solver) -> FitConfig:
-    given = {"kernel": {"name": kernel}, "solver": {"centers": 200, "epochs": 2} | solver}
-    return FitConfig().with_settings(given, "test")
+    return plain_config(kernel={"name": kernel}, solver={"centers": 200, "epochs": 2} | solver)
 
 
 def model_bytes(run: Path) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from ep3stream.config import (
     parse_weights,
     settings_of,
 )
+from ep3stream.config.parse import parse_epochs
 from ep3stream.config.settings import at_least, check_settings, setting
 from ep3stream.errors import ConfigError
 from ep3stream.solver.named_kernels import NAMED_KERNELS
@@ -60,13 +61,13 @@ configs = st.builds(
         SolverConfig,
         st.integers(1, 2**40) | names,
         st.sampled_from(["nystrom", "exact"]),
-        st.integers(1, 2**40) | st.floats(1e-300, 1e300),
+        st.integers(1, 2**40) | st.floats(1e-300, 1e300) | st.just("auto"),
         sizes,
         sizes,
         momentum=st.floats(0, 1, exclude_max=True),
         averaging=st.floats(0, 1e300),
         validate_every=st.floats(1e-300, 1e300),
-        patience=sizes,
+        patience=sizes | st.just("auto"),
         class_weights=st.sampled_from(["none", "balanced"]) | weights.filter(bool),
         output_weights=weights,
     ),
@@ -79,6 +80,7 @@ configs = st.builds(
         st.sampled_from([1, "auto"]),
         st.integers(0, 2**63 - 1),
         st.none() | names,
+        minutes=st.floats(0, 1e300),
     ),
 )
 
@@ -97,7 +99,7 @@ def test_a_missing_setting_has_its_default():
 
 def test_differences_name_table_setting_and_both_values():
     other = replace(FitConfig(), solver=SolverConfig(epochs=3))
-    assert FitConfig().differences(other) == {"solver.epochs": (1, 3)}
+    assert FitConfig().differences(other) == {"solver.epochs": ("auto", 3)}
 
 
 @pytest.mark.parametrize(
@@ -131,11 +133,11 @@ def test_differences_name_table_setting_and_both_values():
         ("[solver]\naveraging = inf", "averaging is inf"),
         ("[solver]\nprojection = 'none'", "projection is 'none'; choose one of nystrom"),
         ("[solver]\ndata_rank = 5\nnystrom_samples = 5", "data_rank < 5 or more nystrom_samples"),
-        ("[kernel]\nname = 'sinc'", "kernel is 'sinc'; choose one of laplacian, gaussian"),
+        ("[kernel]\nname = 'sinc'", "kernel is 'sinc'; choose one of auto, laplacian, gaussian"),
         ("[kernel]\nbandwidth = 'mean'", "bandwidth is 'mean'; use 'median' or a positive"),
         ("[kernel]\nbandwidth = 0", "bandwidth is 0"),
         ("[kernel]\nbandwidth = inf", "bandwidth is inf"),
-        ("[kernel]\nshape = 1.0", "shape is 1.0, which the laplacian kernel does not have; leave it out"),
+        ("[kernel]\nshape = 1.0", "shape is 1.0, which the auto kernel does not have; leave it out"),
         ("[kernel]\nname = 'ntk_relu'\nbandwidth = 2", "bandwidth is 2, .* this kernel takes depth, bias"),
         ("[kernel]\nname = 'dispersal'\nshape = 2.5", r"shape is 2.5; the dispersal kernel .* \(0, 2\]"),
         ("[kernel]\nname = 'rational_quadratic'\nshape = 0", "shape is 0; use a positive"),
@@ -165,7 +167,7 @@ def test_a_file_name_that_is_not_utf8_is_refused_before_it_is_written():
 
 
 def test_the_kernels_of_the_settings_are_those_of_the_solver():
-    assert get_args(KernelName) == NAMED_KERNELS
+    assert get_args(KernelName) == ("auto", *NAMED_KERNELS)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,9 @@ def test_bad_settings_of_a_conversion_are_refused_by_name(settings, words):
 
 
 def test_whole_epochs_are_written_whole():
-    assert "epochs = 1\n" in FitConfig().to_toml()
+    config = FitConfig(solver=SolverConfig(epochs=parse_epochs("2.0")))
+    assert "epochs = 2\n" in config.to_toml()
+    assert 'epochs = "auto"\n' in FitConfig().to_toml()
 
 
 @pytest.mark.parametrize(
@@ -310,7 +314,7 @@ def test_the_options_of_a_fit_are_those_that_scripts_know():
     )
     assert options == (
         "bandwidth batch-size bias centers checkpoint-minutes checkpoint-steps class-weights dask data-rank degree "
-        "depth devices epochs kernel max-restarts memory model-rank nystrom-samples offset output-weights patience "
-        "power precision projection projection-passes projection-tolerance read-timeout ridge scale seed shape "
-        "sharpness split step tail tensorboard validate validate-every"
+        "depth devices epochs kernel max-restarts memory minutes model-rank nystrom-samples offset output-weights "
+        "patience power precision projection projection-passes projection-tolerance read-timeout ridge scale seed "
+        "shape sharpness split step tail tensorboard validate validate-every"
     )

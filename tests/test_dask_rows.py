@@ -9,10 +9,10 @@ import dask.array as da
 import numpy as np
 import pytest
 from distributed import Client
-from small_stores import make_store, smooth_rows
+from small_stores import make_store, plain_config, smooth_rows
 
 import ep3stream
-from ep3stream import FitConfig, InputError, SolverConfig
+from ep3stream import InputError
 
 X, _ = smooth_rows(600)
 
@@ -23,7 +23,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     made = {}
     for task in ("regression", "classification"):
         store = make_store(folder / f"{task}.zarr", task)
-        made[task] = ep3stream.fit(store, folder / task, FitConfig(solver=SolverConfig(centers=40)))
+        made[task] = ep3stream.fit(store, folder / task, plain_config(solver={"centers": 40}))
     return made
 
 

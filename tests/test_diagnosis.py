@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from small_stores import make_store
+from small_stores import make_store, plain_config
 from test_scores import summed
 
 import ep3stream
@@ -112,7 +112,7 @@ def test_outputs_without_a_positive_one_are_a_guess_among_all_classes():
 def test_evaluate_keeps_the_diagnosis_with_the_run_and_inspect_leaves_it_there(tmp_path, task, key):
     store = make_store(tmp_path / "s.zarr", task)
     run = tmp_path / "run"
-    config = ep3stream.FitConfig(solver=ep3stream.SolverConfig(centers=60))
+    config = plain_config(solver={"centers": 60})
     ep3stream.fit(store, run, config)
     scores = ep3stream.evaluate(run, store)
     (record,) = read_lines(run / "evaluations.jsonl")

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.run.directory import RunDirectory
+from ep3stream.run.bundle import write_bundle
+from ep3stream.run.directory import SETUP_KIND, RunDirectory
 
 
 def settings(**tables) -> FitConfig:
@@ -28,6 +30,12 @@ def run(tmp_path) -> RunDirectory:
     return directory
 
 
+def made(run: RunDirectory, **choices) -> None:
+    """Makes a set-up, as far as settings are compared with it."""
+    description = {"plan": {"kernel": "laplacian"}, "choices": choices}
+    write_bundle(run.setup, SETUP_KIND, {"centers": torch.zeros(1)}, description)
+
+
 def test_settings_are_kept_as_toml(run):
     assert run.read_config() == settings(solver={"epochs": 2})
 
@@ -39,7 +47,7 @@ def test_until_there_is_a_set_up_any_corrected_settings_replace_the_first(run):
 
 
 def test_once_there_is_a_set_up_settings_it_depends_on_may_not_change(run):
-    run.setup.mkdir()
+    made(run)
     with pytest.raises(ConfigError, match=r"solver\.centers was 'auto' and is now 10.*use a new RUN"):
         run.settle_config(settings(solver={"centers": 10, "epochs": 2}))
     assert run.read_config() == settings(solver={"epochs": 2})
@@ -58,7 +66,7 @@ def test_once_there_is_a_set_up_settings_it_depends_on_may_not_change(run):
     ],
 )
 def test_what_has_gone_into_the_set_up_is_refused_by_name_whatever_is_said(run, change, override):
-    run.setup.mkdir()
+    made(run)
     ((table, values),) = change.items()
     name = f"{table}.{next(iter(values))}"
     with pytest.raises(ConfigError, match=rf"set-up is built: {name} was .*No --override changes these"):
@@ -66,7 +74,7 @@ def test_what_has_gone_into_the_set_up_is_refused_by_name_whatever_is_said(run, 
 
 
 def test_an_override_of_what_each_step_reads_is_recorded_before_the_settings_are_replaced(run):
-    run.setup.mkdir()
+    made(run)
     changed = settings(solver={"epochs": 2, "momentum": 0.5, "patience": 4})
     with pytest.raises(ConfigError, match=r"momentum was 0\.9 and is now 0\.5; .*patience.*by --override"):
         run.settle_config(changed)
@@ -102,7 +110,7 @@ def test_a_damaged_record_of_overrides_is_taken_for_none(run, text):
     ],
 )
 def test_settings_that_do_not_change_the_path_of_the_fit_may_change(run, change):
-    run.setup.mkdir()
+    made(run)
     changed = settings(solver={"epochs": 2}).with_settings(change, "test")
     assert run.settle_config(changed) == ()
     run.adopt_config(changed, (), 0)
@@ -115,7 +123,7 @@ def test_settings_that_do_not_change_the_path_of_the_fit_may_change(run, change)
 def test_the_validations_which_decide_the_model_are_part_of_the_path(run, change, patience):
     started = settings(solver={"epochs": 2, "patience": patience}, data={"validate": "test"})
     run.settle_config(started)
-    run.setup.mkdir()
+    made(run)
     changed = started.with_settings(change, "test")
     with pytest.raises(ConfigError, match=r"(data\.validate|solver\.validate_every) was .*by --override"):
         run.settle_config(changed)
@@ -125,7 +133,7 @@ def test_the_validations_which_decide_the_model_are_part_of_the_path(run, change
 def test_a_setting_may_be_left_out_where_its_default_was_given_before(run):
     given = {"momentum": 0.9, "averaging": 3.0, "step": "measured"}
     run.settle_config(settings(solver={"epochs": 2, **given}, kernel={"name": "dispersal", "shape": 1.5}))
-    run.setup.mkdir()
+    made(run)
     run.settle_config(settings(solver={"epochs": 2}, kernel={"name": "dispersal"}))
     with pytest.raises(ConfigError, match=r"solver\.averaging was 3\.0 and is now 0\.0"):
         run.settle_config(settings(solver={"epochs": 2, "averaging": 0.0}, kernel={"name": "dispersal"}))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from doc_snippets import run_page, snippets
+from small_stores import plain_config
 
 import ep3stream
 
@@ -25,17 +26,15 @@ NOT_RUN = {"index.md": 1, "dask-cluster.md": 1}
 
 # What a reader is told -> what is run here.
 SMALLER: dict[str, dict[str, str]] = {
-    "README.md": {"--centers 10000": "--centers 100", "20_000": "2_000"},
+    "README.md": {"20_000": "2_000"},
     "commands.md": {
         "tune flights.zarr": "tune flights.zarr --minutes 0.02",
-        "--centers 10000": "--centers 100",
         "runs/first runs/second": "runs/first",
     },
     "tutorial.md": {
         "n_rows=20_000": "n_rows=1_500",
         "n_rows=2_000": "n_rows=100",
         "--minutes 1": "--minutes 0.02",
-        "--centers 4000": "--centers 100",
     },
     "resuming.md": {
         "(20_000, 6)": "(1_000, 6)",
@@ -70,7 +69,7 @@ def exported_model() -> None:
     x = np.random.default_rng(0).standard_normal((500, 3)).astype(np.float32)
     np.save("rows.npy", x[:5])
     ep3stream.convert((x, x[:, 0]), "flights.zarr")
-    ep3stream.fit("flights.zarr", "run", ep3stream.FitConfig(solver=ep3stream.SolverConfig(centers=50)))
+    ep3stream.fit("flights.zarr", "run", plain_config(solver={"centers": 50}))
     ep3stream.export("run", "flights-model")
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from kernel_problem import ONE_RANK, generator, k, laplacian, points, unit_targets
-from small_stores import make_store
+from small_stores import make_store, plain_config
 from torch import Tensor
 
 import ep3stream
@@ -211,7 +211,7 @@ def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> Non
 
 def settings(**solver: object) -> FitConfig:
     own = {"centers": 150, "projection": "eigenpro", "batch_size": 32, "data_rank": 20, "epochs": 2}
-    return FitConfig().with_settings({"solver": own | solver, "run": {"checkpoint_steps": 7}}, "test")
+    return plain_config(solver=own | solver, run={"checkpoint_steps": 7})
 
 
 @pytest.fixture(scope="module")

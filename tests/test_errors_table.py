@@ -26,6 +26,7 @@ import torch
 import zarr
 from rank_kernels import deadly
 from s3_server import ENVIRONMENT, s3_server
+from small_stores import PLAIN_OPTIONS, plain_config
 
 import ep3stream
 from ep3stream import cli
@@ -34,7 +35,7 @@ from ep3stream.store.json_files import signed_bytes, signed_object
 from ep3stream.training import plan as machine
 
 TABLE = Path(__file__).parents[1] / "docs" / "errors.md"
-CENTERS = ["--centers", "20"]
+CENTERS = [*PLAIN_OPTIONS, "--centers", "20"]
 ROWS = "".join(f"{i % 7},{i % 5},{i % 3}\n" for i in range(40))
 OTHER_COLOR = "c,y\nblue,1\nred,2\n"
 ROWS_OF_2 = "".join(f"{i},{i % 7}\n" for i in range(40))
@@ -109,7 +110,7 @@ class Workspace:
 
     def kernel(self, function: Any, devices: int = 1, max_restarts: int = 0) -> tuple[int, str]:
         changes = {"solver": {"centers": 20}, "run": {"devices": devices, "max_restarts": max_restarts}}
-        settings = ep3stream.FitConfig().with_settings(changes, "test")
+        settings = plain_config(**changes)
         return self.raised(
             lambda: ep3stream.fit(self.made / "rows.zarr", self.here / "run", settings, kernel=function)
         )
@@ -281,7 +282,7 @@ def another_store(w: Workspace) -> tuple[int, str]:
 
 
 def callable_model(w: Workspace) -> tuple[int, str]:
-    settings = ep3stream.FitConfig().with_settings({"solver": {"centers": 20}}, "test")
+    settings = plain_config(solver={"centers": 20})
     ep3stream.fit(w.made / "rows.zarr", w.here / "run", settings, kernel=laplacian)
     w.capture()
     return w.said("evaluate", w.here / "run", w.made / "rows.zarr")

@@ -25,7 +25,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from small_stores import make_store, smooth_rows
+from small_stores import make_store, plain_config, smooth_rows
 
 import ep3stream
 from ep3stream import InputError, KernelConfig
@@ -336,8 +336,7 @@ def test_a_pickled_estimator_is_the_same():
 
 
 def test_the_model_of_a_run_predicts_but_cannot_be_trained_on(stores, tmp_path):
-    solver = ep3stream.SolverConfig(centers=50)
-    ep3stream.fit(stores["classification"], tmp_path / "run", ep3stream.FitConfig(solver=solver))
+    ep3stream.fit(stores["classification"], tmp_path / "run", plain_config(solver={"centers": 50}))
     model = KernelClassifier.load(tmp_path / "run")
     assert model.score(stores["classification"]) > 0.6
     with pytest.raises(InputError, match="no training state"):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_stores import make_store, smooth_rows
+from small_stores import make_store, plain_config, smooth_rows
 
 import ep3stream
-from ep3stream import FitConfig, InputError, KernelConfig, KernelModel, SolverConfig
+from ep3stream import InputError, KernelConfig, KernelModel
 from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.conversion.recorded_columns import COLUMNS_VERSION
 from ep3stream.solver import export
@@ -65,7 +65,7 @@ def test_a_program_takes_any_number_of_rows(n_rows, tmp_path):
 
 def test_a_process_without_ep3stream_makes_the_same_predictions_in_both_documented_ways(tmp_path):
     store = make_store(tmp_path / "rows.zarr")
-    run = ep3stream.fit(store, tmp_path / "run", FitConfig(solver=SolverConfig(centers=50)))
+    run = ep3stream.fit(store, tmp_path / "run", plain_config(solver={"centers": 50}))
     ep3stream.export(run, tmp_path / "flights-model")
     np.save(tmp_path / "rows.npy", ROWS)
     hidden = """
@@ -86,7 +86,7 @@ sys.meta_path.insert(0, Hidden())
 
 def test_the_description_says_what_the_document_says(tmp_path):
     store = make_store(tmp_path / "rows.zarr", "classification")
-    run = ep3stream.fit(store, tmp_path / "run", FitConfig(solver=SolverConfig(centers=50)))
+    run = ep3stream.fit(store, tmp_path / "run", plain_config(solver={"centers": 50}))
     described = json.loads((ep3stream.export(run, tmp_path / "out") / "model.json").read_text())
     listed = set(re.findall(r"`([a-z_]+)`", DOCS.read_text().split("`model.json`:")[1].split("\n\nIn ")[0]))
     assert set(described) - {"created_by"} <= listed

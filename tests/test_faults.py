@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from s3_server import BUCKET, ENVIRONMENT, Request, S3Server, s3_server
-from small_stores import make_store
+from small_stores import PLAIN_OPTIONS, make_store, plain_config
 
 import ep3stream
 from ep3stream import cli
@@ -29,13 +29,13 @@ from ep3stream.store.files import LocalFiles
 from ep3stream.store.reader import open_store
 
 SETTINGS = {"solver": {"centers": 30, "batch_size": 64}, "run": {"memory_bytes": 1 << 22}}
-OPTIONS = ["--centers", "30", "--batch-size", "64", "--memory", "4MiB"]
+OPTIONS = [*PLAIN_OPTIONS, "--centers", "30", "--batch-size", "64", "--memory", "4MiB"]
 STEPS = 23  # Of the epoch.
 WINDOW_BYTES = 4 * 5000  # Two windows of two segments.
 
 
 def config(**run: Any) -> ep3stream.FitConfig:
-    return ep3stream.FitConfig().with_settings(SETTINGS, "test").with_settings({"run": run}, "test")
+    return plain_config(**SETTINGS).with_settings({"run": run}, "test")
 
 
 @pytest.fixture(scope="module")

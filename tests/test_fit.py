@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_stores import make_store, smooth_rows
+from small_stores import make_store, plain_config, smooth_rows
 
 import ep3stream
 from ep3stream.config import FitConfig
@@ -23,18 +23,14 @@ from ep3stream.errors import ConfigError, DamagedDataError, InputError, Interrup
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.state import list_checkpoints
 
-# All sizes and the kernel are given, and no rows are held out: what these tests count does not depend on defaults.
 SMALL = {
-    "data": {"validate": "none"},
-    "kernel": {"name": "laplacian"},
     "solver": {"centers": 150, "model_rank": 40, "batch_size": 32, "epochs": 2},
     "run": {"checkpoint_steps": 7},
 }
 
 
 def settings(**changes) -> FitConfig:
-    config = FitConfig().with_settings(SMALL, "test")
-    return config.with_settings(changes, "test")
+    return plain_config(**SMALL).with_settings(changes, "test")
 
 
 def model_bytes(run: Path) -> dict[str, bytes]:

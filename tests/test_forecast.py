@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_stores import make_store
+from small_stores import make_store, plain_config
 
 import ep3stream
 from ep3stream.cli import main
@@ -33,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(run: dict[str, Any] | None = None, **solver: Any) -> FitConfig:
     changes = {"solver": {"centers": 100, "batch_size": 64, "epochs": 2} | solver, "run": run or {}}
-    return FitConfig().with_settings(changes, "test")
+    return plain_config(**changes)
 
 
 def test_a_fit_takes_the_steps_and_the_memory_that_were_planned(store: Path, tmp_path: Path) -> None:

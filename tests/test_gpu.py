@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_problem import generator, points
-from small_stores import make_store
+from small_stores import make_store, plain_config
 
 import ep3stream
-from ep3stream.config import FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.projection import build_nystrom
@@ -57,7 +56,7 @@ def test_a_fit_on_the_gpu_that_was_killed_ends_with_the_same_bytes(tmp_path):
         "solver": {"centers": 150, "model_rank": 40, "batch_size": 32, "epochs": 2},
         "run": {"checkpoint_steps": 7},
     }
-    config = FitConfig().with_settings(changes, "test")
+    config = plain_config(**changes)
 
     def kill(progress):
         if progress.step >= 24:

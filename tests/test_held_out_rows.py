@@ -17,8 +17,9 @@ from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.directory import SETUP_KIND
 from ep3stream.run.event_log import read_lines
-from ep3stream.run.setup import SETUP_KIND, Setup
+from ep3stream.run.setup import Setup
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import sample_rows
 from ep3stream.training.set_up import set_up_split

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from small_stores import PLAIN_OPTIONS, plain_config
 
 import ep3stream
 from ep3stream import cli
@@ -156,7 +157,7 @@ def made(tmp_path_factory) -> Path:
         config = ep3stream.ConvertConfig(segment_bytes=4096, memory_bytes=MB, codec=codec)
         ep3stream.convert([made / "rows.npz"], made / name, config)
     settings = {"solver": {"centers": 16, "batch_size": 8}, "run": {"memory_bytes": 64 * MB}}
-    ep3stream.fit(made / "plain.zarr", made / "run", FitConfig().with_settings(settings, "test"))
+    ep3stream.fit(made / "plain.zarr", made / "run", plain_config(**settings))
     return made
 
 
@@ -527,7 +528,10 @@ def test_markup_in_names_stays_text_in_the_report(made, tmp_path, capsys):
     text = "\n".join([f"a,{name}", *(f"{v:.4g},{np.sin(v):.4g}" for v in x[:, 0])])
     (tmp_path / "t.csv").write_text(text)
     assert cli.main(["convert", str(tmp_path / "t.csv"), str(tmp_path / "s.zarr"), "--target", name]) == 0
-    assert cli.main(["fit", str(tmp_path / "s.zarr"), str(tmp_path / "run"), "--centers", "10"]) == 0
+    assert (
+        cli.main(["fit", str(tmp_path / "s.zarr"), str(tmp_path / "run"), "--centers", "10", *PLAIN_OPTIONS])
+        == 0
+    )
     assert name not in (tmp_path / "run" / "report.html").read_text()
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
-from small_stores import make_store
+from small_stores import make_store, plain_config
 from test_store import REGRESSION, SPEC, _write, _write_rows
 
 import ep3stream
@@ -119,8 +119,7 @@ def test_a_narrow_terminal_gets_narrow_lines(tmp_path):
 
 def test_the_data_rank_of_a_run_is_told_by_stage(tmp_path):
     store = make_store(tmp_path / "rows.zarr", n_rows=4000)
-    solver = ep3stream.SolverConfig(centers=400)
-    ep3stream.fit(store, tmp_path / "run", ep3stream.FitConfig(solver=solver))
+    ep3stream.fit(store, tmp_path / "run", plain_config(solver={"centers": 400}))
     plan = inspect(tmp_path / "run")["plan"]
     flattened = [stage["n_flattened"] for stage in plan["stages"]]
     assert len(flattened) > 1
@@ -130,6 +129,5 @@ def test_the_data_rank_of_a_run_is_told_by_stage(tmp_path):
         f"{n:,} from row {stage['first_row']:,}" for n, stage in zip(flattened, plan["stages"], strict=True)
     ][1:]
     assert f"data rank     {', '.join([str(flattened[0]), *later])}\n" in describe_path(tmp_path / "run")
-    fixed = ep3stream.SolverConfig(centers=400, data_rank=7)
-    ep3stream.fit(store, tmp_path / "fixed", ep3stream.FitConfig(solver=fixed))
+    ep3stream.fit(store, tmp_path / "fixed", plain_config(solver={"centers": 400, "data_rank": 7}))
     assert "data rank     7\n" in describe_path(tmp_path / "fixed")

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from small_stores import make_store
+from small_stores import PLAIN_OPTIONS, make_store, plain_config
 
 import ep3stream
-from ep3stream import FitConfig, SolverConfig, cli
+from ep3stream import cli
 
-SETTINGS = ["--centers", "20", "--batch-size", "32"]
-CONFIG = FitConfig(solver=SolverConfig(centers=20, batch_size=32))
+SETTINGS = [*PLAIN_OPTIONS, "--centers", "20", "--batch-size", "32"]
+CONFIG = plain_config(solver={"centers": 20, "batch_size": 32})
 STORES = ("rows.h5", "rows.zarr", "rows")
 
 

@@ -93,7 +93,7 @@ def test_a_fit_to_a_store_and_a_kernel_model_tell_it(
         FitConfig(
             kernel=KernelConfig("laplacian", bandwidth=2.0),
             solver=SolverConfig(centers=200, epochs=1),
-            data=DataConfig(scale="none"),
+            data=DataConfig(scale="none", validate="none"),
         ),
     )
     assert TOLD in caplog.text

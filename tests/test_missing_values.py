@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from encoding import encode, pretend_store, write
+from small_stores import plain_config
 
 from ep3stream import cli
 from ep3stream.config import ConvertConfig
@@ -400,7 +401,7 @@ def test_a_table_with_gaps_is_predicted_as_its_store_would_be(tmp_path: Path, ca
         cells[i][0] = ""
     table = write(tmp_path / "t", "a,b,y\n" + "".join(",".join(row) + "\n" for row in cells))
     convert(table, tmp_path / "s.zarr", ConvertConfig(target="y"))
-    settings = ep3stream.FitConfig(solver=ep3stream.SolverConfig(centers=20))
+    settings = plain_config(solver={"centers": 20})
     ep3stream.fit(tmp_path / "s.zarr", tmp_path / "run", settings)
     new = write(tmp_path / "new", "b,a\n1,\n,2\n0.5,0.25\n")
     with caplog.at_level(logging.WARNING):

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from s3_server import BUCKET, ENVIRONMENT, S3Server, s3_server
-from small_stores import smooth_rows
+from small_stores import plain_config, smooth_rows
 
 import ep3stream
-from ep3stream import ConvertConfig, FitConfig, cli
+from ep3stream import ConvertConfig, cli
 from ep3stream.conversion.convert import convert
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, InputError
 from ep3stream.store import object_files, retries
@@ -101,7 +101,7 @@ def test_shards_are_read_chunk_by_chunk(s3, tmp_path, monkeypatch):
 def test_a_fit_from_a_bucket_ends_with_the_bytes_of_one_from_a_disk(s3, tmp_path, capsys):
     make()
     make(tmp_path / "local.zarr")
-    config = FitConfig().with_settings({"solver": {"centers": 40}}, "test")
+    config = plain_config(solver={"centers": 40})
     ep3stream.fit(URL, tmp_path / "far", config)
     ep3stream.fit(tmp_path / "local.zarr", tmp_path / "near", config)
     assert files(tmp_path / "far" / "model") == files(tmp_path / "near" / "model")
@@ -116,7 +116,7 @@ def test_a_fit_from_a_bucket_ends_with_the_bytes_of_one_from_a_disk(s3, tmp_path
 
 def test_centers_may_be_a_split_in_a_bucket(s3, tmp_path):
     make()
-    config = FitConfig().with_settings({"solver": {"centers": f"{URL}/test", "epochs": 0.1}}, "test")
+    config = plain_config(solver={"centers": f"{URL}/test", "epochs": 0.1})
     ep3stream.fit(URL, tmp_path / "run", config)
     assert (
         ep3stream.inspect(tmp_path / "run")["plan"]["n_centers"] == open_store(URL).split("test").info.n_rows

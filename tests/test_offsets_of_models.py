@@ -32,7 +32,7 @@ def config(store: Path, **solver: Any) -> FitConfig:
     return FitConfig(
         kernel=KernelConfig("gaussian", bandwidth=0.5),
         solver=SolverConfig(**{"centers": 200, "epochs": 10, "nystrom_samples": 300} | solver),
-        data=DataConfig(),
+        data=DataConfig(validate="none"),
         run=RunConfig(),
     )
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernel_problem import points
-from small_stores import make_store
+from small_stores import make_store, plain_config
 from torch import Tensor
 
 import ep3stream
-from ep3stream.config import FitConfig, KernelConfig, Precision
+from ep3stream.config import KernelConfig, Precision
 from ep3stream.errors import ConfigError
 from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.gpu import rounded
@@ -89,7 +89,7 @@ def test_a_fit_as_a_gpu_does_it_is_as_good(tmp_path, monkeypatch, precision, lar
     """Products with the block in TF32 too, whose rounding of either factor is put in here."""
     store = make_store(tmp_path / "store.zarr", n_rows=4000)
     config = {"solver": {"centers": 300, "epochs": 3}, "run": {"checkpoint_minutes": 0.0}}
-    plain = ep3stream.fit(store, tmp_path / "plain", FitConfig().with_settings(config, "test"))
+    plain = ep3stream.fit(store, tmp_path / "plain", plain_config(**config))
     for name in ("left_times", "times"):
         exact = getattr(BatchBlock, name)
 
@@ -101,7 +101,7 @@ def test_a_fit_as_a_gpu_does_it_is_as_good(tmp_path, monkeypatch, precision, lar
 
         monkeypatch.setattr(BatchBlock, name, in_tf32)
     config["solver"] |= {"precision": precision}
-    fast = ep3stream.fit(store, tmp_path / "fast", FitConfig().with_settings(config, "test"))
+    fast = ep3stream.fit(store, tmp_path / "fast", plain_config(**config))
     monkeypatch.undo()
     scores = [ep3stream.evaluate(run, store)["r2"] for run in (plain, fast)]
     assert scores[0] > 0.94

@@ -9,16 +9,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_stores import plain_config
 
 import ep3stream
 from ep3stream import (
     ConvertConfig,
-    FitConfig,
     InputError,
     KernelClassifier,
     KernelModel,
     KernelRegressor,
-    SolverConfig,
 )
 from ep3stream.prediction.predict import is_table, predict_tables
 
@@ -38,7 +37,7 @@ PLAIN = pd.DataFrame(random.normal(size=(N, 3)), columns=["a", "b", "c"])
 
 def fitted(folder: Path, table: pd.DataFrame, y: object, **settings: object) -> Path:
     ep3stream.convert(table.assign(y=y), folder / "s.zarr", ConvertConfig(target="y", **settings))
-    return ep3stream.fit(folder / "s.zarr", folder / "run", FitConfig(solver=SolverConfig(centers=30)))
+    return ep3stream.fit(folder / "s.zarr", folder / "run", plain_config(solver={"centers": 30}))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_features_may_be_given_by_their_own_names(raw):
 def test_a_model_of_arrays_takes_frames_by_position_with_the_number_checked(tmp_path):
     x = PLAIN.to_numpy()
     ep3stream.convert((x, x[:, 0]), tmp_path / "s.zarr")
-    run = ep3stream.fit(tmp_path / "s.zarr", tmp_path / "run", FitConfig(solver=SolverConfig(centers=30)))
+    run = ep3stream.fit(tmp_path / "s.zarr", tmp_path / "run", plain_config(solver={"centers": 30}))
     model = ep3stream.load(run)
     np.testing.assert_allclose(model.predict(PLAIN), model.predict(x), atol=1e-5)
     named = PLAIN.set_axis(["x2", "x0", "x1"], axis=1)
@@ -217,7 +216,7 @@ def test_predict_reads_svmlight_and_folders_that_name_columns(tmp_path):
     lines = (f"{row[0]} " + " ".join(f"{j}:{v}" for j, v in enumerate(row)) for row in x)
     (tmp_path / "t.svm").write_text("\n".join(lines) + "\n")
     ep3stream.convert(tmp_path / "t.svm", tmp_path / "s.zarr", ConvertConfig(index_base=0))
-    run = ep3stream.fit(tmp_path / "s.zarr", tmp_path / "run", FitConfig(solver=SolverConfig(centers=30)))
+    run = ep3stream.fit(tmp_path / "s.zarr", tmp_path / "run", plain_config(solver={"centers": 30}))
     assert predict_tables(run, tmp_path / "t.svm", tmp_path / "out.csv") == N
     np.testing.assert_allclose(
         pd.read_csv(tmp_path / "out.csv")["y"], ep3stream.load(run).predict(x), atol=1e-5
@@ -228,7 +227,7 @@ def test_predict_reads_svmlight_and_folders_that_name_columns(tmp_path):
             tmp_path / "p" / f"a={key}" / "r.parquet"
         )
     ep3stream.convert(tmp_path / "p", tmp_path / "p.zarr", ConvertConfig(target="y"))
-    run = ep3stream.fit(tmp_path / "p.zarr", tmp_path / "p-run", FitConfig(solver=SolverConfig(centers=30)))
+    run = ep3stream.fit(tmp_path / "p.zarr", tmp_path / "p-run", plain_config(solver={"centers": 30}))
     assert predict_tables(run, tmp_path / "p", tmp_path / "p.csv") == 2 * N
     file = tmp_path / "p" / "a=2" / "r.parquet"
     assert predict_tables(run, file, tmp_path / "q.csv", partitions=True) == N

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 import pytest
+from small_stores import plain_config
 
 import ep3stream
 from ep3stream import InputError, SourceError, cli
@@ -48,8 +49,7 @@ def made(tmp_path_factory) -> Path:
         source = write_table(folder / f"{name}.csv", 0, 3, target, gaps=missing != "error")
         config = ep3stream.ConvertConfig(target=target, missing=missing)
         ep3stream.convert([source], folder / f"{name}.zarr", config)
-        solver = ep3stream.SolverConfig(centers=40)
-        ep3stream.fit(folder / f"{name}.zarr", folder / name, ep3stream.FitConfig(solver=solver))
+        ep3stream.fit(folder / f"{name}.zarr", folder / name, plain_config(solver={"centers": 40}))
     return folder
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rank_kernels import deadly_once, endless, not_finite_on_one, rational
-from small_stores import make_store
+from small_stores import make_store, plain_config
 
 import ep3stream
 from ep3stream.config import FitConfig
@@ -30,7 +30,7 @@ SMALL = {
 
 
 def settings(**changes) -> FitConfig:
-    return FitConfig().with_settings(SMALL, "test").with_settings(changes, "test")
+    return plain_config(**SMALL).with_settings(changes, "test")
 
 
 @pytest.fixture(scope="module")

@@ -12,24 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_stores import make_store, smooth_rows
+from small_stores import PLAIN_OPTIONS, make_store, plain_config, smooth_rows
 
 import ep3stream
-from ep3stream import ConfigError, DataConfig, FitConfig, InputError, RunConfig, SolverConfig, cli
+from ep3stream import ConfigError, FitConfig, InputError, cli
 from ep3stream.store import read_threads
 from ep3stream.store.files import LocalFiles
 from ep3stream.store.read_threads import ReadThreads
 from ep3stream.store.reader import open_store
 
-CENTERS = ["--centers", "30"]
+CENTERS = [*PLAIN_OPTIONS, "--centers", "30"]
 
 
 def config(timeout_s: float, **solver: Any) -> FitConfig:
-    run = RunConfig(read_timeout_s=timeout_s, memory_bytes=1 << 24)
-    return FitConfig(
-        DataConfig(validate="test"),
-        solver=SolverConfig(**{"centers": 30, "batch_size": 64, **solver}),
-        run=run,
+    return plain_config(
+        data={"validate": "test"},
+        solver={"centers": 30, "batch_size": 64, **solver},
+        run={"read_timeout_s": timeout_s, "memory_bytes": 1 << 24},
     )
 
 

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from small_stores import make_store
+from small_stores import PLAIN_OPTIONS, make_store
 
 from ep3stream.run.directory import RunDirectory
 from ep3stream.run.state import is_finished
 
-FIT = ["--centers", "50", "--batch-size", "32"]
+FIT = [*PLAIN_OPTIONS, "--centers", "50", "--batch-size", "32"]
 
 # Runs a command line, and sends its process a SIGTERM at each of the moments: as a module is about to be imported, as
 # Python ends, and once Python has given up its handlers.

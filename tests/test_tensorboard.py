@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_stores import make_store
+from small_stores import make_store, plain_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ep3stream
@@ -30,7 +30,7 @@ def settings(**run) -> FitConfig:
         "solver": {"centers": 50, "model_rank": 20, "batch_size": 16, "epochs": 2, "validate_every": 0.5},
         "run": {"checkpoint_steps": 40, "tensorboard": True} | run,
     }
-    return FitConfig().with_settings(changes, "test")
+    return plain_config(**changes)
 
 
 def drawn(directory: Path) -> dict[str, list[tuple[int, float]]]:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from small_stores import make_store
+from small_stores import PLAIN_OPTIONS, make_store, plain_config
 
 import ep3stream
-from ep3stream import FitConfig, InputError, SolverConfig, cli
+from ep3stream import InputError, cli
 from ep3stream.cli import progress
 from ep3stream.conversion.convert import ConvertProgress
 from ep3stream.inspection.status import status
@@ -42,8 +42,8 @@ def made(tmp_path_factory) -> Path:
     """rows.zarr, and a finished run."""
     folder = tmp_path_factory.mktemp("terminal")
     make_store(folder / "rows.zarr")
-    solver = SolverConfig(centers=50, batch_size=16, validate_every=0.5)
-    config = FitConfig(solver=solver).with_settings({"data": {"validate": "test"}}, "test")
+    solver = {"centers": 50, "batch_size": 16, "validate_every": 0.5}
+    config = plain_config(solver=solver, data={"validate": "test"})
     ep3stream.fit(folder / "rows.zarr", folder / "run", config)
     return folder
 
@@ -86,7 +86,17 @@ def test_json_logs_are_objects_of_one_line_each_with_the_progress_among_them(
     store = str(made / "rows.zarr")
     assert (
         cli.main(
-            ["fit", store, str(tmp_path / "run"), "--centers", "50", "--batch-size", "16", "--json-logs"]
+            [
+                "fit",
+                store,
+                str(tmp_path / "run"),
+                "--centers",
+                "50",
+                "--batch-size",
+                "16",
+                "--json-logs",
+                *PLAIN_OPTIONS,
+            ]
         )
         == 0
     )
@@ -134,6 +144,7 @@ def start_fit() -> Iterator[Callable[[Path, Path], subprocess.Popen[bytes]]]:
 
     def start(store: Path, run: Path) -> subprocess.Popen[bytes]:
         options = ["--centers", "50", "--batch-size", "16", "--epochs", "100000", "--checkpoint-steps", "200"]
+        options += PLAIN_OPTIONS
         command = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store), str(run), *options]
         fits.append(subprocess.Popen(command))
         return fits[-1]

@@ -312,7 +312,7 @@ def test_a_kernel_on_columns_is_found_and_the_written_settings_are_read_by_fit(t
     assert config.kernel.name == found["best"]["kernel"] == "product"
     assert config.kernel.sharpness == found["best"]["sharpness"]
     assert found["best"]["better_by"] > 2 * found["best"]["standard_error"]
-    settings = ["--centers", "100", "--epochs", "2"]
+    settings = ["--centers", "100", "--epochs", "2", "--validate", "none"]
     assert cli.main(["fit", str(store), str(run), "--config", str(out), *settings]) == 0
     assert ep3stream.evaluate(run, store)["r2"] > found["default"]["r2"] + 0.05
 

@@ -47,6 +47,12 @@ def main() -> int:
             512,
             "--checkpoint-minutes",
             0,
+            "--epochs",
+            1,
+            "--validate",
+            "none",
+            "--kernel",
+            "laplacian",
         )
         ep3stream("fit", store, run, *settings, "--checkpoint-steps", every, "--memory", "4GiB")
         last, n_saved = read_metrics(run / "metrics.jsonl")

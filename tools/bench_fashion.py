@@ -54,7 +54,7 @@ def main() -> None:
         for seed in options.seeds:
             run = directory / f"run-{epochs}-{seed}"
             settings = {
-                "data": {"scale": "none"},
+                "data": {"scale": "none", "validate": "none"},
                 "kernel": {"bandwidth": 10},
                 "solver": {"centers": options.centers, "epochs": epochs},
                 "run": {"seed": seed},

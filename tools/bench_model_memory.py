@@ -117,8 +117,8 @@ def fitted(path: Path, reader: SplitReader, n_centers: int, options: argparse.Na
     """Set-up and steps; in MB, the peak that the system knows of after the one, and what is in use after the other."""
     config = FitConfig(
         data=DataConfig(scale="none"),
-        kernel=KernelConfig(bandwidth=10.0),
-        solver=SolverConfig(centers=n_centers, model_rank=options.rank, batch_size=options.batch),
+        kernel=KernelConfig("laplacian", bandwidth=10.0),
+        solver=SolverConfig(centers=n_centers, epochs=1, model_rank=options.rank, batch_size=options.batch),
         run=RunConfig(memory_bytes=1 << 33),
     )
     mesh = Mesh.of_this_process(torch.device("cpu"))

@@ -85,7 +85,7 @@ def fit(folder: Path, store: Path, window: int, options: argparse.Namespace) -> 
         "solver": {"centers": options.centers, "epochs": options.epochs},
         "kernel": {"bandwidth": 10.0},
     }
-    settings["data"] = {"scale": "none"}
+    settings["data"] = {"scale": "none", "validate": "none"}
     with mock.patch("ep3stream.training.plan.window_segments", return_value=window):
         ep3stream.fit(store, run, FitConfig().with_settings(settings, "bench_order"))
     info = ep3stream.open_store(store).split("train").info

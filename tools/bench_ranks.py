@@ -38,6 +38,7 @@ def epoch_s(store: Path, run: Path, devices: int, n_centers: int) -> float:
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store), str(run)]
     command += ["--devices", str(devices), "--centers", str(n_centers), "--checkpoint-minutes", "0"]
+    command += ["--epochs", "1", "--validate", "none", "--kernel", "laplacian"]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
     steps = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "step"]
     first, last = steps[0], steps[-1]

@@ -43,6 +43,10 @@ def main() -> int:
             2,
             "--checkpoint-steps",
             20,
+            "--validate",
+            "none",
+            "--kernel",
+            "laplacian",
         ]
         ep3stream("fit", store, directory / f"whole-{suffix}", *settings).wait(LIMIT_S)
         run = directory / f"killed-{suffix}"

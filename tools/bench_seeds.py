@@ -56,7 +56,7 @@ def fashion(directory: Path, options: argparse.Namespace) -> bool:
     found = []
     for seed in options.seeds:
         config = ep3stream.FitConfig(
-            data=ep3stream.DataConfig(scale="none"),
+            data=ep3stream.DataConfig(scale="none", validate="none"),
             kernel=ep3stream.KernelConfig(bandwidth=10.0),
             solver=ep3stream.SolverConfig(centers=options.centers, epochs=options.epochs),
             run=ep3stream.RunConfig(seed=seed),
@@ -106,7 +106,9 @@ def teacher_line(
         data_rank=level,
     )
     kernel, run = ep3stream.KernelConfig(options.kernel), ep3stream.RunConfig(seed=seed)
-    config = ep3stream.FitConfig(kernel=kernel, solver=solver, run=run)
+    config = ep3stream.FitConfig(
+        data=ep3stream.DataConfig(validate="none"), kernel=kernel, solver=solver, run=run
+    )
     scores, n_cuts, seconds = fitted(directory, config, "r2")
     row = f"{scores['r2']:>9.4f} {scores['mse']:>9.5f}"
     print(f"{label:>6} {f'{projection}, {step}':<20} {row} {n_cuts:>5} {seconds:>8.1f}", flush=True)

@@ -169,7 +169,9 @@ def ratio(numbers: Sequence[float], to: Sequence[float]) -> str:
 
 def config(settings: Any, dask: str | None = None) -> FitConfig:
     run = {"checkpoint_minutes": 0.0, **({} if dask is None else {"dask": dask})}
-    return FitConfig().with_settings(settings, "bench_stream").with_settings({"run": run}, "bench_stream")
+    plain = {"data": {"validate": "none"}, "kernel": {"name": "laplacian"}, "solver": {"epochs": 1}}
+    given = FitConfig().with_settings(plain, "bench_stream").with_settings(settings, "bench_stream")
+    return given.with_settings({"run": run}, "bench_stream")
 
 
 def epoch(store: Location, run: Path, settings: Any, dask: str | None) -> float:

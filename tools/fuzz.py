@@ -271,7 +271,8 @@ class Subjects:
         convert = ConvertConfig(segment_bytes=4096, memory_bytes=1 << 20, codec="lz4")
         ep3stream.convert([directory / "rows.npz"], self.store, convert)
         sizes = {"centers": 12, "model_rank": 4, "data_rank": 2, "batch_size": 8}
-        tables = {"solver": sizes, "run": {"memory_bytes": 16 << 20}}
+        tables = {"kernel": {"name": "laplacian"}, "solver": sizes | {"epochs": 1}}
+        tables["run"] = {"memory_bytes": 16 << 20}
         self.config = FitConfig().with_settings(tables, "fuzz")
         self.configs = {"nystrom": self.config}
         for projection in ("exact", "eigenpro"):

@@ -69,7 +69,7 @@ def run_ep3stream(race: Race, options: argparse.Namespace) -> None:
     import ep3stream
 
     config = ep3stream.FitConfig(
-        data=ep3stream.DataConfig(scale="none"),
+        data=ep3stream.DataConfig(scale="none", validate="none"),
         kernel=ep3stream.KernelConfig(bandwidth=options.bandwidth),
         solver=ep3stream.SolverConfig(centers=options.centers, epochs=options.epochs),
         run=ep3stream.RunConfig(seed=options.seed),

@@ -61,19 +61,17 @@ def converted(source: list[Path] | tuple[Path, Path], store: Path, config: Conve
 
 def configs(name: str) -> Iterator[tuple[str, FitConfig]]:
     """Settings to fit with, by name."""
+    data, laplacian = DataConfig(validate="none"), KernelConfig("laplacian")
     run = RunConfig(seed=3, memory_bytes=256 << 20, checkpoint_steps=5)
     solver = SolverConfig(centers=200, epochs=2, model_rank=40, nystrom_samples=300, batch_size=64)
     for projection in ("nystrom", "exact", "eigenpro"):
-        yield projection, FitConfig(solver=replace(solver, projection=projection), run=run)
+        yield projection, FitConfig(data, laplacian, replace(solver, projection=projection), run)
     automatic = replace(solver, batch_size=0, model_rank=0, nystrom_samples=0)
-    yield "automatic", FitConfig(solver=automatic, run=run)
-    yield (
-        "gaussian",
-        FitConfig(kernel=KernelConfig("gaussian", 3.0), solver=replace(solver, ridge=1e-4), run=run),
-    )
+    yield "automatic", FitConfig(data, laplacian, automatic, run)
+    yield "gaussian", FitConfig(data, KernelConfig("gaussian", 3.0), replace(solver, ridge=1e-4), run)
     if name == "classes":
         weighted = replace(solver, class_weights="balanced", patience=2, validate_every=0.5)
-        yield "weighted", FitConfig(data=DataConfig(validate="validation"), solver=weighted, run=run)
+        yield "weighted", FitConfig(DataConfig(validate="validation"), laplacian, weighted, run)
 
 
 def digest(run: Path) -> dict[str, str]:

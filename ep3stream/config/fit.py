@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 import tomli_w
 
-from ep3stream.config.parse import MIB, parse_bytes
+from ep3stream.config.parse import MIB, parse_bytes, parse_minutes
 from ep3stream.config.settings import (
     Limit,
     OnResume,
@@ -142,6 +142,14 @@ class RunConfig:
         "draw curves for TensorBoard in RUN/tensorboard",
         on_resume="free",
     )
+    minutes: float = setting(
+        5.0,
+        "how long the fit may take at most, with its set-up: centers and epochs that are not given are chosen by it; "
+        "none to have 5000 centers and one epoch",
+        limit=at_least(0, "a positive number of minutes, or none"),
+        metavar="N|none",
+        parse=parse_minutes,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -210,6 +218,21 @@ class FitConfig:
         """This config with each setting that stands for another value, such as None, replaced by that value."""
         kernel = replace(self.kernel, **self.kernel.parameters())
         return replace(self, kernel=kernel, solver=self.solver.in_use())
+
+    def settled(self, choices: Mapping[str, Any]) -> FitConfig:
+        """This config with what it leaves open (`auto`) as in `choices`: kernel, centers, epochs and patience by name.
+
+        What is not in `choices` stays open.
+        """
+        kernel, solver = self.kernel, self.solver
+        if kernel.name == "auto" and "kernel" in choices:
+            kernel = replace(kernel, name=choices["kernel"])
+        found = {
+            name: choices[name]
+            for name in ("centers", "epochs", "patience")
+            if name in choices and getattr(solver, name) == "auto"
+        }
+        return replace(self, kernel=kernel, solver=replace(solver, **found))
 
     def differences(self, other: FitConfig) -> dict[str, tuple[Any, Any]]:
         """`table.setting` -> (this value, the other value) wherever the two differ."""

@@ -134,8 +134,10 @@ def parse_class_weights(text: str) -> str | dict[str, float]:
     return text if text in ("none", "balanced") else parse_weights(text)
 
 
-def parse_epochs(text: str) -> float:
-    """A number of epochs, as an int where it is whole, so that TOML says `epochs = 2`."""
+def parse_epochs(text: str) -> float | str:
+    """A number of epochs, as an int where it is whole, so that TOML says `epochs = 2`; or `auto`, as it stands."""
+    if text == "auto":
+        return text
     try:
         number = float(text)
     except ValueError:
@@ -146,6 +148,14 @@ def parse_epochs(text: str) -> float:
 def parse_tail(text: str) -> int | str:
     """A number where the text is one; else the text as it stands, `auto` or `none`."""
     return int(text) if text.isdigit() else text
+
+
+def parse_minutes(text: str) -> float:
+    """A number of minutes; 0 for `none`."""
+    try:
+        return 0.0 if text == "none" else float(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no number; write it like 5, or none") from None
 
 
 def parse_centers(text: str) -> int | str:

@@ -21,7 +21,7 @@ from ep3stream.config.settings import (
 )
 
 KernelName = Literal[
-    "laplacian", "gaussian", "matern32", "matern52", "dispersal", "rational_quadratic",
+    "auto", "laplacian", "gaussian", "matern32", "matern52", "dispersal", "rational_quadratic",
     "polynomial", "ntk_relu", "ntk_relu_unit_sphere", "product", "anova",
 ]  # fmt: skip
 
@@ -30,6 +30,9 @@ Projection = Literal["nystrom", "eigenpro", "exact"]
 StepRule = Literal["measured", "published"]
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+
+# What `auto` may be given: a bandwidth makes it a kernel of distances, a power one on columns.
+_PARAMETERS_OF_AUTO = ("bandwidth", "power")
 
 # Every parameter of every kernel, and its value where the settings leave the parameter out.
 KERNEL_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -61,9 +64,18 @@ def _default_by_kernel(parameter: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
-    """The kernel by name, and its parameters: those of `KERNEL_DEFAULTS[name]`. Formulas are in docs/kernels.md."""
+    """The kernel by name, and its parameters: those of `KERNEL_DEFAULTS[name]`. Formulas are in docs/kernels.md.
 
-    name: KernelName = setting("laplacian", "the kernel", option="kernel", called="kernel")
+    `auto` is one of the others, chosen when the columns are known (`training/defaults.py`).
+    """
+
+    name: KernelName = setting(
+        "auto",
+        "the kernel",
+        default_means="product up to 200 columns, laplacian beyond",
+        option="kernel",
+        called="kernel",
+    )
     bandwidth: float | Literal["median"] = setting(
         "median",
         "a length in the unit of the scaled inputs; median: of the distances between rows, or, for polynomial, "
@@ -116,7 +128,7 @@ class KernelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        own = KERNEL_DEFAULTS[self.name]
+        own = KERNEL_DEFAULTS.get(self.name, _PARAMETERS_OF_AUTO)
         given = self._given()
         for each in settings_of(KernelConfig):
             if each.name not in given:
@@ -139,8 +151,8 @@ class KernelConfig:
             require(self.power <= 2, f"power is {self.power}; the {self.name} kernel takes one in (0, 2]")
 
     def parameters(self) -> dict[str, Any]:
-        """Every parameter of this kernel, with its value or its default."""
-        return {**KERNEL_DEFAULTS[self.name], **self._given()}
+        """Every parameter of this kernel, with its value or its default; of `auto` those that were given."""
+        return {**KERNEL_DEFAULTS.get(self.name, {}), **self._given()}
 
     def _given(self) -> dict[str, Any]:
         values = {
@@ -153,6 +165,7 @@ class KernelConfig:
 class SolverConfig:
     """The model's size and the method's parameters; 0 means chosen from the data and the memory budget.
 
+    Centers, epochs and patience that are `auto` are settled when the set-up is made, by the minutes of the run.
     Momentum, averaging and step that are None have the values of the projection: beta = 0.9, a = 3 and `measured`;
     with `eigenpro`, the published method, 0, 0 and `published`.
     """
@@ -162,7 +175,7 @@ class SolverConfig:
         "rows drawn at random, means of clusters, an NPY file of (p, d) points, or all rows of a split of any store "
         "with the same features",
         limit=at_least(1),
-        default_means="5000 rows",
+        default_means="rows, by --minutes; without it 5000",
         metavar="N|kmeans:N|FILE|STORE/SPLIT",
         parse=parse_centers,
     )
@@ -171,10 +184,11 @@ class SolverConfig:
         "how a step solves K(Z, Z) theta = h: nystrom by leading eigenpairs, exact by a factorization, eigenpro by "
         "the passes of the published method",
     )
-    epochs: float = setting(
-        1,
+    epochs: float | Literal["auto"] = setting(
+        "auto",
         "passes over the rows, 0.5 for a half",
-        limit=positive("a positive number, like 2 or 0.5"),
+        limit=positive("a positive number, like 2 or 0.5, or auto"),
+        default_means="by --minutes; without it 1",
         parse=parse_epochs,
         on_resume="free",
     )
@@ -258,11 +272,11 @@ class SolverConfig:
         parse=parse_epochs,
         on_resume="override",
     )
-    patience: int = setting(
-        0,
-        "stop after N validations without a better model, and keep the best",
+    patience: int | Literal["auto"] = setting(
+        "auto",
+        "stop after N validations without a better model, 0 for never",
         limit=at_least(0, "a positive number, or 0 for none"),
-        default_means="never",
+        default_means="3 where --minutes chooses the epochs, else 0",
         on_resume="override",
     )
     class_weights: Literal["none", "balanced"] | Mapping[str, float] = setting(
@@ -303,15 +317,32 @@ class SolverConfig:
 
     def n_steps(self, steps_per_epoch: int) -> int:
         """The number of steps of the whole fit, at least one."""
-        return max(1, round(self.epochs * steps_per_epoch))
+        return max(1, round(self.used_epochs * steps_per_epoch))
 
     def validation_steps(self, steps_per_epoch: int) -> int:
         """The number of steps between two validations, at least one."""
         return max(1, round(self.validate_every * steps_per_epoch))
 
     def in_use(self) -> SolverConfig:
-        """These settings with the projection's values where momentum, averaging or step is None."""
-        return replace(self, momentum=self.used_momentum, averaging=self.used_averaging, step=self.used_step)
+        """These settings with the projection's values where momentum, averaging or step is None, and without `auto`."""
+        return replace(
+            self,
+            epochs=self.used_epochs,
+            patience=self.used_patience,
+            momentum=self.used_momentum,
+            averaging=self.used_averaging,
+            step=self.used_step,
+        )
+
+    @property
+    def used_epochs(self) -> float:
+        """`epochs`, or 1 where nothing has settled them."""
+        return 1 if self.epochs == "auto" else self.epochs
+
+    @property
+    def used_patience(self) -> int:
+        """`patience`, or 0 where nothing has settled it."""
+        return 0 if self.patience == "auto" else self.patience
 
     @property
     def used_momentum(self) -> float:

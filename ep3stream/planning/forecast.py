@@ -35,9 +35,11 @@ from ep3stream.solver.column_weights import evaluations_of_learning
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
-from ep3stream.store.reader import open_store
+from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import SAMPLED_SEGMENTS
+from ep3stream.training.budget import SizeLimits
 from ep3stream.training.centers import CenterSource
+from ep3stream.training.defaults import is_timed, size_limits, with_kernel, with_sizes
 from ep3stream.training.plan import (
     BATCHES,
     LOCAL_TAIL,
@@ -50,7 +52,7 @@ from ep3stream.training.plan import (
     memory_budget,
     require_machine,
 )
-from ep3stream.training.set_up import shape_of
+from ep3stream.training.set_up import measured_speed, problem_of_split, shape_of
 from ep3stream.training.validation import ValidationRows
 
 
@@ -137,9 +139,16 @@ def plan(
     with open_store(store, config.run.read_timeout_s) as rows:
         reader = rows.split(config.data.split)
         validation = ValidationRows.of(config, rows.manifest)
-        shape = shape_of(reader, config, validation)
         held = validation.held_rows(reader.info, config.run.seed)
+        if kernel is None:
+            config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows - len(held))
+        shape = shape_of(reader, config, validation)
         source = CenterSource.of(config, reader, automatic_centers(shape), held)
+        if is_timed(config):
+            n_given = None if config.solver.centers == "auto" else source.n_centers
+            limits = size_limits(shape, config, n_given, validation.n_rows(rows.manifest), budget, devices)
+            config = _timed(reader, shape, config, kernel, limits, device, devices, clock)
+            source = CenterSource.of(config, reader, automatic_centers(shape), held)
         process_bytes = _resident_bytes()
         planned = SizePlan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
         require_machine(shape, config.solver, planned, device, devices)
@@ -160,7 +169,7 @@ def plan(
         return FitPlan(
             store=str(rows.path),
             split=config.data.split,
-            epochs=config.solver.epochs,
+            epochs=config.solver.used_epochs,
             sizes=sizes,
             n_steps=n_steps,
             memory=dict(planned.memory),
@@ -175,6 +184,31 @@ def plan(
             reduced_bytes=n_steps * reduced_bytes_of_step(sizes),
             expected=expected,
         )
+
+
+def _timed(
+    reader: SplitReader,
+    shape: ProblemSize,
+    config: FitConfig,
+    kernel: KernelFunction | None,
+    limits: SizeLimits,
+    device: torch.device,
+    devices: int,
+    clock: Callable[[], float],
+) -> FitConfig:
+    """The config with the sizes that the minutes of the fit allow, as far as can be told without learning weights.
+
+    A fit leaves out columns without weight, so that it may choose a few more centers.
+    """
+    mesh = Mesh(0, 1, device)
+    problem = problem_of_split(reader, config)
+    speed = measured_speed(problem, reader, config, kernel, None, mesh, clock)
+    if device.type == "cuda":
+        speed /= devices
+    learning_s = 0.0
+    if kernel is None and config.kernel.name in COLUMN_KERNELS:
+        learning_s = evaluations_of_learning(shape.n_features) * speed
+    return with_sizes(config, limits, speed, learning_s, mesh)
 
 
 def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:

@@ -22,8 +22,8 @@ from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.prediction.frames import FrameReader
 from ep3stream.run.bundle import find_bundle, read_bundle, read_description, write_bundle
 from ep3stream.run.checkpoint import load_newest_checkpoint, require_shape
-from ep3stream.run.directory import RunDirectory
-from ep3stream.run.setup import SETUP_KIND, Setup
+from ep3stream.run.directory import SETUP_KIND, RunDirectory
+from ep3stream.run.setup import Setup
 from ep3stream.run.state import MODEL_KIND
 from ep3stream.solver.export import exported_program
 from ep3stream.solver.kernels import KernelFunction

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ep3stream.config import MAX_CONFIG_BYTES, FitConfig, on_resume
+from ep3stream.config import KERNEL_DEFAULTS, MAX_CONFIG_BYTES, FitConfig, on_resume
 from ep3stream.disk import LockHeldError, read_small_file, take_lock, write_file, write_json
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
+from ep3stream.run.bundle import read_description
 from ep3stream.store.files import RUN_MARK, path_kind
 
 logger = logging.getLogger(__name__)
 
+SETUP_KIND = "set-up"
 
 # Settings that change how long a fit goes on or what it costs, and never the weights after a step.
 _FREE = on_resume("free")
@@ -98,7 +101,8 @@ class RunDirectory:
         Raises ConfigError naming each setting that may not change.
         """
         if self.config.exists() and self.setup.exists():
-            return _allowed_changes(self.read_config(), config, override, self.path)
+            choices = settled_choices(read_description(self.setup, SETUP_KIND))
+            return _allowed_changes(self.read_config(), config, choices, override, self.path)
         self.adopt_config(config, (), 0)
         return ()
 
@@ -203,13 +207,44 @@ class RunDirectory:
             )
 
 
-def _allowed_changes(started: FitConfig, config: FitConfig, override: bool, run: Path) -> tuple[Change, ...]:
+def settled_choices(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What the set-up with this description has settled of settings that were left open, by their names.
+
+    What no fit could have chosen is left out.
+    """
+    recorded, plan = (_mapping(description.get(name)) for name in ("choices", "plan"))
+    # Earlier versions left no kernel open. A callable stands in the place of whichever is named.
+    kernel = plan.get("kernel")
+    found = {"kernel": kernel if isinstance(kernel, str) and kernel in KERNEL_DEFAULTS else "laplacian"}
+    return found | {
+        name: recorded[name]
+        for name, allows in _CHOICES.items()
+        if name in recorded and allows(recorded[name])
+    }
+
+
+_CHOICES: Mapping[str, Callable[[Any], bool]] = {
+    "centers": lambda value: type(value) is int and value > 0,
+    "epochs": lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    "patience": lambda value: type(value) is int and value >= 0,
+}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _allowed_changes(
+    started: FitConfig, config: FitConfig, choices: Mapping[str, Any], override: bool, run: Path
+) -> tuple[Change, ...]:
     """The settings of `config` by which the weights of `run` become others; an override allows all of them.
 
-    Raises ConfigError naming the settings that no override changes, and, without `override`, those that need one.
+    choices: what the set-up has settled. Raises ConfigError naming the settings that no override changes, and, without
+    `override`, those that need one.
     """
     # Of the values in use: a setting left out is the same as its default given.
-    differences = started.in_use().differences(config.in_use())
+    in_use = (each.settled(choices).in_use() for each in (started, config))
+    differences = next(in_use).differences(next(in_use))
     changes = [Change(name, old, new) for name, (old, new) in differences.items() if name not in _FREE]
     if fixed := [change for change in changes if change.setting not in _OVERRIDABLE]:
         raise ConfigError(

@@ -19,6 +19,7 @@ from ep3stream.config import KERNEL_DEFAULTS, FitConfig, Task
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import file_digest, read_bundle
+from ep3stream.run.directory import SETUP_KIND
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu import fuses
@@ -32,8 +33,6 @@ from ep3stream.solver.tail import LocalTail
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.manifest import SplitInfo
 from ep3stream.stream.order import RowOrder
-
-SETUP_KIND = "set-up"
 
 # Tensors with a row for each center: every rank keeps its own rows of them.
 _BY_CENTER = frozenset({"centers", "basis", "tempering", "tail"})

@@ -71,17 +71,31 @@ class Learnt:
     importance: (d,), by how much the share of the variance that is explained on held-out rows falls when the values
     of the column are shuffled among these rows; of the 20 columns of the largest typical exponents, 0 for the others.
     explained: that share, of a small problem: the fit will do better.
+    known: the kernel with the weights that suit `n_known` centers; n_known: 0 where learning has not helped, and the
+    weights are those of the start for any number of centers.
     """
 
     kernel: ColumnKernel
     importance: Tensor
     explained: float
+    known: ColumnKernel
+    n_known: int
+
+
+def grown(known: ColumnKernel, n_known: int, n_centers: int) -> ColumnKernel:
+    """The kernel for a fit with `n_centers` centers, from the one that suits `n_known`; the same where that is 0."""
+    if not n_known:
+        return known
+    return known.scaled(max(1.0, growth(n_centers, n_known)))
 
 
 def learnt_weights(
     kernel: ColumnKernel, x: Tensor, y: Tensor, n_centers: int, generator: torch.Generator
 ) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
+
+    From 1500 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
+    be learnt before the number is known, and `grown` gives the kernel afterwards.
 
     x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. At the start a typical pair of
     rows has K near exp(-1), with columns of the same weight. Costs at most 60 steps of 4 x 10^8 differences of two
@@ -99,11 +113,12 @@ def learnt_weights(
     start = _start(kernel, pool[0])
     descent = _Descent.of(start, pool[0])
     learnt, rho = descent.run(*pool, generator)
-    best, found = _sharpened(start, learnt, rho, pool, held, n_centers)
+    best, known, n_known = _sharpened(start, learnt, rho, pool, held, n_centers)
     variance = float((held[1] - held[1].mean(0)).square().sum(1).mean())
     scale = variance or 1.0  # Targets may all be the same.
     importance = _importance(best, held, descent.typical(best.kernel)) / scale
-    return Learnt(found, importance, (variance - best.loss) / scale)
+    found = Learnt(known, importance, (variance - best.loss) / scale, known, n_known)
+    return replace(found, kernel=grown(known, n_known, n_centers))
 
 
 def _few_outputs(y: Tensor, generator: torch.Generator) -> Tensor:
@@ -301,10 +316,11 @@ def _sharpened(
     pool: tuple[Tensor, Tensor],
     held: tuple[Tensor, Tensor],
     n_centers: int,
-) -> tuple[_Regression, ColumnKernel]:
-    """The best regression, and the kernel with the multiple of its weights that suits `n_centers` centers.
+) -> tuple[_Regression, ColumnKernel, int]:
+    """The best regression, and the kernel with the multiple of its weights that suits as many centers as it has.
 
-    Where learning has not helped, as with targets that are noise, those of `start`.
+    The fit will have `n_centers` of them. Where learning has not helped, as with targets that are noise, the kernel is
+    `start`, and the number 0.
     """
     pool = (pool[0][:_SHARP_ROWS], pool[1][:_SHARP_ROWS])
     n_small = min(n_centers, _SHARP_CENTERS, max(1, len(pool[0]) // 4))
@@ -321,17 +337,13 @@ def _sharpened(
             best += direction
     unlearnt = _Regression.of(start, rho, pool, held, n_small)
     if unlearnt.loss < loss(best):
-        return unlearnt, start
+        return unlearnt, start, 0
     before, here, behind = loss(best - 1), loss(best), loss(best + 1)
     # The vertex of the parabola through the least loss and its neighbours.
     vertex = best + 0.5 * (before - behind) / max(before - 2 * here + behind, 1e-12)
     vertex = min(max(vertex, best - 1), best + 1)
-    multiple = 2**vertex * max(1.0, growth(n_centers, n_small))
-    _LOGGER.info(
-        "column weights: best times %.2f for %d centers, so times %.2f for %d",
-        2**vertex, n_small, multiple, n_centers,
-    )  # fmt: skip
-    return tried[best], kernel.scaled(multiple)
+    _LOGGER.debug("column weights: best times %.2f for %d centers", 2**vertex, n_small)
+    return tried[best], kernel.scaled(2**vertex), n_small
 
 
 def growth(n_centers: int, n_known: int) -> float:

@@ -453,5 +453,5 @@ def _batches(probes: Tensor, batch_size: int) -> tuple[Tensor, ...]:
 def _largest_batch(settings: SolverConfig, max_batch_size: int, epoch_rows: int) -> int:
     """The largest batch size that memory allows and that leaves an epoch, or a part of one, 32 steps if it can."""
     # A fit of few steps learns little, however much the hardware prefers large batches.
-    short = int(epoch_rows * min(1, settings.epochs)) // 32
+    short = int(epoch_rows * min(1, settings.used_epochs)) // 32
     return max(1, min(max_batch_size, max(short, 16), epoch_rows))

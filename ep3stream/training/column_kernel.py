@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ep3stream.config import KernelConfig
 from ep3stream.mesh import Mesh
-from ep3stream.solver.column_weights import FEWEST_ROWS, POOL_ROWS, Learnt, learnt_weights
+from ep3stream.solver.column_weights import FEWEST_ROWS, POOL_ROWS, Learnt, grown, learnt_weights
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 
 _LOGGER = logging.getLogger(__name__)
@@ -43,13 +44,47 @@ def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[i
     return ColumnKernel.of(settings.name, metric, settings.parameters()["power"])
 
 
-def learnt_kernel(
+@dataclass(frozen=True, slots=True)
+class LearntColumns:
+    """A kernel on columns whose weights were learnt, for any number of centers, the same on every rank.
+
+    told: what to tell of the columns, as JSON; None where there were too few rows to learn from. sharpness: a factor
+    of all weights, as the settings have it.
+    """
+
+    known: ColumnKernel
+    n_known: int
+    told: dict[str, Any] | None
+    sharpness: float = 1.0
+
+    def for_centers(self, n_centers: int) -> ColumnKernel:
+        """The kernel for a fit with so many centers."""
+        return grown(self.known, self.n_known, n_centers).scaled(self.sharpness)
+
+    def told_of(self, kernel: ColumnKernel) -> dict[str, Any] | None:
+        """What to tell, with the weights of `kernel`, which `for_centers` has given."""
+        if self.told is None:
+            return None
+        columns = [
+            {
+                **column,
+                "weight": float(kernel.weights[column["at"]]),
+                "share": float(kernel.shares[column["at"]]),
+            }
+            for column in self.told["columns"]
+        ]
+        for column in columns:
+            del column["at"]
+        return {**self.told, "columns": columns}
+
+
+def learnt_columns(
     plain: ColumnKernel, x: Tensor, y: Tensor, names: Sequence[str], n_centers: int, mesh: Mesh
-) -> tuple[ColumnKernel, dict[str, Any] | None]:
-    """The kernel with weights learnt from x, (n, d), scaled, and coded targets y, (n, c); and what to tell of them.
+) -> LearntColumns:
+    """Weights learnt from x, (n, d), scaled, and coded targets y, (n, c); n_centers: as many as the fit may have.
 
     The leader learns, the other ranks take over its weights. With fewer than 100 rows the kernel stays plain, with a
-    warning, and there is nothing to tell.
+    warning.
     """
     if len(x) < FEWEST_ROWS:
         _LOGGER.warning(
@@ -57,7 +92,7 @@ def learnt_kernel(
             len(x),
             plain.name,
         )
-        return plain, None
+        return LearntColumns(plain, 0, None)
     if x.shape[1] > _MANY_COLUMNS:
         _LOGGER.warning(
             "the %s kernel has %d columns to go through for each of its values, which is slow; a kernel of distances, "
@@ -68,26 +103,24 @@ def learnt_kernel(
 
     def learn() -> dict[str, Any]:
         learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED))
-        return {"metric": learnt.kernel.metric.tolist(), "told": _told(learnt, names)}
+        return {
+            "metric": learnt.known.metric.tolist(),
+            "n_known": learnt.n_known,
+            "told": _told(learnt, names),
+        }
 
     found = mesh.broadcast_object(learn)
-    return ColumnKernel.of(plain.name, torch.tensor(found["metric"]), plain.power), found["told"]
+    known = ColumnKernel.of(plain.name, torch.tensor(found["metric"]), plain.power)
+    return LearntColumns(known, found["n_known"], found["told"])
 
 
 def _told(learnt: Learnt, names: Sequence[str]) -> dict[str, Any]:
-    """Names, importance and weight of the columns that matter most, as JSON."""
+    """Names, importance and numbers of the columns that matter most, as JSON."""
     order = torch.argsort(learnt.importance, descending=True, stable=True)[:_TOLD_COLUMNS]
-    kernel = learnt.kernel
     return {
         "explained": learnt.explained,
-        "n_used": len(kernel.used),
+        "n_used": len(learnt.known.used),
         "columns": [
-            {
-                "name": names[j],
-                "importance": float(learnt.importance[j]),
-                "weight": float(kernel.weights[j]),
-                "share": float(kernel.shares[j]),
-            }
-            for j in order.tolist()
+            {"name": names[j], "importance": float(learnt.importance[j]), "at": j} for j in order.tolist()
         ],
     }

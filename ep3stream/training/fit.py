@@ -25,7 +25,7 @@ from ep3stream.run.bottleneck import bottleneck
 from ep3stream.run.checkpoint import Best, Progress, load_newest_checkpoint, require_shape, scattered
 from ep3stream.run.clock import Clock, seconds_spent
 from ep3stream.run.clock import FitProgress as FitProgress
-from ep3stream.run.directory import Change, RunDirectory
+from ep3stream.run.directory import Change, RunDirectory, settled_choices
 from ep3stream.run.event_log import EventLog, drop_after
 from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
 from ep3stream.run.node_rows import NodeBatches
@@ -130,7 +130,7 @@ class FitRun:
         mesh: Mesh,
         signals: Signals,
     ) -> None:
-        self.directory, self.store, self.config = directory, store, config
+        self.directory, self.store = directory, store
         self.kernel, self.observe, self.mesh, self.signals = kernel, observe, mesh, signals
         self.reader = store.split(config.data.split)
         if not mesh.broadcast_object(directory.setup.exists):
@@ -139,6 +139,9 @@ class FitRun:
                 chosen.tell()
             write_setup(directory.setup, self.reader, config, kernel, mesh, chosen)
         setup = Setup.scattered(mesh.on_leader(self._load_setup), mesh)
+        # As the user has given it, and with what it leaves open settled.
+        self.asked, self.config = config, config.settled(settled_choices(setup.description))
+        config = self.config
         require_enough_centers(setup.plan.n_centers, mesh.size)
         self.trainer = Trainer(setup, config, kernel, mesh)
         self.setup = self.trainer.setup
@@ -164,12 +167,15 @@ class FitRun:
         step = 0 if saved is None else saved.step
         if step > self.n_steps:
             raise ConfigError(
-                f"epochs is {self.config.solver.epochs}, {self.n_steps} steps, but {self.directory.path} has done "
+                f"epochs is {self.config.solver.used_epochs}, {self.n_steps} steps, but {self.directory.path} has done "
                 f"{step}; use at least {step / self.order.steps_per_epoch:.6g}, or a new RUN"
             )
         is_over = saved is not None and self._is_at_end(saved)
         if is_over and mesh.broadcast_object(lambda: model_step(self.directory)) == step:
-            logger.info("already finished after %d steps; raise the epochs to go on", step)
+            remedy = "raise the epochs"
+            if saved is not None and saved.best is not None and step < self.n_steps:
+                remedy = f"{saved.best.n_since} validations gave no better model: add --patience 0 --override"
+            logger.info("already finished after %d steps; %s to go on", step, remedy)
             return
         mesh.on_leader(lambda: self._write_down(changes, step))
         if saved is None:
@@ -224,7 +230,7 @@ class FitRun:
 
     def _write_down(self, changes: tuple[Change, ...], step: int) -> None:
         """Writes what this process fits, and how, and drops the metrics after `step`, which are to be made again."""
-        self.directory.adopt_config(self.config, changes, step)
+        self.directory.adopt_config(self.asked, changes, step)
         content = summary(self.setup, self.store, self.order, self.config, self.mesh)
         write_json(self.directory.summary, content)
         drop_after(self.directory.metrics, step if step else -1)
@@ -325,7 +331,7 @@ class FitRun:
 
     def _is_at_end(self, progress: Progress) -> bool:
         """Whether the last step is taken, or the patience is used up."""
-        best, patience = progress.best, self.config.solver.patience
+        best, patience = progress.best, self.config.solver.used_patience
         return progress.step >= self.n_steps or (best is not None and 0 < patience <= best.n_since)
 
     def _validate(self, validation: Validation) -> None:

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,8 @@ from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
-from ep3stream.run.setup import SETUP_KIND, STAGED, Setup, SetupPlan, StagePlan
+from ep3stream.run.directory import SETUP_KIND
+from ep3stream.run.setup import STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection
@@ -44,8 +45,17 @@ from ep3stream.solver.targets import TargetCode, require_weights_of_task, weight
 from ep3stream.store.manifest import Manifest, SplitInfo
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
+from ep3stream.training.budget import seconds_per_evaluation
 from ep3stream.training.centers import CenterSource
-from ep3stream.training.column_kernel import learnt_kernel, plain_kernel, pool_rows
+from ep3stream.training.column_kernel import LearntColumns, learnt_columns, plain_kernel, pool_rows
+from ep3stream.training.defaults import (
+    choices_of,
+    is_timed,
+    size_limits,
+    typical_kernel,
+    with_kernel,
+    with_sizes,
+)
 from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget, require_machine
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows
 
@@ -59,6 +69,7 @@ _EXCESS = 1.1
 _CHECKED_ROWS = 1 << 16
 _ROWS_PER_CENTER = 8
 _COLUMNS_AT_ONCE = 16
+_TIMED_ROWS = 4096
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
 # clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
@@ -187,31 +198,111 @@ def set_up_split(
     function: KernelFunction | None,
     mesh: Mesh,
     validation: ValidationRows = NO_VALIDATION,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> SetUpResult:
-    """The set-up of a fit to a split: sizes by the memory budget, rows drawn by the seed, then `set_up`.
+    """The set-up of a fit to a split: sizes by memory and minutes, rows drawn by the seed, then `set_up`.
 
-    Rows of the split that are held out for validation enter nothing but the split's statistics.
+    Rows of the split that are held out for validation enter nothing but the split's statistics. What the settings leave
+    open is recorded in the description as `choices`. clock: tells seconds, by which the minutes of the run are spent.
     """
-    shape, held = shape_of(split, config, validation), validation.held_rows(split.info, config.run.seed)
+    began, times, asked = clock(), StageTimes(clock), config
+    held = validation.held_rows(split.info, config.run.seed)
+    if function is None:
+        config = with_kernel(config, split.manifest.n_features, split.info.n_rows - len(held))
+    shape = shape_of(split, config, validation)
     _tell_one_hot(split, config)
     source = CenterSource.of(config, split, automatic_centers(shape), held)
-    require_enough_centers(source.n_centers, mesh.size)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
-    plan = SizePlan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
-    require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
     require_varied_features(split)
     require_varied_targets(split)
     problem = replace(problem_of_split(split, config), shape=shape)
-    times = StageTimes()
+    learnt, speed = None, None
+    if is_timed(config):
+        n_given = None if config.solver.centers == "auto" else source.n_centers
+        n_validated = validation.n_rows(split.manifest)
+        limits = size_limits(shape, config, n_given, n_validated, memory_bytes, mesh.size)
+        learnt = _learnt_first(problem, split, config, function, held, limits.most_centers, mesh, times)
+        with times.stage("speed"):
+            speed = measured_speed(problem, split, config, function, learnt, mesh, clock)
+        config = with_sizes(config, limits, speed, clock() - began, mesh)
+        source = CenterSource.of(config, split, automatic_centers(shape), held)
+    require_enough_centers(source.n_centers, mesh.size)
+    plan = SizePlan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
+    require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
     with times.stage("centers and samples"):
         rows = rows_of_split(split, source, problem.inputs, plan, config, mesh, held)
+        if learnt is None:
+            rows = replace(rows, pool=_shared_pool(split, config, function, held, mesh))
+        else:
+            kernel = learnt.for_centers(resolving_centers(source.n_centers, shape.n_rows))
+            rows = replace(rows, metric=kernel.metric)
     logger.info(
         "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
         bytes_text(sum(plan.memory.values())),
         plan.max_batch_size,
     )
     result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
-    return replace(result, setup=validation.recorded(result.setup, held))
+    description = {**result.setup.description, "choices": choices_of(asked, config, source.n_centers, speed)}
+    if learnt is not None and (told := learnt.told_of(kernel)) is not None:
+        description["column_weights"] = told
+    setup = replace(result.setup, description=description)
+    return replace(result, setup=validation.recorded(setup, held))
+
+
+def _learnt_first(
+    problem: Problem,
+    split: SplitReader,
+    config: FitConfig,
+    function: KernelFunction | None,
+    held: Rows,
+    n_centers: int,
+    mesh: Mesh,
+    times: StageTimes,
+) -> LearntColumns | None:
+    """The weights of a kernel on columns, learnt before it is known how many centers, at most `n_centers`, there are.
+
+    None where the kernel has none.
+    """
+    pool = _shared_pool(split, config, function, held, mesh)
+    if pool is None:
+        return None
+    with times.stage("column weights"):
+        n_resolving = resolving_centers(n_centers, problem.shape.n_rows)
+        return learn_columns(problem, pool, config.kernel, n_resolving, mesh)
+
+
+def _shared_pool(
+    split: SplitReader, config: FitConfig, function: KernelFunction | None, held: Rows, mesh: Mesh
+) -> tuple[Tensor, Tensor] | None:
+    """`read_pool` by one rank of each machine; None where the kernel learns nothing."""
+    if function is not None or config.kernel.name not in COLUMN_KERNELS:
+        return None
+    x, y = mesh.once_per_node(lambda: list(read_pool(split, config, held) or ()))
+    return x, y
+
+
+def measured_speed(
+    problem: Problem,
+    split: SplitReader,
+    config: FitConfig,
+    function: KernelFunction | None,
+    learnt: LearntColumns | None,
+    mesh: Mesh,
+    clock: Callable[[], float],
+) -> float:
+    """Seconds of a kernel evaluation, with all devices at work, as the leader measures it."""
+
+    def measure() -> float:
+        numbers = np.arange(min(_TIMED_ROWS, split.info.n_rows, split.info.segment_rows))
+        x = _read_rows(split, None, numbers)[1].to(mesh.device)
+        x = problem.inputs.to(mesh.device)(x)
+        kernel = (
+            typical_kernel(config.kernel, function, x, problem.categories) if learnt is None else learnt.known
+        )
+        kernel = with_precision(kernel, config.solver.precision)
+        return seconds_per_evaluation(kernel, x, problem.shape.n_outputs, clock) / mesh.size
+
+    return float(mesh.broadcast_object(measure))
 
 
 def set_up(
@@ -238,8 +329,9 @@ def set_up(
         _require_in_range(inputs.to(points.device)(points)).to(device)
         for points in (rows.sample, rows.probes)
     )
-    is_learnt = function is None and config.kernel.name in COLUMN_KERNELS
-    with times.stage("column weights" if is_learnt else "bandwidth"):
+    is_of_columns = function is None and config.kernel.name in COLUMN_KERNELS
+    is_known = is_of_columns and rows.metric is not None
+    with nullcontext() if is_known else times.stage("column weights" if is_of_columns else "bandwidth"):
         kernel, told = _kernel(problem, rows, config.kernel, function, sample, mesh)
         kernel = with_precision(kernel, settings.precision)
     _tell_lost_distances(kernel, sample, [problem.names[0][column] for column in inputs.columns.tolist()])
@@ -378,14 +470,13 @@ def rows_of_split(
     def read() -> list[Tensor]:
         given = None if source.points is None else source.points(inputs)
         centers, x, y = _read_rows(split, drawn, others)
-        return [centers if given is None else given, x, y, *(read_pool(split, config, held) or ())]
+        return [centers if given is None else given, x, y]
 
-    centers, x, y, *pool = mesh.once_per_node(read)
+    centers, x, y = mesh.once_per_node(read)
     excluded = held
     if drawn is not None and not config.data.keep_center_rows:
         excluded = np.union1d(drawn, held)
-    rows = SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
-    return replace(rows, pool=(pool[0], pool[1])) if pool else rows
+    return SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
 
 
 def read_pool(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> tuple[Tensor, Tensor] | None:
@@ -511,14 +602,23 @@ def learnt_for_columns(
     problem: Problem, pool: tuple[Tensor, Tensor], settings: KernelConfig, n_centers: int, mesh: Mesh
 ) -> tuple[ColumnKernel, dict[str, Any] | None]:
     """The kernel on columns with weights for `n_centers` centers, learnt from x, (n, d), and y; and what to tell."""
+    learnt = learn_columns(problem, pool, settings, n_centers, mesh)
+    kernel = learnt.for_centers(n_centers)
+    return kernel, learnt.told_of(kernel)
+
+
+def learn_columns(
+    problem: Problem, pool: tuple[Tensor, Tensor], settings: KernelConfig, n_centers: int, mesh: Mesh
+) -> LearntColumns:
+    """The weights of a kernel on columns for up to `n_centers` centers, learnt from x, (n, d), and y of the pool."""
     x, y = (each.to(mesh.device) for each in pool)
     x = _require_in_range(problem.inputs.to(mesh.device)(x))
     code = problem.targets.to(mesh.device)
     coded = torch.zeros(code.n_outputs, len(x), device=mesh.device)
     code.subtract_(coded, y)
     plain = plain_kernel(settings, x.shape[1], problem.categories)
-    kernel, told = learnt_kernel(plain, x, coded.neg_().T.contiguous(), problem.names[0], n_centers, mesh)
-    return kernel.scaled(settings.sharpness), told
+    learnt = learnt_columns(plain, x, coded.neg_().T.contiguous(), problem.names[0], n_centers, mesh)
+    return replace(learnt, sharpness=settings.sharpness)
 
 
 def _setup_plan(
@@ -720,7 +820,7 @@ def with_weights(code: TargetCode, split: Split, settings: SolverConfig) -> Targ
     """`code` with the class or output weights of the settings; ConfigError where they do not fit the split's task."""
     manifest, counts = split.manifest, split.info.class_counts
     require_weights_of_task(counts is not None, settings)
-    if settings.output_weights and not settings.ridge and not settings.patience:
+    if settings.output_weights and not settings.ridge and not settings.used_patience:
         raise ConfigError(
             "output_weights are given, but each target has weights of its own in the model, so that without a ridge "
             "or patience they change nothing; give one of these, or leave output_weights out"

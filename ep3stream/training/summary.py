@@ -46,6 +46,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             "steps_per_epoch": order.steps_per_epoch,
             "n_steps": config.solver.n_steps(order.steps_per_epoch),
         },
+        "choices": description.get("choices", {}),
         "setup": {
             name: description[name]
             for name in ("elapsed_s", "data_eigenvalues", "model_eigenvalues", "lambda_max", "kappa_max")

@@ -71,12 +71,18 @@ class ValidationRows:
         return found
 
     def _require_patience(self, config: FitConfig) -> None:
-        if self.split is None and config.solver.patience:
+        if self.split is None and config.solver.used_patience:
             why = ": there are too few rows to hold some out" if config.data.validate == "auto" else ""
             raise ConfigError(
                 f"patience is {config.solver.patience} but no rows are validated{why}; give a split with "
                 "--validate, or leave patience out"
             )
+
+    def n_rows(self, manifest: Manifest) -> int:
+        """How many rows each validation scores."""
+        if self.split is None:
+            return 0
+        return self.n_held or min(manifest.splits[self.split].n_rows, _MAX_ROWS)
 
     def held_rows(self, info: SplitInfo, seed: int) -> Rows:
         """Sorted numbers of the rows of the fitted split that are held out, a function of the seed."""

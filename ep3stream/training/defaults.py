@@ -1,0 +1,157 @@
+"""What a fit does where its settings leave it open (`auto`): the kernel, the number of centers, epochs and patience.
+
+The choice is made once, with the set-up, and recorded there: a resumed fit takes it from the record.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import Tensor
+
+from ep3stream.config import FitConfig, KernelConfig
+from ep3stream.mesh import Mesh
+from ep3stream.solver.column_weights import FEWEST_ROWS
+from ep3stream.solver.columns import COLUMN_KERNELS
+from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
+from ep3stream.solver.named_kernels import measured_kernel
+from ep3stream.training.budget import PATIENCE, USED_SHARE, FitSizes, SizeLimits, sizes_for
+from ep3stream.training.column_kernel import plain_kernel
+from ep3stream.training.plan import ProblemSize, largest_model
+
+logger = logging.getLogger(__name__)
+
+# Each column costs a kernel on columns a few passes over a block, a kernel of distances one product for all of them.
+MOST_COLUMNS = 200
+# With smaller batches a step costs more than its kernel values.
+_DECENT_BATCH = 512
+
+
+def with_kernel(config: FitConfig, n_columns: int, n_rows: int) -> FitConfig:
+    """The config with the kernel that `auto` stands for, in the one place where this is decided.
+
+    n_columns: features, a category that is stored as codes being one. n_rows: to learn the weights of columns from.
+    """
+    kernel = config.kernel
+    if kernel.name != "auto":
+        return config
+    is_of_distances = kernel.bandwidth != "median" or config.solver.precision != "float32"
+    is_of_columns = kernel.power is not None or kernel.sharpness != 1
+    if not is_of_columns and (is_of_distances or n_columns > MOST_COLUMNS or n_rows < FEWEST_ROWS):
+        return replace(config, kernel=replace(kernel, name="laplacian"))
+    return replace(config, kernel=replace(kernel, name="product"))
+
+
+def is_timed(config: FitConfig) -> bool:
+    """Whether the minutes of the run choose the centers or the epochs."""
+    return config.run.minutes > 0 and "auto" in (config.solver.centers, config.solver.epochs)
+
+
+def size_limits(
+    shape: ProblemSize,
+    config: FitConfig,
+    n_centers: int | None,
+    n_validated: int,
+    memory_bytes: int,
+    devices: int,
+) -> SizeLimits:
+    """What bounds the sizes of a fit. n_centers: the number that is given, None to have it chosen."""
+    solver = config.solver
+    decent = replace(solver, batch_size=solver.batch_size or max(1, min(_DECENT_BATCH, shape.n_left // 64)))
+    return SizeLimits(
+        shape.n_left,
+        largest_model(shape, decent, memory_bytes, devices),
+        n_validated,
+        n_centers,
+        None if solver.epochs == "auto" else float(solver.epochs),
+    )
+
+
+def typical_kernel(
+    settings: KernelConfig, function: KernelFunction | None, x: Tensor, categories: Sequence[int]
+) -> Kernel:
+    """A kernel that takes as long as the one of the settings, where no column is left out for having no weight.
+
+    x: (n, d), scaled rows; categories: the numbers of the features that are codes.
+    """
+    if function is not None:
+        return CallableKernel.checked(function, x)
+    if settings.name in COLUMN_KERNELS:
+        return plain_kernel(settings, x.shape[1], categories)
+    if settings.parameters().get("bandwidth") == "median":
+        settings = replace(settings, bandwidth=max(1.0, x.shape[1] ** 0.5))
+    return measured_kernel(settings, x, x.mean(0))
+
+
+def with_sizes(config: FitConfig, limits: SizeLimits, speed: float, spent_s: float, mesh: Mesh) -> FitConfig:
+    """The config with the centers, epochs and patience that are open settled by the minutes, which is told in the log.
+
+    speed: seconds of a kernel evaluation. spent_s: seconds of the set-up so far. All ranks take over the leader's
+    choice.
+    """
+
+    def choose() -> list[Any]:
+        sizes, doubled = (
+            sizes_for(limits, max(0.0, 60 * minutes * USED_SHARE - spent_s) / speed)
+            for minutes in (config.run.minutes, 2 * config.run.minutes)
+        )
+        return [asdict(sizes), asdict(doubled)]
+
+    sizes, doubled = (FitSizes(**each) for each in mesh.broadcast_object(choose))
+    is_patient = config.solver.epochs == "auto" and limits.n_validated > 0
+    settled = config.settled(
+        {
+            "centers": sizes.n_centers,
+            "epochs": int(sizes.epochs) if sizes.epochs == int(sizes.epochs) else sizes.epochs,
+            "patience": PATIENCE if is_patient else 0,
+        }
+    )
+    logger.info(told(sizes, doubled, config, settled))
+    return settled
+
+
+def told(sizes: FitSizes, doubled: FitSizes, config: FitConfig, settled: FitConfig) -> str:
+    """What was settled, in a line, with the options that repeat it, and with what twice the minutes would bring."""
+    chosen = []
+    if config.solver.centers == "auto":
+        chosen.append(f"{sizes.n_centers:,} centers")
+    if config.solver.epochs == "auto":
+        chosen.append(_epochs_text(sizes.epochs))
+    options = [
+        f"--{name} {getattr(settled.solver, name)}"
+        for name in ("centers", "epochs", "patience")
+        if getattr(config.solver, name) == "auto" and getattr(settled.solver, name)
+    ]
+    line = f"{config.run.minutes:g} minutes at most: {', '.join(chosen)} ({' '.join(options)} repeats it)"
+    twice = f"{2 * config.run.minutes:g} minutes would allow"
+    if doubled.n_centers > sizes.n_centers:
+        return f"{line}; {twice} {doubled.n_centers:,} centers"
+    if doubled.epochs > sizes.epochs:
+        return f"{line}; {twice} {_epochs_text(doubled.epochs)}"
+    return f"{line}; a larger --memory would allow more centers" if sizes.limit == "memory" else line
+
+
+def _epochs_text(epochs: float) -> str:
+    return f"{epochs:g} epoch" + ("" if epochs == 1 else "s")
+
+
+def choices_of(asked: FitConfig, config: FitConfig, n_centers: int, speed: float | None) -> dict[str, Any]:
+    """What `asked` has left open and `config` has settled, by the names of the settings, for the record as JSON.
+
+    speed: seconds of a kernel evaluation, if it was measured.
+    """
+    choices: dict[str, Any] = {}
+    if asked.kernel.name == "auto" != config.kernel.name:
+        choices["kernel"] = config.kernel.name
+    if asked.solver.centers == "auto":
+        choices["centers"] = n_centers
+    if asked.solver.epochs == "auto":
+        choices["epochs"] = config.solver.used_epochs
+    if asked.solver.patience == "auto":
+        choices["patience"] = config.solver.used_patience
+    if speed is not None:
+        choices |= {"minutes": asked.run.minutes, "seconds_per_evaluation": speed}
+    return choices

@@ -1,0 +1,115 @@
+"""Centers and epochs from a budget of time: a pure function."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ep3stream.solver.kernels import RadialKernel
+from ep3stream.training.budget import FitSizes, SizeLimits, on_grid, seconds_per_evaluation, sizes_for
+
+FLIGHTS = SizeLimits(n_rows=300_000, most_in_memory=200_000, n_validated=20_000)
+
+
+def used(sizes: FitSizes, limits: SizeLimits) -> float:
+    return sizes.n_centers * limits.rows_per_center(sizes.epochs)
+
+
+def test_two_epochs_with_as_many_centers_as_there_is_time_for():
+    sizes = sizes_for(FLIGHTS, 1e10)
+    assert sizes == FitSizes(12_500, 2, "time")
+    assert used(sizes, FLIGHTS) <= 1e10 < used(replace_centers(sizes, 16_000), FLIGHTS)
+
+
+def replace_centers(sizes: FitSizes, n_centers: int) -> FitSizes:
+    return replace(sizes, n_centers=n_centers)
+
+
+def test_small_tables_have_a_center_for_four_rows_and_more_epochs_up_to_ten():
+    small = SizeLimits(n_rows=10_000, most_in_memory=200_000)
+    assert sizes_for(small, 1e12) == FitSizes(2500, 10, "rows")
+    assert sizes_for(small, 2500 * (4.5 * 10_000 + small.rows_per_center(0))) == FitSizes(2500, 4, "time")
+
+
+def test_memory_bounds_the_centers_and_is_named():
+    tight = replace(FLIGHTS, most_in_memory=6000)
+    assert sizes_for(tight, 1e12) == FitSizes(5000, 10, "memory")
+
+
+def test_of_huge_data_2000_centers_see_a_part_of_an_epoch():
+    huge = SizeLimits(n_rows=10**9, most_in_memory=10**6, n_validated=20_000)
+    sizes = sizes_for(huge, 1e11)
+    assert (sizes.n_centers, sizes.limit) == (2000, "time")
+    assert 0.03 < sizes.epochs < 0.05
+    assert sizes_for(huge, 1.0).epochs == 0.01
+
+
+def test_between_one_epoch_and_two_of_2000_centers_there_is_one():
+    large = SizeLimits(n_rows=10**7, most_in_memory=10**6)
+    assert sizes_for(large, 2000 * 1.6e7) == FitSizes(2000, 1, "time")
+
+
+def test_given_epochs_are_kept_and_the_centers_chosen():
+    given_epochs = replace(FLIGHTS, epochs=5.0)
+    sizes = sizes_for(given_epochs, 1e10)
+    assert (sizes.n_centers, sizes.epochs) == (6300, 5.0)
+    assert sizes_for(given_epochs, 1e3) == FitSizes(2000, 5.0, "time")
+    assert sizes_for(given_epochs, 1e14).n_centers == 63_000
+
+
+def test_given_centers_are_kept_off_the_grid_and_the_epochs_chosen():
+    given_centers = replace(FLIGHTS, centers=3333)
+    sizes = sizes_for(given_centers, 1e10)
+    assert (sizes.n_centers, sizes.epochs) == (3333, 9)
+    assert sizes_for(given_centers, 1e8).epochs < 1
+
+
+@pytest.mark.parametrize(
+    ("number", "found"),
+    [
+        (0, 1), (7, 7), (99, 99), (100, 100), (124, 100), (126, 125), (999, 800), (1000, 1000), (6299, 5000),
+        (6300, 6300), (12_499, 10_000), (12_500, 12_500), (1_999_999, 1_600_000),
+    ],
+)  # fmt: skip
+def test_the_grid_has_ten_steps_to_a_tenfold(number, found):
+    assert on_grid(number) == found
+
+
+@given(
+    st.integers(1, 10**9),
+    st.integers(0, 10**7),
+    st.integers(0, 50_000),
+    st.floats(0, 1e16),
+    st.one_of(st.none(), st.integers(1, 10**6)),
+    st.one_of(st.none(), st.floats(0.01, 50)),
+)
+def test_more_time_never_means_a_smaller_fit_and_time_is_kept_where_it_can_be(
+    n_rows, most_in_memory, n_validated, evaluations, centers, epochs
+):
+    limits = SizeLimits(n_rows, most_in_memory, n_validated, centers, epochs)
+    sizes, more = sizes_for(limits, evaluations), sizes_for(limits, 2 * evaluations)
+    assert sizes.n_centers >= 1
+    assert 0 < sizes.epochs < math.inf
+    assert more.n_centers >= sizes.n_centers
+    assert more.epochs * more.n_centers >= sizes.epochs * sizes.n_centers * 0.999
+    if centers is None:
+        assert sizes.n_centers <= max(1, min(n_rows // 4, most_in_memory))
+    else:
+        assert sizes.n_centers == centers
+    assert epochs is None or sizes.epochs == epochs
+    is_least = sizes.n_centers <= 2000 or centers is not None
+    assert used(sizes, limits) <= evaluations * 1.001 or (
+        is_least and (sizes.epochs <= 1 or epochs is not None)
+    )
+
+
+def test_the_speed_is_the_median_of_steps_by_the_clock_it_is_given():
+    ticks = iter([0.0, 1.0, 10.0, 12.0, 20.0, 25.0, 30.0, 33.0, 40.0, 44.0])
+    kernel = RadialKernel("laplacian", 1.0, centre=torch.zeros(3))
+    x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    assert seconds_per_evaluation(kernel, x, 2, lambda: next(ticks)) == 3.0 / (1024 * 4096)
