@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pyarrow import csv
+from small_stores import plain_config
 
 import ep3stream
 from ep3stream import ConvertConfig, FitConfig, KernelConfig, KernelModel
@@ -58,7 +59,7 @@ def settings(kernel: str = "laplacian", scale: str = "standard", **solver) -> Fi
         "data": {"scale": scale, "validate": "none"},
         "solver": {"centers": 150, "epochs": 2} | solver,
     }
-    return FitConfig().with_settings(given, "test")
+    return plain_config(**given)
 
 
 def rows_of(store: Path, split: str = "test") -> np.ndarray:

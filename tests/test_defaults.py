@@ -173,3 +173,9 @@ def test_a_plan_shows_the_same_sizes(store, run):
     choices = summary(run)["choices"]
     assert plan.sizes.n_centers == choices["centers"]
     assert 1 <= plan.epochs <= 10
+
+
+@pytest.mark.parametrize("kernel", ["auto", KernelConfig()])
+def test_models_that_know_no_columns_want_a_kernel_by_name(kernel):
+    with pytest.raises(ConfigError, match="kernel is 'auto', which `fit` alone chooses"):
+        ep3stream.KernelModel(torch.zeros(5, 3), kernel)

@@ -514,6 +514,11 @@ def _kernel_choice(
     kernel: str | KernelConfig | KernelFunction, bandwidth: float | Literal["median"]
 ) -> tuple[KernelConfig, KernelFunction | None]:
     """The kernel's settings, and the callable that stands in their place if one was given."""
+    if kernel == "auto" or (isinstance(kernel, KernelConfig) and kernel.name == "auto"):
+        raise ConfigError(
+            "kernel is 'auto', which `fit` alone chooses by the columns of its store; name one, such as product for "
+            "a table or laplacian"
+        )
     if isinstance(kernel, str):
         return KernelConfig(kernel, bandwidth), None  # type: ignore[arg-type]
     if bandwidth != "median":

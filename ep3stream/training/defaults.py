@@ -6,7 +6,7 @@ The choice is made once, with the set-up, and recorded there: a resumed fit take
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -71,7 +71,7 @@ def size_limits(
 
 
 def typical_kernel(
-    settings: KernelConfig, function: KernelFunction | None, x: Tensor, categories: Sequence[int]
+    settings: KernelConfig, function: KernelFunction | None, x: Tensor, categories: Iterable[int]
 ) -> Kernel:
     """A kernel that takes as long as the one of the settings, where no column is left out for having no weight.
 
