@@ -22,6 +22,7 @@ from ep3stream.store.files import Location, ObjectUrl
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.centers import CenterSource
+from ep3stream.training.defaults import with_kernel
 from ep3stream.training.plan import automatic_centers
 from ep3stream.training.set_up import require_varied_features, require_varied_targets, shape_of
 from ep3stream.training.validation import ValidationRows
@@ -129,6 +130,7 @@ def tune(
             raise ConfigError(
                 f"split {reader.info.name} has {reader.info.n_rows} rows; tune needs {_LEAST_ROWS} or more"
             )
+        config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows)
         require_varied_features(reader)
         require_varied_targets(reader)
         numbers, held = _sampled(rows, reader, config)
