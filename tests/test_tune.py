@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,12 +223,16 @@ def pure_noise(tmp_path_factory) -> Path:
     return store_of(tmp_path_factory.mktemp("noise"), lambda x, random: random.standard_normal(1200))
 
 
+LAPLACIAN = FitConfig(kernel=KernelConfig("laplacian"))
+
+
 def quick(store: Path, **settings):
-    return tune(store, **{"minutes": 5, "kernels": ["laplacian", "gaussian"], "n_centers": 60, **settings})
+    given = {"config": LAPLACIAN, "minutes": 5, "kernels": ["laplacian", "gaussian"], "n_centers": 60}
+    return tune(store, **given | settings)
 
 
 def test_the_same_seed_gives_the_same_settings_and_another_one_other_trials(store):
-    config = FitConfig(run=RunConfig(seed=3))
+    config = replace(LAPLACIAN, run=RunConfig(seed=3))
     one, other = quick(store, config=config), quick(store, config=config)
     assert one.config == other.config
     losses = [[trial.loss for trial in result.table] for result in (one, other, quick(store))]
@@ -257,18 +262,20 @@ def test_a_far_too_narrow_bandwidth_is_replaced_by_what_is_better(store):
 
 
 def test_the_ridge_is_carried_over_to_all_rows_of_the_split(noisy_store):
-    result = quick(noisy_store, config=FitConfig(solver=SolverConfig(ridge=1.0)), kernels=["laplacian"])
+    result = quick(
+        noisy_store, config=replace(LAPLACIAN, solver=SolverConfig(ridge=1.0)), kernels=["laplacian"]
+    )
     assert result.best.candidate.noise > 0
     assert result.config.solver.ridge == pytest.approx(result.best.candidate.noise / 1200, rel=1e-2)
 
 
 def test_the_published_method_gets_no_ridge(noisy_store):
-    result = quick(noisy_store, config=FitConfig(solver=SolverConfig(projection="eigenpro")))
+    result = quick(noisy_store, config=replace(LAPLACIAN, solver=SolverConfig(projection="eigenpro")))
     assert {trial.candidate.noise for trial in result.table} == {0.0}
 
 
 def test_a_trial_of_the_size_of_the_fit_scores_as_the_fit_does(store, tmp_path):
-    config = FitConfig(data=DataConfig(validate="test"), solver=SolverConfig(centers=200, epochs=4))
+    config = FitConfig(DataConfig(validate="test"), LAPLACIAN.kernel, SolverConfig(centers=200, epochs=4))
     result = quick(store, config=config, kernels=["laplacian"], n_centers=None, minutes=0.01)
     run = ep3stream.fit(store, tmp_path / "run", config)
     assert result.default.size.n_centers == 200
@@ -277,7 +284,9 @@ def test_a_trial_of_the_size_of_the_fit_scores_as_the_fit_does(store, tmp_path):
 
 def test_the_largest_trial_has_as_many_centers_as_were_asked_for(noisy_store, tmp_path):
     out = tmp_path / "t.toml"
-    command = ["tune", noisy_store, "--out", out, "--kernels", "laplacian", "--centers", 70, "--quiet"]
+    (tmp_path / "fit.toml").write_text(LAPLACIAN.to_toml())
+    command = ["tune", noisy_store, "--config", tmp_path / "fit.toml", "--out", out]
+    command += ["--kernels", "laplacian", "--centers", 70, "--quiet"]
     assert cli.main(list(map(str, command))) == 0
     asked = quick(noisy_store, kernels=["laplacian"], n_centers=70)
     assert {
@@ -305,7 +314,9 @@ def test_a_kernel_on_columns_is_found_and_the_written_settings_are_read_by_fit(t
     ep3stream.convert(
         tmp_path / "rows.npz", store, ep3stream.ConvertConfig(splits={"train": 0.7, "test": 0.3})
     )
-    command = ["tune", str(store), "--out", str(out), "--validate", "test", "--json"]
+    (tmp_path / "fit.toml").write_text(LAPLACIAN.to_toml())
+    command = ["tune", str(store), "--config", str(tmp_path / "fit.toml"), "--out", str(out)]
+    command += ["--validate", "test", "--json"]
     assert cli.main([*command, "--kernels", "product", "--centers", "100"]) == 0
     found = json.loads(capsys.readouterr().out)
     config = FitConfig.from_toml(out.read_text(), str(out))
