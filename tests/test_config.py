@@ -54,7 +54,8 @@ configs = st.builds(
     ),
     st.sampled_from(get_args(KernelName)).flatmap(
         lambda name: st.fixed_dictionaries(
-            {"name": st.just(name)}, optional={item: kernel_values[item] for item in KERNEL_DEFAULTS[name]}
+            {"name": st.just(name)},
+            optional={item: kernel_values[item] for item in KERNEL_DEFAULTS.get(name, ["bandwidth"])},
         ).map(lambda values: KernelConfig(**values))
     ),
     st.builds(
