@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -70,3 +72,44 @@ def test_a_description_brings_the_codes_back():
 def test_a_description_that_cannot_be_is_refused(inputs):
     with pytest.raises((ValueError, KeyError, TypeError)):
         InputScaling.described(SHIFT, SCALE, {"inputs": inputs})
+
+
+MEAN, STD = torch.tensor([0.1, 5.0, 0.0, 1.0]).double(), torch.tensor([0.5, 2.0, 1.0, 0.0]).double()
+LEAST, MOST = torch.tensor([0.0, 1.0, -20.0, 1.0]).double(), torch.tensor([40.0, 9.0, 20.0, 1.0]).double()
+
+
+def bent_scaling() -> InputScaling:
+    """A count with a long tail, a number without, one with two long tails, and a constant."""
+    statistics = (MEAN, STD, LEAST, MOST)
+    return InputScaling.of("standard", *statistics).bent(*statistics)
+
+
+def test_only_numbers_with_long_tails_are_bent():
+    assert bent_scaling().bends == (4.0, 0.0, 2.0, 0.0)
+    points = bent_scaling()(torch.tensor([[0.0, 7.0, 0.0, 1.0], [40.0, 3.0, -20.0, 1.0]]))
+    expected = [[0, 1, 0, 0], [math.asinh(160), -1, math.asinh(-40), 0]]
+    torch.testing.assert_close(points, torch.tensor(expected))
+
+
+def test_bent_numbers_keep_their_order_and_small_ones_their_distances():
+    x = torch.linspace(0, 40, 1000)
+    points = bent_scaling()(torch.stack([x, x, x, x], 1))[:, 0]
+    assert (points.diff() > 0).all()
+    assert points[1] == pytest.approx(4 * float(x[1]), rel=0.01)
+
+
+def test_bends_come_back_from_a_description_and_from_points():
+    scaling = bent_scaling()
+    again = InputScaling.described(scaling.shift, scaling.scale, scaling.description())
+    assert again.bends == scaling.bends
+    rows = torch.tensor([[0.5, 7.0, -3.0, 1.0], [40.0, 3.0, 20.0, 1.0]])
+    torch.testing.assert_close(scaling.typical_rows(scaling(rows)), rows)
+    assert torch.equal(scaling.sparing([0])(rows)[:, 0], rows[:, 0])
+
+
+@pytest.mark.parametrize(
+    "bent", [{"feature": 9, "bend": 1.0}, {"feature": 0, "bend": -1.0}, {"feature": 0, "bend": "1"}]
+)
+def test_a_bend_that_cannot_be_is_refused(bent):
+    with pytest.raises(ValueError, match="bend"):
+        InputScaling.described(SHIFT, SCALE, {"inputs": {"version": 2, "codes": [], "bent": [bent]}})

@@ -33,6 +33,7 @@ class ServedModel(torch.nn.Module):
 
     input_shift: Tensor
     input_scale: Tensor
+    bends: Tensor
     numbers: Tensor
     number_at: Tensor
     codes: Tensor
@@ -58,6 +59,9 @@ class ServedModel(torch.nn.Module):
             "offset": model.targets.offset,
         }.items():
             self.register_buffer(name, tensor.detach().cpu().float().contiguous())
+        self.has_bends = bool(model.inputs.bends)
+        if self.has_bends:
+            self.register_buffer("bends", torch.tensor(model.inputs.bends))
         self.n_inputs, self.has_codes = model.inputs.n_inputs, bool(model.inputs.n_codes)
         if self.has_codes:
             layout = model.inputs.layout(torch.device("cpu"))
@@ -81,8 +85,11 @@ class ServedModel(torch.nn.Module):
         return outputs.double() + self.y_offset if self.has_y else outputs
 
     def _points(self, x: Tensor) -> Tensor:
-        """What `InputScaling` makes of x, (n, d): numbers scaled, codes as 0/1 features; (n, D)."""
-        scaled = (x - self.input_shift) * self.input_scale
+        """What `InputScaling` makes of x, (n, d): numbers scaled or bent, codes as 0/1 features; (n, D)."""
+        scaled = x - self.input_shift
+        if self.has_bends:
+            scaled = torch.where(self.bends > 0, torch.asinh(scaled * self.bends), scaled)
+        scaled = scaled * self.input_scale
         if not self.has_codes:
             return scaled
         codes = x[:, self.codes]

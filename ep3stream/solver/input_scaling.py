@@ -1,13 +1,15 @@
 """The transform of inputs that belongs to a model: from a row as it is stored to the point that a kernel takes.
 
-A number is scaled. The code of a category becomes 0/1 features, one for each code, for kernels of distances and dot
-products. So codes alone lie in stores, batches and model files, and 0/1 features only where blocks are computed.
+A number is scaled, and bent where its values have long tails. The code of a category becomes 0/1 features, one for each
+code, for kernels of distances and dot products. So codes alone lie in stores, batches and model files, and 0/1 features
+only where blocks are computed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,8 +18,14 @@ from torch import Tensor
 
 from ep3stream.config import Scale
 
-# Of the description in set-ups and models.
-INPUTS_VERSION = 1
+# Of the description in set-ups and models: 1 has codes alone.
+INPUTS_VERSION = 2
+
+# A number with values so many standard deviations from the mean is bent; the bend begins at half a deviation.
+_LONG_TAIL = 8.0
+_BENDS_PER_DEVIATION = 2.0
+# The bend is around the least or largest value where that lies as near as this, else around the mean.
+_SHORT_TAIL = 3.0
 
 # float32 holds all whole numbers up to here.
 _MOST_CODES = 1 << 24
@@ -55,6 +63,14 @@ def _layout(n_codes: tuple[int, ...], device: torch.device) -> CodeLayout:
     return CodeLayout(*(part.to(device) for part in parts))
 
 
+@lru_cache(maxsize=16)
+def _bent_features(bends: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The features that are bent, (k,), and their bends, (k,)."""
+    every = torch.tensor(bends, device=device)
+    at = every.nonzero()[:, 0]
+    return at, every[at]
+
+
 @dataclass(frozen=True, slots=True)
 class InputScaling:
     """Maps rows x, (n, d), to points, (n, D): numbers to (x - shift) * scale, codes to 0/1 features times scale.
@@ -62,11 +78,14 @@ class InputScaling:
     shift, scale: (d,). A constant feature has the scale 0. n_codes: (d,), how many codes a feature has, 0 for a
     number; empty where all are taken as numbers. Code k of n becomes n features in the place of one, of which the
     k-th is `scale` and the others are 0. What is no code, such as the -1 of an unknown category, becomes zeros.
+    bends: (d,), not 0 for a number that becomes asinh((x - shift) * bend) * scale instead, which is linear near
+    `shift` and logarithmic far away, so that a few large values do not squeeze all others together; empty for none.
     """
 
     shift: Tensor
     scale: Tensor
     n_codes: tuple[int, ...] = ()
+    bends: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, kind: Scale, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
@@ -88,8 +107,8 @@ class InputScaling:
         found = description.get("inputs")
         if found is None:  # Nothing but numbers, as in all earlier formats.
             return cls(shift, scale)
-        if found["version"] != INPUTS_VERSION:
-            raise ValueError(f"inputs has version {found['version']!r:.50}, not {INPUTS_VERSION}")
+        if found["version"] not in (1, INPUTS_VERSION):
+            raise ValueError(f"inputs has version {found['version']!r:.50}, not {INPUTS_VERSION} or 1")
         d = len(shift)
         sizes = {one["feature"]: one["n_codes"] for one in found["codes"]}
         for feature, size in sizes.items():
@@ -97,12 +116,41 @@ class InputScaling:
                 raise ValueError(f"inputs has {size!r:.50} codes for feature {feature!r:.50} of {d}")
             if not 1 <= size <= _MOST_CODES:
                 raise ValueError(f"inputs has {size!r:.50} codes for feature {feature!r:.50} of {d}")
-        return cls(shift, scale, tuple(sizes.get(feature, 0) for feature in range(d)) if sizes else ())
+        bends = {one["feature"]: one["bend"] for one in found.get("bent", [])}
+        for feature, bend in bends.items():
+            is_bend = type(bend) is float and 0 < bend < math.inf
+            if type(feature) is not int or not 0 <= feature < d or feature in sizes or not is_bend:
+                raise ValueError(f"inputs has the bend {bend!r:.50} for feature {feature!r:.50} of {d}")
+        return cls(
+            shift,
+            scale,
+            tuple(sizes.get(feature, 0) for feature in range(d)) if sizes else (),
+            tuple(bends.get(feature, 0.0) for feature in range(d)) if bends else (),
+        )
 
     def description(self) -> dict[str, Any]:
-        """`inputs` for a description, as JSON: features that are codes. Empty where there are none."""
+        """`inputs` for a description, as JSON: features that are codes or bent. Empty where there are none."""
         codes = [{"feature": j, "n_codes": n} for j, n in enumerate(self.n_codes) if n]
-        return {"inputs": {"version": INPUTS_VERSION, "codes": codes}} if codes else {}
+        bent = [{"feature": j, "bend": bend} for j, bend in enumerate(self.bends) if bend]
+        if bent:
+            return {"inputs": {"version": INPUTS_VERSION, "codes": codes, "bent": bent}}
+        return {"inputs": {"version": 1, "codes": codes}} if codes else {}
+
+    def bent(self, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
+        """The same scaling, with numbers bent whose largest or least value is over 8 deviations from the mean.
+
+        Statistics as for `of`. Such are counts, amounts, rain: numbers of which most are small and few are huge.
+        """
+        unit = std.clamp_min(torch.finfo(torch.float64).tiny)
+        below, above = (mean - minimum) / unit, (maximum - mean) / unit
+        is_bent = (torch.maximum(below, above) > _LONG_TAIL) & (std > 0)
+        if not is_bent.any():
+            return self
+        origin = torch.where(below < _SHORT_TAIL, minimum, torch.where(above < _SHORT_TAIL, maximum, mean))
+        bends = torch.where(is_bent, _BENDS_PER_DEVIATION / unit, 0.0).float()
+        shift = torch.where(is_bent, origin.float(), self.shift)
+        scale = torch.where(is_bent, 1.0, self.scale)
+        return replace(self, shift=shift, scale=scale, bends=tuple(bends.tolist()))
 
     def with_codes(self, n_codes: Mapping[int, int]) -> InputScaling:
         """The same scaling of numbers, where these features are codes, so many each, that become 0/1 features."""
@@ -110,17 +158,18 @@ class InputScaling:
             return self
         sizes = tuple(n_codes.get(feature, 0) for feature in range(len(self.shift)))
         sparing = self.sparing(list(n_codes))
-        return InputScaling(sparing.shift, sparing.scale, sizes)
+        return replace(sparing, n_codes=sizes)
 
     def sparing(self, features: Sequence[int]) -> InputScaling:
         """The same scaling, but these features as they are."""
         shift, scale = self.shift.clone(), self.scale.clone()
         shift[list(features)], scale[list(features)] = 0, 1
-        return InputScaling(shift, scale, self.n_codes)
+        bends = tuple(0.0 if j in features else bend for j, bend in enumerate(self.bends))
+        return replace(self, shift=shift, scale=scale, bends=bends if any(bends) else ())
 
     def times(self, factors: Tensor) -> InputScaling:
         """The same scaling followed by a factor for each feature, (d,); for a code, of all its 0/1 features."""
-        return InputScaling(self.shift, self.scale * factors.to(self.scale), self.n_codes)
+        return replace(self, scale=self.scale * factors.to(self.scale))
 
     @property
     def n_inputs(self) -> int:
@@ -140,7 +189,9 @@ class InputScaling:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The points of rows x, (n, d): a copy, (n, D). What is not finite does not become so."""
-        scaled = (x - self.shift).mul_(self.scale)  # In place: new memory costs more than the arithmetic.
+        scaled = self._bend(x - self.shift).mul_(
+            self.scale
+        )  # In place: new memory costs more than arithmetic.
         if not self.n_codes:
             return scaled
         layout = self.layout(x.device)
@@ -153,7 +204,7 @@ class InputScaling:
 
     def of_mean(self, mean: Tensor) -> Tensor:
         """The point, (D,), of the mean of rows, (d,), with 0 for the 0/1 features of codes, whose mean says nothing."""
-        scaled = (mean - self.shift.to(mean)) * self.scale.to(mean)
+        scaled = self._bend(mean - self.shift.to(mean)) * self.scale.to(mean)
         if not self.n_codes:
             return scaled
         layout = self.layout(mean.device)
@@ -168,15 +219,29 @@ class InputScaling:
         """
         spread = torch.where(self.scale > 0, 1 / self.scale.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
         if not self.n_codes:
-            return points * spread + self.shift
+            return self._unbend(points * spread) + self.shift
         layout = self.layout(points.device)
         rows = points.new_zeros(len(points), len(self.shift))
         numbers = points[:, layout.number_at]
-        rows[:, layout.numbers] = numbers * spread[layout.numbers] + self.shift[layout.numbers]
+        rows[:, layout.numbers] = numbers * spread[layout.numbers]
+        rows = self._unbend(rows) + self.shift
         for feature, at, last in zip(*(part.tolist() for part in layout[2:5]), strict=True):
             rows[:, feature] = points[:, at : at + last + 1].argmax(1).to(rows)
         return rows
 
     def to(self, device: torch.device) -> InputScaling:
         """The same scaling on another device."""
-        return InputScaling(self.shift.to(device), self.scale.to(device), self.n_codes)
+        return replace(self, shift=self.shift.to(device), scale=self.scale.to(device))
+
+    def _bend(self, x: Tensor) -> Tensor:
+        """x, (n, d) or (d,), minus the shift, with its bent features bent in place."""
+        if self.bends:
+            at, bends = _bent_features(self.bends, x.device)
+            x[..., at] = torch.asinh(x[..., at] * bends.to(x))
+        return x
+
+    def _unbend(self, x: Tensor) -> Tensor:
+        if self.bends:
+            at, bends = _bent_features(self.bends, x.device)
+            x[..., at] = torch.sinh(x[..., at]) / bends.to(x)
+        return x
