@@ -294,3 +294,16 @@ def test_two_ranks_take_over_what_the_leader_has_learnt(stores, tmp_path, monkey
     assert torch.equal(one.kernel.is_category, two.kernel.is_category)
     assert int(two.kernel.weights.argmax()) in (0, 3)
     assert ep3stream.evaluate(tmp_path / "2", stores["regression"])["r2"] > 0.9
+
+
+def test_the_ridge_comes_with_the_weights_unless_it_is_given(stores, tmp_path):
+    asked = {None: settings(), 0.0: settings(ridge=0.0), 0.5: settings(ridge=0.5)}
+    runs = {
+        ridge: ep3stream.fit(stores["regression"], tmp_path / str(ridge), one) for ridge, one in asked.items()
+    }
+    found = {ridge: ep3stream.inspect(run)["plan"]["ridge"] for ridge, run in runs.items()}
+    assert found[None] > 0
+    assert (found[0.0], found[0.5]) == (0, 0.5)
+    assert model_bytes(runs[None]) != model_bytes(runs[0.0])
+    distances = ep3stream.fit(stores["regression"], tmp_path / "distances", settings("laplacian"))
+    assert ep3stream.inspect(distances)["plan"]["ridge"] == 0

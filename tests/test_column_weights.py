@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ep3stream.solver import column_weights
-from ep3stream.solver.column_weights import gradients_of, learnt_weights
+from ep3stream.solver.column_weights import gradients_of, learnt_weights, ridge_of
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 
 
@@ -147,3 +147,11 @@ def test_more_centers_never_ask_for_blunter_weights():
     y = torch.sin(6 * x[:, :1])
     few, many = (learn(plain("product", 2), x, y, n_centers).kernel.weights for n_centers in (200, 20_000))
     assert bool((many >= 0.99 * few).all())
+
+
+def test_noisier_targets_ask_for_more_ridge():
+    x = normal(3000, 3)
+    signal, noise = torch.sin(2 * x[:, :1]), normal(3000, 1, seed=1)
+    quiet, loud = (learn(plain("product", 3), x, signal + size * noise).noise for size in (0.03, 2.0))
+    assert quiet < 0.3 <= loud
+    assert ridge_of(loud, 2_000_000) == pytest.approx(ridge_of(loud, 1_000_000) / 2, rel=0.01)

@@ -129,7 +129,7 @@ def test_sharpness_powers_and_ridges_of_the_best_are_tried():
     def loss(candidate: Candidate) -> float:
         kernel = candidate.kernel
         sharpness, power = abs(math.log2(kernel.sharpness / 2)), abs(kernel.parameters()["power"] - 1.4)
-        return 1 + 0.1 * sharpness + 0.1 * power + 0.1 * abs(candidate.noise - 1)
+        return 1 + 0.1 * sharpness + 0.1 * power + 0.1 * abs((candidate.noise or 0.0) - 1)
 
     best = FakeFits(loss).search().run([Candidate(KernelConfig("product"))]).best
     assert best.candidate == Candidate(KernelConfig("product", power=1.4, sharpness=2.0), 1.0)

@@ -166,6 +166,7 @@ class SolverConfig:
     """The model's size and the method's parameters; 0 means chosen from the data and the memory budget.
 
     Centers, epochs and patience that are `auto` are settled when the set-up is made, by the minutes of the run.
+    A ridge that is None is settled with the weights of the kernel's columns, and 0 for other kernels.
     Momentum, averaging and step that are None have the values of the projection: beta = 0.9, a = 3 and `measured`;
     with `eigenpro`, the published method, 0, 0 and `published`.
     """
@@ -259,10 +260,11 @@ class SolverConfig:
         metavar="FLOAT",
         on_resume="override",
     )
-    ridge: float = setting(
-        0.0,
+    ridge: float | None = setting(
+        None,
         "lambda of the objective 1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|^2 over scaled targets",
         limit=at_least(0, "0 for none, or a positive, finite number"),
+        default_means="0, but what suited held-out rows where weights of columns were learnt",
         metavar="LAMBDA",
     )
     validate_every: float = setting(
@@ -343,6 +345,11 @@ class SolverConfig:
     def used_patience(self) -> int:
         """`patience`, or 0 where nothing has settled it."""
         return 0 if self.patience == "auto" else self.patience
+
+    @property
+    def used_ridge(self) -> float:
+        """`ridge`, or 0 where nothing has settled it."""
+        return self.ridge or 0.0
 
     @property
     def used_momentum(self) -> float:

@@ -42,7 +42,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
-        ridge: float = 0.0,
+        ridge: float | None = None,
         scale: str = "standard",
         projection: str = "nystrom",
         nystrom_samples: int = 3000,

@@ -24,8 +24,8 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     n_centers: p; `auto` is 2000, from 10,000 rows a fifth of them, 5000 at most. They are drawn from the rows, and
     left out of the training where five times as many rows are there.
     epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. ridge: lambda of the objective
-    1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets. scale: of the inputs, as in `DataConfig`.
-    The others are those of `KernelModel`.
+    1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets; None for what `fit` takes.
+    scale: of the inputs, as in `DataConfig`. The others are those of `KernelModel`.
 
     After a fit: `model_`, a `Predictor`; `losses_`, the mean squared error of each epoch's batches before their
     steps; `n_features_in_`, `feature_names_in_` where the data have names.
@@ -38,7 +38,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
-        ridge: float = 0.0,
+        ridge: float | None = None,
         scale: str = "standard",
         projection: str = "nystrom",
         nystrom_samples: int = 3000,

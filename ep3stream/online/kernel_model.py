@@ -125,7 +125,7 @@ class KernelModel:
         momentum: float | None = None,
         averaging: float | None = None,
         step: StepRule | None = None,
-        ridge: float = 0.0,
+        ridge: float | None = None,
         class_weights: Literal["none", "balanced"] | Mapping[str | int, float] = "none",
         output_weights: Mapping[str, float] | None = None,
         precision: Precision = "float32",
@@ -323,6 +323,8 @@ class KernelModel:
         mine, theirs = self._settings(), _LATER_SETTINGS | state["settings"]
         # Kernels had fewer parameters once.
         mine["kernel"], theirs["kernel"] = (_given(each["kernel"]) for each in (mine, theirs))
+        if mine["ridge"] is None:  # Nothing asked for: the one that the state's set-up has settled.
+            mine["ridge"] = theirs["ridge"]
         for name in mine:
             if mine[name] != theirs.get(name):
                 raise InputError(f"{name} is {mine[name]!r} but was {theirs.get(name)!r} in the state")
@@ -548,7 +550,7 @@ def _checked_categories(categories: Mapping[int, int] | None, n_features: int) -
 
 def _require_weights(task: str, settings: SolverConfig) -> None:
     require_weights_of_task(task == "classification", settings)
-    if settings.output_weights and not settings.ridge:
+    if settings.output_weights and not settings.used_ridge:
         raise ConfigError(
             "output_weights are given, but each target has weights of its own in the model, so that without a ridge "
             "they change nothing; give a ridge, or leave output_weights out"

@@ -227,7 +227,7 @@ class Setup:
             config.solver.used_averaging,
             mesh,
             self._block_memory(kernel, centers, config.run.memory_bytes, mesh),
-            config.solver.ridge,
+            self.plan.ridge if config.solver.ridge is None else config.solver.ridge,
             stages[1:],
         )
 

@@ -38,11 +38,11 @@ _HELD_SHARE, _MOST_HELD = 0.2, 12_000
 
 # Steps; rows on each side and centers of one; rates of Adam, first and last.
 _STEPS = 60
-_ROWS, _CENTERS = 4000, 500
+_ROWS, _CENTERS = 6000, 800
 _RATES = (0.25, 0.04)
 _AVERAGED = 1 / 3
 # A step has fewer rows and centers where there are so many columns that this many differences would not do.
-_MOST_DIFFERENCES = 4e8
+_MOST_DIFFERENCES = 8e8
 
 # From this part of the steps on, columns whose typical exponent has fallen below this are left out.
 _PRUNED_FROM, _NEGLIGIBLE = 1 / 3, 1e-3
@@ -52,12 +52,15 @@ _OUTPUTS = 16
 _JITTER = 1e-7
 
 # Of the problems that compare multiples of the weights.
-_SHARP_ROWS, _SHARP_CENTERS = 12_000, 1500
-# p centers among points of k dimensions are p^(-1/k) apart, and sharper weights can be told by as much. Measured on
-# flights, 1500 to 5000 centers: twice as sharp is better.
-_GROWTH, _MOST_GROWTH = 0.5, 4.0
+_SHARP_ROWS, _SHARP_CENTERS = 24_000, 2000
+# More centers resolve sharper weights. Measured with 6000 and 20,000 centers: flights are best at powers of 0.4 to 0.5,
+# where noise is most of the variance (batting, faces) less would do as well.
+_GROWTH, _MOST_GROWTH = 0.4, 4.0
 _MOST_DOUBLINGS = 3
-_RIDGES = (0.1, 0.3, 1.0, 3.0)
+# The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
+_NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+# A fit stops after few epochs, which damps its model too, so that a part of the noise is enough for its ridge.
+_RIDGE_SHARE = 0.3
 _CHUNK = 2048
 
 # What columns are worth is measured for so many of them, on as many held-out rows as take so many differences.
@@ -73,6 +76,7 @@ class Learnt:
     explained: that share, of a small problem: the fit will do better.
     known: the kernel with the weights that suit `n_known` centers; n_known: 0 where learning has not helped, and the
     weights are those of the start for any number of centers.
+    noise: the ridge that suits held-out rows best, times the number of rows that were trained on.
     """
 
     kernel: ColumnKernel
@@ -80,6 +84,7 @@ class Learnt:
     explained: float
     known: ColumnKernel
     n_known: int
+    noise: float
 
 
 def grown(known: ColumnKernel, n_known: int, n_centers: int) -> ColumnKernel:
@@ -89,16 +94,21 @@ def grown(known: ColumnKernel, n_known: int, n_centers: int) -> ColumnKernel:
     return known.scaled(max(1.0, growth(n_centers, n_known)))
 
 
+def ridge_of(noise: float, n_rows: int) -> float:
+    """The ridge of a fit to so many rows. Noise has a variance that does not depend on n, and lambda = variance / n."""
+    return float(f"{_RIDGE_SHARE * noise / n_rows:.3g}")
+
+
 def learnt_weights(
     kernel: ColumnKernel, x: Tensor, y: Tensor, n_centers: int, generator: torch.Generator
 ) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
 
-    From 1500 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
+    From 2000 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
     be learnt before the number is known, and `grown` gives the kernel afterwards.
 
     x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. At the start a typical pair of
-    rows has K near exp(-1), with columns of the same weight. Costs at most 60 steps of 4 x 10^8 differences of two
+    rows has K near exp(-1), with columns of the same weight. Costs at most 60 steps of 8 x 10^8 differences of two
     values and the like. Deterministic for a generator and a number of threads. Raises ConfigError for fewer than 100
     rows.
     """
@@ -112,12 +122,11 @@ def learnt_weights(
     held, pool = (x[:n_held], y[:n_held]), (x[n_held:], y[n_held:])
     start = _start(kernel, pool[0])
     descent = _Descent.of(start, pool[0])
-    learnt, rho = descent.run(*pool, generator)
-    best, known, n_known = _sharpened(start, learnt, rho, pool, held, n_centers)
+    best, known, n_known = _sharpened(start, descent.run(*pool, generator), pool, held, n_centers)
     variance = float((held[1] - held[1].mean(0)).square().sum(1).mean())
     scale = variance or 1.0  # Targets may all be the same.
     importance = _importance(best, held, descent.typical(best.kernel)) / scale
-    found = Learnt(known, importance, (variance - best.loss) / scale, known, n_known)
+    found = Learnt(known, importance, (variance - best.loss) / scale, known, n_known, best.noise)
     return replace(found, kernel=grown(known, n_known, n_centers))
 
 
@@ -158,8 +167,8 @@ class _Descent:
         log_rho = torch.full((), math.log(_FIRST_RIDGE), dtype=torch.float64)
         return cls(start, spread.mean(0).double().cpu(), weights.log(), shares.log(), log_rho, in_use)
 
-    def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[ColumnKernel, float]:
-        """The kernel after all steps, and the ridge rho that came with it."""
+    def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> ColumnKernel:
+        """The kernel after all steps."""
         parameters = [self.log_weights, self.log_shares, self.log_rho]
         adam = torch.optim.Adam(parameters, lr=_RATES[0], betas=(0.9, 0.95))
         totals, n_averaged = [torch.zeros_like(each) for each in parameters], 0
@@ -182,7 +191,7 @@ class _Descent:
                     total += parameter
         _LOGGER.debug("column weights: held-out losses %s", [round(loss, 4) for loss in losses])
         self.log_weights, self.log_shares, self.log_rho = (total / n_averaged for total in totals)
-        return self.current(), float(self.log_rho.exp())
+        return self.current()
 
     def current(self) -> ColumnKernel:
         weights, shares = (each.exp().float() for each in (self.log_weights, self.log_shares))
@@ -266,18 +275,18 @@ def _factor(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Regression:
-    """A Nystrom ridge regression, with the ridge of a few that suits the held-out rows. weights: (m, c)."""
+    """A Nystrom ridge regression, with the ridge, noise / n, of a few that suits the held-out rows. weights: (m, c)."""
 
     kernel: ColumnKernel
     z: Tensor
     weights: Tensor
+    noise: float
     loss: float
 
     @classmethod
     def of(
         cls,
         kernel: ColumnKernel,
-        rho: float,
         pool: tuple[Tensor, Tensor],
         held: tuple[Tensor, Tensor],
         m: int,
@@ -294,10 +303,9 @@ class _Regression:
             moment += block.T @ some_y
         k_zz = kernel.block(kernel.left(z), right).double()
         found = []
-        for ridge in _RIDGES:
-            factor = _factor(gram / n + ridge * rho * k_zz)
-            weights = torch.cholesky_solve(moment / n, factor).to(y)
-            found.append(cls(kernel, z, weights, cls(kernel, z, weights, 0.0).error(*held)))
+        for noise in _NOISES:
+            weights = torch.cholesky_solve(moment / n, _factor(gram / n + noise / n * k_zz)).to(y)
+            found.append(cls(kernel, z, weights, noise, cls(kernel, z, weights, noise, 0.0).error(*held)))
         return min(found, key=lambda each: each.loss)
 
     def error(self, x: Tensor, y: Tensor) -> float:
@@ -312,7 +320,6 @@ class _Regression:
 def _sharpened(
     start: ColumnKernel,
     kernel: ColumnKernel,
-    rho: float,
     pool: tuple[Tensor, Tensor],
     held: tuple[Tensor, Tensor],
     n_centers: int,
@@ -328,14 +335,14 @@ def _sharpened(
 
     def loss(doublings: int) -> float:
         if doublings not in tried:
-            tried[doublings] = _Regression.of(kernel.scaled(2.0**doublings), rho, pool, held, n_small)
+            tried[doublings] = _Regression.of(kernel.scaled(2.0**doublings), pool, held, n_small)
         return tried[doublings].loss
 
     best = 0
     for direction in (1, -1):
         while abs(best) < _MOST_DOUBLINGS and loss(best + direction) < loss(best):
             best += direction
-    unlearnt = _Regression.of(start, rho, pool, held, n_small)
+    unlearnt = _Regression.of(start, pool, held, n_small)
     if unlearnt.loss < loss(best):
         return unlearnt, start, 0
     before, here, behind = loss(best - 1), loss(best), loss(best + 1)

@@ -270,7 +270,7 @@ class SolverBuilder:
 
     def _penalty(self, probe_y: Tensor | None, batches: tuple[Tensor, ...]) -> Penalty:
         """The ridge and the weights of the rows in `batches`, the first of the probes."""
-        ridge, targets = self.settings.ridge, self.targets
+        ridge, targets = self.settings.used_ridge, self.targets
         if targets is None or targets.weights is None:
             return Penalty(ridge)
         n_rows = sum(map(len, batches))
@@ -368,7 +368,7 @@ class SolverBuilder:
             return None
         assert projection.sample_features is not None
         found = head_start(
-            projection.sample_features, projection.half, self.sample_y, self.targets, self.settings.ridge
+            projection.sample_features, projection.half, self.sample_y, self.targets, self.settings.used_ridge
         )
         # The leader's rho on every rank: it decides the stages, and devices may differ in the last bit.
         rho = self.mesh.broadcast_object(lambda: None if found is None else found.rho)

@@ -48,12 +48,14 @@ def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[i
 class LearntColumns:
     """A kernel on columns whose weights were learnt, for any number of centers, the same on every rank.
 
-    told: what to tell of the columns, as JSON; None where there were too few rows to learn from. sharpness: a factor
-    of all weights, as the settings have it.
+    noise: the ridge that suits them, times the number of rows, None where it is not known. told: what to tell of the
+    columns, as JSON; None where there were too few rows to learn from. sharpness: a factor of all weights, as the
+    settings have it.
     """
 
     known: ColumnKernel
     n_known: int
+    noise: float | None
     told: dict[str, Any] | None
     sharpness: float = 1.0
 
@@ -92,7 +94,7 @@ def learnt_columns(
             len(x),
             plain.name,
         )
-        return LearntColumns(plain, 0, None)
+        return LearntColumns(plain, 0, None, None)
     if x.shape[1] > _MANY_COLUMNS:
         _LOGGER.warning(
             "the %s kernel has %d columns to go through for each of its values, which is slow; a kernel of distances, "
@@ -106,12 +108,13 @@ def learnt_columns(
         return {
             "metric": learnt.known.metric.tolist(),
             "n_known": learnt.n_known,
+            "noise": learnt.noise,
             "told": _told(learnt, names),
         }
 
     found = mesh.broadcast_object(learn)
     known = ColumnKernel.of(plain.name, torch.tensor(found["metric"]), plain.power)
-    return LearntColumns(known, found["n_known"], found["told"])
+    return LearntColumns(known, found["n_known"], found["noise"], found["told"])
 
 
 def _told(learnt: Learnt, names: Sequence[str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from ep3stream.run.bundle import write_bundle
 from ep3stream.run.directory import SETUP_KIND
 from ep3stream.run.setup import STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
+from ep3stream.solver.column_weights import ridge_of
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
@@ -125,7 +126,8 @@ class SetUpRows:
     sample: X_s, (s, d), the Nystrom sample; sample_y: its y, None where it is not known (then there is no head start).
     probes: (n, d), rows to measure the step size on; probe_y: their y, which only class weights ask for.
     pool: x, (n, d), and y of rows to learn the weights of columns from; None where the kernel has none, or weights are
-    not to be learnt. metric: (3, d), of a kernel on columns whose weights were learnt before.
+    not to be learnt. metric: (3, d), of a kernel on columns whose weights were learnt before; noise: n times the ridge
+    that suits them, None where it is not known.
     """
 
     centers: Tensor
@@ -136,6 +138,7 @@ class SetUpRows:
     probe_y: Tensor | None
     pool: tuple[Tensor, Tensor] | None = None
     metric: Tensor | None = None
+    noise: float | None = None
 
     @classmethod
     def parted(cls, centers: Tensor, excluded: Rows, x: Tensor, y: Tensor, n_samples: int) -> SetUpRows:
@@ -235,7 +238,7 @@ def set_up_split(
             rows = replace(rows, pool=_shared_pool(split, config, function, held, mesh))
         else:
             kernel = learnt.for_centers(resolving_centers(source.n_centers, shape.n_rows))
-            rows = replace(rows, metric=kernel.metric)
+            rows = replace(rows, metric=kernel.metric, noise=learnt.noise)
     logger.info(
         "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
         bytes_text(sum(plan.memory.values())),
@@ -332,8 +335,10 @@ def set_up(
     is_of_columns = function is None and config.kernel.name in COLUMN_KERNELS
     is_known = is_of_columns and rows.metric is not None
     with nullcontext() if is_known else times.stage("column weights" if is_of_columns else "bandwidth"):
-        kernel, told = _kernel(problem, rows, config.kernel, function, sample, mesh)
+        kernel, told, noise = _kernel(problem, rows, config.kernel, function, sample, mesh)
         kernel = with_precision(kernel, settings.precision)
+    if settings.ridge is None and settings.projection != "eigenpro":
+        settings = replace(settings, ridge=0.0 if noise is None else ridge_of(noise, problem.shape.n_rows))
     _tell_lost_distances(kernel, sample, [problem.names[0][column] for column in inputs.columns.tolist()])
     if plan.group_size:
         with times.stage("groups of centers"):
@@ -557,38 +562,38 @@ def _kernel(
     function: KernelFunction | None,
     sample: Tensor,
     mesh: Mesh,
-) -> tuple[Kernel, dict[str, Any] | None]:
+) -> tuple[Kernel, dict[str, Any] | None, float | None]:
     """The function as a kernel, or the kernel of the settings with its bandwidth measured on sample, (s, d), scaled.
 
-    With it what is told of the weights of its columns, where they were learnt.
+    With it what is told of the weights of its columns, and the noise that was found, where they were learnt.
     """
     if function is not None:
-        return CallableKernel.checked(function, sample), None
+        return CallableKernel.checked(function, sample), None, None
     if settings.name in COLUMN_KERNELS:
         return _column_kernel(problem, rows, settings, mesh)
     mean = rows.centers.double().mean(0) if problem.feature_mean is None else problem.feature_mean
     centre = problem.inputs.of_mean(mean).float().to(sample.device)
     kernel = measured_kernel(settings, sample, centre)
     if mesh.size == 1:
-        return kernel, None
+        return kernel, None, None
     # What each rank has measured may differ in the last bit, where their devices do.
     parameters = mesh.broadcast_object(lambda: kernel.parameters)
-    return named_kernel(kernel.name, parameters, kernel_tensors(kernel)), None
+    return named_kernel(kernel.name, parameters, kernel_tensors(kernel)), None, None
 
 
 def _column_kernel(
     problem: Problem, rows: SetUpRows, settings: KernelConfig, mesh: Mesh
-) -> tuple[ColumnKernel, dict[str, Any] | None]:
-    """The kernel on columns with the weights of `rows.metric`, or learnt from `rows.pool`, and what is told of them.
+) -> tuple[ColumnKernel, dict[str, Any] | None, float | None]:
+    """The kernel on columns with the weights of `rows.metric`, or learnt from `rows.pool`; what is told; the noise.
 
     With neither all columns weigh the same.
     """
     d = rows.centers.shape[1]
     plain = plain_kernel(settings, d, problem.categories)
     if rows.metric is not None:
-        return ColumnKernel.of(plain.name, rows.metric, plain.power), None
+        return ColumnKernel.of(plain.name, rows.metric, plain.power), None, rows.noise
     if rows.pool is None:
-        return plain, None
+        return plain, None, None
     n_centers = resolving_centers(len(rows.centers), problem.shape.n_rows)
     return learnt_for_columns(problem, rows.pool, settings, n_centers, mesh)
 
@@ -600,11 +605,11 @@ def resolving_centers(n_centers: int, n_rows: int) -> int:
 
 def learnt_for_columns(
     problem: Problem, pool: tuple[Tensor, Tensor], settings: KernelConfig, n_centers: int, mesh: Mesh
-) -> tuple[ColumnKernel, dict[str, Any] | None]:
-    """The kernel on columns with weights for `n_centers` centers, learnt from x, (n, d), and y; and what to tell."""
+) -> tuple[ColumnKernel, dict[str, Any] | None, float | None]:
+    """The kernel on columns with weights for `n_centers` centers, learnt from x and y; what is told; the noise."""
     learnt = learn_columns(problem, pool, settings, n_centers, mesh)
     kernel = learnt.for_centers(n_centers)
-    return kernel, learnt.told_of(kernel)
+    return kernel, learnt.told_of(kernel), learnt.noise
 
 
 def learn_columns(
@@ -647,7 +652,7 @@ def _setup_plan(
         step_size=settled.step_size,
         stages=tuple(_stage_plan(stage) for stage in settled.stages),
         momentum=settings.used_momentum,
-        ridge=settings.ridge,
+        ridge=settings.used_ridge,
         mu=spectra.damping,
         devices=mesh.size,
         memory_bytes=memory_bytes,
@@ -820,7 +825,7 @@ def with_weights(code: TargetCode, split: Split, settings: SolverConfig) -> Targ
     """`code` with the class or output weights of the settings; ConfigError where they do not fit the split's task."""
     manifest, counts = split.manifest, split.info.class_counts
     require_weights_of_task(counts is not None, settings)
-    if settings.output_weights and not settings.ridge and not settings.used_patience:
+    if settings.output_weights and not settings.used_ridge and not settings.used_patience:
         raise ConfigError(
             "output_weights are given, but each target has weights of its own in the model, so that without a ridge "
             "or patience they change nothing; give one of these, or leave output_weights out"

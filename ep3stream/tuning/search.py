@@ -246,7 +246,7 @@ class Search:
             found += [_with_power(kernel, near) for near in _nearest(_NEAR_POWERS, power)]
         elif "bandwidth" in KERNEL_DEFAULTS[kernel.name]:
             found = [_wider(kernel, x, self.bandwidth) for x in (step, 1 / step)]
-        ridges = _nearest(_NOISES, candidate.noise) if self.has_ridge else []
+        ridges = _nearest(_NOISES, _noise(candidate)) if self.has_ridge else []
         return [
             *(replace(candidate, kernel=each) for each in found),
             *(replace(candidate, noise=noise) for noise in ridges),
@@ -258,6 +258,13 @@ class Search:
         order = sorted(trials, key=lambda trial: trial.loss)
         kept = [trial.candidate for trial in order if not _is_better(best, trial, _WORSE)]
         return list(dict.fromkeys([default, *kept]))
+
+
+def _noise(candidate: Candidate) -> float:
+    """The candidate's noise; where the fit finds its own, that of a target of which most is noise, or none."""
+    if candidate.noise is None:
+        return 1.0 if candidate.kernel.name in COLUMN_KERNELS else 0.0
+    return candidate.noise
 
 
 def _nearest(values: Sequence[float], value: float) -> list[float]:

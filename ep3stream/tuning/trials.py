@@ -46,10 +46,13 @@ _SCORED_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is tried: a kernel, and n lambda, the noise variance of a Gaussian process, which does not depend on n."""
+    """What is tried: a kernel, and n lambda, the noise variance of a Gaussian process, which does not depend on n.
+
+    noise: None for what a fit takes where no ridge is given.
+    """
 
     kernel: KernelConfig
-    noise: float = 0.0
+    noise: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,8 @@ class TrialFits:
     """Makes trials. Rows are read when a trial first needs them.
 
     reader, numbers: the split to fit, and which of its rows, in random order. held: x and y of the held-out rows.
-    config: the settings of the fit. learnt: kernels on columns by name and power, with the weights for 1500 centers.
-    learning_s: seconds that learning took, in those of the cheapest form.
+    config: the settings of the fit. learnt: kernels on columns by name and power, with the weights for 1500 centers;
+    noises: n times the ridge that suits each. learning_s: seconds that learning took, in those of the cheapest form.
     """
 
     reader: SplitReader
@@ -113,6 +116,7 @@ class TrialFits:
     clock: Callable[[], float] = time.monotonic
     mesh: Mesh = field(default_factory=lambda: Mesh(0, 1, _device()))
     learnt: dict[tuple[str, float], ColumnKernel] = field(default_factory=dict)
+    noises: dict[tuple[str, float], float | None] = field(default_factory=dict)
     learning_s: float = 0.0
     _rows: tuple[Tensor, Tensor] | None = None
 
@@ -160,7 +164,7 @@ class TrialFits:
         return float(measured_kernel(kernel, scaled, scaled.mean(0)).parameters["bandwidth"])
 
     def _settings(self, candidate: Candidate, size: Size) -> FitConfig:
-        ridge = candidate.noise / size.n_rows
+        ridge = None if candidate.noise is None else candidate.noise / size.n_rows
         solver = replace(self.config.solver, centers=size.n_centers, ridge=ridge)
         return replace(self.config, kernel=candidate.kernel, solver=solver)
 
@@ -184,7 +188,8 @@ class TrialFits:
             plain = replace(kernel, sharpness=1.0)
             problem = problem_of_split(self.reader, replace(self.config, kernel=plain))
             pool = (pool[0][:n_rows], pool[1][:n_rows])
-            self.learnt[form], _ = learnt_for_columns(problem, pool, plain, _LEARNT_CENTERS, self.mesh)
+            found = learnt_for_columns(problem, pool, plain, _LEARNT_CENTERS, self.mesh)
+            self.learnt[form], _, self.noises[form] = found
             self.learning_s = max(self.learning_s, (self.clock() - began) / _learning_cost(kernel))
         n_resolving = resolving_centers(size.n_centers, size.n_rows)
         return self.learnt[form].scaled(growth(n_resolving, _LEARNT_CENTERS) * kernel.sharpness).metric
@@ -199,7 +204,8 @@ class TrialFits:
         x, y = self._read(size.n_rows)
         more = slice(p, min(p + n_more, size.n_rows))
         rows = SetUpRows.parted(x[:p], np.arange(p), x[more], y[more], plan.nystrom_samples)
-        rows = replace(rows, metric=metric)
+        noise = None if metric is None else self.noises[_form(config.kernel)]
+        rows = replace(rows, metric=metric, noise=noise)
         times = StageTimes(logs=False)
         return set_up(
             replace(problem, shape=shape), rows, plan, config, None, self.mesh, memory_bytes, times

@@ -145,7 +145,7 @@ def tune(
             clock=clock,
         )
         n_rows = reader.info.n_rows
-        default = Candidate(config.kernel, config.solver.ridge * n_rows)
+        default = Candidate(config.kernel, _noise(config, n_rows))
         names = _default_names(reader, config) if kernels is None else kernels
         verdict = search.run(first_candidates(default, names, fits.bandwidth))
         constant = fits.constant_losses()
@@ -227,14 +227,20 @@ def _sampled(rows: RowStore, reader: SplitReader, config: FitConfig) -> tuple[Ro
     return numbers[n_taken:], (torch.from_numpy(x).float(), torch.from_numpy(y))
 
 
-def _ridge(candidate: Candidate, n_rows: int) -> float:
-    return float(f"{candidate.noise / n_rows:.3g}")
+def _noise(config: FitConfig, n_rows: int) -> float | None:
+    """n lambda of the settings; None where the fit finds it."""
+    solver = config.solver
+    return None if solver.ridge is None and solver.projection != "eigenpro" else solver.used_ridge * n_rows
+
+
+def _ridge(candidate: Candidate, n_rows: int) -> float | None:
+    return None if candidate.noise is None else float(f"{candidate.noise / n_rows:.3g}")
 
 
 def _with_choice(config: FitConfig, chosen: Candidate, n_rows: int) -> FitConfig:
     """The settings with the chosen kernel and ridge; the ridge as it was where it was not changed."""
     ridge = config.solver.ridge
-    if chosen.noise != ridge * n_rows:
+    if chosen.noise != _noise(config, n_rows):
         ridge = _ridge(chosen, n_rows)
     return replace(config, kernel=chosen.kernel, solver=replace(config.solver, ridge=ridge))
 
@@ -340,7 +346,7 @@ def _cells(trial: Mapping[str, Any], score: str) -> tuple[str, ...]:
     return (
         kernel[:_NAME_WIDTH],
         width if isinstance(width, str) else f"{width:.4g}",
-        f"{trial['ridge']:.2g}",
+        "auto" if trial["ridge"] is None else f"{trial['ridge']:.2g}",
         f"{trial['n_centers']:,}",
         f"{trial['n_rows']:,}",
         f"{trial[score]:.4f}",
