@@ -39,7 +39,7 @@ from ep3stream.formats.digests import SourceDigests
 from ep3stream.formats.source import START, RestartPosition, SourceBatch
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.json_files import created_by
-from ep3stream.store.manifest import Manifest
+from ep3stream.store.manifest import Manifest, told_two_valued
 from ep3stream.store.reader import open_store
 
 _logger = logging.getLogger(__name__)
@@ -150,6 +150,8 @@ def convert(
         if upload is not None:
             upload.run(files, _upload_reporter(manifest, tell))
         files.remove()
+    if config.task is None and (told := told_two_valued(manifest, config.split_names[0])):
+        _logger.warning(told)
     return manifest
 
 

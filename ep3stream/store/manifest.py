@@ -34,6 +34,9 @@ YDtype = Literal["int32", "float32"]
 
 Codec = Literal["none", "lz4", "zstd"]
 
+# By how much, relatively, the variance of two values may differ from what it is, for rounding.
+_TWO_VALUED = 1e-8
+
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 
@@ -77,6 +80,31 @@ def column_statistics(
     )
     keys = ("name", "mean", "std", "min", "max", "missing")
     return [dict(zip(keys, column, strict=True)) for column in values]
+
+
+def told_two_valued(manifest: Manifest, split: str) -> str:
+    """A line on targets of this split that have two values, as classes would, with the remedy; empty where none has.
+
+    Values in [a, b] with the mean m have the variance (m - a) (b - m) if all of them are a or b, and less otherwise.
+    """
+    found = manifest.splits[split].targets
+    if found is None:
+        return ""
+    named = []
+    columns = zip(manifest.target_names, found.mean, found.std, found.minimum, found.maximum, strict=True)
+    for at, (name, mean, std, low, high) in enumerate(columns):
+        widest = (mean - low) * (high - mean)
+        if low < high and abs(std**2 - widest) <= _TWO_VALUED * widest:
+            offset = float(manifest.offsets.y[at])
+            digits = 15 if offset else 7  # Without an offset they are float32.
+            values = (f"{value + offset:.{digits}g}" for value in (low, high))
+            named.append(f"{name!r} has two values, {' and '.join(values)}")
+    if not named:
+        return ""
+    return (
+        f"target {' and '.join(named)}, and is fitted as a number; for classes, with accuracy and probabilities, "
+        "convert with --task classification"
+    )
 
 
 @dataclass(frozen=True, slots=True)

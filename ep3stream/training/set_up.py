@@ -43,7 +43,7 @@ from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
 from ep3stream.solver.step import Stage
 from ep3stream.solver.tail import neighbour_order
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
-from ep3stream.store.manifest import Manifest, SplitInfo
+from ep3stream.store.manifest import Manifest, SplitInfo, told_two_valued
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.training.budget import seconds_per_evaluation
@@ -775,7 +775,10 @@ def require_varied_features(split: Split) -> None:
 
 
 def require_varied_targets(split: Split) -> None:
-    """ConfigError where all rows have the same target or class: a fit would take its time to find that constant."""
+    """ConfigError where all rows have the same target or class: a fit would take its time to find that constant.
+
+    The log tells of targets that look like classes.
+    """
     info = split.info
     is_one_class = info.class_counts is not None and sum(count > 0 for count in info.class_counts) == 1
     if is_one_class or (info.targets is not None and info.targets.minimum == info.targets.maximum):
@@ -783,6 +786,8 @@ def require_varied_targets(split: Split) -> None:
             f"every row of split {info.name} has the same {' and '.join(split.manifest.target_names)}, so there "
             "is nothing to learn; choose another target or split"
         )
+    if told := told_two_valued(split.manifest, info.name):
+        logger.info(told)
 
 
 def target_code(split: Split) -> TargetCode:
