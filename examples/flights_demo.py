@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import flights_table
@@ -89,22 +90,37 @@ def wait_for_checkpoints(process: Command, run: Path, n_checkpoints: int) -> Non
     sys.exit(f"the fit ended before it could be killed, with exit code {process.returncode}")
 
 
+def with_indicators(x: np.ndarray, names: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
+    """Numbers as they are, the code of a category as a 0/1 column for each of its values, and a column of ones."""
+    columns = [
+        x[:, [j]] if name not in sizes else x[:, [j]] == np.arange(sizes[name])
+        for j, name in enumerate(names)
+    ]
+    return np.concatenate([*columns, np.ones((len(x), 1))], axis=1, dtype=np.float64)
+
+
 def ridge_r2(store: Path, penalty: float = 1e-3) -> float:
     """R2 on `test` of a ridge regression on standardised features, from sums over the segments of `train`."""
     with ep3stream.open_store(store) as rows:
-        train, test = rows.split("train"), rows.split("test")
-        mean, std = (np.array(getattr(train.info.features, name)) for name in ("mean", "std"))
-        scale = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
-        y_mean = train.info.targets.mean[0]
-        gram, moment = np.zeros((len(mean), len(mean))), np.zeros(len(mean))
+        train, test, names = rows.split("train"), rows.split("test"), rows.manifest.feature_names
+        sizes = {
+            one["name"]: len(one["values"]) for one in rows.manifest.columns["columns"] if "values" in one
+        }
+        gram, moment = 0.0, 0.0
         for segment in range(train.info.n_segments):
             x, y = train.read_segment(segment)
-            x = (x - mean) * scale
-            gram += x.T @ x
-            moment += x.T @ (y[:, 0] - y_mean)
-        weights = np.linalg.solve(gram + penalty * train.info.n_rows * np.eye(len(mean)), moment)
+            x = with_indicators(x, names, sizes)
+            gram, moment = gram + x.T @ x, moment + x.T @ y[:, 0]
+        # The last column is 1 everywhere: its sums are the means.
+        n, mean, y_mean = train.info.n_rows, gram[-1, :-1] / train.info.n_rows, moment[-1] / train.info.n_rows
+        covariance = gram[:-1, :-1] / n - np.outer(mean, mean)
+        std = np.sqrt(np.maximum(covariance.diagonal(), 0))
+        scale = np.divide(1, std, out=np.zeros_like(std), where=std > 1e-12)
+        scaled = covariance * scale[:, None] * scale + penalty * np.eye(len(std))
+        weights = scale * np.linalg.solve(scaled, scale * (moment[:-1] / n - mean * y_mean))
         x, y = test.read_rows(np.arange(test.info.n_rows))
-    error = y[:, 0] - y_mean - (x - mean) * scale @ weights
+        x = with_indicators(x, names, sizes)[:, :-1]
+    error = y[:, 0] - y_mean - (x - mean) @ weights
     return float(1 - np.mean(error**2) / np.var(y[:, 0]))
 
 

@@ -76,6 +76,9 @@ def learn_means(encoder: RowEncoder, parts: Sequence[EncodedRows]) -> None:
 
 
 def encode(path: Path, table: str | dict[str, Any], **settings: Any) -> Encoded:
+    """What a conversion would store, with 0/1 features of categories unless the settings say otherwise."""
+    if "like" not in settings:
+        settings = {"categories": "onehot"} | settings
     config = ConvertConfig(**{"target": "y", **settings})
     return encode_source(open_tables([write(path, table)], take_over(config)[0]), config)
 

@@ -26,7 +26,9 @@ def bench(monkeypatch, tmp_path):
     table, store = tmp_path / "flights.csv", tmp_path / "flights.zarr"
     table.write_text("\n".join(["hour,origin,carrier,arr_delay", *rows, ""]))
     ep3stream.convert(
-        [table], store, ep3stream.ConvertConfig(target="arr_delay", splits=bench_flights.SPLITS)
+        [table],
+        store,
+        ep3stream.ConvertConfig(target="arr_delay", splits=bench_flights.SPLITS, categories="onehot"),
     )
     monkeypatch.setattr(bench_flights, "flights_store", lambda *_, **__: store)
     monkeypatch.setattr(bench_flights, "DEMO", {"centers": 60})

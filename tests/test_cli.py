@@ -371,7 +371,7 @@ def test_inputs_too_large_for_float32_are_refused_by_their_size(run_cli, tmp_pat
     assert run_cli("convert", store, "--x", tmp_path / "x.npy", "--y", tmp_path / "y.npy")[0] == 0
     code, _, err = run_cli("fit", store, tmp_path / "run", *FIT, "--scale", "none", "--bandwidth", 1)
     assert code == 2
-    assert "not finite in float32; use --scale standard" in err.splitlines()[-1]
+    assert "not finite in float32; use --scale auto" in err.splitlines()[-1]
     assert run_cli("fit", store, tmp_path / "run", *FIT, "--seed", 2**63 - 1)[0] == 0
 
 

@@ -293,14 +293,10 @@ def test_a_missing_text_that_the_store_never_met_is_unknown(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            "n,color,y\n1,pink,1\n",
-            r"'pink' is not among .* --unknown drop; ",
-        ),  # a code of its own would be a lie
         ("n,color,y\n1,red,4\n", r"4'? is not among the 2 values .* --unknown drop; "),
     ],
 )
-def test_codes_and_classes_cannot_be_ignored(
+def test_classes_cannot_be_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
     first = encode(
@@ -309,6 +305,27 @@ def test_codes_and_classes_cannot_be_ignored(
     like = pretend_store(monkeypatch, first)
     with pytest.raises(SourceError, match=message):
         encode(tmp_path / "2", text, target=None, like=like, unknown="ignore")
+
+
+def test_an_ignored_unknown_category_has_the_code_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = "n,color,y\n1,red,1\n2,blue,2\n"
+    first = encode(tmp_path / "1", table, categories="codes", dtype="float16")
+    assert first.x.tolist() == [[1, 1], [2, 0]]
+    like = pretend_store(monkeypatch, first)
+    later = encode(tmp_path / "2", "n,color,y\n1,pink,1\n2,red,1\n", target=None, like=like, unknown="ignore")
+    assert later.x.tolist() == [[1, -1], [2, 1]]
+    assert later.encoder.report()["unknown"] == {"color": {"pink": 1}}
+
+
+def test_texts_are_stored_as_codes_unless_asked_otherwise(tmp_path: Path) -> None:
+    file = write(tmp_path / "t", TABLE)
+    found = encode_source(open_tables([file], ConvertConfig(target="y")), ConvertConfig(target="y"))
+    assert found.names == ["px_1", "color", "px_2"]
+    assert found.x[:, 1].tolist() == [1, 0, 1]
+    (color,) = [one for one in found.columns["columns"] if one["name"] == "color"]
+    assert (color["encoding"], color["values"]) == ("codes", ["blue", "red"])
 
 
 def test_many_unknown_values_are_counted_in_bounded_memory_and_a_resumed_count_goes_on(

@@ -147,7 +147,7 @@ def test_differences_name_table_setting_and_both_values():
         ("[kernel]\nname = 'polynomial'\noffset = -1", "offset is -1; use 0 or a positive"),
         ("[kernel]\nname = 'ntk_relu'\ndepth = 0", "depth is 0; use a whole number from 1"),
         ("[kernel]\nname = 'ntk_relu'\nbias = nan", "bias is nan; use 0 or a positive"),
-        ("[data]\nscale = 'log'", "scale is 'log'; choose one of none, standard, minmax"),
+        ("[data]\nscale = 'log'", "scale is 'log'; choose one of auto, standard, minmax, none"),
         ("[run]\nmemory_bytes = 0", "memory is 0 bytes"),
         ("[run]\nseed = -1", "seed is -1"),
         ("[run]\ndevices = 0", "devices is 0; use at least 1, or auto"),

@@ -167,7 +167,7 @@ def test_evenly_spaced_values_are_split_like_random_ones(tmp_path: Path) -> None
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_categories_and_classes_are_named_sorted_and_recorded(tmp_path: Path, shuffle: bool) -> None:
     lines = [f"{i},{['red', 'green', 'blue'][i % 3]},{['no', 'maybe'][i % 2]}" for i in range(2000)]
-    config = replace(SMALL, shuffle=shuffle)
+    config = replace(SMALL, shuffle=shuffle, categories="onehot")
     manifest = run(write_csv(tmp_path / "t.csv", "n,color,y", *lines), tmp_path / "store", config)
     assert manifest.task == "classification"
     assert manifest.feature_names == ("n", "color=blue", "color=green", "color=red")

@@ -30,7 +30,9 @@ def encoded(tmp_path: Path, cells: list[str], name: str = "t.csv", **settings: A
 def of_text(file: Path, text: str, block_bytes: int = 1 << 20, **settings: Any) -> Encoded:
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(text.encode())
-    config = ConvertConfig(**{"target": "y", **settings})
+    config = ConvertConfig(
+        **{"target": "y", **({} if "like" in settings else {"categories": "onehot"}), **settings}
+    )
     return encode_source(open_tables([file], config), config, block_bytes)
 
 

@@ -49,7 +49,9 @@ def test_missing_numbers_become_the_mean_and_missing_texts_a_category_of_their_o
 
 
 def test_the_mean_is_that_of_the_first_split_and_filled_cells_are_counted_by_feature(tmp_path: Path) -> None:
-    source = open_tables([write(tmp_path / "t", "n,c,y\n1,a,0\n,a,0\n9,b,0\n")], ConvertConfig(target="y"))
+    source = open_tables(
+        [write(tmp_path / "t", "n,c,y\n1,a,0\n,a,0\n9,b,0\n")], ConvertConfig(target="y", categories="onehot")
+    )
     encoder = RowEncoder.build(source, ConvertConfig(missing="mean"))
     (rows,) = map(encoder.encode, source.batches(1 << 20))
     assert not encoder.is_complete

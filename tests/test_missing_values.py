@@ -34,6 +34,11 @@ class Made(NamedTuple):
     manifest: Any
 
 
+def one_hot(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with 0/1 features of categories unless they say otherwise."""
+    return settings if "like" in settings else {"categories": "onehot"} | settings
+
+
 @pytest.fixture
 def make(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., Made]:
     """Converts a source, in order, and gives back the rows of the first split."""
@@ -41,7 +46,7 @@ def make(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., Made
     def convert_and_read(source: Any, **settings: Any) -> Made:
         if isinstance(source, str | dict):
             source = write(tmp_path / f"table{len(list(tmp_path.iterdir()))}", source)
-        config = ConvertConfig(**{"target": "y", "shuffle": False, **settings})
+        config = ConvertConfig(**{"target": "y", "shuffle": False, **one_hot(settings)})
         store = tmp_path / f"store{len(list(tmp_path.iterdir()))}.zarr"
         caplog.clear()
         with caplog.at_level(logging.WARNING):

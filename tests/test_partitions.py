@@ -42,6 +42,8 @@ def convert(source: Any, store: Path, **settings: Any) -> tuple[list[str], np.nd
     settings = {"target": None if "like" in settings else "y", "shuffle": False, "missing": "mean"} | settings
     if "like" in settings:
         settings.pop("missing")
+    else:
+        settings = {"categories": "onehot"} | settings
     manifest = ep3stream.convert(source, store, ConvertConfig(**settings))
     with ep3stream.open_store(store) as opened:
         reader = opened.split("train")

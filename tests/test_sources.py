@@ -52,7 +52,7 @@ def write_table(path: Path) -> Path:
 
 
 def open_tables(*paths: Path, target: str | None = "y", task: Task | None = None) -> RowSource:
-    return open_source(paths, ConvertConfig(target=target, task=task))
+    return open_source(paths, ConvertConfig(target=target, task=task, categories="onehot"))
 
 
 def read_all(source: RowSource, block_bytes: int = 1 << 20) -> tuple[Expansion, np.ndarray, np.ndarray]:

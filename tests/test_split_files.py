@@ -100,7 +100,7 @@ TABLES: dict[str, Callable[[Path, str, dict[str, list[Any]]], Path]] = {
 def test_every_kind_of_table_can_be_a_split(tmp_path: Path, first: str, later: str, shuffle: bool) -> None:
     train = TABLES[first](tmp_path, "train", columns(0, 40, "ab"))
     test = TABLES[later](tmp_path, "test", columns(100, 10, "bzaz"))
-    config = ConvertConfig(target="y", shuffle=shuffle, split_files={"test": test})
+    config = ConvertConfig(target="y", shuffle=shuffle, split_files={"test": test}, categories="onehot")
     manifest = convert(train, tmp_path / "store", config)
     assert {name: info.n_rows for name, info in manifest.splits.items()} == {"train": 40, "test": 10}
     names, x, y = rows_of(tmp_path / "store", "test")
@@ -206,7 +206,7 @@ def test_the_first_file_alone_decides_means_categories_labels_and_indicators(
     train, val = tmp_path / "train.csv", tmp_path / "val.csv"
     train.write_text("a,b,c,y\n1,1,u,no\n,2,v,yes\n4,6,u,no\n")
     val.write_text("y,c,b,a\nyes,,,100\nno,u,9,\n,v,9,9\n")
-    config = ConvertConfig(target="y", shuffle=False, split_files={"val": val})
+    config = ConvertConfig(target="y", shuffle=False, split_files={"val": val}, categories="onehot")
     with caplog.at_level(logging.WARNING):
         manifest = convert(train, tmp_path / "store", config)
     names, x, y = rows_of(tmp_path / "store", "val")
@@ -225,6 +225,7 @@ def test_unknown_categories_and_classes_follow_the_option(tmp_path: Path) -> Non
     test.write_text("n,c,y\n1,w,no\n2,u,perhaps\n3,v,yes\n")
 
     def made(name: str, **settings: Any) -> Rows:
+        settings = {"categories": "onehot"} | settings
         config = ConvertConfig(target="y", shuffle=False, split_files={"test": test}, **settings)
         convert(train, tmp_path / name, config)
         return rows_of(tmp_path / name, "test")
@@ -239,8 +240,7 @@ def test_unknown_categories_and_classes_follow_the_option(tmp_path: Path) -> Non
         made("error", unknown="error")
     test.write_text("n,c,y\n1,w,no\n3,v,yes\n")
     assert made("ignored")[1].tolist() == [[1, 0, 0], [3, 0, 1]]
-    with pytest.raises(SourceError, match="'w' is not among"):
-        made("codes", categories="codes")
+    assert made("codes", categories="codes")[1].tolist() == [[1, -1], [3, 1]]
     test.write_text("n,c,y\n1,w,no\n")
     with pytest.raises(SourceError, match="every row of split test is left out"):
         made("empty", unknown="drop")
@@ -263,7 +263,8 @@ def test_the_source_may_be_dealt_to_splits_of_its_own_too(tmp_path: Path) -> Non
 def test_a_store_of_split_files_is_followed_by_like_and_follows_another(tmp_path: Path) -> None:
     train = as_csv(tmp_path / "train.csv", columns(0, 40, "ab"))
     test = as_csv(tmp_path / "test.csv", columns(40, 10, "ab"))
-    convert(train, tmp_path / "first", ConvertConfig(target="y", split_files={"test": test}))
+    first = ConvertConfig(target="y", split_files={"test": test}, categories="onehot")
+    convert(train, tmp_path / "first", first)
     config = ConvertConfig(like=tmp_path / "first", split_files={"test": train}, shuffle=False)
     later = as_csv(tmp_path / "later.csv", columns(0, 5, "ba"))
     made = convert(later, tmp_path / "second", config)

@@ -44,8 +44,8 @@ PARTITIONS_HELP = (
     "key=value folders above named files and directories become columns, as those below a directory always do"
 )
 UNKNOWN_HELP = (
-    "a category that the store does not have: error stops; ignore sets none of the column's 0/1 features, as "
-    "scikit-learn's OneHotEncoder does; drop leaves the row out, as it does a row of an unknown class"
+    "a category that the store does not have: error stops; ignore takes the code -1, which is like none of the "
+    "column's, or sets none of its 0/1 features; drop leaves the row out, as it does a row of an unknown class"
 )
 RENAME_LIKE_HELP = "what this file calls a column = what the store calls it"
 
@@ -81,7 +81,9 @@ class ConvertConfig:
         parse=parse_renames,
     )
     categories: Categories | None = setting(
-        None, "how texts are stored: as 0/1 features, or as whole numbers", default_means="onehot"
+        None,
+        "how texts are stored: as codes, one whole number for each category, or as 0/1 features",
+        default_means="codes",
     )
     category: Sequence[str] = setting(
         (),

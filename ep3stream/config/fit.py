@@ -35,7 +35,7 @@ _MAX_DOTS = 100
 # For one segment, which has 16 MiB unless the conversion was told otherwise.
 READ_TIMEOUT_S = 120.0
 
-Scale = Literal["none", "standard", "minmax"]
+Scale = Literal["auto", "standard", "minmax", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,11 @@ class DataConfig:
         metavar="auto|none|SPLIT",
         on_resume="override",
     )
-    scale: Scale = setting("standard", "how the inputs are scaled")
+    scale: Scale = setting(
+        "auto",
+        "how the inputs are scaled: auto standardises numbers, and leaves the 0/1 features of categories and gaps as "
+        "they are, so that a rare category does not outweigh the rest; standard standardises these too",
+    )
     keep_center_rows: bool = setting(
         False, "train on the rows that were drawn as centers too, which overfits", option=None
     )

@@ -49,7 +49,7 @@ _MAX_SHOWN = 3
 
 _CONSEQUENCE: Mapping[Unknown, str] = {
     "error": "",
-    "ignore": "none of its features is set there",
+    "ignore": "they count as none of the known ones",
     "drop": "those rows are left out",
 }
 
@@ -125,7 +125,7 @@ class CategoryCodes:
 
     limit, remedy: how many values there may be, and what to advise if there are more.
     known: values that come first. store: the store that they come from; then the column is closed: any other
-    value is unseen and a SourceError, or gets the code UNKNOWN if `may_ignore` is set for one-hot features.
+    value is unseen and a SourceError, or gets the code UNKNOWN if `may_ignore` is set, which labels never are.
     is_stated: whether the settings ask for these categories, so that nothing doubts them.
     """
 
@@ -138,12 +138,12 @@ class CategoryCodes:
         store: Path | str | None = None,
         *,
         may_ignore: bool = False,
-        is_onehot: bool = False,
+        is_feature: bool = True,
         is_stated: bool = False,
     ) -> None:
         self.column, self.is_stated = column, is_stated
         self._limit, self._remedy, self._store = limit, remedy, store
-        self.may_ignore, self._is_onehot = may_ignore and is_onehot, is_onehot
+        self.may_ignore, self._is_feature = may_ignore and is_feature, is_feature
         self._codes: dict[Any, int] = {}
         self._same: KnownValues | None = None
         self._hashes = np.empty(0, np.uint32)
@@ -164,7 +164,7 @@ class CategoryCodes:
         """Learn no more values: later rows follow those of `source`, unless the column was closed before."""
         self._remedy_of_unseen = f"to learn it, it must stand in {source}"
         self._store = self._store or source
-        self.may_ignore = may_ignore and self._is_onehot
+        self.may_ignore = may_ignore and self._is_feature
 
     def __contains__(self, value: object) -> bool:
         return value in self._codes
@@ -237,7 +237,7 @@ class CategoryCodes:
     def _unseen_error(self, value: Any, where: str) -> SourceError:
         return SourceError(
             f"{where}: {value!r} is not among the {len(self)} values of {self._store}; correct it, or take --unknown "
-            f"{'ignore or drop' if self._is_onehot else 'drop'}; {self._remedy_of_unseen}"
+            f"{'ignore or drop' if self._is_feature else 'drop'}; {self._remedy_of_unseen}"
         )
 
     def sorted_values(self) -> list[Any]:

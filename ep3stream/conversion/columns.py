@@ -380,7 +380,7 @@ def _feature_columns(
     if family == "text" or name in config.category:
         is_stated = name in config.category
         yield FeatureColumn(
-            new, "category", name, family, encoding=config.categories or "onehot", is_stated=is_stated
+            new, "category", name, family, encoding=config.categories or "codes", is_stated=is_stated
         )
     elif family in ("number", "integer"):
         # Whole numbers in one file, or block, may go on as fractions in the next.

@@ -5,7 +5,8 @@ file, column and row, under `drop` its row is left out and counted, and else it 
 the category `(missing)` in another one. A row without a target is left out. Infinite numbers are always an error.
 
 An unseen category, which the store of `--like` does not have, or the first source before a `--split-file`, is an
-error under `--unknown error`. Under `ignore` none of its one-hot features is set; under `drop` its row is left out.
+error under `--unknown error`. Under `ignore` its code is -1, and none of its one-hot features is set; under `drop` its
+row is left out.
 """
 
 from __future__ import annotations
@@ -585,6 +586,7 @@ def _category(
             "leave it out, or store it as numbers",
             known,
             store,
+            may_ignore=unknown == "ignore",
             is_stated=column.is_stated,
         )
     remedy = "it looks like an identifier: leave it out, or store it as numbers or with --categories codes"
@@ -594,7 +596,6 @@ def _category(
         remedy,
         known,
         store,
-        is_onehot=True,
         may_ignore=unknown == "ignore",
         is_stated=column.is_stated,
     )
@@ -615,6 +616,7 @@ def _labels(source: RowSource, like: RecordedColumns | None) -> CategoryCodes | 
         "take --task regression if they are amounts",
         known,
         store,
+        is_feature=False,
         is_stated=target.is_stated,
     )
 

@@ -1,8 +1,8 @@
 """Turns encoded rows into the x and y of a store, once every category, label and fill is known.
 
 `Expansion` does this for a conversion, `FeatureRows` for tables without a target, whose rows a model predicts.
-A missing number becomes its column's fill, and its indicator feature is 1; an unseen category that is ignored sets none
-of its features.
+A missing number becomes its column's fill, and its indicator feature is 1; an unseen category that is ignored has the
+code -1, or sets none of its features.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Expansion:
             if category.is_onehot:
                 x[each, category.offset + places] = codes != UNKNOWN
             else:
-                x[:, category.offset] = places
+                x[:, category.offset] = np.where(codes == UNKNOWN, UNKNOWN, places)
         return x, y, filled
 
     def _fill(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:

@@ -174,6 +174,17 @@ def code_features(manifest: Manifest) -> dict[int, int]:
     return {number: len(values[name]) for number, name in numbered if values.get(name)}
 
 
+def zero_one_features(manifest: Manifest) -> tuple[int, ...]:
+    """Numbers of the features that are 1 or 0 for a category, as `--categories onehot` stores it, or for a gap."""
+    names = set()
+    for one in manifest.columns.get("columns", ()):
+        if one.get("kind") == "indicator":
+            names.add(one["name"])
+        elif one.get("kind") == "category" and one.get("encoding", "onehot") == "onehot":
+            names |= {f"{one['name']}={value}" for value in one["values"]}
+    return tuple(number for number, name in enumerate(manifest.feature_names) if name in names)
+
+
 def code_values(columns: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     """The values of each category that is stored as codes, in the order of the codes, by the name of its feature.
 

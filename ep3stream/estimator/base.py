@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ep3stream.config import KernelConfig, Task, parse_bytes
+from ep3stream.config import KernelConfig, Scale, Task, parse_bytes
 from ep3stream.conversion.offsets import array_offsets, sample_rows
-from ep3stream.conversion.recorded_columns import code_features, columns_of
+from ep3stream.conversion.recorded_columns import code_features, columns_of, zero_one_features
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
@@ -32,7 +32,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
-from ep3stream.training.set_up import draw_centers
+from ep3stream.training.set_up import draw_centers, scaling_by
 from ep3stream.values.labels import label_type_of, names_of
 from ep3stream.values.offsets import Offsets, shifted
 
@@ -234,22 +234,24 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         return "none"
 
     def _input_scaling(self, source: Source) -> InputScaling:
-        if self.scale not in ("none", "standard", "minmax"):
-            raise ConfigError(f"scale is {self.scale!r}; choose one of none, standard, minmax")
-        codes = code_features(source.split().manifest) if isinstance(source, NumberedSource) else {}
-        if self.scale == "none":
+        if self.scale not in get_args(Scale):
+            raise ConfigError(f"scale is {self.scale!r}; choose one of {', '.join(get_args(Scale))}")
+        codes: Mapping[int, int] = {}
+        zero_one: tuple[int, ...] = ()
+        if isinstance(source, NumberedSource):
+            split = source.split()
+            found, codes = split.info.features, code_features(split.manifest)
+            zero_one = zero_one_features(split.manifest)
+        elif self.scale != "none":
+            found = source.statistics()
+        else:
             return self._with_codes(InputScaling.identity(self.n_features_in_), codes)
-        found = source.split().info.features if isinstance(source, NumberedSource) else source.statistics()
-        columns = (found.mean, found.std, found.minimum, found.maximum)
-        scaling = InputScaling.of(
-            self.scale, *(torch.tensor(column, dtype=torch.float64) for column in columns)
-        )
-        return self._with_codes(scaling, codes)
+        return self._with_codes(scaling_by(self.scale, found, zero_one, codes), codes)
 
     def _with_codes(self, scaling: InputScaling, codes: Mapping[int, int]) -> InputScaling:
         """The scaling, where these features are codes, which kernels on columns compare and others get as 0/1."""
         kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
-        return scaling.sparing(list(codes)) if kernel in COLUMN_KERNELS else scaling.with_codes(codes)
+        return scaling if kernel in COLUMN_KERNELS else scaling.with_codes(codes)
 
     def _n_centers(self, n_rows: int) -> int:
         if self.n_centers == "auto":

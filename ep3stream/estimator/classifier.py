@@ -43,7 +43,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
         ridge: float | None = None,
-        scale: str = "standard",
+        scale: str = "auto",
         projection: str = "nystrom",
         nystrom_samples: int = 3000,
         data_rank: int = 0,

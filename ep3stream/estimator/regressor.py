@@ -39,7 +39,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
         ridge: float | None = None,
-        scale: str = "standard",
+        scale: str = "auto",
         projection: str = "nystrom",
         nystrom_samples: int = 3000,
         data_rank: int = 0,

@@ -89,10 +89,10 @@ class InputScaling:
 
     @classmethod
     def of(cls, kind: Scale, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
-        """The scaling from statistics, each (d,): `standard` to mean 0 and variance 1, `minmax` to [0, 1], `none`."""
+        """The scaling from statistics, each (d,): to mean 0 and variance 1; `minmax` to [0, 1]; `none` as is."""
         if kind == "none":
             return cls.identity(len(mean))
-        shift, spread = (mean, std) if kind == "standard" else (minimum, maximum - minimum)
+        shift, spread = (minimum, maximum - minimum) if kind == "minmax" else (mean, std)
         inverse = 1 / spread.clamp_min(torch.finfo(torch.float64).tiny)
         return cls(shift.float(), torch.where(spread > 0, inverse, 0.0).float())
 

@@ -32,7 +32,7 @@ def measured_kernel(choice: KernelConfig, sample: Tensor, centre: Tensor) -> Ker
     if not bool(kernel.diagonal(sample).isfinite().all()):
         raise ConfigError(
             f"the {choice.name} kernel with {parameters} is not finite in float32 for the sampled rows; "
-            "use a larger bandwidth, a smaller degree or --scale standard"
+            "use a larger bandwidth, a smaller degree or --scale auto"
         )
     return kernel
 

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ep3stream.config import FitConfig, KernelConfig, SolverConfig, Task
-from ep3stream.conversion.recorded_columns import code_features, columns_of
+from ep3stream.config import FitConfig, KernelConfig, Scale, SolverConfig, Task
+from ep3stream.conversion.recorded_columns import code_features, columns_of, zero_one_features
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
 from ep3stream.mesh import Mesh
@@ -43,7 +43,7 @@ from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
 from ep3stream.solver.step import Stage
 from ep3stream.solver.tail import neighbour_order
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
-from ep3stream.store.manifest import Manifest, SplitInfo, told_two_valued
+from ep3stream.store.manifest import ColumnStatistics, Manifest, SplitInfo, told_two_valued
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.training.budget import seconds_per_evaluation
@@ -68,6 +68,9 @@ _CENTERS, _SAMPLES, _ALGEBRA, _POOL = 1, 2, 3, 4
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
 _CHECKED_ROWS = 1 << 16
+
+# Standard deviations from the mean, from which on values are told of, of so many columns.
+_FAR, _TOLD_TAILS = 30, 5
 _ROWS_PER_CENTER = 8
 _COLUMNS_AT_ONCE = 16
 _TIMED_ROWS = 4096
@@ -218,6 +221,7 @@ def set_up_split(
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
     require_varied_features(split)
     require_varied_targets(split)
+    tell_heavy_tails(split, config)
     problem = replace(problem_of_split(split, config), shape=shape)
     learnt, speed = None, None
     if is_timed(config):
@@ -717,7 +721,7 @@ def _require_in_range(x: Tensor) -> Tensor:
     if not bool(torch.isfinite(x.square().sum(1)).all()):
         raise ConfigError(
             f"inputs reach {float(x.abs().max()):.3g} after scaling, whose squares are not finite in float32; "
-            "use --scale standard, or convert them in a larger unit"
+            "use --scale auto, or convert them in a larger unit"
         )
     return x
 
@@ -746,15 +750,51 @@ def _read_rows(split: Split, drawn: Rows | None, others: Rows) -> tuple[Tensor, 
 
 def input_scaling(split: Split, config: FitConfig) -> InputScaling:
     """The model's input transform: by the split's statistics, times the factors of `feature_scale`."""
-    features = split.info.features
-    columns = (features.mean, features.std, features.minimum, features.maximum)
-    scaling = InputScaling.of(config.data.scale, *(torch.tensor(c, dtype=torch.float64) for c in columns))
-    if config.kernel.name in COLUMN_KERNELS:
-        scaling = scaling.sparing(list(code_features(split.manifest)))  # Compared by equality.
+    is_zero_one = zero_one_features(split.manifest)
+    scaling = scaling_by(config.data.scale, split.info.features, is_zero_one, code_features(split.manifest))
     scaling = scaling.with_codes(expanded_codes(split.manifest, config))
     if config.data.feature_scale is None:
         return scaling
     return scaling.times(_feature_factors(Path(config.data.feature_scale), split.manifest.n_features))
+
+
+def scaling_by(
+    kind: Scale, features: ColumnStatistics, zero_one: Sequence[int], codes: Mapping[int, int]
+) -> InputScaling:
+    """The scaling of this kind by statistics; `codes` stay as they are, with `auto` the features `zero_one` too.
+
+    Two rows then differ by 2 in the squared distance through a standardised number, on average, and by 2 through a
+    category where theirs are not the same.
+    """
+    columns = (features.mean, features.std, features.minimum, features.maximum)
+    scaling = InputScaling.of(kind, *(torch.tensor(column, dtype=torch.float64) for column in columns))
+    return scaling.sparing([*codes, *(zero_one if kind == "auto" else ())])
+
+
+def tell_heavy_tails(split: Split, config: FitConfig) -> None:
+    """Says which numbers have values more than 30 standard deviations from their mean, where these are standardised."""
+    if config.data.scale not in ("auto", "standard"):
+        return
+    left_out = {*code_features(split.manifest), *zero_one_features(split.manifest)}
+    features, far = split.info.features, []
+    for number, name in enumerate(split.manifest.feature_names):
+        mean, std = features.mean[number], features.std[number]
+        low, high = mean - features.minimum[number], features.maximum[number] - mean
+        # Of two values only: then std^2 = low high.
+        if number in left_out or not std or std**2 > (1 - 1e-3) * low * high:
+            continue
+        if (reach := max(low, high) / std) > _FAR:
+            far.append((reach, name))
+    if far:
+        far.sort(reverse=True)
+        shown = ", ".join(f"{name!r} ({reach:.0f})" for reach, name in far[:_TOLD_TAILS])
+        logger.warning(
+            "values lie more than %d standard deviations from the mean in %s%s; a distance sees little but these: take "
+            "a logarithm or the like",
+            _FAR,
+            shown,
+            ", ..." if len(far) > _TOLD_TAILS else "",
+        )
 
 
 def require_varied_features(split: Split) -> None:
