@@ -54,8 +54,9 @@ class DataConfig:
     )
     scale: Scale = setting(
         "auto",
-        "how the inputs are scaled: auto standardises numbers, and leaves the 0/1 features of categories and gaps as "
-        "they are, so that a rare category does not outweigh the rest; standard standardises these too",
+        "how the inputs are scaled: auto standardises numbers, bends those with long tails by asinh, and leaves the "
+        "0/1 features of categories and gaps as they are, so that a rare category does not outweigh the rest; "
+        "standard standardises these too",
     )
     keep_center_rows: bool = setting(
         False, "train on the rows that were drawn as centers too, which overfits", option=None

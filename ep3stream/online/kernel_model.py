@@ -529,7 +529,9 @@ def _kernel_choice(
 
 
 def _given(kernel: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kernel.items() if value is not None}
+    """The parameters that differ from none at all; a sharpness of 1 is none, which older states do not have."""
+    parameters = {name: value for name, value in kernel.items() if value is not None}
+    return parameters | {"sharpness": kernel.get("sharpness", 1.0)}
 
 
 def _by_text(

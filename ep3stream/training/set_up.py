@@ -763,17 +763,31 @@ def scaling_by(
 ) -> InputScaling:
     """The scaling of this kind by statistics; `codes` stay as they are, with `auto` the features `zero_one` too.
 
+    With `auto` numbers with long tails are bent.
     Two rows then differ by 2 in the squared distance through a standardised number, on average, and by 2 through a
     category where theirs are not the same.
     """
     columns = (features.mean, features.std, features.minimum, features.maximum)
-    scaling = InputScaling.of(kind, *(torch.tensor(column, dtype=torch.float64) for column in columns))
+    statistics = [torch.tensor(column, dtype=torch.float64) for column in columns]
+    scaling = InputScaling.of(kind, *statistics)
+    if kind == "auto":
+        scaling = scaling.bent(*statistics)
     return scaling.sparing([*codes, *(zero_one if kind == "auto" else ())])
 
 
 def tell_heavy_tails(split: Split, config: FitConfig) -> None:
-    """Says which numbers have values more than 30 standard deviations from their mean, where these are standardised."""
-    if config.data.scale not in ("auto", "standard"):
+    """Says which numbers are bent for their long tails, or lie more than 30 standard deviations from their mean."""
+    if config.data.scale == "auto":
+        names = split.manifest.feature_names
+        if bent := [names[j] for j, bend in enumerate(input_scaling(split, config).bends) if bend]:
+            logger.info(
+                "%d of %d columns have long tails and are bent by asinh: %s%s",
+                len(bent),
+                len(names),
+                ", ".join(bent[:_TOLD_TAILS]),
+                ", ..." if len(bent) > _TOLD_TAILS else "",
+            )
+    if config.data.scale != "standard":
         return
     left_out = {*code_features(split.manifest), *zero_one_features(split.manifest)}
     features, far = split.info.features, []
@@ -789,8 +803,8 @@ def tell_heavy_tails(split: Split, config: FitConfig) -> None:
         far.sort(reverse=True)
         shown = ", ".join(f"{name!r} ({reach:.0f})" for reach, name in far[:_TOLD_TAILS])
         logger.warning(
-            "values lie more than %d standard deviations from the mean in %s%s; a distance sees little but these: take "
-            "a logarithm or the like",
+            "values lie more than %d standard deviations from the mean in %s%s; a distance sees little but these: "
+            "--scale auto bends them",
             _FAR,
             shown,
             ", ..." if len(far) > _TOLD_TAILS else "",
