@@ -148,7 +148,7 @@ class RunConfig:
         on_resume="free",
     )
     minutes: float = setting(
-        5.0,
+        2.0,
         "how long the fit may take at most, with its set-up: centers and epochs that are not given are chosen by it; "
         "none to have 5000 centers and one epoch",
         limit=at_least(0, "a positive number of minutes, or none"),

@@ -39,6 +39,8 @@ _HELD_SHARE, _MOST_HELD = 0.2, 12_000
 # Steps; rows on each side and centers of one; rates of Adam, first and last.
 _STEPS = 60
 _ROWS, _CENTERS = 6000, 800
+# Of these, in the steps before those that are averaged, which need not be as exact.
+_COARSE = 0.5
 _RATES = (0.25, 0.04)
 _AVERAGED = 1 / 3
 # A step has fewer rows and centers where there are so many columns that this many differences would not do.
@@ -52,7 +54,7 @@ _OUTPUTS = 16
 _JITTER = 1e-7
 
 # Of the problems that compare multiples of the weights.
-_SHARP_ROWS, _SHARP_CENTERS = 24_000, 2000
+_SHARP_ROWS, _SHARP_CENTERS = 16_000, 1600
 # More centers resolve sharper weights. Measured with 6000 and 20,000 centers: flights are best at powers of 0.4 to 0.5,
 # where noise is most of the variance (batting, faces) less would do as well.
 _GROWTH, _MOST_GROWTH = 0.4, 4.0
@@ -104,13 +106,13 @@ def learnt_weights(
 ) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
 
-    From 2000 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
+    From 1600 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
     be learnt before the number is known, and `grown` gives the kernel afterwards.
 
     x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. At the start a typical pair of
-    rows has K near exp(-1), with columns of the same weight. Costs at most 60 steps of 8 x 10^8 differences of two
-    values and the like. Deterministic for a generator and a number of threads. Raises ConfigError for fewer than 100
-    rows.
+    rows has K near exp(-1), with columns of the same weight. Costs at most 20 steps of 8 x 10^8 differences of two
+    values, 40 of a quarter of that, and the like. Deterministic for a generator and a number of threads. Raises
+    ConfigError for fewer than 100 rows.
     """
     if len(x) < FEWEST_ROWS:
         raise ConfigError(
@@ -176,7 +178,10 @@ class _Descent:
         for step in range(_STEPS):
             done = step / _STEPS
             adam.param_groups[0]["lr"] = _RATES[0] * (_RATES[1] / _RATES[0]) ** done
-            loss, *gradients = gradients_of(self.current(), self.log_rho, *self._drawn(x, y, generator))
+            share = 1.0 if done >= 1 - _AVERAGED else _COARSE
+            drawn = self._drawn(x, y, share, generator)
+            # n rho, the variance of the noise, does not depend on the number of rows.
+            loss, *gradients = gradients_of(self.current(), self.log_rho - math.log(share), *drawn)
             losses.append(loss)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -212,9 +217,14 @@ class _Descent:
         if kept.any():
             self.in_use = kept
 
-    def _drawn(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, int]:
-        """x and y of rows drawn without repetition, one half to train on, and the number of centers."""
-        n_rows, n_centers = _sizes(int(self.in_use.sum()), len(x))
+    def _drawn(
+        self, x: Tensor, y: Tensor, share: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, int]:
+        """x and y of rows drawn without repetition, one half to train on, and the number of centers.
+
+        share: of the largest numbers of rows and centers.
+        """
+        n_rows, n_centers = (max(1, int(share * n)) for n in _sizes(int(self.in_use.sum()), len(x)))
         rows = torch.randperm(len(x), generator=generator)[: 2 * n_rows].to(x.device)
         return x[rows], y[rows], n_centers
 
@@ -230,7 +240,8 @@ def evaluations_of_learning(n_columns: int) -> int:
     """Kernel evaluations that take as long as the learning, where all columns stay in use: slopes cost two each."""
     n_each, n_centers = _sizes(n_columns, POOL_ROWS)
     compared = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 4
-    return _STEPS * 3 * 2 * n_each * n_centers + compared + int(_WEIGHED_DIFFERENCES / n_columns)
+    steps = _STEPS * (_AVERAGED + (1 - _AVERAGED) * _COARSE**2)
+    return int(steps * 3 * 2 * n_each * n_centers) + compared + int(_WEIGHED_DIFFERENCES / n_columns)
 
 
 def gradients_of(

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Each column costs a kernel on columns a few passes over a block, a kernel of distances one product for all of them.
 MOST_COLUMNS = 200
+# Of the minutes, for the steps, however long the set-up took.
+_LEAST_SHARE = 0.5
 # With smaller batches a step costs more than its kernel values.
 _DECENT_BATCH = 512
 
@@ -95,7 +97,7 @@ def with_sizes(config: FitConfig, limits: SizeLimits, speed: float, spent_s: flo
 
     def choose() -> list[Any]:
         sizes, doubled = (
-            sizes_for(limits, max(0.0, 60 * minutes * USED_SHARE - spent_s) / speed)
+            sizes_for(limits, _seconds_left(60 * minutes * USED_SHARE, spent_s) / speed)
             for minutes in (config.run.minutes, 2 * config.run.minutes)
         )
         return [asdict(sizes), asdict(doubled)]
@@ -111,6 +113,11 @@ def with_sizes(config: FitConfig, limits: SizeLimits, speed: float, spent_s: flo
     )
     logger.info(told(sizes, doubled, config, settled))
     return settled
+
+
+def _seconds_left(seconds: float, spent_s: float) -> float:
+    """What is left for the steps; where the set-up took long, still a half: a model of no rows serves nobody."""
+    return max(seconds - spent_s, _LEAST_SHARE * seconds)
 
 
 def told(sizes: FitSizes, doubled: FitSizes, config: FitConfig, settled: FitConfig) -> str:
