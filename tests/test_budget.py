@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ep3stream.solver.kernels import RadialKernel
-from ep3stream.training.budget import FitSizes, SizeLimits, on_grid, seconds_per_evaluation, sizes_for
+from ep3stream.training.budget import FitSizes, SizeLimits, Speed, measured_speed, on_grid, sizes_for
 
 FLIGHTS = SizeLimits(n_rows=300_000, most_in_memory=200_000, n_validated=20_000)
 
@@ -108,8 +108,15 @@ def test_more_time_never_means_a_smaller_fit_and_time_is_kept_where_it_can_be(
     )
 
 
+def test_a_slow_set_up_leaves_less_to_the_steps():
+    slow = FLIGHTS.at(Speed(1e-9, 1e-3))
+    assert slow.setup_rows == pytest.approx(1_005_000)
+    assert sizes_for(slow, 1e10).n_centers < sizes_for(FLIGHTS, 1e10).n_centers
+
+
 def test_the_speed_is_the_median_of_steps_by_the_clock_it_is_given():
-    ticks = iter([0.0, 1.0, 10.0, 12.0, 20.0, 25.0, 30.0, 33.0, 40.0, 44.0])
+    ticks = [0.0, 1.0, 10.0, 12.0, 20.0, 25.0, 30.0, 33.0, 40.0, 44.0]
+    clock = iter([*ticks, *(10 * tick for tick in ticks)]).__next__
     kernel = RadialKernel("laplacian", 1.0, centre=torch.zeros(3))
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    assert seconds_per_evaluation(kernel, x, 2, lambda: next(ticks)) == 3.0 / (1024 * 4096)
+    assert measured_speed(kernel, x, 2, clock) == Speed(3.0 / (512 * 4096), 7 * 30.0 / 512)

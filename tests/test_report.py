@@ -188,6 +188,17 @@ def test_the_scores_of_the_model_that_was_kept_are_shown_and_how_many_rows_were_
     assert "6,000 more rows were held out of the training to be validated on." in html
 
 
+def test_what_the_fit_has_chosen_itself_is_told(tmp_path: Path) -> None:
+    choices = {"kernel": "product", "centers": 12_500, "epochs": 2, "patience": 3, "minutes": 5.0}
+    html = page(write_run(tmp_path, run_json() | {"choices": choices}, [step_record(1)]))
+    told = (
+        "It chose the product kernel by the columns, and 12,500 centers and up to 2 epochs by the 5 minutes it was "
+        "given."
+    )
+    assert told in html
+    assert "It chose" not in page(write_run(tmp_path, run_json() | {"choices": {"minutes": []}}))
+
+
 def test_every_step_of_a_short_fit_is_a_point_of_the_loss_curve(tmp_path: Path) -> None:
     html = page(write_run(tmp_path, run_json(), map(step_record, range(1, 101))))
     assert drawn(html, "running loss") == [100, 100]

@@ -37,7 +37,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import SAMPLED_SEGMENTS
-from ep3stream.training.budget import SizeLimits
+from ep3stream.training.budget import SizeLimits, Speed
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.defaults import is_timed, size_limits, with_kernel, with_sizes
 from ep3stream.training.plan import (
@@ -52,7 +52,7 @@ from ep3stream.training.plan import (
     memory_budget,
     require_machine,
 )
-from ep3stream.training.set_up import measured_speed, problem_of_split, shape_of
+from ep3stream.training.set_up import problem_of_split, shape_of, speed_of_fit
 from ep3stream.training.validation import ValidationRows
 
 
@@ -202,12 +202,12 @@ def _timed(
     """
     mesh = Mesh(0, 1, device)
     problem = problem_of_split(reader, config)
-    speed = measured_speed(problem, reader, config, kernel, None, mesh, clock)
+    speed = speed_of_fit(problem, reader, config, kernel, None, mesh, clock)
     if device.type == "cuda":
-        speed /= devices
+        speed = Speed(speed.evaluation_s / devices, speed.center_s / devices)
     learning_s = 0.0
     if kernel is None and config.kernel.name in COLUMN_KERNELS:
-        learning_s = evaluations_of_learning(shape.n_features) * speed
+        learning_s = evaluations_of_learning(shape.n_features) * speed.evaluation_s
     return with_sizes(config, limits, speed, learning_s, mesh)
 
 

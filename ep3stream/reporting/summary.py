@@ -139,6 +139,8 @@ def summary(records: RunRecords) -> str:
         where = f" on {records.environment['device']}" if "device" in records.environment else ""
         setup = f", after {duration(records.setup_s)} of set-up" if records.setup_s else ""
         sentences.append(f"The fit {made} {duration(elapsed)}{where}{setup}.")
+    if chosen := _chosen(records):
+        sentences.append(chosen)
     message = last_message(records)
     if status(records)[0] == "finished" and "best of all validations" in message:
         sentences.append(f"It {message}.")
@@ -149,6 +151,23 @@ def summary(records: RunRecords) -> str:
         scores = ", ".join(f"{METRICS[name]} {metric_text(name, reference[name])}" for name in names)
         sentences.append(f"For comparison, {reference.get('name', 'the reference')}: {scores}.")
     return " ".join(sentences)
+
+
+def _chosen(records: RunRecords) -> str:
+    """What the fit has chosen itself, in a sentence; empty where everything was given."""
+    choices = as_record(records.summary.get("choices"))
+    minutes = as_float(choices.get("minutes"))
+    parts = []
+    if isinstance(choices.get("kernel"), str):
+        parts.append(f"the {choices['kernel']} kernel by the columns")
+    sizes = []
+    if math.isfinite(centers := as_float(choices.get("centers"))):
+        sizes.append(plural(centers, "center"))
+    if math.isfinite(epochs := as_float(choices.get("epochs"))):
+        sizes.append(f"up to {epochs:g} epoch" + ("" if epochs == 1 else "s"))
+    if sizes and math.isfinite(minutes):
+        parts.append(f"{' and '.join(sizes)} by the {minutes:g} minutes it was given")
+    return f"It chose {', and '.join(parts)}." if parts else ""
 
 
 def limit(records: RunRecords) -> str:

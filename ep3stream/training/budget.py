@@ -1,8 +1,8 @@
 """Centers and epochs from a budget of time: how large a model of how many passes the minutes of a fit allow.
 
-A fit of p centers with e passes over n rows takes p (e n + s) kernel evaluations, where s stands for its set-up and its
-validations. What an evaluation takes is measured on the device (`seconds_per_evaluation`); `sizes_for` is a pure
-function of the result.
+A fit of p centers with e passes over n rows takes as long as p (e n + s) kernel evaluations, where s stands for its
+set-up and its validations. What an evaluation takes, with its share of a step, and a center in the set-up, is measured
+on the device (`Speed`); `sizes_for` is a pure function of the result.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -34,14 +34,18 @@ _ROWS_PER_CENTER = 4
 _FEWEST_CENTERS = 2000
 _PREFERRED_EPOCHS, _MOST_EPOCHS = 2, 10
 _LEAST_EPOCHS = 0.01
-# The set-up forms kernel values of each center with landmarks, samples and probes.
-_SETUP_ROWS = 12_000
+# The set-up forms kernel values of each center with landmarks and samples.
+_SETUP_ROWS = 5000
 # A validation has one product with the block where a step has two.
 _VALIDATION_SHARE = 0.7
 # 10 steps to ten times as many, each rounded to a number that is easy to read.
 _GRID = (1000, 1250, 1600, 2000, 2500, 3200, 4000, 5000, 6300, 8000)
 
-_BATCH, _CENTERS, _GPU_CENTERS = 1024, 4096, 32_768
+# Of the step that is measured: rows, centers, and how often a projection passes over its basis of so many columns.
+_BATCH, _CENTERS, _GPU_CENTERS = 512, 4096, 32_768
+_RANK, _PASSES = 500, 2
+# Products of landmarks with the rank that a center takes in the set-up, measured on CPUs with 10,000 to 32,000 centers.
+_LANDMARKS, _SETUP_PRODUCTS = 2000, 7
 _ROUNDS = 5
 
 
@@ -55,12 +59,20 @@ class FitSizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of a kernel evaluation with its share of a step, and of a center in the set-up."""
+
+    evaluation_s: float
+    center_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SizeLimits:
     """What bounds the sizes of a fit, beside time.
 
     n_rows: rows to train on and to draw centers of. most_in_memory: the largest number of centers whose fit fits the
     memory. n_validated: rows that are scored after each epoch. centers, epochs: those that are given; None to have them
-    chosen.
+    chosen. setup_rows: kernel evaluations that take as long as a center in the set-up.
     """
 
     n_rows: int
@@ -68,6 +80,11 @@ class SizeLimits:
     n_validated: int = 0
     centers: int | None = None
     epochs: float | None = None
+    setup_rows: float = _SETUP_ROWS
+
+    def at(self, speed: Speed) -> SizeLimits:
+        """The limits with a set-up of this speed."""
+        return replace(self, setup_rows=_SETUP_ROWS + speed.center_s / speed.evaluation_s)
 
     @property
     def most_centers(self) -> int:
@@ -77,7 +94,7 @@ class SizeLimits:
     def rows_per_center(self, epochs: float) -> float:
         """Kernel evaluations of a fit with so many epochs, for each center."""
         validated = math.ceil(epochs) * self.n_validated * _VALIDATION_SHARE
-        return epochs * self.n_rows + validated + _SETUP_ROWS
+        return epochs * self.n_rows + validated + self.setup_rows
 
 
 def sizes_for(limits: SizeLimits, evaluations: float) -> FitSizes:
@@ -134,33 +151,44 @@ def on_grid(number: int) -> int:
     return max(step * scale // 1000 for step in _GRID if step * scale // 1000 <= number)
 
 
-def seconds_per_evaluation(
-    kernel: Kernel,
-    x: Tensor,
-    n_outputs: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Seconds that a kernel evaluation takes in a step: its share of a block and of the two products with it.
+def measured_speed(
+    kernel: Kernel, x: Tensor, n_outputs: int, clock: Callable[[], float] = time.perf_counter
+) -> Speed:
+    """The speed of this device: of a block with the two products and a projection, and of products in the set-up.
 
-    x: (n, d), scaled rows on the device, repeated where they are fewer than a block needs. The median of five steps of
-    1024 rows and 4096 centers, 32,768 on a GPU, after a first one.
+    x: (n, d), scaled rows on the device, repeated where they are fewer than a block needs. Medians of five steps of 512
+    rows and 4096 centers, 32,768 on a GPU, after a first one. Half a second on a core.
     """
-    n_centers = _GPU_CENTERS if x.device.type == "cuda" else _CENTERS
+    device, n_centers = x.device, _GPU_CENTERS if x.device.type == "cuda" else _CENTERS
     rows = x.repeat(-(-(n_centers + _BATCH) // len(x)), 1)
     left, right = kernel.left(rows[:n_centers]), kernel.right(rows[n_centers : n_centers + _BATCH])
-    is_fused = fuses(kernel.name, x.device, x.shape[1], 2 * n_outputs)
-    memory = None if is_fused else torch.zeros(n_centers * _BATCH, device=x.device)
-    weights = torch.full((n_outputs, n_centers), 1 / n_centers, device=x.device)
+    is_fused = fuses(kernel.name, device, x.shape[1], 2 * n_outputs)
+    memory = None if is_fused else torch.zeros(n_centers * _BATCH, device=device)
+    weights = torch.full((n_outputs, n_centers), 1 / n_centers, device=device)
+    basis = torch.full((n_centers, _RANK), 1 / n_centers, device=device)
+    landmarks, vectors = (torch.ones(size, _LANDMARKS, device=device) for size in (_BATCH, _RANK))
 
     def step() -> None:
         block = BatchBlock(kernel, left, right, memory)
         residual = block.left_times(weights).contiguous()
-        float(block.times(residual).sum())  # Waits for the device.
+        gradient = block.times(residual)
+        for _ in range(_PASSES):
+            gradient = (gradient @ basis) @ basis.T
+        float(gradient.sum())  # Waits for the device.
 
-    step()
+    def product() -> None:
+        float((landmarks @ vectors.T).sum())
+
+    evaluation_s = _median_seconds(step, clock) / (n_centers * _BATCH)
+    return Speed(evaluation_s, _SETUP_PRODUCTS * _median_seconds(product, clock) / _BATCH)
+
+
+def _median_seconds(work: Callable[[], None], clock: Callable[[], float]) -> float:
+    """Of five calls, after a first one."""
+    work()
     took = []
     for _ in range(_ROUNDS):
         began = clock()
-        step()
+        work()
         took.append(clock() - began)
-    return max(statistics.median(took), 1e-9) / (n_centers * _BATCH)
+    return max(statistics.median(took), 1e-9)

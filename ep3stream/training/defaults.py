@@ -18,7 +18,7 @@ from ep3stream.solver.column_weights import FEWEST_ROWS
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import measured_kernel
-from ep3stream.training.budget import PATIENCE, USED_SHARE, FitSizes, SizeLimits, sizes_for
+from ep3stream.training.budget import PATIENCE, USED_SHARE, FitSizes, SizeLimits, Speed, sizes_for
 from ep3stream.training.column_kernel import plain_kernel
 from ep3stream.training.plan import ProblemSize, largest_model
 
@@ -88,16 +88,17 @@ def typical_kernel(
     return measured_kernel(settings, x, x.mean(0))
 
 
-def with_sizes(config: FitConfig, limits: SizeLimits, speed: float, spent_s: float, mesh: Mesh) -> FitConfig:
+def with_sizes(config: FitConfig, limits: SizeLimits, speed: Speed, spent_s: float, mesh: Mesh) -> FitConfig:
     """The config with the centers, epochs and patience that are open settled by the minutes, which is told in the log.
 
-    speed: seconds of a kernel evaluation. spent_s: seconds of the set-up so far. All ranks take over the leader's
-    choice.
+    spent_s: seconds of the set-up so far. All ranks take over the leader's choice.
     """
 
     def choose() -> list[Any]:
         sizes, doubled = (
-            sizes_for(limits, _seconds_left(60 * minutes * USED_SHARE, spent_s) / speed)
+            sizes_for(
+                limits.at(speed), _seconds_left(60 * minutes * USED_SHARE, spent_s) / speed.evaluation_s
+            )
             for minutes in (config.run.minutes, 2 * config.run.minutes)
         )
         return [asdict(sizes), asdict(doubled)]
@@ -145,10 +146,10 @@ def _epochs_text(epochs: float) -> str:
     return f"{epochs:g} epoch" + ("" if epochs == 1 else "s")
 
 
-def choices_of(asked: FitConfig, config: FitConfig, n_centers: int, speed: float | None) -> dict[str, Any]:
+def choices_of(asked: FitConfig, config: FitConfig, n_centers: int, speed: Speed | None) -> dict[str, Any]:
     """What `asked` has left open and `config` has settled, by the names of the settings, for the record as JSON.
 
-    speed: seconds of a kernel evaluation, if it was measured.
+    speed: where it was measured.
     """
     choices: dict[str, Any] = {}
     if asked.kernel.name == "auto" != config.kernel.name:
@@ -160,5 +161,5 @@ def choices_of(asked: FitConfig, config: FitConfig, n_centers: int, speed: float
     if asked.solver.patience == "auto":
         choices["patience"] = config.solver.used_patience
     if speed is not None:
-        choices |= {"minutes": asked.run.minutes, "seconds_per_evaluation": speed}
+        choices |= {"minutes": asked.run.minutes, "seconds_per_evaluation": speed.evaluation_s}
     return choices

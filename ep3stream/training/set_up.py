@@ -46,7 +46,7 @@ from ep3stream.solver.targets import TargetCode, require_weights_of_task, weight
 from ep3stream.store.manifest import ColumnStatistics, Manifest, SplitInfo, told_two_valued
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
-from ep3stream.training.budget import seconds_per_evaluation
+from ep3stream.training.budget import Speed, measured_speed
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import LearntColumns, learnt_columns, plain_kernel, pool_rows
 from ep3stream.training.defaults import (
@@ -230,7 +230,7 @@ def set_up_split(
         limits = size_limits(shape, config, n_given, n_validated, memory_bytes, mesh.size)
         learnt = _learnt_first(problem, split, config, function, held, limits.most_centers, mesh, times)
         with times.stage("speed"):
-            speed = measured_speed(problem, split, config, function, learnt, mesh, clock)
+            speed = speed_of_fit(problem, split, config, function, learnt, mesh, clock)
         config = with_sizes(config, limits, speed, clock() - began, mesh)
         source = CenterSource.of(config, split, automatic_centers(shape), held)
     require_enough_centers(source.n_centers, mesh.size)
@@ -288,7 +288,7 @@ def _shared_pool(
     return x, y
 
 
-def measured_speed(
+def speed_of_fit(
     problem: Problem,
     split: SplitReader,
     config: FitConfig,
@@ -296,10 +296,10 @@ def measured_speed(
     learnt: LearntColumns | None,
     mesh: Mesh,
     clock: Callable[[], float],
-) -> float:
-    """Seconds of a kernel evaluation, with all devices at work, as the leader measures it."""
+) -> Speed:
+    """The speed of the fit with all devices at work, as the leader measures it."""
 
-    def measure() -> float:
+    def measure() -> list[float]:
         numbers = np.arange(min(_TIMED_ROWS, split.info.n_rows, split.info.segment_rows))
         x = _read_rows(split, None, numbers)[1].to(mesh.device)
         x = problem.inputs.to(mesh.device)(x)
@@ -307,9 +307,10 @@ def measured_speed(
             typical_kernel(config.kernel, function, x, problem.categories) if learnt is None else learnt.known
         )
         kernel = with_precision(kernel, config.solver.precision)
-        return seconds_per_evaluation(kernel, x, problem.shape.n_outputs, clock) / mesh.size
+        found = measured_speed(kernel, x, problem.shape.n_outputs, clock)
+        return [found.evaluation_s / mesh.size, found.center_s / mesh.size]
 
-    return float(mesh.broadcast_object(measure))
+    return Speed(*mesh.broadcast_object(measure))
 
 
 def set_up(
