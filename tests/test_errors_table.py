@@ -518,7 +518,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a negative ridge": lambda w: w.fit("--ridge", -1),
     "a seed below 0": lambda w: w.fit("--seed", -1),
     "a split that the store does not have": lambda w: w.fit("--split", "validation"),
-    "patience without a validation": lambda w: w.fit("--patience", 2),
+    "patience without a validation": lambda w: w.fit("--patience", 2, "--validate", "auto"),
     "a weight for an unknown class": lambda w: w.fit(
         "--class-weights", "maybe=2", store=w.made / "classes.zarr"
     ),
@@ -527,7 +527,7 @@ CASES: dict[str, Callable[[Workspace], tuple[int, str]]] = {
     "a Dask scheduler that does not answer": lambda w: w.fit("--dask", "tcp://127.0.0.1:9"),
     "curves for TensorBoard without it": without_tensorboard,
     "an unknown setting": lambda w: w.settings("[solver]\ncentres = 20\n"),
-    "a setting of another type": lambda w: w.settings("[solver]\nepochs = 'two'\n"),
+    "a setting of another type": lambda w: w.settings("[solver]\nbatch_size = 'two'\n"),
     "settings that are no TOML": lambda w: w.settings("[solver\n"),
     "settings that are not there": lambda w: w.fit("--config", w.here / "fit.toml"),
     # kernels

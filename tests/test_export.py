@@ -26,7 +26,7 @@ ROWS = np.concatenate([X[:40], np.zeros((1, 5), np.float32)])
 
 
 def fitted(kernel=None, n_outputs: int = 1, task: str = "regression") -> KernelModel:
-    kernel = kernel or KernelConfig()
+    kernel = kernel or KernelConfig("laplacian")
     model = KernelModel(X[:60], kernel, n_outputs, task=task, nystrom_samples=100)
     ids = (TARGETS[:, 0] > 10).astype(np.int64)
     model.fit((X, ids if task == "classification" else TARGETS[:, :n_outputs]))

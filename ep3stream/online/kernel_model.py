@@ -516,6 +516,8 @@ def _kernel_choice(
     kernel: str | KernelConfig | KernelFunction, bandwidth: float | Literal["median"]
 ) -> tuple[KernelConfig, KernelFunction | None]:
     """The kernel's settings, and the callable that stands in their place if one was given."""
+    if isinstance(kernel, KernelConfig) and kernel.name == "auto" and kernel.bandwidth != "median":
+        kernel = replace(kernel, name="laplacian")
     if kernel == "auto" or (isinstance(kernel, KernelConfig) and kernel.name == "auto"):
         raise ConfigError(
             "kernel is 'auto', which `fit` alone chooses by the columns of its store; name one, such as product for "

@@ -36,6 +36,7 @@ Codec = Literal["none", "lz4", "zstd"]
 
 # By how much, relatively, the variance of two values may differ from what it is, for rounding.
 _TWO_VALUED = 1e-8
+_FEW_ROWS = 20
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -85,10 +86,11 @@ def column_statistics(
 def told_two_valued(manifest: Manifest, split: str) -> str:
     """A line on targets of this split that have two values, as classes would, with the remedy; empty where none has.
 
-    Values in [a, b] with the mean m have the variance (m - a) (b - m) if all of them are a or b, and less otherwise.
+    Values in [a, b] with the mean m have the variance (m - a) (b - m) if all of them are a or b, and less otherwise. Of
+    a handful of rows nothing is told.
     """
     found = manifest.splits[split].targets
-    if found is None:
+    if found is None or manifest.splits[split].n_rows < _FEW_ROWS:
         return ""
     named = []
     columns = zip(manifest.target_names, found.mean, found.std, found.minimum, found.maximum, strict=True)
