@@ -163,6 +163,47 @@ def test_dates_and_times_of_csv_become_the_features_that_fit_them(
     assert found.x[0].tolist() == row
 
 
+@pytest.mark.parametrize(
+    ("value", "names", "row"),
+    [
+        ("2024-12-31", ["t.days", "t.yearday", "t.month", "t.weekday"], [20088, 366, 11, 1]),
+        (
+            "2024-01-01 12:30:36",
+            ["t.days", "t.yearday", "t.minute", "t.month", "t.weekday", "t.hour"],
+            [19723 + 45036 / 86400, 1, 750.6, 0, 0, 12],
+        ),
+        ("06:45:00", ["t.minute", "t.hour"], [405, 6]),
+    ],
+)
+def test_a_date_has_its_day_as_numbers_and_its_weekday_month_and_hour_as_categories(
+    tmp_path: Path, value: str, names: list[str], row: list[float]
+) -> None:
+    found = encode(tmp_path / "t", f"t,y\n{value},1\n", categories="codes")
+    assert found.names == names
+    np.testing.assert_allclose(found.x[0], row, rtol=1e-6)
+    kinds = {one["name"]: (one["kind"], len(one.get("values", ()))) for one in found.columns["columns"]}
+    expected = {"t.month": ("category", 12), "t.weekday": ("category", 7), "t.hour": ("category", 24)}
+    assert kinds == {name: expected.get(name, ("numeric", 0)) for name in names}
+    assert found.columns["version"] == 4
+    numbers = encode(tmp_path / "t", f"t,y\n{value},1\n", categories="codes", date_parts="numbers")
+    assert not {"t.yearday", "t.minute"} & set(numbers.names)
+    assert {one["kind"] for one in numbers.columns["columns"]} == {"numeric"}
+    assert numbers.columns["version"] == 3
+
+
+def test_a_missing_date_has_the_code_of_none_and_a_later_file_the_same_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "t,y\n2024-01-01,1\n,2\n2024-03-06,3\n"
+    first = encode(tmp_path / "1", text, categories="codes")
+    assert first.names == ["t.days", "t.yearday", "t.month", "t.weekday", "t (missing)"]
+    assert first.x[:, 2:].tolist() == [[0, 0, 0], [-1, -1, 1], [2, 2, 0]]
+    like = pretend_store(monkeypatch, first)
+    later = encode(tmp_path / "2", "t,y\n2025-12-07,1\n,2\n", target=None, like=like)
+    assert later.names == first.names
+    assert later.x[:, 2:].tolist() == [[11, 6, 0], [-1, -1, 1]]
+
+
 def test_dates_durations_and_decimals_of_parquet_are_numbers(tmp_path: Path) -> None:
     table = {
         "date": pa.array([dt.date(2024, 2, 29), dt.date(1970, 1, 1)]),
@@ -404,7 +445,7 @@ def test_columns_of_version_1_are_still_followed(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [({"predictions_of": "x"}, "holds no converted columns"), ({"version": 4}, "columns of version 4")],
+    [({"predictions_of": "x"}, "holds no converted columns"), ({"version": 5}, "columns of version 5")],
 )
 def test_a_store_without_columns_to_follow_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, Any], message: str

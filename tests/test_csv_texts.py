@@ -447,6 +447,7 @@ def test_midnight_is_a_date_among_dates(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(text)
     assert [c.name for c in open_tables([tmp_path / "t.csv"], ConvertConfig(target="y")).columns] == [
         "v.days",
+        "v.yearday",
         "v.month",
         "v.weekday",
     ]

@@ -37,7 +37,9 @@ Unknown = Literal["error", "ignore", "drop"]
 
 Invalid = Literal["error", "drop"]
 
-DatePart = Literal["days", "month", "day", "weekday", "hour"]
+DatePart = Literal["days", "yearday", "minute", "month", "day", "weekday", "hour"]
+
+DateParts = Literal["codes", "numbers"]
 
 # `predict` has these options as well.
 PARTITIONS_HELP = (
@@ -109,10 +111,15 @@ class ConvertConfig:
     )
     dates: Sequence[DatePart] = setting(
         (),
-        "features of a date or time: days, month, day, weekday, hour",
-        default_means="days,month,weekday,hour",
+        "features of a date or time: days, yearday, minute (of the day), month, day, weekday, hour",
+        default_means="all but day",
         metavar="PART,...",
         parse=parse_names,
+    )
+    date_parts: DateParts | None = setting(
+        None,
+        "what month, weekday and hour become: categories, or numbers, which with days are the default parts then",
+        default_means="codes; with --categories onehot numbers",
     )
     missing: Missing | Mapping[str, Missing] | None = setting(
         None,

@@ -19,20 +19,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ep3stream.config import ConvertConfig, DatePart, Task
+from ep3stream.config import ConvertConfig, DatePart, DateParts, Task
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 from ep3stream.formats.text_cells import TextRules
 
 # The parts of a date or time that become features unless --dates says otherwise.
-_DEFAULT_PARTS: tuple[DatePart, ...] = ("days", "month", "weekday", "hour")
+_DEFAULT_PARTS: dict[DateParts, tuple[DatePart, ...]] = {
+    "codes": ("days", "yearday", "minute", "month", "weekday", "hour"),
+    "numbers": ("days", "month", "weekday", "hour"),
+}
 
 # The parts that each kind of date or time has.
+_OF_DAY: tuple[DatePart, ...] = ("days", "yearday", "month", "day", "weekday")
 _PARTS: dict[Family, tuple[DatePart, ...]] = {
-    "date": ("days", "month", "day", "weekday"),
-    "timestamp": ("days", "month", "day", "weekday", "hour"),
-    "zoned timestamp": ("days", "month", "day", "weekday", "hour"),
-    "time of day": ("hour",),
+    "date": _OF_DAY,
+    "timestamp": (*_OF_DAY, "minute", "hour"),
+    "zoned timestamp": (*_OF_DAY, "minute", "hour"),
+    "time of day": ("minute", "hour"),
+}
+
+# The parts that may be stored as codes, and the value that each code stands for.
+CODED_PARTS: dict[DatePart, tuple[int, ...]] = {
+    "month": tuple(range(1, 13)),
+    "weekday": tuple(range(7)),
+    "hour": tuple(range(24)),
 }
 
 # The arrow type as which columns of each kind are read.
@@ -66,7 +77,8 @@ _TESTS: tuple[tuple[Callable[[pa.DataType], bool], Family], ...] = (
 
 # In microseconds.
 _SECOND = 10**6
-_HOUR = 3600 * _SECOND
+_MINUTE = 60 * _SECOND
+_HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 _WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0.
 
@@ -105,10 +117,15 @@ def read_type(family: Family, dtype: pa.DataType | None = None) -> pa.DataType:
     return _READ_TYPES[family]
 
 
-def parts_of(family: Family, wanted: Sequence[DatePart]) -> tuple[DatePart, ...]:
+def is_time(family: Family) -> bool:
+    """Whether the family is one of dates or times, which have parts."""
+    return family in _PARTS
+
+
+def _parts_of(family: Family, wanted: Sequence[DatePart], stored: DateParts) -> tuple[DatePart, ...]:
     """The parts among those wanted that the family has; none for a family that is no date or time."""
     fitting = _PARTS.get(family, ())
-    return tuple(part for part in wanted or _DEFAULT_PARTS if part in fitting)
+    return tuple(part for part in wanted or _DEFAULT_PARTS[stored] if part in fitting)
 
 
 def numbers(values: pa.Array) -> NDArray[Any]:
@@ -162,24 +179,33 @@ def _whole_numbers_with_gaps(values: pa.Array) -> NDArray[Any]:
 def date_part(values: pa.Array, part: DatePart) -> NDArray[np.float64]:
     """One number per date or time, (b,), NaN if it is missing; instants with a time zone count in UTC.
 
-    days: since 1970-01-01, with the fraction; month: 1-12; day: 1-31; weekday: 0 (Monday) to 6;
-    hour: 0 to 24, with the fraction.
+    days: since 1970-01-01, with the fraction; yearday: 1-366; month: 1-12; day: 1-31; weekday: 0 (Monday) to 6;
+    hour: 0 to 24, minute: 0 to 1440, of the day, both with the fraction.
     """
+    unit = _MINUTE if part == "minute" else _HOUR
     if pa.types.is_time(values.type):
-        return _microseconds(values, pa.time64("us")) / _HOUR
+        return _microseconds(values, pa.time64("us")) / unit
     instants = _microseconds(values, pa.timestamp("us", getattr(values.type, "tz", None)))
     if part == "days":
         return instants / _DAY
     days: NDArray[np.float64] = np.floor_divide(instants, _DAY)
-    if part == "hour":
-        return (instants - days * _DAY) / _HOUR
+    if part in ("hour", "minute"):
+        return (instants - days * _DAY) / unit
     if part == "weekday":
         return np.mod(days + _WEEKDAY_OF_DAY_0, 7)
     known = ~np.isnan(days)
     dates = np.where(known, days, 0).astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
-    found = months.astype(np.int64) % 12 + 1 if part == "month" else (dates - months).astype(np.int64) + 1
-    return np.where(known, found, np.nan)
+    if part == "month":
+        return np.where(known, months.astype(np.int64) % 12 + 1, np.nan)
+    begin = dates.astype("datetime64[Y]") if part == "yearday" else months
+    return np.where(known, (dates - begin).astype(np.int64) + 1, np.nan)
+
+
+def _as_codes(values: NDArray[np.float64], part: DatePart | None) -> NDArray[np.float64]:
+    """The codes of a part's values, (b,), from 0 on, NaN where it is missing; hours without their fraction."""
+    assert part is not None  # Only parts are such codes.
+    return np.floor(values) - CODED_PARTS[part][0]
 
 
 def _microseconds(values: pa.Array, dtype: pa.DataType) -> NDArray[np.float64]:
@@ -226,7 +252,8 @@ class ColumnPlan:
             if column.kind == "category":
                 texts.append(self._categories(values, column.source, where))
             else:
-                numeric.append(numbers(values) if column.part is None else date_part(values, column.part))
+                found = numbers(values) if column.part is None else date_part(values, column.part)
+                numeric.append(_as_codes(found, column.part) if column.is_code else found)
         return tuple(numeric), tuple(texts), self._targets(rows, where)
 
     def _targets(self, rows: pa.RecordBatch, where: str) -> NDArray[Any] | pa.DictionaryArray:
@@ -388,14 +415,16 @@ def _feature_columns(
     elif family in ("boolean", "duration"):
         yield FeatureColumn(new, "numeric", name, family)
     else:
-        parts = parts_of(family, config.dates)
+        stored = config.date_parts or ("numbers" if config.categories == "onehot" else "codes")
+        parts = _parts_of(family, config.dates, stored)
         if not parts:
             raise SourceError(
                 f"{where}: column {name!r} is a {family}, of which --dates {','.join(config.dates)} "
                 "says nothing; ask for another part or leave it out with --drop"
             )
         for part in parts:
-            yield FeatureColumn(f"{new}.{part}", "numeric", name, family, part=part)
+            is_code = stored == "codes" and part in CODED_PARTS
+            yield FeatureColumn(f"{new}.{part}", "numeric", name, family, part=part, is_code=is_code)
 
 
 def _target(where: str, types: Mapping[str, pa.DataType], config: ConvertConfig) -> TargetColumns:
@@ -415,7 +444,7 @@ def _target(where: str, types: Mapping[str, pa.DataType], config: ConvertConfig)
         )
     families = tuple(family_of(dtype, f"{where}: column {name!r}") for name, dtype in types.items())
     for name, family in zip(names, families, strict=True):
-        if parts_of(family, ()) or (family == "duration" and task == "classification"):
+        if is_time(family) or (family == "duration" and task == "classification"):
             raise SourceError(
                 f"{where}: target {name!r} is a {family}; turn it into a number of days, hours or seconds first"
             )

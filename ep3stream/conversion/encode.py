@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ep3stream.config import ConvertConfig, Missing, Unknown, XDtype
 from ep3stream.conversion.categories import (
     MISSING_CATEGORY,
+    UNKNOWN,
     CategoryCodes,
     DistinctValues,
     UnseenValues,
@@ -364,6 +365,7 @@ class RowEncoder:
             if self.tally.missing[whole_name(column)]
             and self.fills(column)
             and column.name not in self.tally.means
+            and not column.is_code
         ]
 
     def set_means(self, columns: Sequence[int], means: NDArray[np.float64]) -> None:
@@ -433,7 +435,9 @@ class RowEncoder:
     def fill_values(self) -> dict[str, float]:
         """The number that a missing value becomes in the store, by numeric column, as far as known and needed."""
         if self.like is None:
-            return dict(self.tally.means)
+            return dict(self.tally.means) | {
+                column.name: UNKNOWN for column in self.columns if column.is_code and self.fills(column)
+            }
         fills = self.like.fills
         return {column.name: fills[column.name] for column in self.columns if self.fills(column)}
 
@@ -485,7 +489,7 @@ class RowEncoder:
         features = dict.fromkeys([*map(whole_name, self.columns), *(c.column for c in self.categories)])
         means: dict[str, list[float]] = {}
         for column in self.columns:
-            if column.name in fills:
+            if column.name in fills and not column.is_code:
                 means.setdefault(whole_name(column), []).append(fills[column.name])
         # A text whose category is not known is told as an unseen value.
         unknown = {c.column for c in self.categories if c.is_closed and MISSING_CATEGORY not in c}

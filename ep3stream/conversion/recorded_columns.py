@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from ep3stream.config import ConvertConfig, Missing, Task, XDtype
 from ep3stream.conversion.columns import (
+    CODED_PARTS,
     ColumnPlan,
     close_to,
     family_of,
@@ -35,12 +36,13 @@ from ep3stream.store.manifest import Manifest
 from ep3stream.store.reader import open_store
 
 # Version 2 added types, sources and targets; version 3 what `RowSource.recorded` says of arrays and svmlight,
-# and offsets.
-COLUMNS_VERSION = 3
+# and offsets; version 4 parts of dates that are codes.
+COLUMNS_VERSION = 4
+_WITHOUT_CODED_PARTS = 3
 
 # Settings that choose or shape columns. Under `like` they are those of the other store.
 _TAKEN_OVER = (
-    "columns", "drop", "categories", "category", "number", "date", "dates", "missing_words",
+    "columns", "drop", "categories", "category", "number", "date", "dates", "date_parts", "missing_words",
 )  # fmt: skip
 _LOGGER = logging.getLogger(__name__)
 
@@ -241,7 +243,7 @@ def describe_columns(
                 }
             )
     return {
-        "version": COLUMNS_VERSION,
+        "version": COLUMNS_VERSION if any(column.is_code for column in columns) else _WITHOUT_CODED_PARTS,
         "target": names[0] if len(names) == 1 else names,
         "kind": target.kind,
         "targets": [
@@ -443,13 +445,15 @@ def _optional_integer(document: Mapping[str, Any], name: str) -> int | None:
 
 
 def _column(described: Mapping[str, Any]) -> FeatureColumn:
+    is_code = described["kind"] == "category" and "part" in described
     return FeatureColumn(
         name=described["name"],
-        kind=described["kind"],
+        kind="numeric" if is_code else described["kind"],
         source=described.get("source", described["name"]),
         family=described.get("type"),
         part=described.get("part"),
         encoding=described.get("encoding", "onehot"),
+        is_code=is_code,
     )
 
 
@@ -465,6 +469,8 @@ def _described(
     }
     if column.part is not None:
         described["part"] = column.part
+        if column.is_code:
+            described |= {"kind": "category", "encoding": "codes", "values": list(CODED_PARTS[column.part])}
     if column.kind == "category":
         described |= {"encoding": column.encoding, "values": list(values[column.name])}
     if column.name in fills:

@@ -83,6 +83,7 @@ class FeatureColumn:
     part: which part of a date or time the number is, for example the month.
     encoding: whether a category becomes one-hot features or one code.
     is_stated: whether the settings name the column as a category, so that no warning doubts it.
+    is_code: whether the number is a code from 0 on, as of a weekday; the store's record has it as a category.
     """
 
     name: str
@@ -92,6 +93,7 @@ class FeatureColumn:
     part: DatePart | None = None
     encoding: Categories = "onehot"
     is_stated: bool = False
+    is_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

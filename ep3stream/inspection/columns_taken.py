@@ -21,7 +21,9 @@ def columns_taken(record: Mapping[str, Any], class_names: Sequence[str] | None) 
         return ""
     n_numbers = sum(one["kind"] == "numeric" and "part" not in one for one in columns)
     categories = [
-        f"{_short(one['name'])} {len(one['values']):,}" for one in columns if one["kind"] == "category"
+        f"{_short(one['name'])} {len(one['values']):,}"
+        for one in columns
+        if one["kind"] == "category" and "part" not in one
     ]
     pieces = [
         _counted(n_numbers, "number", "numbers", ()),

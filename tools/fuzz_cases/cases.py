@@ -54,7 +54,7 @@ class Settings:
             splits=st.sampled_from((1, 1, 1, 2)),
             small_memory=st.booleans(),
             format=st.sampled_from(("zarr", "zarr", "zarr", "zarr", "hdf5")),
-            categories=st.sampled_from((None, None, None, "codes")),
+            categories=st.sampled_from((None, None, "codes", "onehot")),
             dates=st.sampled_from((*[()] * 8, ("month", "hour", "days"), ("weekday", "day", "hour"))),
             split_file=st.sampled_from((False, False, False, False, False, True)),
             kill_at=st.sampled_from((*[0] * 20, 1, 2, 3, 5)),

@@ -27,7 +27,7 @@ from fuzz_cases.cases import Case, Settings, case_of, format_of
 from fuzz_cases.known_tables import Column
 from fuzz_cases.predictions import differences
 from fuzz_cases.text_files import CsvWay
-from fuzz_cases.truth import DEFAULT_PARTS, Comparison, Expected, expected, text_of
+from fuzz_cases.truth import DEFAULT_NUMBERS, DEFAULT_PARTS, Comparison, Expected, expected, text_of
 from fuzz_cases.written import Written, folders
 
 MAX_TRIES = 150
@@ -148,7 +148,7 @@ def _predicted(written: Written, case: Case, store: Path) -> str:
         return differences(written, store, expected(written, settings).kept, is_unusable)
     except Ep3streamError as error:
         # Of a category that only rows without a target have, there is no code.
-        has_codes = settings.categories == "codes" and "is not among" in str(error)
+        has_codes = settings.categories != "onehot" and "is not among" in str(error)
         return "" if has_codes else f"{type(error).__name__}: {error}"
 
 
@@ -168,7 +168,7 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
     if getattr(way, "integer_names", False) or getattr(case.way, "integer_names", False):
         return first
     written = way.write(table, folder / "again")
-    settings = replace(case.settings, like=None, kill_at=0, categories=None, shuffle=False, splits=1)
+    settings = replace(case.settings, like=None, kill_at=0, shuffle=False, splits=1)
     crossed = type(way) is not type(case.way)
     refusals = written.may_refuse + ((r"but was",) if crossed else ())
     # 0 and 1 are no booleans, `true` is no number.
@@ -179,7 +179,7 @@ def _like(case: Case, store: Path, folder: Path, first: Outcome, convert: Callab
     # With a gap, pandas has floats for whole numbers, which are others beyond 2^53.
     if any(_may_be_rounded(column) for column in table.columns):
         refusals += (r"is not among",)
-    config = replace(settings, missing=None, dates=()).config(written.truth, {"like": store})
+    config = replace(settings, missing=None, dates=(), categories=None).config(written.truth, {"like": store})
     written = replace(written, may_refuse=refusals, fills_are_means=False)
     outcome = _converted(written, settings, config, folder / "t.zarr", convert, 0)
     if outcome.name == "BUG merged untold":  # The first conversion has told.
@@ -304,7 +304,8 @@ def _compared(
                 truth,
                 is_ordered=not settings.shuffle and len(blocks) == 1,
                 fills_are_means=part.fills_are_means and len(blocks) == 1 and not is_later,
-                dates=settings.dates or DEFAULT_PARTS,
+                dates=settings.dates
+                or (DEFAULT_NUMBERS if settings.categories == "onehot" else DEFAULT_PARTS),
                 is_later=is_later,
                 all_labels=frozenset(map(text_of, part.truth.targets[0].values)),
             ).run()

@@ -15,12 +15,13 @@ from fuzz_cases.written import Written
 GAP = "(missing)"
 DAY_US = 86_400_000_000
 # The features that a date or time becomes unless --dates says otherwise, and those that each kind has.
-DEFAULT_PARTS = ("days", "month", "weekday", "hour")
+DEFAULT_PARTS = ("days", "yearday", "minute", "month", "weekday", "hour")
+DEFAULT_NUMBERS = ("days", "month", "weekday", "hour")
 PARTS = {
-    "date": ("days", "month", "day", "weekday"),
-    "timestamp": ("days", "month", "day", "weekday", "hour"),
-    "zoned": ("days", "month", "day", "weekday", "hour"),
-    "time": ("hour",),
+    "date": ("days", "yearday", "month", "day", "weekday"),
+    "timestamp": ("days", "yearday", "month", "day", "weekday", "minute", "hour"),
+    "zoned": ("days", "yearday", "month", "day", "weekday", "minute", "hour"),
+    "time": ("minute", "hour"),
 }
 
 
@@ -125,10 +126,11 @@ def _part(column: Column, part: str) -> np.ndarray:
             made[row] = getattr(value, part)
         elif part == "weekday":
             made[row] = value.weekday()
-        elif part == "hour":
-            made[row] = (
-                (value.hour * 60 + value.minute) * 60 + value.second + value.microsecond / 1e6
-            ) / 3600
+        elif part == "yearday":
+            made[row] = value.timetuple().tm_yday
+        elif part in ("hour", "minute"):
+            seconds = (value.hour * 60 + value.minute) * 60 + value.second + value.microsecond / 1e6
+            made[row] = seconds / (3600 if part == "hour" else 60)
         elif column.kind == "date":
             made[row] = (value - EPOCH.date()).days
         else:
@@ -221,7 +223,7 @@ class Comparison:
 
     def _numeric(self, column: Column, described: list[dict[str, Any]]) -> None:
         for one in described:
-            if one["kind"] != "numeric":
+            if one["kind"] != "numeric" and one.get("part") is None:
                 self._wrong(column, f"became a {one['kind']} of {one.get('values', [])[:4]}")
                 self.used |= {name for name in self.names if name.startswith(one["name"])}
                 return
@@ -239,6 +241,10 @@ class Comparison:
             stored = self._feature(column, one["name"])
             if stored is not None:
                 exact = _exact(column) if one.get("part") is None else _part(column, one["part"])
+                if one["kind"] == "category":
+                    codes = np.floor(exact) - one["values"][0]
+                    self._put(column.name, stored, np.where(column.gaps, -1, codes).astype(np.float32))
+                    continue
                 self._number(column, one, stored, exact, column.gaps)
         self._indicator(column, [one["name"] for one in described])
         distinct = _distinct(column)
@@ -265,7 +271,9 @@ class Comparison:
         gaps: np.ndarray,
     ) -> None:
         offset = float(described.get("offset", 0.0))
-        wanted, stored = self._snapped(stored, exact, offset, described.get("part") in ("days", "hour"))
+        wanted, stored = self._snapped(
+            stored, exact, offset, described.get("part") in ("days", "hour", "minute")
+        )
         if gaps.any():
             fill = described.get("fill", np.nan)
             wanted[gaps] = stored.dtype.type(fill)
