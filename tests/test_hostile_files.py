@@ -93,7 +93,10 @@ def unsafe_uses(tree: ast.AST) -> list[str]:
 
 def test_nothing_in_the_package_its_tools_or_examples_makes_code_of_a_file():
     assert len(SOURCES) > 100
-    assert {name: uses for name, tree in SOURCES.items() if (uses := unsafe_uses(tree))} == {}
+    found = {name: uses for name, tree in SOURCES.items() if (uses := unsafe_uses(tree))}
+    # Some of the benchmark's tables are published as pickles alone: its own unpickler knows nothing but frames
+    # (tests/test_bench_tables.py).
+    assert {Path(name).name: uses for name, uses in found.items()} == {"table_data.py": ["pickle"]}
 
 
 @pytest.mark.parametrize(
