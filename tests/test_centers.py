@@ -29,7 +29,7 @@ def with_centers(centers: object, **solver):
 
 
 def test_a_split_of_a_store_gives_its_rows_as_centers(store, tmp_path):
-    run = ep3stream.fit(store, tmp_path / "run", with_centers(store / "test"))
+    run = ep3stream.fit(store, tmp_path / "run", with_centers(store / "test", tail="none"))
     with ep3stream.open_store(store) as rows:
         reader = rows.split("test")
         x, _ = reader.read_rows(np.arange(reader.info.n_rows))

@@ -170,7 +170,7 @@ def test_every_kernel_is_built_from_its_name_and_gives_back_its_parameters() -> 
 @pytest.mark.parametrize(
     ("name", "parameters", "words"),
     [
-        ("sinc", {}, "kernel is 'sinc'; choose one of laplacian"),
+        ("sinc", {}, "kernel is 'sinc'; choose one of auto, laplacian"),
         ("gaussian", {}, "needs bandwidth"),
         ("gaussian", {"bandwidth": "median"}, "needs bandwidth"),
         ("gaussian", {"bandwidth": 1.0}, "needs kernel_centre"),

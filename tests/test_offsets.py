@@ -78,7 +78,7 @@ def plain(**settings: Any) -> ConvertConfig:
 
 
 def frame(values: Any, **columns: Any) -> pd.DataFrame:
-    return pd.DataFrame({"v": values, "n": N % 7, "y": (N % 2).astype(float), **columns})
+    return pd.DataFrame({"v": values, "n": N % 7, "y": (N % 3).astype(float), **columns})
 
 
 @pytest.mark.parametrize("name", MENDED)

@@ -214,7 +214,7 @@ def test_the_first_file_alone_decides_means_categories_labels_and_indicators(
     assert x.tolist() == [[100, 0, 3, 0, 0], [2.5, 1, 9, 1, 0]]
     assert (y.tolist(), manifest.class_names) == ([1, 0], ("no", "yes"))
     assert "split val: values that " in caplog.text
-    assert "'c' in 1 rows ('(missing)' 1); none of its features is set there" in caplog.text
+    assert "'c' in 1 rows ('(missing)' 1); they count as none of the known ones" in caplog.text
     assert "column 'b': 1 of 5 values are missing; they become the mean 3\n" in caplog.text
     assert "target 'y': 1 rows without a value are left out" in caplog.text
 
