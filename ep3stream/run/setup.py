@@ -419,6 +419,8 @@ def _require_names(description: Mapping[str, Any]) -> None:
 def _require_validation(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Rows that are held out are sorted, among the rows that are not trained on, and as many as the record says."""
     held, recorded = tensors.get(HELD_ROWS), description.get("validation", {"split": None})
+    if not isinstance(recorded, dict) or "split" not in recorded:
+        raise ValueError(f"validation is {recorded!r:.80}")
     n_held = recorded.get("n_held", 0)
     if recorded.keys() > {"split", "n_held"} or not isinstance(recorded["split"], str | None):
         raise ValueError(f"validation is {recorded!r:.80}")
