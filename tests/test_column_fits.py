@@ -184,6 +184,20 @@ def test_a_loader_learns_from_the_rows_held_back_and_its_state_keeps_the_weights
     assert "too few" not in caplog.text
 
 
+def test_a_state_keeps_the_ridge_that_came_with_the_weights():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(3000, 3)).astype(np.float32)
+    y = (np.sin(2 * x[:, 0]) + random.normal(size=3000)).astype(np.float32)
+    first, again = (KernelModel(x[:100], "product", nystrom_samples=300, seed=1) for _ in range(2))
+    first.fit((x, y))
+    state = first.state_dict()
+    assert state["ridge"] > 1e-5
+    again.load_state_dict(state)
+    for each in (first, again):
+        each.fit_batch(x[2500:], y[2500:])
+    assert torch.equal(again.predictor().weights, first.predictor().weights)
+
+
 def test_with_too_few_rows_all_columns_weigh_the_same_and_a_warning_says_so(caplog):
     x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     with caplog.at_level(logging.WARNING):

@@ -21,7 +21,7 @@ from ep3stream.config import FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.online.sources import NumberedSource
 from ep3stream.run.checkpoint import Progress
-from ep3stream.solver.columns import COLUMN_KERNELS
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.guard import RunningLoss, RunningScore
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import KernelFunction
@@ -32,6 +32,7 @@ from ep3stream.solver.step_size import PublishedStep
 from ep3stream.solver.targets import TargetCode
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
+from ep3stream.training.column_kernel import LearntColumns
 from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget
 from ep3stream.training.set_up import Problem, SetUpRows, Split, other_rows, read_pool, set_up
 from ep3stream.training.trainer import Trainer
@@ -251,6 +252,7 @@ class OnlineTrainer:
             **{name: tensor.clone() for name, tensor in tensors.items()},
             "shape": asdict(problem.shape),
             "n_excluded": len(self.rows.excluded),
+            "ridge": self.result.setup.plan.ridge,
             "step": progress.step,
             "rows_seen": self.trainer.rows_seen,
             "averaged": progress.state.averaged,
@@ -279,7 +281,13 @@ class OnlineTrainer:
             categories=spec.categories,
         )
         rows = _saved_rows(spec, targets, tensors, saved.get("n_excluded", 0))
-        made = cls(spec, problem, replace(rows, metric=tensors.get("kernel_metric")))
+        kernel, solver = spec.config.kernel, spec.config.solver
+        if (metric := tensors.get("kernel_metric")) is not None:
+            known = ColumnKernel.of(kernel.name, metric, kernel.parameters()["power"])
+            rows = replace(rows, learnt=LearntColumns(known))
+        # The ridge that the set-up has settled; earlier versions settled none.
+        solver = replace(solver, ridge=saved.get("ridge", solver.ridge))
+        made = cls(replace(spec, config=replace(spec.config, solver=solver)), problem, rows)
         progress, guard = made.progress, saved["guard"]
         for name, tensor in (progress.state.tensors() | progress.guard.tensors()).items():
             tensor.copy_(tensors[name])

@@ -90,10 +90,13 @@ class Learnt:
 
 
 def grown(known: ColumnKernel, n_known: int, n_centers: int) -> ColumnKernel:
-    """The kernel for a fit with `n_centers` centers, from the one that suits `n_known`; the same where that is 0."""
-    if not n_known:
+    """The kernel for a fit with `n_centers` centers, from the one that suits `n_known`; the same where that is 0.
+
+    Its weights are 1 to 4 times as large.
+    """
+    if n_centers <= n_known or not n_known:
         return known
-    return known.scaled(max(1.0, growth(n_centers, n_known)))
+    return known.scaled(min((n_centers / n_known) ** _GROWTH, _MOST_GROWTH))
 
 
 def ridge_of(noise: float, n_rows: int) -> float:
@@ -362,11 +365,6 @@ def _sharpened(
     vertex = min(max(vertex, best - 1), best + 1)
     _LOGGER.debug("column weights: best times %.2f for %d centers", 2**vertex, n_small)
     return tried[best], kernel.scaled(2**vertex), n_small
-
-
-def growth(n_centers: int, n_known: int) -> float:
-    """By how much weights that suit `n_known` centers are to be multiplied for `n_centers`, at most 4."""
-    return float(min((n_centers / n_known) ** _GROWTH, _MOST_GROWTH))
 
 
 def _importance(regression: _Regression, held: tuple[Tensor, Tensor], typical: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ep3stream.config import KernelConfig
 from ep3stream.mesh import Mesh
-from ep3stream.solver.column_weights import FEWEST_ROWS, POOL_ROWS, Learnt, grown, learnt_weights
+from ep3stream.solver.column_weights import FEWEST_ROWS, POOL_ROWS, Learnt, grown, learnt_weights, ridge_of
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 
 _LOGGER = logging.getLogger(__name__)
@@ -48,25 +48,30 @@ def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[i
 class LearntColumns:
     """A kernel on columns whose weights were learnt, for any number of centers, the same on every rank.
 
-    noise: the ridge that suits them, times the number of rows, None where it is not known. told: what to tell of the
-    columns, as JSON; None where there were too few rows to learn from. sharpness: a factor of all weights, as the
-    settings have it.
+    known: the kernel that suits `n_known` centers; 0 of them where its weights are for any number. noise: the ridge
+    that suits it, times the number of rows, None where it is not known. told: what to tell of the columns, as JSON;
+    None where nothing was learnt. sharpness: a factor of all weights, as the settings have it.
     """
 
     known: ColumnKernel
-    n_known: int
-    noise: float | None
-    told: dict[str, Any] | None
+    n_known: int = 0
+    noise: float | None = None
+    told: dict[str, Any] | None = None
     sharpness: float = 1.0
 
     def for_centers(self, n_centers: int) -> ColumnKernel:
         """The kernel for a fit with so many centers."""
         return grown(self.known, self.n_known, n_centers).scaled(self.sharpness)
 
-    def told_of(self, kernel: ColumnKernel) -> dict[str, Any] | None:
-        """What to tell, with the weights of `kernel`, which `for_centers` has given."""
+    def ridge(self, n_rows: int) -> float:
+        """The ridge of a fit to so many rows; 0 where the noise is not known."""
+        return 0.0 if self.noise is None else ridge_of(self.noise, n_rows)
+
+    def told_for(self, n_centers: int) -> dict[str, Any] | None:
+        """What to tell, with the weights of `for_centers`."""
         if self.told is None:
             return None
+        kernel = self.for_centers(n_centers)
         columns = [
             {
                 **column,
@@ -94,7 +99,7 @@ def learnt_columns(
             len(x),
             plain.name,
         )
-        return LearntColumns(plain, 0, None, None)
+        return LearntColumns(plain)
     if x.shape[1] > _MANY_COLUMNS:
         _LOGGER.warning(
             "the %s kernel has %d columns to go through for each of its values, which is slow; a kernel of distances, "

@@ -31,8 +31,7 @@ from ep3stream.run.bundle import write_bundle
 from ep3stream.run.directory import SETUP_KIND
 from ep3stream.run.setup import STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
-from ep3stream.solver.column_weights import ridge_of
-from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
+from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.input_scaling import InputScaling
@@ -129,8 +128,7 @@ class SetUpRows:
     sample: X_s, (s, d), the Nystrom sample; sample_y: its y, None where it is not known (then there is no head start).
     probes: (n, d), rows to measure the step size on; probe_y: their y, which only class weights ask for.
     pool: x, (n, d), and y of rows to learn the weights of columns from; None where the kernel has none, or weights are
-    not to be learnt. metric: (3, d), of a kernel on columns whose weights were learnt before; noise: n times the ridge
-    that suits them, None where it is not known.
+    not to be learnt. learnt: a kernel on columns whose weights were learnt before.
     """
 
     centers: Tensor
@@ -140,8 +138,7 @@ class SetUpRows:
     probes: Tensor
     probe_y: Tensor | None
     pool: tuple[Tensor, Tensor] | None = None
-    metric: Tensor | None = None
-    noise: float | None = None
+    learnt: LearntColumns | None = None
 
     @classmethod
     def parted(cls, centers: Tensor, excluded: Rows, x: Tensor, y: Tensor, n_samples: int) -> SetUpRows:
@@ -221,8 +218,8 @@ def set_up_split(
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
     require_varied_features(split)
     require_varied_targets(split)
-    tell_heavy_tails(split, config)
     problem = replace(problem_of_split(split, config), shape=shape)
+    tell_heavy_tails(split, config.data.scale, problem.inputs)
     learnt, speed = None, None
     if is_timed(config):
         n_given = None if config.solver.centers == "auto" else source.n_centers
@@ -236,22 +233,18 @@ def set_up_split(
     require_enough_centers(source.n_centers, mesh.size)
     plan = SizePlan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
     require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
+    if learnt is None:
+        learnt = _learnt_first(problem, split, config, function, held, source.n_centers, mesh, times)
     with times.stage("centers and samples"):
         rows = rows_of_split(split, source, problem.inputs, plan, config, mesh, held)
-        if learnt is None:
-            rows = replace(rows, pool=_shared_pool(split, config, function, held, mesh))
-        else:
-            kernel = learnt.for_centers(resolving_centers(source.n_centers, shape.n_rows))
-            rows = replace(rows, metric=kernel.metric, noise=learnt.noise)
     logger.info(
         "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
         bytes_text(sum(plan.memory.values())),
         plan.max_batch_size,
     )
+    rows = replace(rows, learnt=learnt)
     result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
     description = {**result.setup.description, "choices": choices_of(asked, config, source.n_centers, speed)}
-    if learnt is not None and (told := learnt.told_of(kernel)) is not None:
-        description["column_weights"] = told
     setup = replace(result.setup, description=description)
     return replace(result, setup=validation.recorded(setup, held))
 
@@ -266,26 +259,16 @@ def _learnt_first(
     mesh: Mesh,
     times: StageTimes,
 ) -> LearntColumns | None:
-    """The weights of a kernel on columns, learnt before it is known how many centers, at most `n_centers`, there are.
+    """The weights of a kernel on columns for at most `n_centers` centers, whose number may not be known yet.
 
-    None where the kernel has none.
+    The rows to learn from are read by one rank of each machine. None where the kernel has no weights.
     """
-    pool = _shared_pool(split, config, function, held, mesh)
-    if pool is None:
-        return None
-    with times.stage("column weights"):
-        n_resolving = resolving_centers(n_centers, problem.shape.n_rows)
-        return learn_columns(problem, pool, config.kernel, n_resolving, mesh)
-
-
-def _shared_pool(
-    split: SplitReader, config: FitConfig, function: KernelFunction | None, held: Rows, mesh: Mesh
-) -> tuple[Tensor, Tensor] | None:
-    """`read_pool` by one rank of each machine; None where the kernel learns nothing."""
     if function is not None or config.kernel.name not in COLUMN_KERNELS:
         return None
-    x, y = mesh.once_per_node(lambda: list(read_pool(split, config, held) or ()))
-    return x, y
+    with times.stage("column weights"):
+        x, y = mesh.once_per_node(lambda: list(read_pool(split, config, held) or ()))
+        n_resolving = resolving_centers(n_centers, problem.shape.n_rows)
+        return learn_columns(problem, (x, y), config.kernel, n_resolving, mesh)
 
 
 def speed_of_fit(
@@ -338,12 +321,17 @@ def set_up(
         for points in (rows.sample, rows.probes)
     )
     is_of_columns = function is None and config.kernel.name in COLUMN_KERNELS
-    is_known = is_of_columns and rows.metric is not None
-    with nullcontext() if is_known else times.stage("column weights" if is_of_columns else "bandwidth"):
-        kernel, told, noise = _kernel(problem, rows, config.kernel, function, sample, mesh)
-        kernel = with_precision(kernel, settings.precision)
+    learnt, n_resolving = None, resolving_centers(len(rows.centers), problem.shape.n_rows)
+    if is_of_columns:
+        with nullcontext() if rows.learnt else times.stage("column weights"):
+            learnt = _learnt_columns(problem, rows, config.kernel, mesh)
+        kernel: Kernel = learnt.for_centers(n_resolving)
+    else:
+        with times.stage("bandwidth"):
+            kernel = _measured_kernel(problem, rows, config.kernel, function, sample, mesh)
+    kernel = with_precision(kernel, settings.precision)
     if settings.ridge is None and settings.projection != "eigenpro":
-        settings = replace(settings, ridge=0.0 if noise is None else ridge_of(noise, problem.shape.n_rows))
+        settings = replace(settings, ridge=0.0 if learnt is None else learnt.ridge(problem.shape.n_rows))
     _tell_lost_distances(kernel, sample, [problem.names[0][column] for column in inputs.columns.tolist()])
     if plan.group_size:
         with times.stage("groups of centers"):
@@ -403,7 +391,7 @@ def set_up(
         "lambda_max": settled.limits.lambda_max,
         "kappa_max": settled.limits.kappa_max,
     }
-    if told is not None:
+    if learnt is not None and (told := learnt.told_for(n_resolving)) is not None:
         description["column_weights"] = told
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
 
@@ -560,61 +548,40 @@ def shape_of(split: Split, config: FitConfig, validation: ValidationRows = NO_VA
     )
 
 
-def _kernel(
+def _measured_kernel(
     problem: Problem,
     rows: SetUpRows,
     settings: KernelConfig,
     function: KernelFunction | None,
     sample: Tensor,
     mesh: Mesh,
-) -> tuple[Kernel, dict[str, Any] | None, float | None]:
-    """The function as a kernel, or the kernel of the settings with its bandwidth measured on sample, (s, d), scaled.
-
-    With it what is told of the weights of its columns, and the noise that was found, where they were learnt.
-    """
+) -> Kernel:
+    """The function as a kernel, or the kernel of the settings with its bandwidth measured on sample, (s, d), scaled."""
     if function is not None:
-        return CallableKernel.checked(function, sample), None, None
-    if settings.name in COLUMN_KERNELS:
-        return _column_kernel(problem, rows, settings, mesh)
+        return CallableKernel.checked(function, sample)
     mean = rows.centers.double().mean(0) if problem.feature_mean is None else problem.feature_mean
     centre = problem.inputs.of_mean(mean).float().to(sample.device)
     kernel = measured_kernel(settings, sample, centre)
     if mesh.size == 1:
-        return kernel, None, None
+        return kernel
     # What each rank has measured may differ in the last bit, where their devices do.
     parameters = mesh.broadcast_object(lambda: kernel.parameters)
-    return named_kernel(kernel.name, parameters, kernel_tensors(kernel)), None, None
+    return named_kernel(kernel.name, parameters, kernel_tensors(kernel))
 
 
-def _column_kernel(
-    problem: Problem, rows: SetUpRows, settings: KernelConfig, mesh: Mesh
-) -> tuple[ColumnKernel, dict[str, Any] | None, float | None]:
-    """The kernel on columns with the weights of `rows.metric`, or learnt from `rows.pool`; what is told; the noise.
-
-    With neither all columns weigh the same.
-    """
-    d = rows.centers.shape[1]
-    plain = plain_kernel(settings, d, problem.categories)
-    if rows.metric is not None:
-        return ColumnKernel.of(plain.name, rows.metric, plain.power), None, rows.noise
+def _learnt_columns(problem: Problem, rows: SetUpRows, settings: KernelConfig, mesh: Mesh) -> LearntColumns:
+    """`rows.learnt`, or what is learnt from `rows.pool`; with neither all columns weigh the same."""
+    if rows.learnt is not None:
+        return rows.learnt
     if rows.pool is None:
-        return plain, None, None
+        return LearntColumns(plain_kernel(settings, rows.centers.shape[1], problem.categories))
     n_centers = resolving_centers(len(rows.centers), problem.shape.n_rows)
-    return learnt_for_columns(problem, rows.pool, settings, n_centers, mesh)
+    return learn_columns(problem, rows.pool, settings, n_centers, mesh)
 
 
 def resolving_centers(n_centers: int, n_rows: int) -> int:
     """For how many centers weights are learnt: centers with few rows each resolve no more than fewer centers do."""
     return max(1, min(n_centers, n_rows // _ROWS_PER_CENTER))
-
-
-def learnt_for_columns(
-    problem: Problem, pool: tuple[Tensor, Tensor], settings: KernelConfig, n_centers: int, mesh: Mesh
-) -> tuple[ColumnKernel, dict[str, Any] | None, float | None]:
-    """The kernel on columns with weights for `n_centers` centers, learnt from x and y; what is told; the noise."""
-    learnt = learn_columns(problem, pool, settings, n_centers, mesh)
-    kernel = learnt.for_centers(n_centers)
-    return kernel, learnt.told_of(kernel), learnt.noise
 
 
 def learn_columns(
@@ -776,23 +743,22 @@ def scaling_by(
     return scaling.sparing([*codes, *(zero_one if kind == "auto" else ())])
 
 
-def tell_heavy_tails(split: Split, config: FitConfig) -> None:
+def tell_heavy_tails(split: Split, scale: Scale, inputs: InputScaling) -> None:
     """Says which numbers are bent for their long tails, or lie more than 30 standard deviations from their mean."""
-    if config.data.scale == "auto":
-        names = split.manifest.feature_names
-        if bent := [names[j] for j, bend in enumerate(input_scaling(split, config).bends) if bend]:
-            logger.info(
-                "%d of %d columns have long tails and are bent by asinh: %s%s",
-                len(bent),
-                len(names),
-                ", ".join(bent[:_TOLD_TAILS]),
-                ", ..." if len(bent) > _TOLD_TAILS else "",
-            )
-    if config.data.scale != "standard":
+    names = split.manifest.feature_names
+    if bent := [names[j] for j, bend in enumerate(inputs.bends) if bend]:
+        logger.info(
+            "%d of %d columns have long tails and are bent by asinh: %s%s",
+            len(bent),
+            len(names),
+            ", ".join(bent[:_TOLD_TAILS]),
+            ", ..." if len(bent) > _TOLD_TAILS else "",
+        )
+    if scale != "standard":
         return
     left_out = {*code_features(split.manifest), *zero_one_features(split.manifest)}
     features, far = split.info.features, []
-    for number, name in enumerate(split.manifest.feature_names):
+    for number, name in enumerate(names):
         mean, std = features.mean[number], features.std[number]
         low, high = mean - features.minimum[number], features.maximum[number] - mean
         # Of two values only: then std^2 = low high.

@@ -19,26 +19,25 @@ from torch import Tensor
 from ep3stream.config import FitConfig, KernelConfig
 from ep3stream.mesh import Mesh
 from ep3stream.run.setup import Setup
-from ep3stream.solver.column_weights import POOL_ROWS, growth
-from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
+from ep3stream.solver.column_weights import POOL_ROWS
+from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.named_kernels import measured_kernel
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import Rows
-from ep3stream.training.column_kernel import pool_rows
+from ep3stream.training.column_kernel import LearntColumns, pool_rows
 from ep3stream.training.plan import SizePlan, memory_budget
 from ep3stream.training.set_up import (
     SetUpRows,
     StageTimes,
-    learnt_for_columns,
+    learn_columns,
     problem_of_split,
-    resolving_centers,
     set_up,
 )
 from ep3stream.training.trainer import Trainer
 
-# Weights of columns are learnt for so many centers, and made sharper for more.
+# Weights of columns are learnt once for up to so many centers.
 _LEARNT_CENTERS = 1500
 _MEDIAN_ROWS = 2000
 _SCORED_ROWS = 8192
@@ -104,8 +103,8 @@ class TrialFits:
     """Makes trials. Rows are read when a trial first needs them.
 
     reader, numbers: the split to fit, and which of its rows, in random order. held: x and y of the held-out rows.
-    config: the settings of the fit. learnt: kernels on columns by name and power, with the weights for 1500 centers;
-    noises: n times the ridge that suits each. learning_s: seconds that learning took, in those of the cheapest form.
+    config: the settings of the fit. learnt: kernels on columns by name and power. learning_s: seconds that learning
+    took, in those of the cheapest form.
     """
 
     reader: SplitReader
@@ -115,8 +114,7 @@ class TrialFits:
     by_accuracy: bool
     clock: Callable[[], float] = time.monotonic
     mesh: Mesh = field(default_factory=lambda: Mesh(0, 1, _device()))
-    learnt: dict[tuple[str, float], ColumnKernel] = field(default_factory=dict)
-    noises: dict[tuple[str, float], float | None] = field(default_factory=dict)
+    learnt: dict[tuple[str, float], LearntColumns] = field(default_factory=dict)
     learning_s: float = 0.0
     _rows: tuple[Tensor, Tensor] | None = None
 
@@ -126,10 +124,10 @@ class TrialFits:
         elapsed_s leaves out what happens once: reading rows, and learning weights of columns.
         """
         x, y = self._read(size.n_rows)
-        metric = self._metric(candidate.kernel, size)
+        learnt = self._learnt(candidate.kernel)
         began = self.clock()
         config = self._settings(candidate, size)
-        setup = self._set_up(config, size, metric)
+        setup = self._set_up(config, size, learnt)
         trainer = Trainer(setup, config, None, self.mesh)
         trainer.start()
         first = 0 if config.data.keep_center_rows else size.n_centers
@@ -175,8 +173,8 @@ class TrialFits:
             self._rows = torch.from_numpy(x).float(), torch.from_numpy(y)
         return self._rows
 
-    def _metric(self, kernel: KernelConfig, size: Size) -> Tensor | None:
-        """Weights of the columns for the size, (3, d), learnt once for each form; None for other kernels."""
+    def _learnt(self, kernel: KernelConfig) -> LearntColumns | None:
+        """The weights of the columns, learnt once for each form; None for other kernels."""
         if kernel.name not in COLUMN_KERNELS:
             return None
         form = _form(kernel)
@@ -188,13 +186,11 @@ class TrialFits:
             plain = replace(kernel, sharpness=1.0)
             problem = problem_of_split(self.reader, replace(self.config, kernel=plain))
             pool = (pool[0][:n_rows], pool[1][:n_rows])
-            found = learnt_for_columns(problem, pool, plain, _LEARNT_CENTERS, self.mesh)
-            self.learnt[form], _, self.noises[form] = found
+            self.learnt[form] = learn_columns(problem, pool, plain, _LEARNT_CENTERS, self.mesh)
             self.learning_s = max(self.learning_s, (self.clock() - began) / _learning_cost(kernel))
-        n_resolving = resolving_centers(size.n_centers, size.n_rows)
-        return self.learnt[form].scaled(growth(n_resolving, _LEARNT_CENTERS) * kernel.sharpness).metric
+        return replace(self.learnt[form], sharpness=kernel.sharpness)
 
-    def _set_up(self, config: FitConfig, size: Size, metric: Tensor | None) -> Setup:
+    def _set_up(self, config: FitConfig, size: Size, learnt: LearntColumns | None) -> Setup:
         problem = problem_of_split(self.reader, config)
         shape = replace(problem.shape, n_rows=size.n_rows, segment_rows=size.n_rows)
         memory_bytes = memory_budget(config.run.memory_bytes, self.mesh)
@@ -204,8 +200,7 @@ class TrialFits:
         x, y = self._read(size.n_rows)
         more = slice(p, min(p + n_more, size.n_rows))
         rows = SetUpRows.parted(x[:p], np.arange(p), x[more], y[more], plan.nystrom_samples)
-        noise = None if metric is None else self.noises[_form(config.kernel)]
-        rows = replace(rows, metric=metric, noise=noise)
+        rows = replace(rows, learnt=learnt)
         times = StageTimes(logs=False)
         return set_up(
             replace(problem, shape=shape), rows, plan, config, None, self.mesh, memory_bytes, times
