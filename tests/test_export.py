@@ -16,7 +16,6 @@ from small_stores import make_store, plain_config, smooth_rows
 import ep3stream
 from ep3stream import InputError, KernelConfig, KernelModel
 from ep3stream.config import KERNEL_DEFAULTS
-from ep3stream.conversion.recorded_columns import COLUMNS_VERSION
 from ep3stream.solver import export
 
 DOCS = Path(__file__).parents[1] / "docs" / "formats.md"
@@ -90,7 +89,7 @@ def test_the_description_says_what_the_document_says(tmp_path):
     described = json.loads((ep3stream.export(run, tmp_path / "out") / "model.json").read_text())
     listed = set(re.findall(r"`([a-z_]+)`", DOCS.read_text().split("`model.json`:")[1].split("\n\nIn ")[0]))
     assert set(described) - {"created_by"} <= listed
-    assert described["conversion"]["columns"]["version"] == COLUMNS_VERSION
+    assert described["conversion"]["columns"]["version"] == 3  # The lowest that says what these columns are.
     assert (described["n_centers"], described["n_features"], described["n_outputs"]) == (50, 5, 3)
 
 
@@ -110,6 +109,22 @@ def test_a_callable_kernel_is_in_the_program_and_one_that_branches_on_values_is_
     with pytest.raises(InputError, match="cannot be exported as a program"):
         ep3stream.export(tmp_path / "branching", tmp_path / "never", kernel=branching)
     assert not (tmp_path / "never").exists()
+
+
+def test_bent_numbers_are_bent_by_the_program_and_named_in_the_description(tmp_path):
+    x = X.copy()
+    x[:, 1] = np.exp(3 * np.random.default_rng(0).normal(size=len(x)))
+    ep3stream.convert((x, TARGETS[:, 0]), tmp_path / "s.zarr")
+    run = ep3stream.fit(tmp_path / "s.zarr", tmp_path / "run", plain_config(solver={"centers": 60}))
+    folder = ep3stream.export(run, tmp_path / "out")
+    described = json.loads((folder / "model.json").read_text())
+    assert described["format_version"] == 3
+    assert [one["feature"] for one in described["inputs"]["bent"]] == [1]
+    rows = x[:40].astype(np.float32)
+    expected = ep3stream.load(run).predict(rows)
+    np.testing.assert_allclose(
+        program(folder)(torch.from_numpy(rows)).numpy()[:, 0], expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_an_export_replaces_nothing(tmp_path):

@@ -33,7 +33,7 @@ from ep3stream.store.reader import open_store
 from ep3stream.values.labels import recorded_label_type
 from ep3stream.values.offsets import Offsets
 
-# 2: a model with offsets. 3: one whose `inputs` say that features are codes.
+# 2: a model with offsets. 3: one whose `inputs` say that features are codes or bent.
 _WITH_OFFSETS, EXPORT_VERSION = 2, 3
 TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
 
 def _export_version(model: Predictor) -> int:
     """The lowest version that can say what the model is."""
-    if model.inputs.n_codes:
+    if model.inputs.description():
         return EXPORT_VERSION
     return _WITH_OFFSETS if model.offsets else 1
 
