@@ -11,7 +11,6 @@ where Numba cannot be imported, torch does, an operation at a time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.solver.column_loops import ColumnLoops, compiled_loops
+from ep3stream.solver.kernels import LOG2_E
 from ep3stream.solver.points import Points
 
 COLUMN_KERNELS = ("product", "anova")
@@ -28,7 +28,6 @@ COLUMN_KERNELS = ("product", "anova")
 # Entries of a strip for each thread: two strips fit into the 1 MiB of cache of a core.
 _STRIP_ENTRIES = 1 << 16
 _GPU_STRIP_ENTRIES = 1 << 26
-_LOG2_E = 1 / math.log(2)
 # Numbers times weights are brought within this, so that differences do not overflow; codes never reach it.
 _FARTHEST = 1e38
 
@@ -104,7 +103,7 @@ class ColumnKernel:
 
     def left(self, x: Tensor) -> Points:
         """The columns in use, (n, k): numbers times w (log2 e)^(1 / power), codes of categories as they are."""
-        factors = torch.where(self.is_category, 1.0, self.weights * _LOG2_E ** (1 / self.power))
+        factors = torch.where(self.is_category, 1.0, self.weights * LOG2_E ** (1 / self.power))
         scaled = x[:, self.used.to(x.device)] * factors[self.used].to(x)
         return Points(scaled.clamp_(-_FARTHEST, _FARTHEST))
 
@@ -147,7 +146,7 @@ class ColumnKernel:
         if not is_served or (loops := compiled_loops()) is None:
             return None
         used = self.used
-        parts = (self.is_category, self.weights.double() * _LOG2_E, self.shares.double())
+        parts = (self.is_category, self.weights.double() * LOG2_E, self.shares.double())
         return ColumnLoops(
             loops, self.name == "anova", self.power == 2, *(part[used].numpy() for part in parts)
         )
@@ -189,7 +188,7 @@ class ColumnKernel:
             yield rows, room[: rows.stop - rows.start]
 
     def _columns(self) -> list[_Column]:
-        parts = (self.is_category, self.weights * _LOG2_E, self.shares)
+        parts = (self.is_category, self.weights * LOG2_E, self.shares)
         in_use = zip(*(part[self.used].tolist() for part in parts), strict=True)
         return [_Column(at, *numbers) for at, numbers in enumerate(in_use)]
 
@@ -211,7 +210,7 @@ class ColumnKernel:
             of_exponents, of_shares = loops.slopes(left.prepared, right.prepared, weighted)
         else:
             of_exponents, of_shares = self._slopes_by_torch(left, right, weighted)
-        degrees = torch.where(self.is_category[self.used], 1.0, self.power).double() / _LOG2_E
+        degrees = torch.where(self.is_category[self.used], 1.0, self.power).double() / LOG2_E
         found = torch.zeros(2, len(self.weights), dtype=torch.float64)
         found[:, self.used] = torch.stack([of_exponents * degrees, of_shares])
         return found[0], found[1]

@@ -35,7 +35,7 @@ CALLABLE = "callable"
 _CHECKED_ROWS = 64
 _CHECKED_SHARE = 0.01
 _STRIP_ENTRIES = 1 << 18
-_LOG2_E = 1 / math.log(2)
+LOG2_E = 1 / math.log(2)
 
 
 class Kernel(Protocol):
@@ -85,12 +85,12 @@ def _gaussian(scaled: Tensor, shape: float, out: Tensor) -> None:
 
 
 def _dispersal(scaled: Tensor, shape: float, out: Tensor) -> None:
-    torch.exp2(scaled.pow_(shape / 2).mul_(-_LOG2_E), out=out)
+    torch.exp2(scaled.pow_(shape / 2).mul_(-LOG2_E), out=out)
 
 
 def _rational_quadratic(scaled: Tensor, shape: float, out: Tensor) -> None:
     # log1p, not a power of 1 + t^2 / (2 shape): with a large shape, near the Gaussian, that sum loses its digits.
-    torch.exp2(scaled.mul_(0.5 / shape).log1p_().mul_(-shape * _LOG2_E), out=out)
+    torch.exp2(scaled.mul_(0.5 / shape).log1p_().mul_(-shape * LOG2_E), out=out)
 
 
 def _matern32(scaled: Tensor, shape: float, out: Tensor) -> None:
@@ -120,8 +120,8 @@ class _Profile(NamedTuple):
 
 
 _PROFILES = {
-    "laplacian": _Profile(_LOG2_E**2, _laplacian),
-    "gaussian": _Profile(_LOG2_E / 2, _gaussian),
+    "laplacian": _Profile(LOG2_E**2, _laplacian),
+    "gaussian": _Profile(LOG2_E / 2, _gaussian),
     "matern32": _Profile(3, _matern32),
     "matern52": _Profile(5, _matern52),
     "dispersal": _Profile(1, _dispersal),

@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 
 from ep3stream.mesh import Mesh
 from ep3stream.solver.columns import ColumnKernel
-from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
+from ep3stream.solver.kernels import LOG2_E, CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
 
 # rho, as a share of the mean of the diagonal of S: of centers that nearly coincide, none gets a huge weight.
@@ -41,8 +41,6 @@ KNOWN_SHARE = 0.98
 _DIRECTIONS, _DIRECTION_ROWS = 16, 1024
 # Rows of groups that are multiplied at once.
 _ROWS_AT_ONCE = 1 << 12
-
-_LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +362,7 @@ def _column_cut(kernel: ColumnKernel) -> Callable[[Tensor, int], Tensor]:
             by_code = by_number[ranks[by_number].sort(stable=True)[1]]
             sides = ranks[by_code].tensor_split([first])
             fall = (
-                _LOG2_E
+                LOG2_E
                 * weight
                 * (_unlike(ranks) - sum(len(side) * _unlike(side) for side in sides) / len(ranks))
             )
