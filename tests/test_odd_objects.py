@@ -203,9 +203,15 @@ def test_zoned_times_and_dates_as_objects_are_dates(tmp_path):
         {"t": pd.date_range("2020", periods=N, tz="UTC"), "d": [datetime.date(2020, 3, 1)] * N, "y": Y}
     )
     names, rows = rows_of(frame, "y", tmp_path / "s")
-    assert [name for name in names if name.startswith("d.")] == ["d.days", "d.month", "d.weekday"]
+    assert [name for name in names if name.startswith("d.")] == [
+        "d.days",
+        "d.yearday",
+        "d.month",
+        "d.weekday",
+    ]
     assert rows[0][names.index("t.days")] == 18262
-    assert rows[0][names.index("d.month")] == 3
+    assert rows[0][names.index("d.yearday")] == 61
+    assert rows[0][names.index("d.month")] == 2  # The code of March.
 
 
 def test_an_infinite_category_is_refused_and_leaves_nothing(tmp_path):
