@@ -236,22 +236,15 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _input_scaling(self, source: Source) -> InputScaling:
         if self.scale not in get_args(Scale):
             raise ConfigError(f"scale is {self.scale!r}; choose one of {', '.join(get_args(Scale))}")
-        codes: Mapping[int, int] = {}
-        zero_one: tuple[int, ...] = ()
         if isinstance(source, NumberedSource):
             split = source.split()
-            found, codes = split.info.features, code_features(split.manifest)
-            zero_one = zero_one_features(split.manifest)
-        elif self.scale != "none":
-            found = source.statistics()
-        else:
-            return self._with_codes(InputScaling.identity(self.n_features_in_), codes)
-        return self._with_codes(scaling_by(self.scale, found, zero_one, codes), codes)
-
-    def _with_codes(self, scaling: InputScaling, codes: Mapping[int, int]) -> InputScaling:
-        """The scaling, where these features are codes, which kernels on columns compare and others get as 0/1."""
-        kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
-        return scaling if kernel in COLUMN_KERNELS else scaling.with_codes(codes)
+            codes, zero_one = code_features(split.manifest), zero_one_features(split.manifest)
+            scaling = scaling_by(self.scale, split.info.features, zero_one, codes)
+            kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
+            return scaling if kernel in COLUMN_KERNELS else scaling.with_codes(codes)
+        if self.scale == "none":  # No pass over the rows.
+            return InputScaling.identity(self.n_features_in_)
+        return scaling_by(self.scale, source.statistics(), (), {})
 
     def _n_centers(self, n_rows: int) -> int:
         if self.n_centers == "auto":
