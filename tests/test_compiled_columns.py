@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+
+import torch
+
+from ep3stream.solver.columns import ColumnKernel
 
 USES_A_BLOCK = """
 import sys, torch
@@ -42,3 +47,16 @@ def test_machine_code_that_cannot_be_kept_or_is_damaged_is_compiled_again(tmp_pa
     for file in files:
         file.write_bytes(file.read_bytes()[:7])
     run()
+
+
+def test_no_thread_is_left_when_a_block_is_done():
+    kernel = ColumnKernel.of("product", torch.ones(3, 7) * torch.tensor([[0.3], [0], [1]]))
+    points = kernel.left(torch.randn(2048, 7, generator=torch.Generator().manual_seed(0)))
+    alone = kernel.block(points, points)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(kernel.block(points, points), alone)
+    finally:
+        torch.set_num_threads(before)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("ep3stream")] == []

@@ -9,7 +9,6 @@ import functools
 import importlib
 import itertools
 import logging
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -148,14 +147,12 @@ def _in_threads(work: Callable[[slice], None], n_items: int, differences_each: i
     n_threads = min(torch.get_num_threads(), n_items, n_items * differences_each // _THREAD_DIFFERENCES + 1)
     bounds = [n_items * i // n_threads for i in range(n_threads + 1)]
     mine, *others = (slice(*pair) for pair in itertools.pairwise(bounds))
-    process = threading.main_thread().native_id
-    under_way = [_pool(process, n_threads - 1).submit(work, items) for items in others]
-    work(mine)
-    for each in under_way:
-        each.result()
-
-
-@functools.cache
-def _pool(process: int | None, n_threads: int) -> ThreadPoolExecutor:
-    """Threads for the loops of a process: a forked one has none of those of its parent."""
-    return ThreadPoolExecutor(n_threads, "ep3stream-columns")
+    if not others:
+        work(mine)
+        return
+    # Threads of this call alone: none is left, and a forked process misses none.
+    with ThreadPoolExecutor(len(others), "ep3stream-columns") as pool:
+        under_way = [pool.submit(work, items) for items in others]
+        work(mine)
+        for each in under_way:
+            each.result()
