@@ -32,6 +32,7 @@ PARTS = dd.from_pandas(FRAME, npartitions=2)
 DATES = [f"2020-01-0{day} 00:00:00" for day in (1, 2, 3)]
 TEXTS, TEXT_NAMES = ["u", "v"] * 20, ["a"]
 CODES = np.arange(N) % 2
+VIEWS = pa.DictionaryArray.from_arrays(pa.array(CODES), pa.array(["u", "v"], pa.string_view()))
 
 
 def with_column(values: Any) -> pd.DataFrame:
@@ -94,6 +95,7 @@ TABLES: dict[str, tuple[Any, str, list[str], Any]] = {
     "half": (arrow(pa.array(np.arange(N).astype("f2"))), "y", ["a"], np.arange(N)),
     "large strings": (arrow(pa.array(TEXTS, pa.large_string())), "y", TEXT_NAMES, CODES),
     "string views": (arrow(pa.array(TEXTS, pa.string_view())), "y", TEXT_NAMES, CODES),
+    "string views as categories": (arrow(VIEWS), "y", TEXT_NAMES, CODES),
     "dictionary of numbers": (arrow(pa.array([1.5, 2.5] * 20).dictionary_encode()), "y", ["a"], [1.5, 2.5] * 20),
     "stream": (Stream(arrow(pa.array(X[:, 0]))), "y", ["a"], X[:, 0]),
 }  # fmt: skip

@@ -300,16 +300,20 @@ def text_rules(config: ConvertConfig) -> TextRules:
 
 
 def plan_columns(
-    where: str, schema: Mapping[str, pa.DataType], config: ConvertConfig, rules: TextRules | None = None
+    where: str,
+    schema: Mapping[str, pa.DataType],
+    config: ConvertConfig,
+    rules: TextRules | None = None,
+    has_target: bool = True,
 ) -> ColumnPlan:
     """The plan for a file with columns of these types, as the config asks.
 
-    rules: what is known of columns of texts; by default what the config states. Raises SourceError, in which `where`
-    names the file, if no target is chosen, a name is unknown, a type is of no use, or two columns would have the same
-    name.
+    rules: what is known of columns of texts; by default what the config states. has_target: whether the config must
+    choose a target; else all columns may be features. Raises SourceError, in which `where` names the file, if no target
+    is chosen, a name is unknown, a type is of no use, or two columns would have the same name.
     """
     targets = require_known(where, config.targets, list(schema), "--target") if config.targets else ()
-    if not targets:
+    if has_target and not targets:
         shown = ", ".join(list(schema)[-5:])
         dots = "..., " * (len(schema) > 5)
         raise SourceError(f"{where}: no target column was chosen; give --target NAME, one of {dots}{shown}")
@@ -319,7 +323,9 @@ def plan_columns(
     for name in ("category", "number", "date"):
         require_known(where, tuple(getattr(config, name)), [*features, *targets], f"--{name}")
     require_known(where, tuple(config.rename), [*features, *targets], "--rename")
-    target = _target(where, {name: schema[name] for name in targets}, config)
+    target = TargetColumns((), "number")
+    if targets:
+        target = _target(where, {name: schema[name] for name in targets}, config)
     columns = [column for name in features for column in _feature_columns(where, name, schema[name], config)]
     types = {
         column.source: read_type(column.family, schema[column.source])

@@ -85,11 +85,20 @@ def conformed(
     for name, family in wanted.items():
         index = rows.schema.get_field_index(name)
         found = family_or_none(columns[index].type, name)
+        columns[index] = _without_views(columns[index])
         if found is None:
             columns[index] = pa.nulls(rows.num_rows, read_type(family))
         elif name not in categories and found != family and {found, family} != {"integer", "number"}:
             columns[index] = _as_family(columns[index], found, family, name, where)
     return pa.record_batch(columns, names=rows.schema.names)
+
+
+def _without_views(values: pa.Array) -> pa.Array:
+    """A dictionary of string views, as of polars' categories, as one of strings: arrow decodes no other."""
+    dtype = values.type
+    if pa.types.is_dictionary(dtype) and dtype.value_type == pa.string_view():
+        return values.cast(pa.dictionary(dtype.index_type, pa.string()))
+    return values
 
 
 def _as_family(values: pa.Array, found: Family, family: Family, name: str, where: BatchOrigin) -> pa.Array:

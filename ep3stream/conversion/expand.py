@@ -1,6 +1,7 @@
 """Turns encoded rows into the x and y of a store, once every category, label and fill is known.
 
-`Expansion` does this for a conversion, `FeatureRows` for tables without a target, whose rows a model predicts.
+`Expansion` does this for a conversion, `FeatureRows` for tables without a target, whose rows a model predicts, and
+`EncodedTable` for a table in memory, from which the categories and fills are learned.
 A missing number becomes its column's fill, and its indicator feature is 1; an unseen category that is ignored has the
 code -1, or sets none of its features.
 """
@@ -18,7 +19,7 @@ from ep3stream.config import ConvertConfig, Unknown
 from ep3stream.conversion.categories import UNKNOWN
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.missing_values import indicator_name, whole_name
-from ep3stream.conversion.numbers import all_finite
+from ep3stream.conversion.numbers import ColumnMeans, Moments, all_finite
 from ep3stream.conversion.recorded_columns import RecordedColumns, describe_columns
 from ep3stream.conversion.rows import EncodedRows
 from ep3stream.errors import SourceError
@@ -225,3 +226,43 @@ class FeatureRows:
         self.encoder.report_missing()
         self.encoder.report_invalid()
         self.encoder.report_unseen()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTable:
+    """The rows of a table without a target, as a conversion without options would store them, in memory.
+
+    x: (n, d), float32, less the offsets that are recorded. columns: the record of the columns, as in a manifest.
+    """
+
+    x: NDArray[np.float32]
+    feature_names: tuple[str, ...]
+    columns: dict[str, Any]
+
+    @classmethod
+    def of(cls, source: RowSource) -> EncodedTable:
+        """Learns categories, means and offsets from all rows, and encodes them; warns as a conversion does.
+
+        O(n d) time and memory. Raises SourceError for a value or a column that no conversion takes.
+        """
+        encoder = RowEncoder.build(source, ConvertConfig())
+        batches = encoder.offsets.read_ahead(source.batches(_BLOCK_BYTES))
+        parts = [encoder.encode(batch) for batch in batches]
+        encoder.require_usable(source.name)
+        if gappy := encoder.unknown_means():
+            means = ColumnMeans(len(gappy))
+            for rows in parts:
+                means.add(rows.x[:, gappy])
+            encoder.set_means(gappy, means.means())
+        expansion = Expansion.build(source, encoder)
+        x, n_rows = np.empty((encoder.tally.kept, expansion.n_features), np.float32), 0
+        for rows in parts:
+            x[n_rows : n_rows + len(rows)] = expansion.expand(rows)[0]
+            n_rows += len(rows)
+        encoder.report()
+        return cls(x, expansion.feature_names, expansion.columns(Moments.of(x).mean))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a model keeps of the columns, as `columns_of` a store."""
+        return {"columns": self.columns, "x_dtype": "float32"}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -169,22 +169,36 @@ def columns_of(manifest: Manifest) -> dict[str, Any]:
     return {"columns": dict(manifest.columns), "x_dtype": manifest.x_dtype}
 
 
-def code_features(manifest: Manifest) -> dict[int, int]:
+class KnownFeatures(Protocol):
+    """Features and the record of the columns that they are made of, as a manifest has them."""
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The record of the columns."""
+        ...
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of the columns of x."""
+        ...
+
+
+def code_features(known: KnownFeatures) -> dict[int, int]:
     """Features that hold the codes of a category each, by their numbers, and how many codes each has."""
-    values = code_values(manifest.columns)
-    numbered = enumerate(manifest.feature_names)
+    values = code_values(known.columns)
+    numbered = enumerate(known.feature_names)
     return {number: len(values[name]) for number, name in numbered if values.get(name)}
 
 
-def zero_one_features(manifest: Manifest) -> tuple[int, ...]:
+def zero_one_features(known: KnownFeatures) -> tuple[int, ...]:
     """Numbers of the features that are 1 or 0 for a category, as `--categories onehot` stores it, or for a gap."""
     names = set()
-    for one in manifest.columns.get("columns", ()):
+    for one in known.columns.get("columns", ()):
         if one.get("kind") == "indicator":
             names.add(one["name"])
         elif one.get("kind") == "category" and one.get("encoding", "onehot") == "onehot":
             names |= {f"{one['name']}={value}" for value in one["values"]}
-    return tuple(number for number, name in enumerate(manifest.feature_names) if name in names)
+    return tuple(number for number, name in enumerate(known.feature_names) if name in names)
 
 
 def code_values(columns: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:

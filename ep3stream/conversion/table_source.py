@@ -69,10 +69,14 @@ _BARE_SUFFIXES = (".csv", ".tsv", ".svm", ".svmlight", ".libsvm")
 
 
 def open_tables(
-    tables: Sequence[TableInput], config: ConvertConfig, like: RecordedColumns | None = None
+    tables: Sequence[TableInput],
+    config: ConvertConfig,
+    like: RecordedColumns | None = None,
+    has_target: bool = True,
 ) -> RowSource:
     """The tables as one source, with the columns that the config asks for; under `like` those of that store.
 
+    has_target: whether the config must choose a target.
     The columns of every table are checked here, but for the types of CSV, which show while it is read. Raises
     SourceError or ConfigError.
     """
@@ -85,7 +89,8 @@ def open_tables(
     rules = text_rules(config)
     found = _types_of_all(tables, rules)
     schema = _without_index(tables[0], {field.name: field.type for field in found.schema}, config)
-    plan = plan_columns(str(tables[0]), schema, config, replace(rules, formats=found.formats))
+    rules = replace(rules, formats=found.formats)
+    plan = plan_columns(str(tables[0]), schema, config, rules, has_target)
     _tell(tables[0], found, plan)
     return _planned(tables, plan, None if config.columns else set(schema))
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state
+from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state, check_X_y
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ep3stream.config import KernelConfig, Scale, Task, parse_bytes
@@ -23,7 +23,7 @@ from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batche
 from ep3stream.estimator.saved import load_estimator, save_estimator
 from ep3stream.online.kernel_model import STATE_VERSION, KernelModel
 from ep3stream.online.sources import ArraySource, NumberedSource, RowForm, StoreSource
-from ep3stream.prediction.frames import FrameReader
+from ep3stream.prediction.frames import FrameReader, encoded_frame, is_table
 from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.columns import COLUMN_KERNELS
@@ -38,6 +38,8 @@ from ep3stream.values.offsets import Offsets, shifted
 
 _FEW_CENTERS, _MANY_CENTERS = 2000, 5000
 _FEW_ROWS_PER_CENTER = 5
+# What messages call the rows that say what a DataFrame's columns become.
+_FIRST_FRAME = Path("the fitted DataFrame")
 _ROWS_TO_SEE, _LEAST_EPOCHS, _MOST_EPOCHS = 30_000, 2, 20
 
 
@@ -82,15 +84,16 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     _centers: torch.Tensor
     _seed: int
     _offsets: Offsets
-    _record: dict[str, Any] | None  # Of the columns of the store that it was fitted to.
+    _frames: FrameReader | None  # Of the columns of the store or DataFrame that it was fitted to.
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Trains from the start, for all epochs.
 
         X, y: arrays of (n, d) and (n,), or for regression (n, c); Dask arrays of these; or, without y, a store's
-        path, an open store, or one of its splits: `train`, or the only one. sample_weight, for arrays in memory: what
-        each row counts, (n,), 0 or more; a row of weight 2 is as good as two rows. Raises ValueError for what is no
-        such data, DivergedError where steps halved three times still blow up.
+        path, an open store, or one of its splits: `train`, or the only one. X may be a DataFrame with texts,
+        categories, dates and gaps, which become features as `convert` makes them. sample_weight, for rows in memory:
+        what each row counts, (n,), 0 or more; a row of weight 2 is as good as two rows. Raises ValueError for what is
+        no such data, DivergedError where steps halved three times still blow up.
         """
         source, excluded = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight))
         trainer, n_epochs = self._trained(), self._n_epochs(source.n_rows - len(excluded))
@@ -124,7 +127,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         if state is None:
             raise InputError("the model came from a run alone; copy that run, or use ep3stream.export")
         place = Path(path).absolute()
-        save_estimator(place, self.model_, self.get_params(deep=False), self._fitted(), state)
+        record = None if self._frames is None else self._frames.record
+        save_estimator(place, self.model_, self.get_params(deep=False), self._fitted(), state, record)
 
     @classmethod
     def load(cls, path: Path | str, kernel: KernelFunction | None = None) -> Self:
@@ -138,7 +142,10 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             raise InputError(f"{path} holds a model for another task; use {other}.load")
         made = cls(**saved.parameters)
         made.model_, made._trainer, made._saved = saved.model, None, saved.state
-        made._record = None
+        made._frames = None
+        if isinstance(frames := saved.model.frames, FrameReader) and frames.record is not None:
+            made._frames = replace(frames, unknown="ignore")
+            made.model_ = replace(saved.model, frames=made._frames)
         # The model's centers may be in another order than those that its state was given.
         given = (saved.state or {}).get("centers", saved.model.centers)
         made._centers, made._scaling = given, saved.model.inputs
@@ -217,6 +224,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             ridge=self.ridge,
             class_weights=self._class_weights(),
             precision=self.precision,
+            categories=self._codes,
             device=self.device,
             seed=self._seed,
             memory=self.memory,
@@ -237,14 +245,25 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         if self.scale not in get_args(Scale):
             raise ConfigError(f"scale is {self.scale!r}; choose one of {', '.join(get_args(Scale))}")
         if isinstance(source, NumberedSource):
-            split = source.split()
-            codes, zero_one = code_features(split.manifest), zero_one_features(split.manifest)
-            scaling = scaling_by(self.scale, split.info.features, zero_one, codes)
-            kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
-            return scaling if kernel in COLUMN_KERNELS else scaling.with_codes(codes)
-        if self.scale == "none":  # No pass over the rows.
-            return InputScaling.identity(self.n_features_in_)
-        return scaling_by(self.scale, source.statistics(), (), {})
+            features = source.split().info.features
+        elif self.scale == "none" and not self._codes:  # No pass over the rows.
+            return InputScaling.identity(self._n_features)
+        else:
+            features = source.statistics()
+        zero_one = () if self._frames is None else zero_one_features(self._frames)
+        scaling = scaling_by(self.scale, features, zero_one, self._codes)
+        kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
+        return scaling if kernel in COLUMN_KERNELS else scaling.with_codes(self._codes)
+
+    @property
+    def _codes(self) -> dict[int, int]:
+        """The features that are codes of categories, and how many codes each has."""
+        return {} if self._frames is None else code_features(self._frames)
+
+    @property
+    def _n_features(self) -> int:
+        """d, the features of the model; of a DataFrame others than its columns, which `n_features_in_` counts."""
+        return self.n_features_in_ if self._frames is None else len(self._frames.feature_names)
 
     def _n_centers(self, n_rows: int) -> int:
         if self.n_centers == "auto":
@@ -273,9 +292,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self._take_manifest(reader, is_first)
             if is_first:
                 self._offsets = reader.manifest.offsets
-            self._record = columns_of(reader.manifest) if is_first else self._record
             return StoreSource(reader)
-        self._record = None if is_first else self._record
+        self._frames = None if is_first else self._frames
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         if is_dask_array(X):
@@ -303,12 +321,37 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             targets = [f"y{i}" for i in range(self._n_outputs())]
             self._offsets = replace(self._offsets, y=array_offsets(y, targets, "target"))
 
-    def _decided(self, x: Any, y: Block, is_first: bool) -> tuple[Block, Block]:
-        """x, (n, d), and y less the offsets, x in float32; the first rows decide about these."""
+    def _validated(self, X: Any, y: Any, is_first: bool, **checks: Any) -> tuple[Any, Block, bool]:
+        """X, (n, d), and y as scikit-learn checks them, and whether X is less its offsets already.
+
+        The first DataFrame with texts, dates or gaps says which features are made of its columns, for all later ones.
+        """
+        read = None
+        if not is_first:
+            self._require_rows_of_features(X)
+            read = None if self._frames is None else self._frames(X)
+        elif (table := encoded_frame(X)) is not None:
+            validate_data(self, X, skip_check_array=True)  # For the names and the number of the columns.
+            record = table.record
+            self._frames = FrameReader(table.feature_names, run=_FIRST_FRAME, record=record, unknown="ignore")
+            read = table.x, True
+        if read is None:
+            X, y = validate_data(self, X, y, dtype=EXACT_TYPES, reset=is_first, accept_sparse="csr", **checks)
+            return X, y, False
+        return *check_X_y(read[0], y, dtype=EXACT_TYPES, estimator=self, **checks), read[1]
+
+    def _decided(self, x: Any, y: Block, is_first: bool, is_stored: bool) -> tuple[Block, Block]:
+        """x, (n, d), and y less the offsets, x in float32; the first rows decide about these.
+
+        is_stored: whether x is less its offsets already.
+        """
         if is_first:
             first = x[: sample_rows(x.shape[1])]
             self._decide_offsets(first.toarray() if issparse(x) else first, y)
-        return rounded(x, self._offsets.x), shifted(y, self._offsets.y)
+            if self._frames is not None:
+                known = Offsets.recorded(self._frames.columns, self._frames.feature_names, ())
+                self._offsets = replace(self._offsets, x=known.x)
+        return x if is_stored else rounded(x, self._offsets.x), shifted(y, self._offsets.y)
 
     def _outputs(
         self, X: Any, of_block: Callable[[Predictor, Block], Block], n_columns: int | None, dtype: Any
@@ -323,20 +366,37 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self._require_features(reader.manifest.n_features)
             model = self.model_.without(reader.manifest.offsets)
             return np.concatenate([of_block(model, np.asarray(x)) for x, _ in StoreSource(reader).all()])
-        if self._has_other_columns(X):
+        if self._is_read_by_name(X):
             return of_block(self.model_, X)
+        self._require_rows_of_features(X)
         X = validate_data(self, unmasked(X, "X"), dtype=EXACT_TYPES, reset=False, accept_sparse="csr")
         if issparse(X):  # A block of rows at a time is never large.
             parts = [of_block(self.model_, X[rows].toarray()) for rows in batches_of(X.shape[0])]
             return np.concatenate(parts)
         return of_block(self.model_, X)
 
-    def _has_other_columns(self, X: Any) -> bool:
-        """Whether X is a DataFrame with other columns than the features, of which a store's record may make them."""
+    def _is_read_by_name(self, X: Any) -> bool:
+        """Whether X is a table whose columns are found by their names; a record of columns may make features of them.
+
+        Without a record this is for a saved model, and for other columns than the features alone.
+        """
+        if self._frames is not None:
+            return is_table(X)
         names = getattr(X, "columns", None)
         if self.model_.frames is None or names is None:
             return False
         return list(names) != list(getattr(self, "feature_names_in_", ()))
+
+    def _require_rows_of_features(self, X: Any) -> None:
+        """InputError for an array where the columns of a DataFrame became other features."""
+        known = self._frames
+        if known is None or is_table(X):
+            return
+        if list(getattr(self, "feature_names_in_", ())) != list(known.feature_names):
+            raise InputError(
+                f"X is a {type(X).__name__}, but {type(self).__name__} was fitted to a DataFrame whose columns became "
+                f"{len(known.feature_names)} features; give a DataFrame with its columns"
+            )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -362,8 +422,17 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         names = np.array(manifest.feature_names, dtype=object)
         if is_first:
             self.n_features_in_, self.feature_names_in_ = len(names), names
+            self._frames = FrameReader(
+                manifest.feature_names,
+                run=Path(reader.path.name),
+                record=columns_of(manifest),
+                unknown="ignore",
+            )
         self._require_features(len(names))
-        if list(getattr(self, "feature_names_in_", names)) != list(names):
+        known = (
+            getattr(self, "feature_names_in_", names) if self._frames is None else self._frames.feature_names
+        )
+        if list(known) != list(names):
             raise ValueError(f"{reader.path} has other features than {type(self).__name__} was fitted to")
 
     def _refuse_weights(self, sample_weight: Any) -> None:
@@ -374,9 +443,9 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             )
 
     def _require_features(self, n_features: int) -> None:
-        if n_features != self.n_features_in_:
+        if n_features != self._n_features:
             raise ValueError(
-                f"X has {n_features} features, but {type(self).__name__} is expecting {self.n_features_in_} features"
+                f"X has {n_features} features, but {type(self).__name__} is expecting {self._n_features} features"
             )
 
     def _predictor(self) -> Predictor:
@@ -387,9 +456,10 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         classes = getattr(self, "classes_", None)
         class_names = None if classes is None else names_of(classes)
         feature_names = model.feature_names if names is None else tuple(map(str, names))
-        frames = None
-        if self._record is not None:
-            frames = FrameReader(feature_names, model.target_names, class_names, record=self._record)
+        frames = self._frames
+        if frames is not None:
+            feature_names = frames.feature_names
+            frames = replace(frames, target_names=model.target_names, class_names=class_names)
         return replace(
             model,
             feature_names=feature_names,

@@ -10,11 +10,11 @@ import numpy as np
 from sklearn.base import ClassifierMixin
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from ep3stream.config import KernelConfig
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.estimator.base import EXACT_TYPES, Block, ClassWeights, KernelEstimator, Store
+from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store
 from ep3stream.estimator.saved import labels_as_json, labels_from_json
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
@@ -147,7 +147,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
     def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
         if getattr(getattr(y, "dtype", None), "kind", "") == "T":
             y = y.astype(object).astype(str)  # NumPy's StringDType, which scikit-learn does not know.
-        X, y = validate_data(self, X, y, dtype=EXACT_TYPES, reset=is_first, accept_sparse="csr")
+        X, y, is_stored = self._validated(X, y, is_first)
         y = column_or_1d(y, warn=True)
         try:
             check_classification_targets(y)
@@ -162,7 +162,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
             )
         if not hasattr(self, "classes_"):
             self._take_classes(distinct)
-        return self._decided(X, _ids(y, self.classes_), is_first)
+        return self._decided(X, _ids(y, self.classes_), is_first, is_stored)
 
     def _coded_dask(self, y: Any, is_first: bool) -> Any:
         import dask.array as da

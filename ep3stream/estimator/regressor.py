@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any, Self
 
 from sklearn.base import RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from ep3stream.config import KernelConfig
-from ep3stream.estimator.base import EXACT_TYPES, Block, KernelEstimator, Store
+from ep3stream.estimator.base import Block, KernelEstimator, Store
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import RegressionScores
 from ep3stream.solver.kernels import KernelFunction
@@ -96,18 +96,9 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         return self._n_targets
 
     def _coded_arrays(self, X: Any, y: Any, is_first: bool) -> tuple[Block, Block]:
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=EXACT_TYPES,
-            reset=is_first,
-            multi_output=True,
-            y_numeric=True,
-            accept_sparse="csr",
-        )
+        X, y, is_stored = self._validated(X, y, is_first, multi_output=True, y_numeric=True)
         self._take_targets(y.shape[1:], is_first)
-        return self._decided(X, y.reshape(len(y), -1), is_first)
+        return self._decided(X, y.reshape(len(y), -1), is_first, is_stored)
 
     def _coded_dask(self, y: Any, is_first: bool) -> Any:
         self._take_targets(y.shape[1:], is_first)

@@ -53,8 +53,12 @@ def save_estimator(
     parameters: Mapping[str, Any],
     fitted: Mapping[str, Any],
     state: Mapping[str, Any],
+    record: Mapping[str, Any] | None,
 ) -> None:
-    """Writes the estimator's bundle, then the model's, each all or nothing. Raises DiskError."""
+    """Writes the estimator's bundle, then the model's, each all or nothing. Raises DiskError.
+
+    record: how columns of tables become features, as `columns_of` says it of a store.
+    """
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     description = {
         "parameters": {name: _as_json(value) for name, value in parameters.items()},
@@ -68,7 +72,7 @@ def save_estimator(
             f"{path} cannot be written: {error}; set that argument to a number or a text"
         ) from error
     write_bundle(path / _KIND, _KIND, tensors, description)
-    save_model(RunDirectory(path), model)
+    save_model(RunDirectory(path), model, conversion=record)
 
 
 def load_estimator(path: Path, kernel: KernelFunction | None) -> SavedEstimator:

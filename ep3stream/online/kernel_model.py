@@ -301,7 +301,9 @@ class KernelModel:
             offsets = {"x": self._form.offsets.x.tolist(), "y": self._form.offsets.y.tolist()}
             head |= {"version": _STATE_WITH_OFFSETS, "offsets": offsets}
         if self._spec.categories:
-            head |= {"version": _STATE_WITH_CODES, "categories": dict(self._spec.categories)}
+            # Texts, as JSON has keys.
+            categories = {str(j): n for j, n in self._spec.categories.items()}
+            head |= {"version": _STATE_WITH_CODES, "categories": categories}
         return {**head, **self._given_points(), **trainer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """DataFrames and other tables of Python as the inputs of a model: columns are found by their names.
 
 A table with the columns that the files of the store had (a text, a date) is read as these were. One with the
-model's features as its columns is put into their order. Only a table without names goes by position.
+model's features as its columns is put into their order. Only a table without names goes by position. `encoded_frame`
+makes rows of the first table of a model, where there is no store.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from ep3stream.config import ConvertConfig, Unknown
 from ep3stream.conversion.columns import close_to, numbers
-from ep3stream.conversion.expand import FeatureRows
+from ep3stream.conversion.conform import family_or_none
+from ep3stream.conversion.expand import EncodedTable, FeatureRows
 from ep3stream.conversion.recorded_columns import RecordedColumns, unreadable_columns
-from ep3stream.conversion.table_source import open_tables_like
+from ep3stream.conversion.table_source import open_tables, open_tables_like
 from ep3stream.errors import InputError
 from ep3stream.formats.python_objects import PythonTable
 
@@ -35,7 +39,8 @@ class FrameReader:
     """Makes x of tables for a model.
 
     feature_names, target_names, class_names: the model's. run: where it lies. record: `columns_of` its store; None if
-    that is not known, so that tables must have the features themselves.
+    that is not known, so that tables must have the features themselves. unknown: what becomes of unseen categories, as
+    in `ConvertConfig`.
     """
 
     feature_names: tuple[str, ...]
@@ -43,22 +48,28 @@ class FrameReader:
     class_names: tuple[str, ...] | None = None
     run: Path = Path()
     record: Mapping[str, Any] | None = None
+    unknown: Unknown = "error"
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The record of the columns, as a manifest has it; empty where there is none."""
+        return {} if self.record is None else self.record["columns"]
 
     def __call__(self, x: Any) -> tuple[NDArray[Any], bool] | None:
         """x, (n, d), of a table, and whether it is less the model's offsets already; None if x is no table.
 
         Raises InputError, which names a column that is missing or of another type.
         """
-        if not (hasattr(x, "iloc") or hasattr(x, "__arrow_c_stream__")) or not _is_table(x):
+        if not is_table(x):
             return None
-        if _is_without_names(x):
+        recorded = self._recorded()
+        sources = [] if recorded is None else [column.source for column in recorded.columns]
+        if _is_without_names(x) and {str(name) for name in x.columns} != set(sources):
             return np.asarray(x), False
         table = PythonTable.of(x)
         if table is None:
             return None
         names = list(table.schema.names)
-        recorded = self._recorded()
-        sources = [] if recorded is None else [column.source for column in recorded.columns]
         if recorded is not None and set(sources) <= set(names):
             self._tell_others(names, {*sources, *recorded.target.sources})
             return self._encoded(table, recorded), True
@@ -87,7 +98,7 @@ class FrameReader:
         empty = np.empty((0, len(self.feature_names)), np.float32)
         if table.n_rows == 0:
             return empty
-        features = FeatureRows.open(open_tables_like([table], like), like)
+        features = FeatureRows.open(open_tables_like([table], like), like, self.unknown)
         if features.feature_names != self.feature_names:
             raise InputError(
                 f"{self.run} has a model of other features than the columns it records; fit again"
@@ -110,9 +121,46 @@ class FrameReader:
             _LOGGER.warning("the model has no column %s, so left out", ", ".join(map(repr, others)))
 
 
-def _is_table(x: Any) -> bool:
-    """Whether there are rows and columns, which a Series and a column of arrow lack."""
-    return hasattr(x, "columns") or hasattr(x, "schema") or hasattr(x, "column_names")
+def is_table(x: Any) -> bool:
+    """Whether x is a DataFrame or another table, with rows and columns, which a Series and a column of arrow lack."""
+    is_read = hasattr(x, "iloc") or hasattr(x, "__arrow_c_stream__")
+    return is_read and (hasattr(x, "columns") or hasattr(x, "schema") or hasattr(x, "column_names"))
+
+
+def encoded_frame(x: Any) -> EncodedTable | None:
+    """The rows of a DataFrame as a conversion without options would store them, pandas' categories as categories.
+
+    None for what is no table in memory, and for a table of numbers alone that has no gap: it is the rows themselves.
+    Raises SourceError for a value or a column that no conversion takes.
+    """
+    if not is_table(x) or hasattr(x, "npartitions") or _is_plain_frame(x):
+        return None
+    table = PythonTable.of(x)
+    if table is None or _is_plain(table):
+        return None
+    if table.reads_once:  # A stream of arrow, as polars gives it, of which the look at its values was all.
+        table = PythonTable.of(x) or table
+    categories = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    return EncodedTable.of(open_tables([table], ConvertConfig(category=categories), has_target=False))
+
+
+def _is_plain_frame(x: Any) -> bool:
+    """Whether the types of pandas say so: numbers and truth values alone, and none is missing."""
+    if not hasattr(x, "iloc"):
+        return False
+    are_numbers = all(getattr(dtype, "kind", "O") in "biufc" for dtype in x.dtypes)
+    return are_numbers and not x.isna().to_numpy().any()
+
+
+def _is_plain(table: PythonTable) -> bool:
+    """Whether all columns are of numbers or truth values, and no value is missing."""
+    for field in table.schema:
+        is_number = family_or_none(field.type, table.name) in ("number", "integer", "boolean")
+        if not is_number or pa.types.is_dictionary(field.type):
+            return False
+    names = table.schema.names
+    blocks = table.records(names, _BLOCK_BYTES, 0)
+    return not any(np.isnan(numbers(column)).any() for rows in blocks for column in rows.columns)
 
 
 def _is_without_names(x: Any) -> bool:

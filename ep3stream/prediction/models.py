@@ -108,7 +108,7 @@ def _read_model(directory: RunDirectory, path: Path, kernel: KernelFunction | No
 def _with_columns(directory: RunDirectory, model: Predictor, record: dict[str, Any] | None) -> Predictor:
     """The model with what the record of its store's columns says of its labels, and of tables."""
     frames = FrameReader(model.feature_names, model.target_names, model.class_names, directory.path, record)
-    if record is None or model.class_names is None:
+    if record is None or model.class_names is None or model.label_type != "text":
         return replace(model, frames=frames)
     label_type = recorded_label_type(record["columns"], model.class_names)
     return replace(model, frames=frames, label_type=label_type)
