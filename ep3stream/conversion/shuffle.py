@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xxhash
 from numpy.typing import NDArray
 
@@ -81,6 +80,28 @@ class RowKeys:
         return np.searchsorted(self._bounds, fractions, side="right")
 
 
+def random_order(keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """The places of the random keys of one split, (n,), by ascending key; equal keys keep their order.
+
+    Sorts numbers of which the upper bits are the key's and the lower ones the place: numpy sorts numbers 5 to 8 times as
+    fast as it finds the places of sorted ones. The few keys that differ in the bits left out are put in order after.
+    """
+    n_bits = len(keys).bit_length()
+    marked = keys << np.uint64(64 - SPLIT_SHIFT)
+    marked >>= np.uint64(n_bits)
+    marked <<= np.uint64(n_bits)
+    marked |= np.arange(len(keys), dtype=np.uint64)
+    marked.sort()
+    order = (marked & np.uint64((1 << n_bits) - 1)).view(np.intp)
+    marked >>= np.uint64(n_bits)
+    alike = marked[1:] == marked[:-1]
+    if alike.any():
+        tied = np.flatnonzero(np.concatenate([alike, [False]]) | np.concatenate([[False], alike]))
+        places = order[tied]
+        order[tied] = places[np.argsort(keys[places], kind="stable")]
+    return order
+
+
 @dataclass(frozen=True, slots=True)
 class _SortRange:
     """Rows that are sorted together: those of one split in the cells from `cell` to `end` - 1 of the spills.
@@ -121,8 +142,7 @@ class RowSorter:
         self._read_state: Callable[[], Mapping[str, Any]] = dict
         self._spills: list[Spill] = []
         self._spilling: Future[Spill] | None = None
-        # Torch's own threads would busy-wait beside those that write the store; this setting is the thread's alone.
-        self._thread = ThreadPoolExecutor(1, "ep3stream-sorter", torch.set_num_threads, (1,))
+        self._thread = ThreadPoolExecutor(1, "ep3stream-sorter")
 
     def __enter__(self) -> RowSorter:
         return self
@@ -221,10 +241,7 @@ class RowSorter:
         """Returns the places of one split's rows by ascending key; rows of equal keys keep their order."""
         if not self._shuffled:
             return np.arange(len(rows))
-        # torch sorts 64-bit integers several times as fast as numpy does.
-        low_bits = (rows.key & np.uint64((1 << SPLIT_SHIFT) - 1)).view(np.int64)
-        order: NDArray[np.intp] = torch.sort(torch.from_numpy(low_bits), stable=True).indices.numpy()
-        return order
+        return random_order(rows.key)
 
     def _sort_ranges(self) -> Iterator[_SortRange]:
         """Yields the ranges in the order of the store.

@@ -7,6 +7,7 @@ those of NumPy, torch, Dask and SciPy. NaN, null and what a masked array masks a
 from __future__ import annotations
 
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from ep3stream.config import Task
@@ -288,7 +288,8 @@ def _as_array(name: str, values: Any) -> NDArray[Any]:
 
 
 def _converted(values: Any) -> NDArray[Any]:
-    if isinstance(values, torch.Tensor):
+    torch: Any = sys.modules.get("torch")  # Its import takes seconds, and who has a tensor has made it.
+    if torch is not None and isinstance(values, torch.Tensor):
         values = values.detach().cpu().resolve_neg()
         values = values if values.layout == torch.strided else values.to_dense()
         numpy_has_it = (
