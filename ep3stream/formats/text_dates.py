@@ -11,7 +11,7 @@ Own code, because pyarrow's strptime knows neither %f nor the end of the text, a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -84,7 +84,8 @@ _OTHER = (
 _PLAUSIBLE_YEARS = (1700, 2200)
 _TRIED_TEXTS = 20
 _LONGEST_DATE = 48
-# What every common format has: two numbers, or a number beside the name of a month or half of a day.
+# What every common format has: three digits, and two numbers, or one beside the name of a month or half of a day.
+_LEAST_DIGITS = 3
 _HINT = re.compile(r"\d\D{1,5}\d|[A-Za-z]{3}\D{0,3}\d|\d\D{0,3}[A-Za-z]{3}|\d ?[APap]\.?[Mm]")
 
 
@@ -160,15 +161,16 @@ def fitting_formats(texts: pa.Array, is_enough: Callable[[int, int], bool]) -> l
     digits follow the seconds count as one; several in the answer mean that the texts alone do not tell.
     """
     tried = [text for text in texts[:_TRIED_TEXTS].to_pylist() if text is not None]
-    hinting = [text for text in tried if len(text) <= _LONGEST_DATE and _HINT.search(text)]
-    if not is_enough(len(hinting), len(tried)):
+
+    def fits(matches: Callable[[str], Any]) -> bool:
+        return is_enough(sum(matches(text) is not None for text in tried), len(tried))
+
+    if not fits(_hint):
         return []
     n_texts = len(texts) - texts.null_count
     found: dict[str, tuple[int, str, pa.Array]] = {}
-    for text_format in _common_formats():
-        matches = _matcher(text_format)
-        n_tried = sum(matches(text) is not None for text in tried)
-        if not is_enough(n_tried, len(tried)):
+    for text_format in _common_formats(lambda date: fits(_matcher(date, is_whole=False))):
+        if not fits(_matcher(text_format)):
             continue
         values = DateReader.of(text_format).read(texts)
         n_read = len(values) - values.null_count
@@ -192,21 +194,25 @@ def _is_plausible(text_format: str, values: pa.Array, texts: pa.Array) -> bool:
     return bool(_PLAUSIBLE_YEARS[0] <= years["min"] and years["max"] <= _PLAUSIBLE_YEARS[1])
 
 
-@cache
-def _common_formats() -> Sequence[str]:
-    return [*_of_dates_and_times(), *_MONTHS_ALONE, *_TIMES_ALONE, *_OTHER]
+def _hint(text: str) -> re.Match[str] | None:
+    is_long_enough = sum(map(str.isdecimal, text)) >= _LEAST_DIGITS
+    return _HINT.search(text) if is_long_enough and len(text) <= _LONGEST_DATE else None
 
 
-def _of_dates_and_times() -> Iterator[str]:
-    for date in _DATES:
+def _common_formats(may_begin: Callable[[str], bool]) -> Iterator[str]:
+    """The common formats but for those with a date of which `may_begin` says that no text begins with one."""
+    for date in filter(may_begin, _DATES):
         yield date
         for joint in _JOINTS:
             yield from (f"{date}{joint}{time}" for time in _TIMES)
+    yield from (*_MONTHS_ALONE, *_TIMES_ALONE, *_OTHER)
 
 
 @cache
-def _matcher(text_format: str) -> Callable[[str], Any]:
-    return re.compile(_pattern(text_format)[0]).match
+def _matcher(text_format: str, *, is_whole: bool = True) -> Callable[[str], re.Match[str] | None]:
+    """What matches a text of this format, or with is_whole=False one that begins so; to compile it takes a ms."""
+    pattern = _pattern(text_format)[0]
+    return re.compile(pattern if is_whole else pattern.removesuffix("$")).match
 
 
 @cache
