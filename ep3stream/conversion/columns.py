@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ep3stream.config import ConvertConfig, DatePart, DateParts, Task
+from ep3stream.conversion.date_parts import CODED_PARTS, Times, seconds
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
 from ep3stream.formats.text_cells import TextRules
@@ -37,13 +38,6 @@ _PARTS: dict[Family, tuple[DatePart, ...]] = {
     "timestamp": (*_OF_DAY, "minute", "hour"),
     "zoned timestamp": (*_OF_DAY, "minute", "hour"),
     "time of day": ("minute", "hour"),
-}
-
-# The parts that may be stored as codes, and the value that each code stands for.
-CODED_PARTS: dict[DatePart, tuple[int, ...]] = {
-    "month": tuple(range(1, 13)),
-    "weekday": tuple(range(7)),
-    "hour": tuple(range(24)),
 }
 
 # The arrow type as which columns of each kind are read.
@@ -74,13 +68,6 @@ _TESTS: tuple[tuple[Callable[[pa.DataType], bool], Family], ...] = (
     (lambda dtype: pa.types.is_timestamp(dtype) and dtype.tz is None, "timestamp"),
     (pa.types.is_timestamp, "zoned timestamp"),
 )
-
-# In microseconds.
-_SECOND = 10**6
-_MINUTE = 60 * _SECOND
-_HOUR = 60 * _MINUTE
-_DAY = 24 * _HOUR
-_WEEKDAY_OF_DAY_0 = 3  # 1970-01-01 was a Thursday; Monday is 0.
 
 # Below this float64 holds every whole number.
 _FLOAT64_WHOLE = 2.0**53
@@ -137,7 +124,7 @@ def numbers(values: pa.Array) -> NDArray[Any]:
     elif pa.types.is_decimal(values.type):
         values = _decimals(values)
     elif pa.types.is_duration(values.type):
-        return _microseconds(values, pa.duration("us")) / _SECOND
+        return seconds(values)
     if values.null_count and pa.types.is_integer(values.type) and values.type.bit_width == 64:
         return _whole_numbers_with_gaps(values)
     array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
@@ -176,46 +163,6 @@ def _whole_numbers_with_gaps(values: pa.Array) -> NDArray[Any]:
     return exact
 
 
-def date_part(values: pa.Array, part: DatePart) -> NDArray[np.float64]:
-    """One number per date or time, (b,), NaN if it is missing; instants with a time zone count in UTC.
-
-    days: since 1970-01-01, with the fraction; yearday: 1-366; month: 1-12; day: 1-31; weekday: 0 (Monday) to 6;
-    hour: 0 to 24, minute: 0 to 1440, of the day, both with the fraction.
-    """
-    unit = _MINUTE if part == "minute" else _HOUR
-    if pa.types.is_time(values.type):
-        return _microseconds(values, pa.time64("us")) / unit
-    instants = _microseconds(values, pa.timestamp("us", getattr(values.type, "tz", None)))
-    if part == "days":
-        return instants / _DAY
-    days: NDArray[np.float64] = np.floor_divide(instants, _DAY)
-    if part in ("hour", "minute"):
-        return (instants - days * _DAY) / unit
-    if part == "weekday":
-        return np.mod(days + _WEEKDAY_OF_DAY_0, 7)
-    known = ~np.isnan(days)
-    dates = np.where(known, days, 0).astype("datetime64[D]")
-    months = dates.astype("datetime64[M]")
-    if part == "month":
-        return np.where(known, months.astype(np.int64) % 12 + 1, np.nan)
-    begin = dates.astype("datetime64[Y]") if part == "yearday" else months
-    return np.where(known, (dates - begin).astype(np.int64) + 1, np.nan)
-
-
-def _as_codes(values: NDArray[np.float64], part: DatePart | None) -> NDArray[np.float64]:
-    """The codes of a part's values, (b,), from 0 on, NaN where it is missing; hours without their fraction."""
-    assert part is not None  # Only parts are such codes.
-    return np.floor(values) - CODED_PARTS[part][0]
-
-
-def _microseconds(values: pa.Array, dtype: pa.DataType) -> NDArray[np.float64]:
-    """Times of any unit in microseconds, (b,), exact to 2^53 us = 285 years from 1970, else to 1 ms."""
-    # Nanoseconds lose digits, which arrow must be told is meant.
-    counts = pc.cast(values, dtype, safe=getattr(values.type, "unit", None) != "ns")
-    array: NDArray[Any] = counts.view(pa.int64()).to_numpy(zero_copy_only=False)
-    return array.astype(np.float64)
-
-
 @dataclass(frozen=True, slots=True)
 class ColumnPlan:
     """Which columns of a table are read, and the features and targets that they become.
@@ -247,13 +194,17 @@ class ColumnPlan:
         """`numeric`, `texts` and `target` of a SourceBatch; raises SourceError for values that do not convert."""
         numeric: list[NDArray[Any]] = []
         texts: list[pa.DictionaryArray] = []
+        times: dict[str, Times] = {}
         for column in self.columns:
             values = rows.column(column.source)
             if column.kind == "category":
                 texts.append(self._categories(values, column.source, where))
+            elif column.part is None:
+                numeric.append(numbers(values))
             else:
-                found = numbers(values) if column.part is None else date_part(values, column.part)
-                numeric.append(_as_codes(found, column.part) if column.is_code else found)
+                if column.source not in times:
+                    times[column.source] = Times.of(values)
+                numeric.append(times[column.source].part(column.part, as_code=column.is_code))
         return tuple(numeric), tuple(texts), self._targets(rows, where)
 
     def _targets(self, rows: pa.RecordBatch, where: str) -> NDArray[Any] | pa.DictionaryArray:

@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from ep3stream.config import ConvertConfig, Missing, Task, XDtype
 from ep3stream.conversion.columns import (
-    CODED_PARTS,
     ColumnPlan,
     close_to,
     family_of,
@@ -27,6 +26,7 @@ from ep3stream.conversion.columns import (
     require_known,
 )
 from ep3stream.conversion.conform import family_or_none, fits, misfit
+from ep3stream.conversion.date_parts import CODED_PARTS
 from ep3stream.conversion.missing_values import indicator_name, whole_name
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
