@@ -301,10 +301,18 @@ class DistinctValues:
         return cls(values, indices)
 
     def present(self) -> Iterator[tuple[int, Any]]:
-        """The index and value of each value that a row has; missing values are MISSING_CATEGORY at -1."""
-        counts = np.bincount(self.indices + 1, minlength=len(self.values) + 1)
-        for index in (np.flatnonzero(counts) - 1).tolist():
-            yield index, self.values[index] if index >= 0 else MISSING_CATEGORY
+        """The index and value of each value that a row has, in the order of the rows.
+
+        Missing values are MISSING_CATEGORY at -1, which comes first.
+        """
+        first = np.full(len(self.values) + 1, -1)
+        # Of the rows with the same value the last one stays, which is the first one in the reversed order.
+        first[self.indices[::-1]] = np.arange(len(self.indices))[::-1]
+        if first[-1] >= 0:
+            yield -1, MISSING_CATEGORY
+        found = np.flatnonzero(first[:-1] >= 0)
+        for index in found[np.argsort(first[found])].tolist():
+            yield index, self.values[index]
 
     @property
     def missing(self) -> NDArray[np.bool_] | None:

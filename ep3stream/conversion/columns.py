@@ -23,7 +23,7 @@ from ep3stream.config import ConvertConfig, DatePart, DateParts, Task
 from ep3stream.conversion.date_parts import CODED_PARTS, Times, seconds
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import Family, FeatureColumn, TargetColumns
-from ep3stream.formats.text_cells import TextRules
+from ep3stream.formats.text_cells import TextRules, is_text
 
 # The parts of a date or time that become features unless --dates says otherwise.
 _DEFAULT_PARTS: dict[DateParts, tuple[DatePart, ...]] = {
@@ -225,6 +225,14 @@ class ColumnPlan:
         as_numbers = pa.types.is_integer(dtype) or pa.types.is_floating(dtype)
         try:
             if pa.types.is_dictionary(values.type):
+                # A dictionary may hold values that other rows have, so many that to encode anew is cheaper.
+                if (
+                    pa.types.is_string(dtype)
+                    and is_text(values.type)
+                    and len(values.dictionary) <= len(values)
+                ):
+                    texts = values.dictionary.cast(pa.string())
+                    return pa.DictionaryArray.from_arrays(values.indices, texts)
                 values = values.dictionary_decode()
             if as_numbers and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
                 return values.dictionary_encode()  # Parts may have integers of other widths.

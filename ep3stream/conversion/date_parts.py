@@ -60,6 +60,7 @@ class Times:
         hour: 0 to 24, minute: 0 to 1440, of the day, both with the fraction. as_code: the code of a part of
         CODED_PARTS instead, from 0 on.
         """
+        found: NDArray[Any]
         if part == "days":
             found = self.instants / _DAY
         elif part == "minute":
@@ -74,7 +75,7 @@ class Times:
             found[self.missing] = np.nan
         return found
 
-    def _of_calendar(self, part: DatePart) -> NDArray[Any]:
+    def _of_calendar(self, part: DatePart) -> NDArray[np.float32]:
         """The part, (b,), looked up in a table of all days between the first and the last where that is shorter."""
         if not len(self.days):
             return np.empty(0, np.float32)
@@ -82,7 +83,7 @@ class Times:
         if last - first >= len(self.days):
             return _calendar(self.days, part)
         table = _calendar(np.arange(first, last + 1), part)
-        return table[(self.days - first).astype(np.intp, copy=False)]
+        return table.take((self.days - first).astype(np.intp, copy=False))
 
 
 def seconds(durations: pa.Array) -> NDArray[np.float64]:
@@ -94,16 +95,19 @@ def seconds(durations: pa.Array) -> NDArray[np.float64]:
     return found
 
 
-def _calendar(days: NDArray[Any], part: DatePart) -> NDArray[Any]:
+def _calendar(days: NDArray[Any], part: DatePart) -> NDArray[np.float32]:
     """A part of the dates that are so many days after 1970-01-01, (k,)."""
-    if part == "weekday":
-        return np.mod(days + _WEEKDAY_OF_DAY_0, 7).astype(np.float32)
     dates = days.astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
-    if part == "month":
-        return (months.astype(np.int64) % 12 + 1).astype(np.float32)
-    begin = dates.astype("datetime64[Y]") if part == "yearday" else months
-    return ((dates - begin).astype(np.int64) + 1).astype(np.float32)
+    numbers: NDArray[Any]
+    if part == "weekday":
+        numbers = np.mod(days + _WEEKDAY_OF_DAY_0, 7)
+    elif part == "month":
+        numbers = months.astype(np.int64) % 12 + 1
+    else:
+        begin = dates.astype("datetime64[Y]") if part == "yearday" else months
+        numbers = (dates - begin).astype(np.int64) + 1
+    return numbers.astype(np.float32)
 
 
 def _microseconds(values: pa.Array, dtype: pa.DataType) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:

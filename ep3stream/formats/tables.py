@@ -215,7 +215,8 @@ def table_records(
     if isinstance(table, PythonTable):
         records = ((rows, 0, 0) for rows in table.records(names, block_bytes, row))
     elif _is_parquet(table):
-        records = _parquet_records(table, names, block_bytes, row)
+        texts = [name for name, dtype in types.items() if pa.types.is_string(dtype)]
+        records = _parquet_records(table, names, texts, block_bytes, row)
     else:
         records = _arrow_records(table, names, block_bytes, row)
     for rows, end_byte, next_byte in records:
@@ -278,13 +279,16 @@ def _is_arrow(table: Path) -> bool:
 
 
 def _parquet_records(
-    file: Path, names: Sequence[str], block_bytes: int, start_row: int
+    file: Path, names: Sequence[str], texts: Sequence[str], block_bytes: int, start_row: int
 ) -> Iterator[tuple[pa.RecordBatch, int, int]]:
     """The rows from `start_row` on, how far the file was read by the share of its rows, and 0.
 
+    Columns of `texts` come as dictionaries, as which the file has them already: the distinct texts are decoded once.
     Whole row groups before `start_row` are not read.
     """
     metadata = pq.read_metadata(file)
+    schema = metadata.schema.to_arrow_schema()
+    encoded = [name for name in texts if pa.types.is_string(schema.field(name).type)]
     n_bytes = file.stat().st_size
     row_bytes = _VALUE_BYTES * len(names)
     block_rows = max(1, block_bytes // row_bytes)
@@ -292,6 +296,7 @@ def _parquet_records(
     with pq.ParquetFile(
         file,
         metadata=metadata,
+        read_dictionary=encoded,
         pre_buffer=_largest_group(metadata) <= _FETCHED_BYTES,
         buffer_size=_STEP_BYTES,
         page_checksum_verification=True,
