@@ -14,6 +14,7 @@ import pytest
 from encoding import encode, encode_source, pretend_store, write
 
 from ep3stream.config import ConvertConfig, parse_names, parse_renames
+from ep3stream.conversion.date_parts import Times
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.recorded_columns import take_over
 from ep3stream.conversion.table_source import choose_columns, open_tables
@@ -189,6 +190,22 @@ def test_a_date_has_its_day_as_numbers_and_its_weekday_month_and_hour_as_categor
     assert not {"t.yearday", "t.minute"} & set(numbers.names)
     assert {one["kind"] for one in numbers.columns["columns"]} == {"numeric"}
     assert numbers.columns["version"] == 3
+
+
+@pytest.mark.parametrize("n_days", [3, 40_000])
+def test_parts_of_dates_far_apart_or_missing_are_those_of_pythons_date(n_days: int) -> None:
+    begin, rng = dt.date(1900, 1, 1), np.random.default_rng(0)
+    dates = [begin + dt.timedelta(days=int(day)) for day in rng.integers(0, n_days, 500)]
+    times = Times.of(pa.array([None, *dates], pa.date32()))
+    for part, of in (
+        ("month", lambda date: date.month),
+        ("day", lambda date: date.day),
+        ("weekday", lambda date: date.weekday()),
+        ("yearday", lambda date: date.timetuple().tm_yday),
+        ("days", lambda date: (date - dt.date(1970, 1, 1)).days),
+    ):
+        np.testing.assert_array_equal(times.part(part), [np.nan, *map(of, dates)])
+    np.testing.assert_array_equal(times.part("month", as_code=True)[1:], [date.month - 1 for date in dates])
 
 
 def test_a_missing_date_has_the_code_of_none_and_a_later_file_the_same_codes(

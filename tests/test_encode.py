@@ -266,6 +266,12 @@ def test_words_tell_missing_values_alike_and_do_not_depend_on_the_order_of_the_r
     assert found[0][2, 0] == found[0][3, 0] == 0
 
 
+def test_values_come_in_the_order_of_the_rows_whatever_that_of_their_dictionary() -> None:
+    cells = pa.DictionaryArray.from_arrays(pa.array([2, 0, None, 2, 1, 0]), ["a", "b", "c", "d"])
+    distinct = DistinctValues.of(cells)
+    assert list(distinct.present()) == [(-1, "(missing)"), (2, "c"), (0, "a"), (1, "b")]
+
+
 def test_values_no_row_has_are_not_categories() -> None:
     cells = pa.DictionaryArray.from_arrays(pa.array([0, None, 2], pa.int8()), ["a", "b", ""])
     distinct = DistinctValues.of(cells)

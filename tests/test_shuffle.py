@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ep3stream.conversion import spill as spill_module
 from ep3stream.conversion.rows import EncodedRows, RowLayout
-from ep3stream.conversion.shuffle import RowSorter
+from ep3stream.conversion.shuffle import RowSorter, random_order
 from ep3stream.conversion.spill import SPLIT_SHIFT, Spill, read_spills, spill_path
 from ep3stream.errors import DamagedDataError, DiskError
 
@@ -46,6 +46,19 @@ def _ids(sorter: RowSorter, block_rows: int, done: list[int]) -> tuple[np.ndarra
     blocks = [(split, rows.y.copy()) for split, rows in sorter.blocks(block_rows, done)]
     ids = np.concatenate([y for _, y in blocks]) if blocks else np.zeros(0, np.int32)
     return ids, np.repeat([split for split, _ in blocks], [len(y) for _, y in blocks])
+
+
+@given(
+    n_rows=st.integers(0, 3000),
+    seed=st.integers(0, 99),
+    # Keys that are equal, that differ in the last bits alone, and random ones.
+    limit=st.sampled_from([1, 3, 1 << 10, 1 << 40, 1 << SPLIT_SHIFT]),
+)
+def test_random_keys_are_in_order_and_equal_ones_as_they_came(n_rows: int, seed: int, limit: int) -> None:
+    keys = np.random.default_rng(seed).integers(0, limit, n_rows, dtype=np.uint64) | np.uint64(
+        3 << SPLIT_SHIFT
+    )
+    np.testing.assert_array_equal(random_order(keys), np.argsort(keys, kind="stable"))
 
 
 @settings(max_examples=40)
