@@ -177,5 +177,5 @@ def test_a_plan_shows_the_same_sizes(store, run):
 
 @pytest.mark.parametrize("kernel", ["auto", KernelConfig()])
 def test_models_that_know_no_columns_want_a_kernel_by_name(kernel):
-    with pytest.raises(ConfigError, match="kernel is 'auto', which `fit` alone chooses"):
+    with pytest.raises(ConfigError, match="kernel is 'auto', which `fit` and the estimators choose"):
         ep3stream.KernelModel(torch.zeros(5, 3), kernel)

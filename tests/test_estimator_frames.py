@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import ep3stream
-from ep3stream import ConvertConfig, InputError, KernelClassifier, KernelRegressor
+from ep3stream import ConvertConfig, InputError, KernelClassifier, KernelConfig, KernelRegressor
 
 random = np.random.default_rng(0)
 N = 300
@@ -220,6 +220,21 @@ def test_rows_of_a_frame_may_have_weights(kernel, scale):
     assert model.model_.inputs.n_codes == plain.model_.inputs.n_codes
     assert (sum(model.model_.inputs.n_codes) > 0) == (kernel == "laplacian")
     assert model.model_.inputs.scale[2] == 1  # Of the mark of a gap.
+
+
+def test_auto_is_the_kernel_that_a_fit_takes_and_stays_it_in_a_file(tmp_path):
+    model, product = (regressor(kernel=kernel).fit(FRAME, Y) for kernel in ("auto", "product"))
+    assert np.array_equal(model.predict(FRAME), product.predict(FRAME))
+    model.save(tmp_path / "saved")
+    again = KernelRegressor.load(tmp_path / "saved")
+    assert again.get_params()["kernel"] == "auto"
+    for each in (model, again):
+        each.partial_fit(FRAME[:50], Y[:50])
+    assert np.array_equal(again.predict(FRAME), model.predict(FRAME))
+    with_power = regressor(kernel=KernelConfig(power=2.0)).fit(FRAME[:90], Y[:90])
+    assert with_power.model_.kernel.name == "product"
+    for laplacian in (regressor(kernel="auto", bandwidth=3.0).fit(FRAME, Y), model.fit(FRAME[:90], Y[:90])):
+        assert laplacian.model_.kernel.name == "laplacian"
 
 
 def test_scikit_learn_s_ways_hold():

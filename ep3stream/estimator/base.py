@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -15,7 +16,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state, check_X_y
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ep3stream.config import KernelConfig, Scale, Task, parse_bytes
+from ep3stream.config import FitConfig, KernelConfig, Scale, SolverConfig, Task, parse_bytes
 from ep3stream.conversion.offsets import array_offsets, sample_rows
 from ep3stream.conversion.recorded_columns import code_features, columns_of, zero_one_features
 from ep3stream.errors import ConfigError, InputError
@@ -32,6 +33,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
+from ep3stream.training.defaults import with_kernel
 from ep3stream.training.set_up import draw_centers, scaling_by
 from ep3stream.values.labels import label_type_of, names_of
 from ep3stream.values.offsets import Offsets, shifted
@@ -48,6 +50,8 @@ Source = NumberedSource | DaskRows | WeightedRows
 Store = str | Path | RowStore | SplitReader
 
 Block = NDArray[Any]
+
+AnyKernel = str | KernelConfig | KernelFunction
 
 ClassWeights = Literal["none", "balanced"] | Mapping[str | int, float]
 
@@ -80,6 +84,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     n_features_in_: int
     _trainer: KernelModel | None
     _saved: dict[str, Any] | None
+    _kernel: AnyKernel  # That of the settings, with `auto` settled.
     _scaling: InputScaling
     _centers: torch.Tensor
     _seed: int
@@ -149,6 +154,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         # The model's centers may be in another order than those that its state was given.
         given = (saved.state or {}).get("centers", saved.model.centers)
         made._centers, made._scaling = given, saved.model.inputs
+        made._kernel = made._settled_kernel(lambda _: saved.model.kernel.name)
         made._offsets = saved.model.offsets or Offsets.none(
             saved.model.n_features, saved.model.targets.n_outputs
         )
@@ -186,6 +192,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         given = self.random_state
         is_number = isinstance(given, int | np.integer) and not isinstance(given, bool)
         self._seed = int(given) if is_number else int(check_random_state(given).randint(2**31 - 1))
+        self._kernel = self._settled_kernel(partial(self._kernel_of_fit, source.n_rows))
         self._scaling = self._input_scaling(source)
         n_centers = self._n_centers(source.n_rows)
         points: Any
@@ -212,7 +219,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self._scaling,
             drawn,
             excluded,
-            self.kernel,
+            self._kernel,
             self._n_outputs(),
             bandwidth=self.bandwidth,
             task=self._task,
@@ -252,7 +259,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             features = source.statistics()
         zero_one = () if self._frames is None else zero_one_features(self._frames)
         scaling = scaling_by(self.scale, features, zero_one, self._codes)
-        kernel = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
+        kernel = self._kernel.name if isinstance(self._kernel, KernelConfig) else self._kernel
         return scaling if kernel in COLUMN_KERNELS else scaling.with_codes(self._codes)
 
     @property
@@ -264,6 +271,18 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _n_features(self) -> int:
         """d, the features of the model; of a DataFrame others than its columns, which `n_features_in_` counts."""
         return self.n_features_in_ if self._frames is None else len(self._frames.feature_names)
+
+    def _settled_kernel(self, automatic: Callable[[KernelConfig], Any]) -> AnyKernel:
+        """The kernel of the settings; where these say `auto`, with the name that `automatic` gives for them."""
+        given: AnyKernel = self.kernel
+        if isinstance(given, KernelConfig):
+            return replace(given, name=automatic(given)) if given.name == "auto" else given
+        return str(automatic(KernelConfig(bandwidth=self.bandwidth))) if given == "auto" else given
+
+    def _kernel_of_fit(self, n_rows: int, given: KernelConfig) -> str:
+        """The name of the kernel that `fit` takes for as many features and rows."""
+        config = FitConfig(kernel=given, solver=SolverConfig(precision=self.precision))
+        return with_kernel(config, self._n_features, n_rows).kernel.name
 
     def _n_centers(self, n_rows: int) -> int:
         if self.n_centers == "auto":

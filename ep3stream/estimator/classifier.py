@@ -12,13 +12,11 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from ep3stream.config import KernelConfig
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.estimator.base import Block, ClassWeights, KernelEstimator, Store
+from ep3stream.estimator.base import AnyKernel, Block, ClassWeights, KernelEstimator, Store
 from ep3stream.estimator.saved import labels_as_json, labels_from_json
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import ClassScores, nearest_in_simplex
-from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.reader import SplitReader
 from ep3stream.values.labels import as_labels, names_of, recorded_label_type
@@ -37,7 +35,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        kernel: str | KernelConfig | KernelFunction = "laplacian",
+        kernel: AnyKernel = "laplacian",
         *,
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",

@@ -8,11 +8,9 @@ from typing import Any, Self
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
-from ep3stream.config import KernelConfig
-from ep3stream.estimator.base import Block, KernelEstimator, Store
+from ep3stream.estimator.base import AnyKernel, Block, KernelEstimator, Store
 from ep3stream.prediction.predict import is_dask_array
 from ep3stream.prediction.scores import RegressionScores
-from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.reader import SplitReader
 
@@ -20,7 +18,8 @@ from ep3stream.store.reader import SplitReader
 class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     """f(x) = sum_i alpha_i K(x, z_i) fitted by least squares to one target or several.
 
-    kernel: a name, a `KernelConfig`, or a callable k(x, z); bandwidth: of one given by name.
+    kernel: a name, a `KernelConfig`, or a callable k(x, z); `auto` is what `fit` takes by default: `product` up to 200
+    features, `laplacian` beyond. bandwidth: of one given by name.
     n_centers: p; `auto` is 2000, from 10,000 rows a fifth of them, 5000 at most. They are drawn from the rows, and
     left out of the training where five times as many rows are there.
     epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. ridge: lambda of the objective
@@ -33,7 +32,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        kernel: str | KernelConfig | KernelFunction = "laplacian",
+        kernel: AnyKernel = "laplacian",
         *,
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",

@@ -522,7 +522,7 @@ def _kernel_choice(
         kernel = replace(kernel, name="laplacian")
     if kernel == "auto" or (isinstance(kernel, KernelConfig) and kernel.name == "auto"):
         raise ConfigError(
-            "kernel is 'auto', which `fit` alone chooses by the columns of its store; name one, such as product for "
+            "kernel is 'auto', which `fit` and the estimators choose by the columns; name one, such as product for "
             "a table or laplacian"
         )
     if isinstance(kernel, str):
