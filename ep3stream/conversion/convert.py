@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ep3stream.config import MIB, ConvertConfig, settings_of
-from ep3stream.conversion.encode import RowEncoder
+from ep3stream.conversion.encode import Room, RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.numbers import ColumnMeans
 from ep3stream.conversion.open_source import open_source
@@ -306,7 +306,7 @@ class _Conversion:
                     return False
                 n_skipped = min(to_skip, len(rows))
                 to_skip -= n_skipped
-                writer.append_checked(split, *expansion.expand(rows[n_skipped:]))
+                _append(writer, split, rows[n_skipped:], expansion)
                 states.append(state)
                 while len(states) > 1 and states[1].n_rows <= writer.rows_written(split):
                     states.popleft()
@@ -326,7 +326,7 @@ class _Conversion:
         self.work.start_writing_again()
         state = _ReadState.from_json(last_read) if last_read else self.reader.state(START)
         self._restore_reader(state)
-        for rows, behind in self.reader.rows(state.position, _reporter("read", self._tell)):
+        for rows, behind in self.reader.rows(state.position, _reporter("read", self._tell), sorter.room):
             sorter.add(rows, behind.to_json)
         sorter.finish()
         return None
@@ -345,9 +345,9 @@ class _Conversion:
             means.add(rows.x[:, gappy])
         self.encoder.set_means(gappy, means.means())
 
-    def _block_rows(self) -> int:
-        """Returns how many sorted rows are taken at a time."""
-        widest = self.encoder.layout.row_bytes + 4 * sum(map(len, self.encoder.categories))
+    def _block_rows(self, row_bytes: int = 0) -> int:
+        """Returns how many sorted rows are taken at a time, of which each becomes a row of so many bytes."""
+        widest = self.encoder.layout.row_bytes + row_bytes
         return max(1, min(_WRITE_BYTES, self.config.memory_bytes // 16) // widest)
 
     def _write_from(self, sorter: RowSorter, saved: Json | None) -> None:
@@ -363,8 +363,8 @@ class _Conversion:
                 self._save(read, sorter.n_spills)
             done = [writer.rows_written(split) for split in splits]
             first = n_rows = sum(done)
-            for split, rows in sorter.blocks(self._block_rows(), done):
-                writer.append_checked(splits[split], *expansion.expand(rows))
+            for split, rows in sorter.blocks(self._block_rows(row_bytes), done):
+                _append(writer, splits[split], rows, expansion)
                 n_rows += len(rows)
                 report(n_rows, n_rows / total, (n_rows - first) * row_bytes)
                 # Nothing can go on with an HDF5 file half written: it is written anew from the spilled rows.
@@ -427,6 +427,11 @@ class _Conversion:
         means = writer.feature_means(self.config.split_names[0])
         self.work.begin_commit()
         writer.commit(self.source.described(files), self.encoder.report(), expansion.columns(means))
+
+
+def _append(writer: StoreWriter, split: str, rows: EncodedRows, expansion: Expansion) -> None:
+    """Expands the rows to their place in the store."""
+    writer.append_made(split, len(rows), lambda taken, x, y: expansion.expand_into(rows[taken], x, y))
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,17 +512,20 @@ class _RowReader:
         batches, offsets = first.batches(self._block_bytes, start), self.encoder.offsets
         return batches if start != START and offsets.is_decided else offsets.read_ahead(batches)
 
-    def rows(self, start: RestartPosition, report: _Report) -> Iterator[tuple[EncodedRows, _ReadState]]:
+    def rows(
+        self, start: RestartPosition, report: _Report, room: Room | None = None
+    ) -> Iterator[tuple[EncodedRows, _ReadState]]:
         """Yields every row from `start` on once, in the sources' order, in batches; and the state after each batch.
 
-        Raises SourceError for rows that cannot be read, and after the last row of a source if a split has no row, or
-        the encoder finds the rows unusable.
+        The rows lie in the memory that `room` gives, as `RowEncoder.encode` says. Raises SourceError for rows that
+        cannot be read, and after the last row of a source if a split has no row, or the encoder finds the rows
+        unusable.
         """
         ahead, self._ahead = self._ahead, None
         track = _Track(self._source, self.digests, report)
         first = self._source.parts[0]
         for batch in ahead or self._first_batches(start):
-            rows = self.encoder.encode(batch)
+            rows = self.encoder.encode(batch, room)
             self._counts += np.bincount(self._keys.assign(rows), minlength=len(self._counts))
             track.advance(first, batch, self.n_rows)
             yield rows, self.state(batch.next)
@@ -530,7 +538,7 @@ class _RowReader:
         ):
             assert part.split is not None
             split = names.index(part.split)
-            rows = self.encoder.following(part.split).encode(batch)
+            rows = self.encoder.following(part.split).encode(batch, room)
             self._keys.assign(rows, split)
             self._counts[split] += len(rows)
             track.advance(part, batch, self.n_rows)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ from ep3stream.formats.source import (
 )
 
 _LOGGER = logging.getLogger(__name__)
+
+# Gives uninitialized memory for n rows.
+Room = Callable[[int], EncodedRows]
 
 # A code must come out of the store's dtype as it went in: float16 holds whole numbers up to 2^11.
 _MAX_CODES: Mapping[XDtype, int] = {"float32": 10_000, "float16": 2048}
@@ -181,29 +184,32 @@ class RowEncoder:
         """The same with the parts of a date under the date's name, as gaps are counted."""
         return tuple(map(whole_name, self.columns))
 
-    def encode(self, batch: SourceBatch) -> EncodedRows:
+    def encode(self, batch: SourceBatch, room: Room | None = None) -> EncodedRows:
         """The batch as at most b rows; raises SourceError, which names file, column and row of a bad value.
 
-        Rows that are left out are missing; x holds NaN for a missing number that is to be filled.
+        Rows that are left out are missing; x holds NaN for a missing number that is to be filled. The rows lie in the
+        memory that `room(b)` gives, unless some are left out.
         """
-        return self.encode_kept(batch)[0]
+        return self.encode_kept(batch, room)[0]
 
-    def encode_kept(self, batch: SourceBatch) -> tuple[EncodedRows, NDArray[np.intp] | None]:
+    def encode_kept(
+        self, batch: SourceBatch, room: Room | None = None
+    ) -> tuple[EncodedRows, NDArray[np.intp] | None]:
         """The rows of `encode`, and the index within the batch of each row that was kept; None if all were."""
         for column, stray in batch.strays.items():
             self.tally.invalid[column] += int(np.count_nonzero(stray))
         self.tally.dropped += batch.n_rows
         batch, valid = batch.without_strays()
         self.tally.dropped -= batch.n_rows
-        rows, kept = self._encode_valid(batch, valid)
+        rows, kept = self._encode_valid(batch, valid, room or self.layout.empty)
         return rows, kept if valid is None else valid if kept is None else valid[kept]
 
     def _encode_valid(
-        self, batch: SourceBatch, valid: NDArray[np.intp] | None
+        self, batch: SourceBatch, valid: NDArray[np.intp] | None, room: Room
     ) -> tuple[EncodedRows, NDArray[np.intp] | None]:
         """`encode_kept` for the rows that are numbered `valid` in the source's batch; None stands for all rows."""
         ready = self._as_stored(batch)
-        rows = self.layout.with_parts(ready, batch.n_rows)
+        rows = self.layout.with_parts(ready, batch.n_rows) if ready else room(batch.n_rows)
         where = BatchOrigin(batch.file, batch.first_row, valid)
         target_where = BatchOrigin(batch.target_file, batch.first_row, valid)
         with reading(batch.file):  # Texts may be no UTF-8.

@@ -8,7 +8,7 @@ code -1, or sets none of its features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +32,8 @@ _BLOCK_BYTES = 4 << 20
 class _Category:
     """The features of one category column.
 
-    offset: the first of them. ranks: the index of each code's value among the sorted values, (codes + 1,).
+    offset: the first of them. ranks: the index of each code's value among the sorted values, (codes + 1,); behind
+    them what an unknown value becomes as a code, or 0.
     is_onehot: one feature for each value; else a single feature, which holds the index.
     """
 
@@ -45,7 +46,8 @@ class _Category:
 class Expansion:
     """How encoded rows become x and y.
 
-    source, encoder: what the features are made of. numeric: the features of the numeric columns.
+    source, encoder: what the features are made of. numeric: the features of the numeric columns. runs: the same as
+    runs of neighbouring features, each with the numeric columns that it holds.
     indicators, marked: the features that mark gaps, and the numeric column of each.
     label_ranks: the class id of each label's code. fills: the number that NaN becomes in each numeric column, in the
     dtype of x; NaN where there is none. None if nothing can be missing.
@@ -56,6 +58,7 @@ class Expansion:
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...] | None
     numeric: NDArray[np.intp]
+    runs: tuple[tuple[slice, slice], ...]
     indicators: NDArray[np.intp]
     marked: NDArray[np.intp]
     categories: tuple[_Category, ...]
@@ -85,7 +88,10 @@ class Expansion:
                     names.append(indicator_name(whole))
             else:
                 category, is_onehot = codes[column.name], column.encoding == "onehot"
-                categories.append(_Category(len(names), category.ranks(), is_onehot))
+                ranks = category.ranks()
+                if not is_onehot:
+                    ranks[-1] = UNKNOWN
+                categories.append(_Category(len(names), ranks, is_onehot))
                 features = [f"{column.name}={value}" for value in category.sorted_values()]
                 names.extend(features if is_onehot else [column.name])
         _require_distinct(names)
@@ -96,6 +102,7 @@ class Expansion:
             feature_names=tuple(names),
             class_names=None if labels is None else tuple(map(str, labels.sorted_values())),
             numeric=np.asarray(numeric, np.intp),
+            runs=tuple(_runs(numeric)),
             indicators=np.asarray(list(indicators), np.intp),
             marked=np.asarray(list(indicators.values()), np.intp),
             categories=tuple(categories),
@@ -141,27 +148,38 @@ class Expansion:
         The last is None if none was filled. Without categories and indicators x is that of the rows, not a copy, if
         none is missing.
         """
-        y = rows.y if self.label_ranks is None else self.label_ranks[rows.y]
-        numbers, missing = self._fill(rows.x)
-        filled = None
-        if missing is not None:
-            filled = np.zeros((len(rows), self.n_features), np.bool_)
-            filled[:, self.numeric] = missing
         if not self.categories and not len(self.indicators):
-            return numbers, y, filled
-        x = np.zeros((len(rows), self.n_features), rows.x.dtype)
-        x[:, self.numeric] = numbers
-        if missing is not None:
-            x[:, self.indicators] = missing[:, self.marked]
-        each = np.arange(len(rows))
+            numbers, missing = self._fill(rows.x)
+            return numbers, self._targets(rows), missing
+        x = np.empty((len(rows), self.n_features), rows.x.dtype)
+        return x, self._targets(rows), self._put(rows, x)
+
+    def expand_into(self, rows: EncodedRows, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Write the same x and y to memory; returns which cells of x were filled, (b, d), or None."""
+        y[:] = self._targets(rows)
+        return self._put(rows, x)
+
+    def _targets(self, rows: EncodedRows) -> NDArray[Any]:
+        return rows.y if self.label_ranks is None else self.label_ranks[rows.y]
+
+    def _put(self, rows: EncodedRows, x: NDArray[Any]) -> NDArray[np.bool_] | None:
+        numbers, missing = self._fill(rows.x)
+        for features, columns in self.runs:
+            x[:, features] = numbers[:, columns]
+        if len(self.indicators):
+            x[:, self.indicators] = 0 if missing is None else missing[:, self.marked]
         for j, category in enumerate(self.categories):
-            codes = rows.codes[:, j]
-            places = category.ranks[codes]
+            codes, first = rows.codes[:, j], category.offset
             if category.is_onehot:
-                x[each, category.offset + places] = codes != UNKNOWN
+                x[:, first : first + len(category.ranks) - 1] = 0
+                x[np.arange(len(rows)), first + category.ranks[codes]] = codes != UNKNOWN
             else:
-                x[:, category.offset] = np.where(codes == UNKNOWN, UNKNOWN, places)
-        return x, y, filled
+                x[:, first] = category.ranks[codes]
+        if missing is None:
+            return None
+        filled = np.zeros((len(rows), self.n_features), np.bool_)
+        filled[:, self.numeric] = missing
+        return filled
 
     def _fill(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """The numeric columns with fills for NaN, and which of their cells these are; None if none is."""
@@ -169,6 +187,15 @@ class Expansion:
             return x, None
         missing = np.isnan(x)
         return np.where(missing, self.fills, x), missing
+
+
+def _runs(features: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Runs of neighbouring features, and where each lies among all."""
+    first = 0
+    for end in range(1, len(features) + 1):
+        if end == len(features) or features[end] != features[end - 1] + 1:
+            yield slice(features[first], features[end - 1] + 1), slice(first, end)
+            first = end
 
 
 def _require_distinct(names: list[str]) -> None:

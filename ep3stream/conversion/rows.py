@@ -52,13 +52,14 @@ class RowLayout:
 class EncodedRows:
     """m encoded rows.
 
-    parts: key (m,), x (m, k) in the store's dtype, codes (m, t), and y: (m,) label codes or (m, c) targets.
+    parts: key (m,), x (m, k) in the store's dtype, codes (m, t), and y: (m,) label codes or (m, c) targets. Rows that
+    are in order have no key.
     """
 
     parts: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
-        return len(self.parts["key"])
+        return len(self.parts["y"])
 
     def __getitem__(self, rows: slice) -> EncodedRows:
         return EncodedRows({name: part[rows] for name, part in self.parts.items()})
@@ -83,6 +84,10 @@ class EncodedRows:
         """The targets, or the codes of the labels."""
         return self.parts["y"]
 
+    def without_key(self) -> EncodedRows:
+        """The same rows but for the key."""
+        return EncodedRows({name: part for name, part in self.parts.items() if name != "key"})
+
     def take(self, places: NDArray[np.intp], out: EncodedRows | None = None) -> EncodedRows:
         """Returns the rows at `places`, in that order; writes them into the first rows of `out` if given."""
         taken = {}
@@ -93,6 +98,8 @@ class EncodedRows:
         return EncodedRows(taken)
 
     def copy_from(self, start: int, rows: EncodedRows) -> None:
-        """Overwrites the rows from `start` on by `rows`."""
+        """Overwrites the rows from `start` on by `rows`, unless these are the same memory."""
         for name, part in rows.parts.items():
-            self.parts[name][start : start + len(part)] = part
+            target = self.parts[name][start : start + len(part)]
+            if target.ctypes.data != part.ctypes.data:
+                target[:] = part

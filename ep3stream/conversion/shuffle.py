@@ -160,12 +160,20 @@ class RowSorter:
         self._spills = read_spills(self._directory, self._layout)
         return self._spills[-1].read_state if self._spills else None
 
-    def add(self, rows: EncodedRows, read_state: Callable[[], Mapping[str, Any]]) -> None:
-        """Copies the rows. `read_state` returns, as JSON, what is needed to go on reading after them; see `restore`."""
-        if self._filled and self._filled + len(rows) > len(self._buffers[0]):
+    def room(self, n_rows: int) -> EncodedRows:
+        """Memory for the next n rows, so that to `add` these copies nothing."""
+        if self._filled and self._filled + n_rows > len(self._buffers[0]):
             self._spill()
-        if len(rows) > len(self._buffers[0]):
-            self._buffers = [self._layout.empty(len(rows)), self._buffers[1]]
+        if n_rows > len(self._buffers[0]):
+            self._buffers = [self._layout.empty(n_rows), self._buffers[1]]
+        return self._buffers[0][self._filled : self._filled + n_rows]
+
+    def add(self, rows: EncodedRows, read_state: Callable[[], Mapping[str, Any]]) -> None:
+        """Copies the rows, but those that lie in the last `room`.
+
+        `read_state` returns, as JSON, what is needed to go on reading after them; see `restore`.
+        """
+        self.room(len(rows))
         self._buffers[0].copy_from(self._filled, rows)
         self._filled += len(rows)
         self._read_state = read_state
@@ -195,10 +203,12 @@ class RowSorter:
     def blocks(self, block_rows: int, done: Sequence[int]) -> Iterator[tuple[int, EncodedRows]]:
         """Yields all rows by ascending key, except the first done[s] rows of each split s.
 
-        Each item is a split and at most `block_rows` rows of it; the rows are valid until the next item is asked for.
+        Each item is a split and at most `block_rows` rows of it, without their keys; the rows are valid until the next
+        item is asked for.
         """
-        block = self._layout.empty(block_rows)
-        for part, rows, order in self._from_disk(done) if self._spills else self._from_memory():
+        block = self._layout.empty(block_rows).without_key()
+        for part, with_keys, order in self._from_disk(done) if self._spills else self._from_memory():
+            rows = with_keys.without_key()
             for start in range(max(0, done[part.split] - part.start), part.n_rows, block_rows):
                 yield part.split, rows.take(order[start : start + block_rows], out=block)
 

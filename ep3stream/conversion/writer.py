@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -41,6 +41,10 @@ _THREADS = 2
 # tenth, and are then written at a third and read at half of the rate.
 _MIN_RATIO = 1.25
 _SAMPLE_BYTES = 4 * MIB
+
+
+# Writes the rows of a slice to x, (k, d), and y; returns which cells of x were filled in, (k, d), None if none was.
+MakeRows = Callable[[slice, NDArray[Any], NDArray[Any]], NDArray[np.bool_] | None]
 
 
 def create_store(path: str | Path, spec: StoreSpec, format: Format) -> StoreWriter:
@@ -168,15 +172,24 @@ class StoreWriter:
         self, split: str, x: NDArray[Any], y: NDArray[Any], missing: NDArray[np.bool_] | None = None
     ) -> None:
         """Does the same as `append` for rows in the store's dtypes that are known to be finite and of known classes."""
+
+        def copy(taken: slice, x_out: NDArray[Any], y_out: NDArray[Any]) -> NDArray[np.bool_] | None:
+            x_out[:], y_out[:] = x[taken], y[taken]
+            return None if missing is None else missing[taken]
+
+        self.append_made(split, len(x), copy)
+
+    def append_made(self, split: str, n_rows: int, make: MakeRows) -> None:
+        """Does the same as `append_checked` for n rows that `make` writes to their place, some at a time."""
         self._require_open()
         rows = self._split(split)
         taken = 0
-        while taken < len(x):
-            count = min(len(x) - taken, len(rows.x) - rows.filled)
-            rows.x[rows.filled : rows.filled + count] = x[taken : taken + count]
-            rows.y[rows.filled : rows.filled + count] = y[taken : taken + count]
+        while taken < n_rows:
+            count = min(n_rows - taken, len(rows.x) - rows.filled)
+            place = slice(rows.filled, rows.filled + count)
+            missing = make(slice(taken, taken + count), rows.x[place], rows.y[place])
             if missing is not None:
-                rows.missing += missing[taken : taken + count].sum(0)
+                rows.missing += np.count_nonzero(missing, axis=0)
             rows.filled += count
             taken += count
             if rows.filled == len(rows.x):
