@@ -14,29 +14,28 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ep3stream.config import MIB, ConvertConfig, settings_of
-from ep3stream.conversion.encode import Room, RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.numbers import ColumnMeans
 from ep3stream.conversion.open_source import open_source
 from ep3stream.conversion.recorded_columns import RecordedColumns, take_over
+from ep3stream.conversion.row_reader import ReadState, Report, RowReader
 from ep3stream.conversion.rows import EncodedRows
-from ep3stream.conversion.shuffle import RowKeys, RowSorter
+from ep3stream.conversion.shuffle import RowSorter
 from ep3stream.conversion.spec import StoreSpec
-from ep3stream.conversion.split_sources import SourcePart, SplitSources, tell_same_content
+from ep3stream.conversion.split_sources import SplitSources, tell_same_content
 from ep3stream.conversion.upload import Upload, stand_in
 from ep3stream.conversion.work import ConversionWork, Json, conversion_work, is_begun, was_committed
 from ep3stream.conversion.writer import StoreWriter, refuse_existing
 from ep3stream.errors import ConfigError, DamagedDataError, DiskError, InputError, SourceError
-from ep3stream.formats.digests import SourceDigests
-from ep3stream.formats.source import START, RestartPosition, SourceBatch
+from ep3stream.formats.source import START
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import Manifest, told_two_valued
@@ -45,7 +44,6 @@ from ep3stream.store.reader import open_store
 _logger = logging.getLogger(__name__)
 
 _PLAN_VERSION = 2
-_MAX_READ_BYTES = 8 * MIB
 
 # A block of rows this small stays in the processor's cache on its way into the store.
 _WRITE_BYTES = 1 * MIB
@@ -203,10 +201,7 @@ def _require_space(source: SplitSources, store: Path, config: ConvertConfig, wor
         )
 
 
-_Report = Callable[[int, float, int], None]
-
-
-def _reporter(stage: Stage, tell: Callable[[ConvertProgress], None]) -> _Report:
+def _reporter(stage: Stage, tell: Callable[[ConvertProgress], None]) -> Report:
     """Returns a function that tells how far a stage is, given rows, share and bytes. The stage begins now."""
     began = time.monotonic()
 
@@ -248,7 +243,7 @@ class _Conversion:
         self._saved_at = time.monotonic()
 
     def _open_reader(self) -> None:
-        self.reader = _RowReader(self.source, self.config, self.recorded)
+        self.reader = RowReader(self.source, self.config, self.recorded)
         self.encoder = self.reader.encoder
 
     def run(self) -> None:
@@ -295,7 +290,7 @@ class _Conversion:
         expansion = Expansion.build(self.source.first, self.encoder)
         with self._open_writer(expansion, self.source.expected_rows, saved and saved["writer"]) as writer:
             n_written = writer.rows_written(split)
-            first = _ReadState.from_json(saved["read"]) if saved and n_written else self.reader.state(START)
+            first = ReadState.from_json(saved["read"]) if saved and n_written else self.reader.state(START)
             self._restore_reader(first)
             to_skip = n_written - first.n_rows
             # States of the reader, oldest first. The first is the newest one whose rows are all written: the writer
@@ -321,10 +316,10 @@ class _Conversion:
         """
         last_read, saved = sorter.restore(), self.work.progress()
         if saved is not None and last_read is not None and saved["spills"] == sorter.n_spills:
-            self._restore_reader(_ReadState.from_json(saved["read"]))
+            self._restore_reader(ReadState.from_json(saved["read"]))
             return saved
         self.work.start_writing_again()
-        state = _ReadState.from_json(last_read) if last_read else self.reader.state(START)
+        state = ReadState.from_json(last_read) if last_read else self.reader.state(START)
         self._restore_reader(state)
         for rows, behind in self.reader.rows(state.position, _reporter("read", self._tell), sorter.room):
             sorter.add(rows, behind.to_json)
@@ -372,7 +367,7 @@ class _Conversion:
                     self._save(read, sorter.n_spills, writer)
             self._commit(writer, expansion)
 
-    def _restore_reader(self, state: _ReadState) -> None:
+    def _restore_reader(self, state: ReadState) -> None:
         try:
             self.reader.restore(state)
         except SourceError as error:
@@ -413,7 +408,7 @@ class _Conversion:
                 _logger.warning("writing the store anew: %s", error)
         return StoreWriter.start(self.store, self.work.store, spec, config.format, keeps_partial=True)
 
-    def _save(self, read: _ReadState, n_spills: int, writer: StoreWriter | None = None) -> None:
+    def _save(self, read: ReadState, n_spills: int, writer: StoreWriter | None = None) -> None:
         """Saves how far the conversion is: at once without a writer, and with one if the last time is long ago."""
         if writer is None or time.monotonic() - self._saved_at > _PROGRESS_EVERY_S:
             state = None if writer is None else writer.state()
@@ -432,151 +427,3 @@ class _Conversion:
 def _append(writer: StoreWriter, split: str, rows: EncodedRows, expansion: Expansion) -> None:
     """Expands the rows to their place in the store."""
     writer.append_made(split, len(rows), lambda taken, x, y: expansion.expand_into(rows[taken], x, y))
-
-
-@dataclass(frozen=True, slots=True)
-class _ReadState:
-    """The state of a `_RowReader` after some row, from which another process can go on.
-
-    counts: rows of each split so far; rows that were left out are not counted.
-    """
-
-    position: RestartPosition
-    counts: tuple[int, ...]
-    encoder: Json
-    digests: Sequence[Json]
-
-    @property
-    def n_rows(self) -> int:
-        return sum(self.counts)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Json) -> _ReadState:
-        return cls(
-            RestartPosition(**content["position"]),
-            tuple(content["counts"]),
-            content["encoder"],
-            content["digests"],
-        )
-
-
-class _RowReader:
-    """Reads a source from front to back as encoded rows that have their keys; digests its files meanwhile."""
-
-    def __init__(self, source: SplitSources, config: ConvertConfig, recorded: RecordedColumns | None) -> None:
-        self.encoder = RowEncoder.build(source.first, config, recorded)
-        self.digests = SourceDigests(source.files)
-        self._source, self._config = source, config
-        self._keys = RowKeys(self.encoder, config.splits, config.seed, bool(config.shuffle))
-        self._counts = np.zeros(len(config.split_names), np.int64)
-        self._ahead: Iterator[SourceBatch] | None = None
-
-    @property
-    def counts(self) -> list[int]:
-        """Rows of each split so far; rows that were left out are not counted."""
-        counts: list[int] = self._counts.tolist()
-        return counts
-
-    @property
-    def n_rows(self) -> int:
-        """Rows read so far; rows that were left out are not counted."""
-        return int(self._counts.sum())
-
-    def state(self, position: RestartPosition) -> _ReadState:
-        """Returns the state after the rows read so far, which end at `position`."""
-        return _ReadState(position, tuple(self._counts.tolist()), self.encoder.state(), self.digests.state())
-
-    def restore(self, state: _ReadState) -> None:
-        """Goes on from `state`; raises SourceError if the files are not those of the state."""
-        self.digests.restore(state.digests)
-        self.encoder.restore(state.encoder)
-        self._counts[:] = state.counts
-        self._keys.skip(state.n_rows)
-
-    def read_ahead(self) -> None:
-        """Reads the first rows, which decide about offsets; `rows` then begins with them."""
-        self._ahead = self._first_batches(START)
-
-    @property
-    def _block_bytes(self) -> int:
-        return min(_MAX_READ_BYTES, self._config.memory_bytes // 16)
-
-    def _first_batches(self, start: RestartPosition) -> Iterator[SourceBatch]:
-        """The batches of the first source behind `start`; its first rows alone decide about offsets."""
-        first = self._source.parts[0]
-        if start.file >= first.n_places:
-            return iter(())
-        batches, offsets = first.batches(self._block_bytes, start), self.encoder.offsets
-        return batches if start != START and offsets.is_decided else offsets.read_ahead(batches)
-
-    def rows(
-        self, start: RestartPosition, report: _Report, room: Room | None = None
-    ) -> Iterator[tuple[EncodedRows, _ReadState]]:
-        """Yields every row from `start` on once, in the sources' order, in batches; and the state after each batch.
-
-        The rows lie in the memory that `room` gives, as `RowEncoder.encode` says. Raises SourceError for rows that
-        cannot be read, and after the last row of a source if a split has no row, or the encoder finds the rows
-        unusable.
-        """
-        ahead, self._ahead = self._ahead, None
-        track = _Track(self._source, self.digests, report)
-        first = self._source.parts[0]
-        for batch in ahead or self._first_batches(start):
-            rows = self.encoder.encode(batch, room)
-            self._counts += np.bincount(self._keys.assign(rows), minlength=len(self._counts))
-            track.advance(first, batch, self.n_rows)
-            yield rows, self.state(batch.next)
-        if start.file < first.n_places:
-            self.encoder.require_usable(first.source.name)
-            self._require_rows()
-        names = list(self._config.split_names)
-        for part, batch in self._source.later_batches(
-            self._block_bytes, start, self.encoder.offsets.read_ahead
-        ):
-            assert part.split is not None
-            split = names.index(part.split)
-            rows = self.encoder.following(part.split).encode(batch, room)
-            self._keys.assign(rows, split)
-            self._counts[split] += len(rows)
-            track.advance(part, batch, self.n_rows)
-            yield rows, self.state(batch.next)
-        for part in self._source.parts[1:]:
-            if self._counts[names.index(str(part.split))] == 0:
-                raise SourceError(
-                    f"{part.source.name}: every row of split {part.split} is left out, for missing or unknown values; "
-                    "fill some in, or take --missing auto and --unknown ignore"
-                )
-
-    def _require_rows(self) -> None:
-        """Raises SourceError if a split of the first source has no row."""
-        for (split, share), count in zip(self._config.splits.items(), self._counts, strict=False):
-            if count == 0:
-                raise SourceError(
-                    f"{self._source.first.name}: split {split} ({share:g} of the rows) got none of the {self.n_rows} "
-                    "rows; make it larger, leave it out or take another seed"
-                )
-
-
-class _Track:
-    """Digests the sources' files up to the rows that were read, and reports how far the reading is."""
-
-    def __init__(self, source: SplitSources, digests: SourceDigests, report: _Report) -> None:
-        self._digests, self._report = digests, report
-        self._expected_rows = source.expected_rows
-        self._first_byte: int | None = None
-
-    def advance(self, part: SourcePart, batch: SourceBatch, n_rows: int) -> None:
-        """Takes note of a batch of the part, after which n rows are kept."""
-        byte = 0
-        if part.source.files:
-            index = part.first_file + batch.file_index
-            self._digests.advance(index, batch.end_byte, batch.raw)
-            byte = self._digests.bytes_before(index) + batch.end_byte
-        self._first_byte = byte if self._first_byte is None else self._first_byte
-        share = byte / max(1, self._digests.bytes_total)
-        if self._expected_rows:
-            share = n_rows / self._expected_rows
-        self._report(n_rows, share, max(0, byte - self._first_byte))
