@@ -12,9 +12,8 @@ row is left out.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from ep3stream.conversion.missing_values import (
 from ep3stream.conversion.numbers import Rounding, all_finite, fill, missing_cells
 from ep3stream.conversion.offsets import ColumnOffsets, without_offsets
 from ep3stream.conversion.recorded_columns import RecordedColumns
+from ep3stream.conversion.row_tally import RowTally
 from ep3stream.conversion.rows import EncodedRows, RowLayout
 from ep3stream.errors import ConfigError, SourceError
 from ep3stream.formats.source import (
@@ -65,27 +65,6 @@ _MAX_CODES: Mapping[XDtype, int] = {"float32": 10_000, "float16": 2048}
 
 # From this share of a column's standard deviation on, a warning of the rounding to float16 is given.
 _MAX_ERROR_PER_STD = 0.01
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What was counted and learned from the rows so far.
-
-    kept, dropped: rows kept and left out. missing: missing cells by column; of filled columns those in rows kept.
-    without_value: rows left out for a gap in a column under `drop`. means: what the gaps of a numeric column become.
-    unseen: unseen values. Of sources with `--split-file`, split_unseen: those of each later split; marked: the columns
-    with gaps in the first source, None until it is read.
-    """
-
-    kept: int = 0
-    dropped: int = 0
-    missing: Counter[str] = field(default_factory=Counter)
-    without_value: int = 0
-    means: dict[str, float] = field(default_factory=dict)
-    invalid: Counter[str] = field(default_factory=Counter)
-    unseen: UnseenValues = field(default_factory=UnseenValues)
-    split_unseen: dict[str, UnseenValues] = field(default_factory=dict)
-    marked: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +91,7 @@ class RowEncoder:
     offsets: ColumnOffsets
     rounding: Rounding | None
     like: RecordedColumns | None
-    tally: _Tally
+    tally: RowTally
     origin: str
     split_unknown: Unknown
     split: str | None = None
@@ -153,7 +132,7 @@ class RowEncoder:
             offsets=offsets,
             rounding=Rounding(len(numeric)) if x_dtype == "float16" and numeric else None,
             like=like,
-            tally=_Tally(),
+            tally=RowTally(),
             origin=source.name,
             split_unknown=config.unknown or "ignore",
         )
@@ -454,11 +433,8 @@ class RowEncoder:
 
     def report(self) -> dict[str, Any]:
         """The counts of rows left out, cells filled and values rounded, for the manifest; warns of all of them."""
-        report: dict[str, Any] = {}
-        if self.tally.dropped:
-            report["dropped_rows"] = self.tally.dropped
+        report = self.tally.report()
         if self.tally.missing:
-            report["missing"] = dict(sorted(self.tally.missing.items()))
             fills = self._file_fills()
             filled = {
                 column.name: fills[column.name]
@@ -466,16 +442,7 @@ class RowEncoder:
                 if column.name in fills and self.tally.missing[whole_name(column)]
             }
             report |= {"fills": dict(sorted(filled.items()))} if filled else {}
-            self.report_missing()
-        if self.tally.invalid:
-            report["invalid"] = dict(sorted(self.tally.invalid.items()))
-            self.report_invalid()
-        if self.tally.unseen:
-            report["unknown"] = self.tally.unseen.to_json()
-        by_split = {split: unseen.to_json() for split, unseen in self.tally.split_unseen.items() if unseen}
-        if by_split:
-            report["unknown_by_split"] = by_split
-        self.report_unseen()
+        self.tell_losses()
         self.offsets.tell()
         if self.rounding is not None:
             report["rounding"] = self.rounding.report(self.names)
@@ -489,7 +456,14 @@ class RowEncoder:
                     )
         return report
 
-    def report_missing(self) -> None:
+    def tell_losses(self) -> None:
+        """Warn of missing, invalid and unseen values: of what they became, and of rows left out for them."""
+        self._tell_missing()
+        self.tally.tell_invalid()
+        store = self.origin if self.like is None else self.like.store
+        self.tally.tell_unseen(self.unknown, self.split_unknown, store)
+
+    def _tell_missing(self) -> None:
         """Warn of the missing values, a line for each column that was filled, and of the rows left out for them."""
         missing, fills = self.tally.missing, self._file_fills()
         features = dict.fromkeys([*map(whole_name, self.columns), *(c.column for c in self.categories)])
@@ -518,36 +492,12 @@ class RowEncoder:
         for line in lines:
             _LOGGER.warning("%s", line)
 
-    def report_invalid(self) -> None:
-        """Warn of the rows left out for a text that is no value of its column's type."""
-        for column, count in sorted(self.tally.invalid.items()):
-            _LOGGER.warning(
-                "column %r: %d rows were left out, whose text is no value of the column's type", column, count
-            )
-
-    def report_unseen(self) -> None:
-        """Warn of the unseen values, if there were any."""
-        store = self.origin if self.like is None else self.like.store
-        if self.tally.unseen:
-            _LOGGER.warning("%s", self.tally.unseen.sentence(self.unknown, store))
-        for split, unseen in self.tally.split_unseen.items():
-            if unseen:
-                _LOGGER.warning("split %s: %s", split, unseen.sentence(self.split_unknown, store))
-
     def state(self) -> dict[str, Any]:
         """Everything learned from the batches so far, as JSON that holds it exactly, for `restore`."""
         return {
             "books": [category.state() for category in self.categories],
             "labels": None if self.labels is None else self.labels.state(),
-            "kept": self.tally.kept,
-            "dropped": self.tally.dropped,
-            "missing": dict(self.tally.missing),
-            "without_value": self.tally.without_value,
-            "means": dict(self.tally.means),
-            "invalid": dict(self.tally.invalid),
-            "strangers": self.tally.unseen.to_json(),
-            "split_strangers": {split: each.to_json() for split, each in self.tally.split_unseen.items()},
-            "marked": self.tally.marked,
+            **self.tally.state(),
             "rounding": None if self.rounding is None else self.rounding.state(),
             "offsets": self.offsets.state(),
         }
@@ -558,15 +508,7 @@ class RowEncoder:
             category.restore(values)
         if self.labels is not None:
             self.labels.restore(state["labels"])
-        self.tally.kept, self.tally.dropped = state["kept"], state["dropped"]
-        self.tally.missing = Counter(state["missing"])
-        self.tally.without_value, self.tally.means = state["without_value"], dict(state["means"])
-        self.tally.invalid = Counter(state["invalid"])
-        self.tally.unseen = UnseenValues.of(state.get("strangers", {}))
-        self.tally.split_unseen = {
-            split: UnseenValues.of(values) for split, values in state["split_strangers"].items()
-        }
-        self.tally.marked = None if state["marked"] is None else tuple(state["marked"])
+        self.tally.restore(state)
         self.offsets.restore(state["offsets"])
         if self.rounding is not None:
             self.rounding.restore(state["rounding"])

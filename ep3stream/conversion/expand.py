@@ -250,9 +250,7 @@ class FeatureRows:
             if kept is not None:
                 usable[kept] = True
             yield self.expansion.expand(rows)[0], usable
-        self.encoder.report_missing()
-        self.encoder.report_invalid()
-        self.encoder.report_unseen()
+        self.encoder.tell_losses()
 
 
 @dataclass(frozen=True, slots=True)
