@@ -36,6 +36,7 @@ from pyarrow import parquet
 DIRECTORY = Path(".bench/tables")
 SPLITS = ("train", "validation", "test")
 MOST_TRAINING_ROWS = 600_000
+LAND_POINTS = 585_000
 # Households, firms, farms and industry of simbench that were measured; its other loads are sums and models of them.
 MEASURED_CONSUMERS = re.compile(r"([GHL]\d|BL|WB)-[A-Z]_pload")
 # What a pickled frame is made of: nothing here opens a file, runs a command or imports a module.
@@ -193,6 +194,29 @@ def places(packages: Packages) -> Made:
     return Made(with_categories(frame, ["country"]), random_folds(len(frame)))
 
 
+def births(packages: Packages) -> Made:
+    """Births of a state of the US on a day, from 1969 to 1988; state and day of the week as categories."""
+    frame = pickled(packages, "mosaicData/Birthdays")
+    frame = frame[["state", "year", "month", "day", "wday", "births"]]
+    return Made(with_categories(frame, ["state", "wday"]), random_folds(len(frame)))
+
+
+def land(packages: Packages) -> Made:
+    """Whether a point of the globe is land or ocean, from its latitude and longitude; evenly over the sphere."""
+    archive = packages.archive("global-land-mask==1.0.0")
+    name = next(name for name in archive.namelist() if name.endswith(".npz"))
+    with np.load(io.BytesIO(archive.read(name))) as globe:
+        is_ocean, latitudes, longitudes = globe["mask"], globe["lat"], globe["lon"]
+    random = np.random.default_rng(0)
+    latitude = np.degrees(np.arcsin(random.uniform(-1, 1, LAND_POINTS)))
+    longitude = random.uniform(-180, 180, LAND_POINTS)
+    row = np.searchsorted(-latitudes, -latitude).clip(max=len(latitudes) - 1)  # From north to south.
+    column = np.searchsorted(longitudes, longitude).clip(max=len(longitudes) - 1)
+    kind = np.where(is_ocean[row, column], "ocean", "land")
+    frame = pd.DataFrame({"latitude": latitude, "longitude": longitude, "kind": kind})
+    return Made(with_categories(frame, ["kind"]), random_folds(len(frame)))
+
+
 def loads(packages: Packages) -> Made:
     """The load of a kind of consumer a day ahead, as a share of its yearly peak, from the calendar and past loads.
 
@@ -262,6 +286,8 @@ TABLES = {
     "military": Table("rank", "regression", military),
     "nafld": Table("value", "regression", nafld),
     "places": Table("country", "classification", places),
+    "land": Table("kind", "classification", land),
+    "births": Table("births", "regression", births),
     "loads": Table("load", "regression", loads),
     "batting": Table("next_HR", "regression", batting),
 }
