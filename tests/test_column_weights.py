@@ -15,6 +15,9 @@ from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 def _small(monkeypatch):
     monkeypatch.setattr(column_weights, "_ROWS", 500)
     monkeypatch.setattr(column_weights, "_CENTERS", 80)
+    monkeypatch.setattr(column_weights, "_NEAR_ROWS", 500)
+    monkeypatch.setattr(column_weights, "_FEWEST_NEAR_ROWS", 200)
+    monkeypatch.setattr(column_weights, "_NEAR_CENTERS", 100)
     monkeypatch.setattr(column_weights, "_SHARP_ROWS", 1500)
     monkeypatch.setattr(column_weights, "_SHARP_CENTERS", 200)
 
@@ -137,7 +140,7 @@ def test_of_many_outputs_random_combinations_are_learnt_on():
 def test_sizes_of_a_step_are_bounded_where_columns_are_many(monkeypatch):
     monkeypatch.undo()
     for d in (1, 25, 784, 20_000):
-        n_rows, n_centers = column_weights._sizes(d, 60_000)
+        n_rows, n_centers = column_weights._sizes(8000, 640, d, 60_000)
         assert 2 * n_rows * n_centers * d <= 1.01 * column_weights._MOST_DIFFERENCES
         assert n_centers >= 1
 

@@ -34,7 +34,7 @@ from ep3stream.estimator.row_sets import DaskRows
 from ep3stream.online.sources import ArraySource, RowForm, StoreSource
 from ep3stream.prediction.scores import nearest_in_simplex
 from ep3stream.stream.order import RowOrder
-from ep3stream.training.set_up import draw_centers
+from ep3stream.training.centers import draw_centers
 
 X, TARGETS = smooth_rows(1200)
 Y = TARGETS[:, 0]

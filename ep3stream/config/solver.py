@@ -301,6 +301,11 @@ class SolverConfig:
         "precision of the inputs of radial kernels, and on GPUs of products with kernel blocks: tf32 and bfloat16 "
         "are for tensor cores, with 10 and 7 bits of each number's mantissa; everything else is float32 or better",
     )
+    center_sampling: Literal["error", "uniform"] = setting(
+        "error",
+        "rows that become centers: error draws four fifths where a small model errs most, with kernels on columns; "
+        "uniform draws from all rows alike, as other kernels do",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

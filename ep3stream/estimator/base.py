@@ -33,8 +33,9 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
+from ep3stream.training.centers import draw_centers
 from ep3stream.training.defaults import with_kernel
-from ep3stream.training.set_up import draw_centers, scaling_by
+from ep3stream.training.set_up import scaling_by
 from ep3stream.values.labels import label_type_of, names_of
 from ep3stream.values.offsets import Offsets, shifted
 

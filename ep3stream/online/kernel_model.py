@@ -456,7 +456,8 @@ class KernelModel:
         problem = spec.problem(problem)
         rows = set_up_rows(spec, x[:n_held], y[:n_held], spec.config.solver.nystrom_samples)
         if spec.function is None:
-            n_pool = pool_rows(spec.config.kernel, len(x), x.shape[1], spec.config.run.memory_bytes)
+            n_outputs, memory_bytes = problem.shape.n_outputs, spec.config.run.memory_bytes
+            n_pool = pool_rows(spec.config.kernel, len(x), x.shape[1], n_outputs, memory_bytes)
             rows = replace(rows, pool=(x[:n_pool], y[:n_pool]) if n_pool else None)
         if self._n_rows in (0, UNKNOWN_ROWS):
             # A head start is for a sample that is few of the rows, and nobody knows how many there are.

@@ -5,16 +5,18 @@ step, T to train on and H held out; the centers Z are the first m rows of T:
 
     A = K_tz' K_tz / n + rho K_zz,   a = A^-1 K_tz' Y_t / n,   L = |K_hz a - Y_h|^2 / n,
 
-and log w, log c and log rho follow the gradient of L by Adam (Kingma, Ba 2015). With r = K_hz a - Y_h and
+and log w, log c and log (n rho) follow the gradient of L by Adam (Kingma, Ba 2015). With r = K_hz a - Y_h and
 v = A^-1 K_hz' 2 r / n,
 
     dL/dK_hz = 2 r a' / n,   dL/dK_tz = ((Y_t - K_tz a) v' - K_tz v a') / n,   dL/dK_zz = -rho v a',
 
 so that a step costs one block, one product K_tz' K_tz and one factorization. Held-out rows tell what matters: on the
-rows trained on the sharpest weights would look best. The last third of the steps is averaged.
+rows trained on the sharpest weights would look best.
 
-A fit has more centers than the small problems, and more centers resolve sharper weights. So a last stage compares
-multiples of the weights on larger problems, and adds the square root of how many times more centers the fit has.
+A fit has more rows and centers than the small problems, and more of them resolve sharper weights: a column that parts
+one day from the next is worth nothing to a few thousand rows of a year. So after some steps on rows of the whole pool
+each step takes the neighbourhood of a random row: the rows of the pool with the largest K, as many as have so many
+centers in the fit as the small problem has. The last third of the steps of either kind is averaged.
 """
 
 from __future__ import annotations
@@ -28,42 +30,48 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.solver.columns import ColumnKernel
+from ep3stream.solver.expected_error import ExpectedError
 
 _LOGGER = logging.getLogger(__name__)
 
 # Rows that the weights are learnt on at most.
-POOL_ROWS = 60_000
+POOL_ROWS = 400_000
 FEWEST_ROWS = 100
 _HELD_SHARE, _MOST_HELD = 0.2, 12_000
 
-# Steps; rows on each side and centers of one; rates of Adam, first and last.
-_STEPS = 60
-_ROWS, _CENTERS = 6000, 800
-# Of these, in the steps before those that are averaged, which need not be as exact.
-_COARSE = 0.5
-_RATES = (0.25, 0.04)
+# Steps on rows of the whole pool, rows on each side and centers of one; rates of Adam, first and last.
+_STEPS, _ROWS, _CENTERS = 40, 3000, 400
+_RATES = (0.25, 0.06)
+# Steps on neighbourhoods, the most and fewest rows on each side, and centers.
+_NEAR_STEPS, _NEAR_ROWS, _FEWEST_NEAR_ROWS, _NEAR_CENTERS = 60, 8000, 1280, 640
+_NEAR_RATES = (0.2, 0.04)
+# Of the steps of either kind, at the end.
 _AVERAGED = 1 / 3
+# They are as wide as suits so many centers at most: the number is an upper bound, and few fits have more.
+_MOST_RESOLVED = 20_000
 # A step has fewer rows and centers where there are so many columns that this many differences would not do.
-_MOST_DIFFERENCES = 8e8
+_MOST_DIFFERENCES = 4e8
 
-# From this part of the steps on, columns whose typical exponent has fallen below this are left out.
-_PRUNED_FROM, _NEGLIGIBLE = 1 / 3, 1e-3
-_FIRST_SHARE, _FIRST_RIDGE = 1.0, 1e-3
+# From this part of the first steps on, columns whose typical exponent has fallen below this are left out.
+_PRUNED_FROM, _NEGLIGIBLE = 1 / 2, 1e-3
+_FIRST_SHARE, _FIRST_NOISE = 1.0, 6.0
 _LOG_RANGE = (-14.0, 9.0)
 _OUTPUTS = 16
 _JITTER = 1e-7
 
 # Of the problems that compare multiples of the weights.
 _SHARP_ROWS, _SHARP_CENTERS = 16_000, 1600
-# More centers resolve sharper weights. Measured with 6000 and 20,000 centers: flights are best at powers of 0.4 to 0.5,
-# where noise is most of the variance (batting, faces) less would do as well.
+# More centers than the weights are for resolve sharper ones. Measured with 6000 and 20,000 centers: flights are best at
+# powers of 0.4 to 0.5; where noise is most of the variance (batting, faces) less would do as well.
 _GROWTH, _MOST_GROWTH = 0.4, 4.0
-_MOST_DOUBLINGS = 3
+_MOST_DOUBLINGS = 4
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
 _NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A fit stops after few epochs, which damps its model too, so that a part of the noise is enough for its ridge.
 _RIDGE_SHARE = 0.3
 _CHUNK = 2048
+# Rows that the expected error is learnt from, at most.
+_ERROR_ROWS = 40_000
 
 # What columns are worth is measured for so many of them, on as many held-out rows as take so many differences.
 _WEIGHED_COLUMNS, _FEWEST_WEIGHED, _WEIGHED_DIFFERENCES = 20, 200, 4e9
@@ -79,6 +87,7 @@ class Learnt:
     known: the kernel with the weights that suit `n_known` centers; n_known: 0 where learning has not helped, and the
     weights are those of the start for any number of centers.
     noise: the ridge that suits held-out rows best, times the number of rows that were trained on.
+    errors: what the model of `explained` is expected to err by, from place to place; None where that is the same.
     """
 
     kernel: ColumnKernel
@@ -87,16 +96,18 @@ class Learnt:
     known: ColumnKernel
     n_known: int
     noise: float
+    errors: ExpectedError | None
 
 
 def grown(known: ColumnKernel, n_known: int, n_centers: int) -> ColumnKernel:
     """The kernel for a fit with `n_centers` centers, from the one that suits `n_known`; the same where that is 0.
 
-    Its weights are 1 to 4 times as large.
+    Its weights are at most 4 times as large or as small.
     """
-    if n_centers <= n_known or not n_known:
+    if not n_known:
         return known
-    return known.scaled(min((n_centers / n_known) ** _GROWTH, _MOST_GROWTH))
+    factor = (n_centers / n_known) ** _GROWTH
+    return known.scaled(min(max(factor, 1 / _MOST_GROWTH), _MOST_GROWTH))
 
 
 def ridge_of(noise: float, n_rows: int) -> float:
@@ -109,12 +120,12 @@ def learnt_weights(
 ) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
 
-    From 1600 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
-    be learnt before the number is known, and `grown` gives the kernel afterwards.
+    From 20,000 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
+    be learnt for the largest number there may be, and `grown` gives the kernel for the number there is.
 
     x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. At the start a typical pair of
-    rows has K near exp(-1), with columns of the same weight. Costs at most 20 steps of 8 x 10^8 differences of two
-    values, 40 of a quarter of that, and the like. Deterministic for a generator and a number of threads. Raises
+    rows has K near exp(-1), with columns of the same weight. Costs at most 100 steps of 4 x 10^8 differences of two
+    values, and the like. Deterministic for a generator and a number of threads. Raises
     ConfigError for fewer than 100 rows.
     """
     if len(x) < FEWEST_ROWS:
@@ -127,11 +138,20 @@ def learnt_weights(
     held, pool = (x[:n_held], y[:n_held]), (x[n_held:], y[n_held:])
     start = _start(kernel, pool[0])
     descent = _Descent.of(start, pool[0])
-    best, known, n_known = _sharpened(start, descent.run(*pool, generator), pool, held, n_centers)
+    blunt = descent.run(*pool, generator)
+    known, n_known = descent.run_near(*pool, n_centers, generator)
+    regressions = (_best_multiple(kernel, pool, held, n_centers) for kernel in (blunt, known))
+    best = min(regressions, key=lambda each: each.loss)
+    noise = float(descent.log_noise.exp())
+    unlearnt = _Regression.of(start, _first(pool, _SHARP_ROWS), held, len(best.z))
+    if unlearnt.loss < best.loss:  # As with targets that are noise.
+        best, known, n_known, noise = unlearnt, start, 0, unlearnt.noise
     variance = float((held[1] - held[1].mean(0)).square().sum(1).mean())
     scale = variance or 1.0  # Targets may all be the same.
     importance = _importance(best, held, descent.typical(best.kernel)) / scale
-    found = Learnt(known, importance, (variance - best.loss) / scale, known, n_known, best.noise)
+    explained = (variance - best.loss) / scale
+    errors = _expected_errors(best, held, (pool[0][_SHARP_ROWS:], pool[1][_SHARP_ROWS:]))
+    found = Learnt(known, importance, explained, known, n_known, noise, errors)
     return replace(found, kernel=grown(known, n_known, n_centers))
 
 
@@ -152,6 +172,22 @@ def _start(kernel: ColumnKernel, x: Tensor) -> ColumnKernel:
     return replace(kernel, weights=weights, shares=torch.where(varies, _FIRST_SHARE, 0.0))
 
 
+class _Average:
+    """The mean of the last third of so many steps' parameters."""
+
+    def __init__(self, n_steps: int) -> None:
+        self._first = math.ceil((1 - _AVERAGED) * n_steps)
+        self._kept: list[list[Tensor]] = []
+
+    def add(self, step: int, parameters: list[Tensor]) -> None:
+        if step >= self._first:
+            self._kept.append([each.clone() for each in parameters])
+
+    def put_into(self, parameters: list[Tensor]) -> None:
+        for parameter, values in zip(parameters, zip(*self._kept, strict=True), strict=True):
+            parameter.copy_(torch.stack(values).mean(0))
+
+
 @dataclass(slots=True)
 class _Descent:
     """The steps of Adam. log_weights, log_shares: (d,), float64; spread: (d,), mean |difference|^power of two rows."""
@@ -160,7 +196,7 @@ class _Descent:
     spread: Tensor
     log_weights: Tensor
     log_shares: Tensor
-    log_rho: Tensor
+    log_noise: Tensor
     in_use: Tensor
 
     @classmethod
@@ -169,37 +205,67 @@ class _Descent:
         spread = torch.where(start.is_category.to(x.device), (distance > 0).to(x), distance**start.power)
         in_use = start.weights > 0
         weights, shares = (torch.where(in_use, each, 1.0).double() for each in (start.weights, start.shares))
-        log_rho = torch.full((), math.log(_FIRST_RIDGE), dtype=torch.float64)
-        return cls(start, spread.mean(0).double().cpu(), weights.log(), shares.log(), log_rho, in_use)
+        log_noise = torch.full((), math.log(_FIRST_NOISE), dtype=torch.float64)
+        return cls(start, spread.mean(0).double().cpu(), weights.log(), shares.log(), log_noise, in_use)
 
     def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> ColumnKernel:
-        """The kernel after all steps."""
-        parameters = [self.log_weights, self.log_shares, self.log_rho]
-        adam = torch.optim.Adam(parameters, lr=_RATES[0], betas=(0.9, 0.95))
-        totals, n_averaged = [torch.zeros_like(each) for each in parameters], 0
-        losses = []
+        """The steps on rows of the whole pool, and their average."""
+        adam, last = self._adam(), _Average(_STEPS)
         for step in range(_STEPS):
-            done = step / _STEPS
-            adam.param_groups[0]["lr"] = _RATES[0] * (_RATES[1] / _RATES[0]) ** done
-            share = 1.0 if done >= 1 - _AVERAGED else _COARSE
-            drawn = self._drawn(x, y, share, generator)
-            # n rho, the variance of the noise, does not depend on the number of rows.
-            loss, *gradients = gradients_of(self.current(), self.log_rho - math.log(share), *drawn)
-            losses.append(loss)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            adam.step()
-            for parameter in parameters:
-                parameter.clamp_(*_LOG_RANGE)
-            if done >= _PRUNED_FROM:
+            n_each, n_centers = _sizes(_ROWS, _CENTERS, int(self.in_use.sum()), len(x))
+            rows = torch.randperm(len(x), generator=generator)[: 2 * n_each].to(x.device)
+            self._step(adam, _RATES, step / _STEPS, x[rows], y[rows], n_centers)
+            if step / _STEPS >= _PRUNED_FROM:
                 self._prune()
-            if done >= 1 - _AVERAGED:
-                n_averaged += 1
-                for total, parameter in zip(totals, parameters, strict=True):
-                    total += parameter
-        _LOGGER.debug("column weights: held-out losses %s", [round(loss, 4) for loss in losses])
-        self.log_weights, self.log_shares, self.log_rho = (total / n_averaged for total in totals)
+            last.add(step, self._parameters())
+        last.put_into(self._parameters())
         return self.current()
+
+    def run_near(
+        self, x: Tensor, y: Tensor, n_centers: int, generator: torch.Generator
+    ) -> tuple[ColumnKernel, int]:
+        """The steps on neighbourhoods. Returns their average, and the number of centers that it suits.
+
+        n_centers: as many as the fit may have.
+        """
+        n_each, n_small = _sizes(_near_rows(len(x), n_centers), _NEAR_CENTERS, int(self.in_use.sum()), len(x))
+        n_small = min(n_small, max(1, n_each // 2))
+        adam, last = self._adam(), _Average(_NEAR_STEPS)
+        for step in range(_NEAR_STEPS):
+            kernel = self.current()
+            row = x[torch.randint(len(x), (1,), generator=generator).to(x.device)]
+            near = kernel.block(kernel.left(row), kernel.right(x))[0].topk(2 * n_each).indices
+            rows = near[torch.randperm(len(near), generator=generator).to(x.device)]
+            self._step(adam, _NEAR_RATES, step / _NEAR_STEPS, x[rows], y[rows] - y[rows].mean(0), n_small)
+            last.add(step, self._parameters())
+        last.put_into(self._parameters())
+        return self.current(), max(1, round(n_small / (2 * n_each) * len(x)))
+
+    def _parameters(self) -> list[Tensor]:
+        return [self.log_weights, self.log_shares, self.log_noise]
+
+    def _adam(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self._parameters(), betas=(0.9, 0.95))
+
+    def _step(
+        self,
+        adam: torch.optim.Adam,
+        rates: tuple[float, float],
+        done: float,
+        x: Tensor,
+        y: Tensor,
+        n_centers: int,
+    ) -> None:
+        """One step down."""
+        adam.param_groups[0]["lr"] = rates[0] * (rates[1] / rates[0]) ** done
+        log_rho = self.log_noise - math.log(len(x) // 2)
+        loss, *gradients = gradients_of(self.current(), log_rho, x, y, n_centers)
+        _LOGGER.debug("column weights: held-out loss %.4f", loss)
+        for parameter, gradient in zip(self._parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        adam.step()
+        for parameter in self._parameters():
+            parameter.clamp_(*_LOG_RANGE)
 
     def current(self) -> ColumnKernel:
         weights, shares = (each.exp().float() for each in (self.log_weights, self.log_shares))
@@ -220,31 +286,32 @@ class _Descent:
         if kept.any():
             self.in_use = kept
 
-    def _drawn(
-        self, x: Tensor, y: Tensor, share: float, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, int]:
-        """x and y of rows drawn without repetition, one half to train on, and the number of centers.
 
-        share: of the largest numbers of rows and centers.
-        """
-        n_rows, n_centers = (max(1, int(share * n)) for n in _sizes(int(self.in_use.sum()), len(x)))
-        rows = torch.randperm(len(x), generator=generator)[: 2 * n_rows].to(x.device)
-        return x[rows], y[rows], n_centers
+def _near_rows(n_rows: int, n_centers: int) -> int:
+    """Rows on each side of a neighbourhood that has as many centers as the fit to `n_rows` rows would have there."""
+    wanted = n_rows * _NEAR_CENTERS // (2 * min(n_centers, _MOST_RESOLVED))
+    return min(max(wanted, _FEWEST_NEAR_ROWS), _NEAR_ROWS)
 
 
-def _sizes(n_columns: int, n_rows: int) -> tuple[int, int]:
+def _sizes(rows: int, centers: int, n_columns: int, n_rows: int) -> tuple[int, int]:
     """Rows on each side and centers of a step, with so many columns in use and rows to draw from."""
-    fewer = min(1.0, math.sqrt(_MOST_DIFFERENCES / (2 * _ROWS * _CENTERS * n_columns)))
-    n_each = min(int(_ROWS * fewer), n_rows // 2)
-    return n_each, min(max(1, int(_CENTERS * fewer)), n_each)
+    fewer = min(1.0, math.sqrt(_MOST_DIFFERENCES / (2 * rows * centers * max(1, n_columns))))
+    n_each = min(int(rows * fewer), n_rows // 2)
+    return n_each, min(max(1, int(centers * fewer)), n_each)
+
+
+def _first(rows: tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
+    return rows[0][:n], rows[1][:n]
 
 
 def evaluations_of_learning(n_columns: int) -> int:
     """Kernel evaluations that take as long as the learning, where all columns stay in use: slopes cost two each."""
-    n_each, n_centers = _sizes(n_columns, POOL_ROWS)
-    compared = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 4
-    steps = _STEPS * (_AVERAGED + (1 - _AVERAGED) * _COARSE**2)
-    return int(steps * 3 * 2 * n_each * n_centers) + compared + int(_WEIGHED_DIFFERENCES / n_columns)
+    steps = [(_STEPS, _ROWS, _CENTERS), (_NEAR_STEPS, _NEAR_ROWS, _NEAR_CENTERS)]
+    evaluations = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 4 + int(_WEIGHED_DIFFERENCES / n_columns)
+    for n_steps, rows, centers in steps:
+        n_each, n_centers = _sizes(rows, centers, n_columns, POOL_ROWS)
+        evaluations += n_steps * 3 * 2 * n_each * n_centers
+    return evaluations
 
 
 def gradients_of(
@@ -324,26 +391,26 @@ class _Regression:
 
     def error(self, x: Tensor, y: Tensor) -> float:
         """Mean of |f(x) - y|^2."""
-        right, total = self.kernel.right(self.z), 0.0
-        for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-            found = self.kernel.block(self.kernel.left(some_x), right) @ self.weights
-            total += float((found - some_y).square().sum())
-        return total / len(x)
+        return float(self.squares(x, y).double().mean())
+
+    def squares(self, x: Tensor, y: Tensor) -> Tensor:
+        """|f(x) - y|^2 of each row, (n,)."""
+        right = self.kernel.right(self.z)
+        found = [
+            self.kernel.block(self.kernel.left(some_x), right) @ self.weights - some_y
+            for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
+        ]
+        return torch.cat([each.square().sum(1) for each in found])
 
 
-def _sharpened(
-    start: ColumnKernel,
-    kernel: ColumnKernel,
-    pool: tuple[Tensor, Tensor],
-    held: tuple[Tensor, Tensor],
-    n_centers: int,
-) -> tuple[_Regression, ColumnKernel, int]:
-    """The best regression, and the kernel with the multiple of its weights that suits as many centers as it has.
+def _best_multiple(
+    kernel: ColumnKernel, pool: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], n_centers: int
+) -> _Regression:
+    """The best of the regressions with weights times powers of 2: with fewer centers blunter weights are better.
 
-    The fit will have `n_centers` of them. Where learning has not helped, as with targets that are noise, the kernel is
-    `start`, and the number 0.
+    n_centers: of the fit, which are the most that are taken.
     """
-    pool = (pool[0][:_SHARP_ROWS], pool[1][:_SHARP_ROWS])
+    pool = _first(pool, _SHARP_ROWS)
     n_small = min(n_centers, _SHARP_CENTERS, max(1, len(pool[0]) // 4))
     tried: dict[int, _Regression] = {}
 
@@ -353,18 +420,30 @@ def _sharpened(
         return tried[doublings].loss
 
     best = 0
-    for direction in (1, -1):
+    for direction in (-1, 1):
         while abs(best) < _MOST_DOUBLINGS and loss(best + direction) < loss(best):
             best += direction
-    unlearnt = _Regression.of(start, pool, held, n_small)
-    if unlearnt.loss < loss(best):
-        return unlearnt, start, 0
-    before, here, behind = loss(best - 1), loss(best), loss(best + 1)
-    # The vertex of the parabola through the least loss and its neighbours.
-    vertex = best + 0.5 * (before - behind) / max(before - 2 * here + behind, 1e-12)
-    vertex = min(max(vertex, best - 1), best + 1)
-    _LOGGER.debug("column weights: best times %.2f for %d centers", 2**vertex, n_small)
-    return tried[best], kernel.scaled(2**vertex), n_small
+    return tried[best]
+
+
+def _expected_errors(
+    regression: _Regression, held: tuple[Tensor, Tensor], spare: tuple[Tensor, Tensor]
+) -> ExpectedError | None:
+    """A regression of the errors on rows that the model has not seen: held out, and `spare` of the pool.
+
+    None where a fifth of these rows is not described better by it than by their mean.
+    """
+    x, y = (torch.cat(parts)[:_ERROR_ROWS] for parts in zip(spare, held, strict=True))
+    sizes = regression.squares(x, y).sqrt()[:, None]
+    mean, n_held = float(sizes.double().mean()), len(x) // 5
+    centred = sizes - mean
+    # The centers are those of the model, which have no error of their own.
+    at_centers = torch.zeros(len(regression.z), 1, device=x.device)
+    pool = (torch.cat([regression.z, x[n_held:]]), torch.cat([at_centers, centred[n_held:]]))
+    found = _Regression.of(regression.kernel, pool, (x[:n_held], centred[:n_held]), len(regression.z))
+    if found.loss >= float(centred[:n_held].double().square().mean()):
+        return None
+    return ExpectedError(found.kernel, found.z, found.weights, mean)
 
 
 def _importance(regression: _Regression, held: tuple[Tensor, Tensor], typical: Tensor) -> Tensor:

@@ -17,16 +17,23 @@ from ep3stream.config import FitConfig
 from ep3stream.conversion.recorded_columns import code_features, code_values
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.formats.arrays import open_array
+from ep3stream.mesh import Mesh
+from ep3stream.solver.expected_error import ExpectedError, drawn_by
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.store.files import Location, ObjectUrl, location
+from ep3stream.store.manifest import SplitInfo
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.values.offsets import shifted
 
-_CLUSTERS, _ORDER = 4, 5
+_DRAWN, _CLUSTERS, _ORDER, _CANDIDATES, _CHOICE = 1, 4, 5, 6, 7
 _CLUSTERED = "kmeans:"
 _ROWS_PER_CLUSTER = 10
 _CLUSTER_PASSES = 5
+# Of the centers, drawn where a small model errs, each from so many candidates; the others are drawn from all rows.
+_BY_ERROR = 0.8
+_CANDIDATES_EACH = 4
+_READ_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,54 @@ class CenterSource:
             return cls(n_centers, partial(_in_own_order, config, partial(_split_points, path, reader)))
         stored = _open_points(path, reader.manifest.n_features)
         return cls(len(stored), partial(_in_own_order, config, partial(_file_points, stored, path, reader)))
+
+
+def draw_centers(info: SplitInfo, n_centers: int, seed: int, held: Rows = NO_ROWS) -> Rows:
+    """Numbers of the rows that become centers, in random order; none of those in `held`."""
+    return sample_rows(info, n_centers, seed, _DRAWN, without=held)
+
+
+def drawn_centers(
+    split: SplitReader,
+    n_centers: int,
+    errors: ExpectedError | None,
+    inputs: InputScaling,
+    config: FitConfig,
+    mesh: Mesh,
+    held: Rows,
+) -> Rows:
+    """As `draw_centers`; where the leader knows the expected errors of a small model, four fifths by these.
+
+    With centers of more than a quarter of the rows there is little to choose from, and they are drawn from all alike.
+    The leader reads four candidates a center, one pass over their segments.
+    """
+    info, seed = split.info, config.run.seed
+    drawn = draw_centers(info, n_centers, seed, held)
+    n_chosen = int(_BY_ERROR * n_centers)
+    uniform = drawn[n_chosen:]
+    n_candidates = _CANDIDATES_EACH * n_chosen
+    if config.solver.center_sampling == "uniform" or n_candidates > info.n_rows - len(held) - len(uniform):
+        return drawn
+
+    def choose() -> list[int] | None:
+        if errors is None:
+            return None
+        taken = np.union1d(uniform, held)
+        candidates = np.sort(sample_rows(info, n_candidates, seed, _CANDIDATES, without=taken))
+        scaled = inputs.to(mesh.device)
+        expected = []
+        for some in np.array_split(candidates, -(-n_candidates // _READ_AT_ONCE)):
+            x = torch.from_numpy(split.read_rows(some)[0]).float()
+            expected.append(errors.at(scaled(x.to(mesh.device))))
+        generator = torch.Generator().manual_seed((seed * 8 + _CHOICE) % 2**64)
+        chosen: list[int] = candidates[drawn_by(torch.cat(expected), n_chosen, generator).numpy()].tolist()
+        return chosen
+
+    chosen = mesh.broadcast_object(choose)
+    if chosen is None:
+        return drawn
+    order = np.random.default_rng((seed, _CHOICE)).permutation(n_centers)
+    return np.concatenate([np.array(chosen, np.int64), uniform])[order]
 
 
 def _fewer_than_rows(n_centers: int, reader: SplitReader, n_held: int) -> int:

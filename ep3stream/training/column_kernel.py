@@ -14,6 +14,7 @@ from ep3stream.config import KernelConfig
 from ep3stream.mesh import Mesh
 from ep3stream.solver.column_weights import FEWEST_ROWS, POOL_ROWS, Learnt, grown, learnt_weights, ridge_of
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
+from ep3stream.solver.expected_error import ExpectedError
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -26,11 +27,12 @@ _TOLD_COLUMNS = 20
 _MANY_COLUMNS = 200
 
 
-def pool_rows(settings: KernelConfig, n_rows: int, n_features: int, memory_bytes: int) -> int:
-    """How many rows weights are to be learnt from: 60,000, or what 1/32 of the memory holds; 0 for other kernels."""
+def pool_rows(settings: KernelConfig, n_rows: int, n_features: int, n_outputs: int, memory_bytes: int) -> int:
+    """How many rows weights are to be learnt from: 400,000, or what 1/32 of the memory holds; 0 for other kernels."""
     if settings.name not in COLUMN_KERNELS:
         return 0
-    return min(n_rows, POOL_ROWS, max(FEWEST_ROWS, int(memory_bytes * _POOL_SHARE) // (4 * n_features)))
+    row_bytes = 4 * (n_features + 2 * n_outputs)  # Targets are coded, and then lie row by row.
+    return min(n_rows, POOL_ROWS, max(FEWEST_ROWS, int(memory_bytes * _POOL_SHARE) // row_bytes))
 
 
 def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[int]) -> ColumnKernel:
@@ -50,7 +52,8 @@ class LearntColumns:
 
     known: the kernel that suits `n_known` centers; 0 of them where its weights are for any number. noise: the ridge
     that suits it, times the number of rows, None where it is not known. told: what to tell of the columns, as JSON;
-    None where nothing was learnt. sharpness: a factor of all weights, as the settings have it.
+    None where nothing was learnt. sharpness: a factor of all weights, as the settings have it. errors: on the leader
+    alone, where a small model is expected to err; None where that is the same everywhere, or not known.
     """
 
     known: ColumnKernel
@@ -58,6 +61,7 @@ class LearntColumns:
     noise: float | None = None
     told: dict[str, Any] | None = None
     sharpness: float = 1.0
+    errors: ExpectedError | None = None
 
     def for_centers(self, n_centers: int) -> ColumnKernel:
         """The kernel for a fit with so many centers."""
@@ -108,8 +112,11 @@ def learnt_columns(
             x.shape[1],
         )
 
+    errors: list[ExpectedError | None] = []
+
     def learn() -> dict[str, Any]:
         learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED))
+        errors.append(learnt.errors)
         return {
             "metric": learnt.known.metric.tolist(),
             "n_known": learnt.n_known,
@@ -119,7 +126,9 @@ def learnt_columns(
 
     found = mesh.broadcast_object(learn)
     known = ColumnKernel.of(plain.name, torch.tensor(found["metric"]), plain.power)
-    return LearntColumns(known, found["n_known"], found["noise"], found["told"])
+    return LearntColumns(
+        known, found["n_known"], found["noise"], found["told"], errors=errors[0] if errors else None
+    )
 
 
 def _told(learnt: Learnt, names: Sequence[str]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from ep3stream.store.manifest import ColumnStatistics, Manifest, SplitInfo, told
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.training.budget import Speed, measured_speed
-from ep3stream.training.centers import CenterSource
+from ep3stream.training.centers import CenterSource, drawn_centers
 from ep3stream.training.column_kernel import LearntColumns, learnt_columns, plain_kernel, pool_rows
 from ep3stream.training.defaults import (
     choices_of,
@@ -62,7 +62,7 @@ from ep3stream.training.validation import NO_VALIDATION, ValidationRows
 logger = logging.getLogger(__name__)
 
 # Purposes of random numbers.
-_CENTERS, _SAMPLES, _ALGEBRA, _POOL = 1, 2, 3, 4
+_SAMPLES, _ALGEBRA, _POOL = 2, 3, 4
 
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
@@ -236,13 +236,12 @@ def set_up_split(
     if learnt is None:
         learnt = _learnt_first(problem, split, config, function, held, source.n_centers, mesh, times)
     with times.stage("centers and samples"):
-        rows = rows_of_split(split, source, problem.inputs, plan, config, mesh, held)
+        rows = rows_of_split(split, source, problem.inputs, plan, config, mesh, held, learnt)
     logger.info(
         "plan: %s of memory, batches of up to %d rows; `ep3stream plan` tells more",
         bytes_text(sum(plan.memory.values())),
         plan.max_batch_size,
     )
-    rows = replace(rows, learnt=learnt)
     result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
     description = {**result.setup.description, "choices": choices_of(asked, config, source.n_centers, speed)}
     setup = replace(result.setup, description=description)
@@ -448,21 +447,23 @@ def problem_of_split(split: Split, config: FitConfig) -> Problem:
 
 
 def rows_of_split(
-    split: Split,
+    split: SplitReader,
     source: CenterSource,
     inputs: InputScaling,
     plan: SizePlan,
     config: FitConfig,
     mesh: Mesh,
     held: Rows,
+    learnt: LearntColumns | None,
 ) -> SetUpRows:
     """Centers, sample and probes of a split, read once by one rank of each machine; a function of the seed.
 
-    held: sorted numbers of the rows that are held out, of which none is taken.
+    held: sorted numbers of the rows that are held out, of which none is taken. learnt: tells where centers are needed.
     """
     drawn = None
     if source.points is None:
-        drawn = draw_centers(split.info, source.n_centers, config.run.seed, held)
+        errors = None if learnt is None else learnt.errors
+        drawn = drawn_centers(split, source.n_centers, errors, inputs, config, mesh, held)
     others = other_rows(split.info, drawn, plan, config, held)
 
     def read() -> list[Tensor]:
@@ -474,7 +475,8 @@ def rows_of_split(
     excluded = held
     if drawn is not None and not config.data.keep_center_rows:
         excluded = np.union1d(drawn, held)
-    return SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
+    rows = SetUpRows.parted(centers, excluded, x, y, plan.nystrom_samples)
+    return replace(rows, learnt=learnt)
 
 
 def read_pool(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> tuple[Tensor, Tensor] | None:
@@ -482,18 +484,15 @@ def read_pool(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> tuple[Te
 
     held: numbers of rows that are not read.
     """
-    n_features, memory_bytes = split.manifest.n_features, config.run.memory_bytes
-    n_rows = pool_rows(config.kernel, split.info.n_rows - len(held), n_features, memory_bytes)
+    manifest, n_left = split.manifest, split.info.n_rows - len(held)
+    n_rows = pool_rows(
+        config.kernel, n_left, manifest.n_features, manifest.n_outputs, config.run.memory_bytes
+    )
     if not n_rows:
         return None
     numbers = sample_rows(split.info, n_rows, config.run.seed, _POOL, without=held)
     _, x, y = _read_rows(split, None, numbers)
     return x, y
-
-
-def draw_centers(info: SplitInfo, n_centers: int, seed: int, held: Rows = NO_ROWS) -> Rows:
-    """Numbers of the rows that become centers, in random order; none of those in `held`."""
-    return sample_rows(info, n_centers, seed, _CENTERS, without=held)
 
 
 def other_rows(

@@ -19,7 +19,6 @@ from torch import Tensor
 from ep3stream.config import FitConfig, KernelConfig
 from ep3stream.mesh import Mesh
 from ep3stream.run.setup import Setup
-from ep3stream.solver.column_weights import POOL_ROWS
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.named_kernels import measured_kernel
 from ep3stream.solver.set_up import n_probes
@@ -179,9 +178,11 @@ class TrialFits:
             return None
         form = _form(kernel)
         if form not in self.learnt:
-            memory_bytes = self.config.run.memory_bytes
-            n_rows = pool_rows(kernel, len(self.numbers), self.reader.manifest.n_features, memory_bytes)
-            pool = self._read(min(n_rows, POOL_ROWS))
+            manifest, memory_bytes = self.reader.manifest, self.config.run.memory_bytes
+            n_rows = pool_rows(
+                kernel, len(self.numbers), manifest.n_features, manifest.n_outputs, memory_bytes
+            )
+            pool = self._read(n_rows)
             began = self.clock()
             plain = replace(kernel, sharpness=1.0)
             problem = problem_of_split(self.reader, replace(self.config, kernel=plain))
