@@ -158,3 +158,21 @@ def test_noisier_targets_ask_for_more_ridge():
     quiet, loud = (learn(plain("product", 3), x, signal + size * noise).noise for size in (0.03, 2.0))
     assert quiet < 0.3 <= loud
     assert ridge_of(loud, 2_000_000) == pytest.approx(ridge_of(loud, 1_000_000) / 2, rel=0.01)
+
+
+def in_days(n: int, n_days: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, (n, 2): a day and a number; y follows the number and an effect of the day that no other day tells."""
+    day = torch.randint(n_days, (n,), generator=torch.Generator().manual_seed(seed))
+    effects, number = normal(n_days, seed=seed + 1), normal(n, seed=seed + 2)
+    x = torch.stack([(day + 0.5 * seed) / n_days, number], 1)
+    return x, (torch.sin(number) + effects[day])[:, None]
+
+
+@pytest.mark.parametrize(("seed", "are_the_same_days"), [(0, True), (1, False)])
+def test_weights_that_tell_days_apart_are_for_rows_of_the_same_days(seed, are_the_same_days):
+    pool, checked = in_days(3000, 60, seed=0), in_days(1000, 60, seed)
+    kernels = [
+        ColumnKernel.of("product", torch.tensor([[of_day, 1.0], [0, 0], [1, 1]])) for of_day in (0.01, 200.0)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    assert column_weights._prefers_last(kernels, pool, checked, (400, 100), generator) == are_the_same_days

@@ -59,12 +59,13 @@ _LOG_RANGE = (-14.0, 9.0)
 _OUTPUTS = 16
 _JITTER = 1e-7
 
-# Of the problems that compare multiples of the weights.
+# Of the small models that compare weights, and tell where a model errs.
 _SHARP_ROWS, _SHARP_CENTERS = 16_000, 1600
 # More centers than the weights are for resolve sharper ones. Measured with 6000 and 20,000 centers: flights are best at
 # powers of 0.4 to 0.5; where noise is most of the variance (batting, faces) less would do as well.
 _GROWTH, _MOST_GROWTH = 0.4, 4.0
-_MOST_DOUBLINGS = 4
+# Rows of another split that weights are checked on; in how many neighbourhoods.
+CHECKED_ROWS, _CHECKS = 12_000, 16
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
 _NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A fit stops after few epochs, which damps its model too, so that a part of the noise is enough for its ridge.
@@ -116,14 +117,21 @@ def ridge_of(noise: float, n_rows: int) -> float:
 
 
 def learnt_weights(
-    kernel: ColumnKernel, x: Tensor, y: Tensor, n_centers: int, generator: torch.Generator
+    kernel: ColumnKernel,
+    x: Tensor,
+    y: Tensor,
+    n_centers: int,
+    generator: torch.Generator,
+    checked: tuple[Tensor, Tensor] | None = None,
 ) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
 
     From 20,000 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
     be learnt for the largest number there may be, and `grown` gives the kernel for the number there is.
 
-    x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. At the start a typical pair of
+    x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. checked: such rows of another
+    split, such as a later time, where neighbours may tell less than they do among the rows of one day: if weights that
+    are learnt on the whole pool do better there, they are taken. At the start a typical pair of
     rows has K near exp(-1), with columns of the same weight. Costs at most 100 steps of 4 x 10^8 differences of two
     values, and the like. Deterministic for a generator and a number of threads. Raises
     ConfigError for fewer than 100 rows.
@@ -133,19 +141,27 @@ def learnt_weights(
             f"the {kernel.name} kernel learns its weights from rows, but there are only {len(x)}; use at least "
             f"{FEWEST_ROWS} rows, or another kernel"
         )
-    y = _few_outputs(y, generator)
+    if y.shape[1] > _OUTPUTS:
+        mixing = _mixing(y.shape[1], generator).to(y)
+        y, checked = y @ mixing, None if checked is None else (checked[0], checked[1] @ mixing)
     n_held = min(int(len(x) * _HELD_SHARE), _MOST_HELD)
     held, pool = (x[:n_held], y[:n_held]), (x[n_held:], y[n_held:])
     start = _start(kernel, pool[0])
     descent = _Descent.of(start, pool[0])
-    blunt = descent.run(*pool, generator)
-    known, n_known = descent.run_near(*pool, n_centers, generator)
-    regressions = (_best_multiple(kernel, pool, held, n_centers) for kernel in (blunt, known))
-    best = min(regressions, key=lambda each: each.loss)
-    noise = float(descent.log_noise.exp())
-    unlearnt = _Regression.of(start, _first(pool, _SHARP_ROWS), held, len(best.z))
+    learnt = [descent.run(*pool, generator), descent.run_near(*pool, n_centers, generator)]
+    noise, chosen = float(descent.log_noise.exp()), checked or held
+    at_density = [grown(*suited, learnt[1][1]) for suited in learnt]
+    is_near = _prefers_last(at_density, pool, chosen, descent.sizes_near(len(pool[0]), n_centers), generator)
+    small_pool = (pool[0][:_SHARP_ROWS], pool[1][:_SHARP_ROWS])
+    n_small = min(n_centers, _SHARP_CENTERS, max(1, len(small_pool[0]) // 4))
+    blunt, near, unlearnt = (
+        _Regression.of(grown(*suited, n_small), small_pool, held, n_small) for suited in (*learnt, (start, 0))
+    )
+    best, (known, n_known) = min(blunt, near, key=lambda each: each.loss), learnt[1]
+    if not is_near:
+        best, (known, n_known), noise = blunt, learnt[0], blunt.noise
     if unlearnt.loss < best.loss:  # As with targets that are noise.
-        best, known, n_known, noise = unlearnt, start, 0, unlearnt.noise
+        best, (known, n_known), noise = unlearnt, (start, 0), unlearnt.noise
     variance = float((held[1] - held[1].mean(0)).square().sum(1).mean())
     scale = variance or 1.0  # Targets may all be the same.
     importance = _importance(best, held, descent.typical(best.kernel)) / scale
@@ -155,13 +171,9 @@ def learnt_weights(
     return replace(found, kernel=grown(known, n_known, n_centers))
 
 
-def _few_outputs(y: Tensor, generator: torch.Generator) -> Tensor:
-    """y, (n, c); of more than 16 outputs 16 random combinations, whose squares have the same sum on average."""
-    c = y.shape[1]
-    if c <= _OUTPUTS:
-        return y
-    mixing = torch.randn(c, _OUTPUTS, generator=generator) / math.sqrt(_OUTPUTS)
-    return y @ mixing.to(y)
+def _mixing(c: int, generator: torch.Generator) -> Tensor:
+    """(c, 16): makes 16 random combinations of c outputs, whose squares have the same sum on average."""
+    return torch.randn(c, _OUTPUTS, generator=generator) / math.sqrt(_OUTPUTS)
 
 
 def _start(kernel: ColumnKernel, x: Tensor) -> ColumnKernel:
@@ -208,8 +220,8 @@ class _Descent:
         log_noise = torch.full((), math.log(_FIRST_NOISE), dtype=torch.float64)
         return cls(start, spread.mean(0).double().cpu(), weights.log(), shares.log(), log_noise, in_use)
 
-    def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> ColumnKernel:
-        """The steps on rows of the whole pool, and their average."""
+    def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[ColumnKernel, int]:
+        """The steps on rows of the whole pool. Returns their average, and the number of centers that it suits."""
         adam, last = self._adam(), _Average(_STEPS)
         for step in range(_STEPS):
             n_each, n_centers = _sizes(_ROWS, _CENTERS, int(self.in_use.sum()), len(x))
@@ -219,7 +231,7 @@ class _Descent:
                 self._prune()
             last.add(step, self._parameters())
         last.put_into(self._parameters())
-        return self.current()
+        return self.current(), n_centers
 
     def run_near(
         self, x: Tensor, y: Tensor, n_centers: int, generator: torch.Generator
@@ -228,8 +240,7 @@ class _Descent:
 
         n_centers: as many as the fit may have.
         """
-        n_each, n_small = _sizes(_near_rows(len(x), n_centers), _NEAR_CENTERS, int(self.in_use.sum()), len(x))
-        n_small = min(n_small, max(1, n_each // 2))
+        n_each, n_small = self.sizes_near(len(x), n_centers)
         adam, last = self._adam(), _Average(_NEAR_STEPS)
         for step in range(_NEAR_STEPS):
             kernel = self.current()
@@ -240,6 +251,11 @@ class _Descent:
             last.add(step, self._parameters())
         last.put_into(self._parameters())
         return self.current(), max(1, round(n_small / (2 * n_each) * len(x)))
+
+    def sizes_near(self, n_rows: int, n_centers: int) -> tuple[int, int]:
+        """Rows on each side and centers of a neighbourhood, as `run_near` takes them."""
+        n_each, n_small = _sizes(_near_rows(n_rows, n_centers), _NEAR_CENTERS, int(self.in_use.sum()), n_rows)
+        return n_each, min(n_small, max(1, n_each // 2))
 
     def _parameters(self) -> list[Tensor]:
         return [self.log_weights, self.log_shares, self.log_noise]
@@ -300,14 +316,10 @@ def _sizes(rows: int, centers: int, n_columns: int, n_rows: int) -> tuple[int, i
     return n_each, min(max(1, int(centers * fewer)), n_each)
 
 
-def _first(rows: tuple[Tensor, Tensor], n: int) -> tuple[Tensor, Tensor]:
-    return rows[0][:n], rows[1][:n]
-
-
 def evaluations_of_learning(n_columns: int) -> int:
     """Kernel evaluations that take as long as the learning, where all columns stay in use: slopes cost two each."""
     steps = [(_STEPS, _ROWS, _CENTERS), (_NEAR_STEPS, _NEAR_ROWS, _NEAR_CENTERS)]
-    evaluations = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 4 + int(_WEIGHED_DIFFERENCES / n_columns)
+    evaluations = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 3 + int(_WEIGHED_DIFFERENCES / n_columns)
     for n_steps, rows, centers in steps:
         n_each, n_centers = _sizes(rows, centers, n_columns, POOL_ROWS)
         evaluations += n_steps * 3 * 2 * n_each * n_centers
@@ -403,27 +415,31 @@ class _Regression:
         return torch.cat([each.square().sum(1) for each in found])
 
 
-def _best_multiple(
-    kernel: ColumnKernel, pool: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], n_centers: int
-) -> _Regression:
-    """The best of the regressions with weights times powers of 2: with fewer centers blunter weights are better.
+def _prefers_last(
+    kernels: list[ColumnKernel],
+    pool: tuple[Tensor, Tensor],
+    checked: tuple[Tensor, Tensor],
+    sizes: tuple[int, int],
+    generator: torch.Generator,
+) -> bool:
+    """Whether the last kernel errs least around random rows of `checked`, in neighbourhoods like those of `run_near`.
 
-    n_centers: of the fit, which are the most that are taken.
+    sizes: rows to train on, which are every other one of a neighbourhood, and centers.
     """
-    pool = _first(pool, _SHARP_ROWS)
-    n_small = min(n_centers, _SHARP_CENTERS, max(1, len(pool[0]) // 4))
-    tried: dict[int, _Regression] = {}
-
-    def loss(doublings: int) -> float:
-        if doublings not in tried:
-            tried[doublings] = _Regression.of(kernel.scaled(2.0**doublings), pool, held, n_small)
-        return tried[doublings].loss
-
-    best = 0
-    for direction in (-1, 1):
-        while abs(best) < _MOST_DOUBLINGS and loss(best + direction) < loss(best):
-            best += direction
-    return tried[best]
+    (x, y), (checked_x, checked_y), (n_rows, n_centers) = pool, checked, sizes
+    n_around = max(1, len(checked_x) * n_rows // len(x))  # The inner half.
+    losses, nearest = [0.0] * len(kernels), kernels[-1]
+    for place in torch.randint(len(checked_x), (_CHECKS,), generator=generator).tolist():
+        row = nearest.left(checked_x[place : place + 1])
+        near = nearest.block(row, nearest.right(x))[0].topk(2 * n_rows).indices
+        near = near[torch.randperm(len(near), generator=generator).to(x.device)][:n_rows]
+        around = nearest.block(row, nearest.right(checked_x))[0].topk(n_around).indices
+        mean = y[near].mean(0)
+        rows, others = (x[near], y[near] - mean), (checked_x[around], checked_y[around] - mean)
+        for number, kernel in enumerate(kernels):
+            losses[number] += _Regression.of(kernel, rows, others, n_centers).loss
+    _LOGGER.debug("column weights: losses around checked rows %s", losses)
+    return losses[-1] <= min(losses)
 
 
 def _expected_errors(

@@ -261,6 +261,10 @@ class SplitReader:
             "`ep3stream tune`"
         )
 
+    def beside(self, name: str) -> SplitReader:
+        """The reader of another split of the same store. Raises InputError where there is none of this name."""
+        return self._opened().split(name)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return SplitReader, (self.path, self._name, self._fingerprint, None, self.read_timeout_s)
 

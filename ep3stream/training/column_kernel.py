@@ -90,10 +90,17 @@ class LearntColumns:
 
 
 def learnt_columns(
-    plain: ColumnKernel, x: Tensor, y: Tensor, names: Sequence[str], n_centers: int, mesh: Mesh
+    plain: ColumnKernel,
+    x: Tensor,
+    y: Tensor,
+    names: Sequence[str],
+    n_centers: int,
+    mesh: Mesh,
+    checked: tuple[Tensor, Tensor] | None = None,
 ) -> LearntColumns:
     """Weights learnt from x, (n, d), scaled, and coded targets y, (n, c); n_centers: as many as the fit may have.
 
+    checked: such rows of another split, whose model the weights have to suit too.
     The leader learns, the other ranks take over its weights. With fewer than 100 rows the kernel stays plain, with a
     warning.
     """
@@ -115,7 +122,7 @@ def learnt_columns(
     errors: list[ExpectedError | None] = []
 
     def learn() -> dict[str, Any]:
-        learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED))
+        learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED), checked)
         errors.append(learnt.errors)
         return {
             "metric": learnt.known.metric.tolist(),

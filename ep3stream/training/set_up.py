@@ -31,6 +31,7 @@ from ep3stream.run.bundle import write_bundle
 from ep3stream.run.directory import SETUP_KIND
 from ep3stream.run.setup import STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
+from ep3stream.solver.column_weights import CHECKED_ROWS
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
@@ -225,7 +226,9 @@ def set_up_split(
         n_given = None if config.solver.centers == "auto" else source.n_centers
         n_validated = validation.n_rows(split.manifest)
         limits = size_limits(shape, config, n_given, n_validated, memory_bytes, mesh.size)
-        learnt = _learnt_first(problem, split, config, function, held, limits.most_centers, mesh, times)
+        learnt = _learnt_first(
+            problem, split, config, function, validation, held, limits.most_centers, mesh, times
+        )
         with times.stage("speed"):
             speed = speed_of_fit(problem, split, config, function, learnt, mesh, clock)
         config = with_sizes(config, limits, speed, clock() - began, mesh)
@@ -234,7 +237,9 @@ def set_up_split(
     plan = SizePlan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
     require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
     if learnt is None:
-        learnt = _learnt_first(problem, split, config, function, held, source.n_centers, mesh, times)
+        learnt = _learnt_first(
+            problem, split, config, function, validation, held, source.n_centers, mesh, times
+        )
     with times.stage("centers and samples"):
         rows = rows_of_split(split, source, problem.inputs, plan, config, mesh, held, learnt)
     logger.info(
@@ -253,6 +258,7 @@ def _learnt_first(
     split: SplitReader,
     config: FitConfig,
     function: KernelFunction | None,
+    validation: ValidationRows,
     held: Rows,
     n_centers: int,
     mesh: Mesh,
@@ -265,9 +271,22 @@ def _learnt_first(
     if function is not None or config.kernel.name not in COLUMN_KERNELS:
         return None
     with times.stage("column weights"):
-        x, y = mesh.once_per_node(lambda: list(read_pool(split, config, held) or ()))
+        x, y, *checked = mesh.once_per_node(
+            lambda: [*(read_pool(split, config, held) or ()), *_read_checked(split, validation, config)]
+        )
         n_resolving = resolving_centers(n_centers, problem.shape.n_rows)
-        return learn_columns(problem, (x, y), config.kernel, n_resolving, mesh)
+        of_split = (checked[0], checked[1]) if checked else None
+        return learn_columns(problem, (x, y), config.kernel, n_resolving, mesh, of_split)
+
+
+def _read_checked(split: SplitReader, validation: ValidationRows, config: FitConfig) -> tuple[Tensor, ...]:
+    """x and y of rows of the split that the fit is validated on; nothing where that is the split it is fitted to."""
+    if validation.split is None or validation.n_held or validation.split == split.info.name:
+        return ()
+    validated = split.beside(validation.split)
+    n_rows = min(validated.info.n_rows, CHECKED_ROWS)
+    numbers = sample_rows(validated.info, n_rows, config.run.seed, _POOL)
+    return _read_rows(validated, None, numbers)[1:]
 
 
 def speed_of_fit(
@@ -584,16 +603,30 @@ def resolving_centers(n_centers: int, n_rows: int) -> int:
 
 
 def learn_columns(
-    problem: Problem, pool: tuple[Tensor, Tensor], settings: KernelConfig, n_centers: int, mesh: Mesh
+    problem: Problem,
+    pool: tuple[Tensor, Tensor],
+    settings: KernelConfig,
+    n_centers: int,
+    mesh: Mesh,
+    checked: tuple[Tensor, Tensor] | None = None,
 ) -> LearntColumns:
-    """The weights of a kernel on columns for up to `n_centers` centers, learnt from x, (n, d), and y of the pool."""
-    x, y = (each.to(mesh.device) for each in pool)
-    x = _require_in_range(problem.inputs.to(mesh.device)(x))
-    code = problem.targets.to(mesh.device)
-    coded = torch.zeros(code.n_outputs, len(x), device=mesh.device)
-    code.subtract_(coded, y)
+    """The weights of a kernel on columns for up to `n_centers` centers, learnt from x, (n, d), and y of the pool.
+
+    checked: such rows of the split that is validated, where that is another one.
+    """
+
+    def coded(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, y = (each.to(mesh.device) for each in rows)
+        x = _require_in_range(problem.inputs.to(mesh.device)(x))
+        code = problem.targets.to(mesh.device)
+        negative = torch.zeros(code.n_outputs, len(x), device=mesh.device)
+        code.subtract_(negative, y)
+        return x, negative.neg_().T.contiguous()
+
+    x, y = coded(pool)
     plain = plain_kernel(settings, x.shape[1], problem.categories)
-    learnt = learnt_columns(plain, x, coded.neg_().T.contiguous(), problem.names[0], n_centers, mesh)
+    of_split = None if checked is None else coded(checked)
+    learnt = learnt_columns(plain, x, y, problem.names[0], n_centers, mesh, of_split)
     return replace(learnt, sharpness=settings.sharpness)
 
 
