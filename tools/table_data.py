@@ -205,7 +205,7 @@ def land(packages: Packages) -> Made:
     """Whether a point of the globe is land or ocean, from its latitude and longitude; evenly over the sphere."""
     archive = packages.archive("global-land-mask==1.0.0")
     name = next(name for name in archive.namelist() if name.endswith(".npz"))
-    with np.load(io.BytesIO(archive.read(name))) as globe:
+    with np.load(io.BytesIO(archive.read(name)), allow_pickle=False) as globe:
         is_ocean, latitudes, longitudes = globe["mask"], globe["lat"], globe["lon"]
     random = np.random.default_rng(0)
     latitude = np.degrees(np.arcsin(random.uniform(-1, 1, LAND_POINTS)))
