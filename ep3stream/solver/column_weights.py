@@ -47,7 +47,7 @@ _NEAR_STEPS, _NEAR_ROWS, _FEWEST_NEAR_ROWS, _NEAR_CENTERS = 60, 8000, 1280, 640
 _NEAR_RATES = (0.2, 0.04)
 # Of the steps of either kind, at the end.
 _AVERAGED = 1 / 3
-# They are as wide as suits so many centers at most: the number is an upper bound, and few fits have more.
+# Neighbourhoods suit fits with at most so many centers: how many there will be is not known yet, and few have more.
 _MOST_RESOLVED = 20_000
 # A step has fewer rows and centers where there are so many columns that this many differences would not do.
 _MOST_DIFFERENCES = 4e8

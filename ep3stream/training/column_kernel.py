@@ -100,7 +100,7 @@ def learnt_columns(
 ) -> LearntColumns:
     """Weights learnt from x, (n, d), scaled, and coded targets y, (n, c); n_centers: as many as the fit may have.
 
-    checked: such rows of another split, whose model the weights have to suit too.
+    checked: x and y of another split, such as the validated one, which the weights have to suit too.
     The leader learns, the other ranks take over its weights. With fewer than 100 rows the kernel stays plain, with a
     warning.
     """
