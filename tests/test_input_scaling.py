@@ -48,10 +48,10 @@ def test_the_mean_of_codes_says_nothing_of_their_features():
 
 
 def test_a_description_brings_the_codes_back():
-    again = InputScaling.described(SHIFT, SCALE, CODED.description())
+    again = InputScaling.described(CODED.tensors(), CODED.description())
     x = torch.tensor([[2.0, 1.0, 0.0, 1.0]])
     assert torch.equal(again(x), CODED(x))
-    assert InputScaling.described(SHIFT, SCALE, {}).n_codes == ()
+    assert InputScaling.described(CODED.tensors(), {}).n_codes == ()
     assert InputScaling(SHIFT, SCALE).description() == {}
 
 
@@ -71,7 +71,7 @@ def test_a_description_brings_the_codes_back():
 )
 def test_a_description_that_cannot_be_is_refused(inputs):
     with pytest.raises((ValueError, KeyError, TypeError)):
-        InputScaling.described(SHIFT, SCALE, {"inputs": inputs})
+        InputScaling.described(CODED.tensors(), {"inputs": inputs})
 
 
 MEAN, STD = torch.tensor([0.1, 5.0, 0.0, 1.0]).double(), torch.tensor([0.5, 2.0, 1.0, 0.0]).double()
@@ -100,7 +100,7 @@ def test_bent_numbers_keep_their_order_and_small_ones_their_distances():
 
 def test_bends_come_back_from_a_description_and_from_points():
     scaling = bent_scaling()
-    again = InputScaling.described(scaling.shift, scaling.scale, scaling.description())
+    again = InputScaling.described(scaling.tensors(), scaling.description())
     assert again.bends == scaling.bends
     rows = torch.tensor([[0.5, 7.0, -3.0, 1.0], [40.0, 3.0, 20.0, 1.0]])
     torch.testing.assert_close(scaling.typical_rows(scaling(rows)), rows)
@@ -112,4 +112,4 @@ def test_bends_come_back_from_a_description_and_from_points():
 )
 def test_a_bend_that_cannot_be_is_refused(bent):
     with pytest.raises(ValueError, match="bend"):
-        InputScaling.described(SHIFT, SCALE, {"inputs": {"version": 2, "codes": [], "bent": [bent]}})
+        InputScaling.described(CODED.tensors(), {"inputs": {"version": 2, "codes": [], "bent": [bent]}})

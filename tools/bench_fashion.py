@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ep3stream.config.parse import parse_number_or_word
+
 NAMES = {"train": "train", "test": "t10k"}
 FIT = """
 import json, sys, time
@@ -54,7 +56,7 @@ def main() -> None:
         for seed in options.seeds:
             run = directory / f"run-{epochs}-{seed}"
             settings = {
-                "data": {"scale": "none", "validate": "none"},
+                "data": {"scale": "none", "validate": "none", "inputs_rank": options.inputs_rank},
                 "kernel": {"bandwidth": 10},
                 "solver": {"centers": options.centers, "epochs": epochs},
                 "run": {"seed": seed},
@@ -101,6 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--format", default="zarr", choices=("zarr", "h5"))
     parser.add_argument("--centers", default=5000, type=int)
     parser.add_argument("--epochs", default="1,3", type=numbers)
+    parser.add_argument("--inputs-rank", default="full", type=parse_number_or_word, metavar="auto|full|N")
     parser.add_argument("--seeds", default="0", type=integers)
     parser.add_argument("--directory", default=".bench")
     return parser.parse_args()

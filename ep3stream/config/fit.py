@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 import tomli_w
 
-from ep3stream.config.parse import MIB, parse_bytes, parse_minutes
+from ep3stream.config.parse import MIB, parse_bytes, parse_minutes, parse_number_or_word
 from ep3stream.config.settings import (
     Limit,
     OnResume,
@@ -65,6 +65,14 @@ class DataConfig:
         None,
         "path of an NPY file of (d,) positive factors that multiply the scaled inputs; the set-up reads it once",
         option=None,
+    )
+    inputs_rank: Literal["auto", "full"] | int = setting(
+        "full",
+        "leading directions of the scaled inputs that kernels of distances take: auto, as many as keep the kernel's "
+        "error on pairs of rows below 0.015, where these are at most half; full: all inputs as they are",
+        limit=at_least(1, "auto, full, or a number of directions"),
+        metavar="auto|full|N",
+        parse=parse_number_or_word,
     )
 
     def __post_init__(self) -> None:

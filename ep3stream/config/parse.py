@@ -145,8 +145,8 @@ def parse_epochs(text: str) -> float | str:
     return int(number) if number.is_integer() else number
 
 
-def parse_tail(text: str) -> int | str:
-    """A number where the text is one; else the text as it stands, `auto` or `none`."""
+def parse_number_or_word(text: str) -> int | str:
+    """A number where the text is one; else the text as it stands, such as `auto` or `none`."""
     return int(text) if text.isdigit() else text
 
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any, Literal
 
-from ep3stream.config.parse import parse_centers, parse_class_weights, parse_epochs, parse_tail, parse_weights
+from ep3stream.config.parse import (
+    parse_centers,
+    parse_class_weights,
+    parse_epochs,
+    parse_number_or_word,
+    parse_weights,
+)
 from ep3stream.config.settings import (
     Limit,
     at_least,
@@ -212,7 +218,7 @@ class SolverConfig:
         limit=at_least(2, "auto, none, or the size of a group, at least 2"),
         default_means="256, or fewer where memory is short; none where the eigenpairs leave nothing",
         metavar="auto|none|SIZE",
-        parse=parse_tail,
+        parse=parse_number_or_word,
     )
     data_rank: int = setting(
         0,

@@ -271,6 +271,7 @@ def _describe_plan(plan: PlanRecord) -> list[str]:
         ("centers", plan.n_centers),
         ("kernel", plan.kernel),
         ("bandwidth", plan.bandwidth),
+        ("directions", plan.n_directions),
         ("projection", plan.projection),
         ("model rank", plan.model_rank),
         ("data rank", data_rank),

@@ -33,8 +33,8 @@ from ep3stream.store.reader import open_store
 from ep3stream.values.labels import recorded_label_type
 from ep3stream.values.offsets import Offsets
 
-# 2: a model with offsets. 3: one whose `inputs` say that features are codes or bent.
-_WITH_OFFSETS, EXPORT_VERSION = 2, 3
+# 2: a model with offsets. 3: one whose `inputs` say that features are codes or bent. 4: one with directions.
+_WITH_OFFSETS, _WITH_INPUTS, EXPORT_VERSION = 2, 3, 4
 TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 logger = logging.getLogger(__name__)
 
@@ -195,8 +195,10 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
 
 def _export_version(model: Predictor) -> int:
     """The lowest version that can say what the model is."""
-    if model.inputs.description():
+    if model.inputs.directions is not None:
         return EXPORT_VERSION
+    if model.inputs.description():
+        return _WITH_INPUTS
     return _WITH_OFFSETS if model.offsets else 1
 
 

@@ -59,6 +59,7 @@ class PlanRecord:
     n_centers: float | None
     kernel: str
     bandwidth: float | None
+    n_directions: float | None
     projection: str
     model_rank: float | None
     data_rank: float | None

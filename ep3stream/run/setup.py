@@ -65,7 +65,7 @@ class SetupPlan:
     memory: planned bytes on each device by item; memory_bytes: the budget for all of them.
     center_batch_size, center_step_size: of EigenPro's passes over the centers. start_rows: how many rows the head
     start was learnt from, 0 without one; start_ridge: its ridge. group_size: centers of a group of the local tail, 0
-    without one.
+    without one. n_directions: how many directions of the inputs the kernel takes, 0 for the inputs themselves.
     """
 
     n_centers: int
@@ -93,12 +93,13 @@ class SetupPlan:
     start_rows: int = 0
     start_ridge: float | None = None
     group_size: int = 0
+    n_directions: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The plan with the keys of RUN/setup and run.json; absent values are left out."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
         del content["kernel_parameters"]
-        for name in ("start_rows", "group_size"):
+        for name in ("start_rows", "group_size", "n_directions"):
             if not content[name]:
                 del content[name]
         stages = [
@@ -337,7 +338,7 @@ class Setup:
 
 
 def _inputs(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> InputScaling:
-    return InputScaling.described(tensors["input_shift"], tensors["input_scale"], description)
+    return InputScaling.described(tensors, description)
 
 
 def _factored(core: Tensor) -> dict[str, Tensor]:
@@ -436,8 +437,11 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
     """What each tensor must be; those that give a size of their own give it here."""
     plan, names = description["plan"], description["names"]
     p, d, c = plan["n_centers"], len(names["features"]), len(names["classes"] or names["targets"])
-    n_inputs = _inputs(tensors, description).n_inputs
+    inputs = _inputs(tensors, description)
+    n_inputs = inputs.n_inputs
     shapes: dict[str, tuple[int, ...]] = {"centers": (p, d), "input_shift": (d,), "input_scale": (d,)}
+    if inputs.directions is not None:
+        shapes["input_directions"] = tuple(inputs.directions.shape)
     shapes |= {"target_offset": (c,), "target_scale": (c,), "excluded_rows": (len(tensors["excluded_rows"]),)}
     # Format 1 had one stage.
     stages = (len(plan["stages"]),) if "stages" in plan else ()

@@ -39,6 +39,7 @@ class ServedModel(torch.nn.Module):
     codes: Tensor
     code_at: Tensor
     last: Tensor
+    directions: Tensor
     centre: Tensor
     centers: Tensor
     weights: Tensor
@@ -62,7 +63,10 @@ class ServedModel(torch.nn.Module):
         self.has_bends = bool(model.inputs.bends)
         if self.has_bends:
             self.register_buffer("bends", torch.tensor(model.inputs.bends))
-        self.n_inputs, self.has_codes = model.inputs.n_inputs, bool(model.inputs.n_codes)
+        self.n_scaled, self.has_codes = model.inputs.n_scaled, bool(model.inputs.n_codes)
+        self.has_directions = model.inputs.directions is not None
+        if model.inputs.directions is not None:
+            self.register_buffer("directions", model.inputs.directions.detach().cpu())
         if self.has_codes:
             layout = model.inputs.layout(torch.device("cpu"))
             for name in ("numbers", "number_at", "codes", "code_at", "last"):
@@ -77,15 +81,19 @@ class ServedModel(torch.nn.Module):
         """Outputs, (n, c), for x of (n, d)."""
         if self.has_x:
             x = (x - self.x_offset).float()
-        inputs = self._points(x) - self.centre
+        inputs = self._scaled(x)
+        if self.has_directions:
+            is_vector = self.directions.ndim == 1
+            inputs = inputs * self.directions if is_vector else inputs @ self.directions
+        inputs = inputs - self.centre
         outputs = self.offset.expand(x.shape[0], -1)
         for start in range(0, len(self.centers), _TILE_CENTERS):
             tile = slice(start, start + _TILE_CENTERS)
             outputs = outputs + self.of_kernel(inputs, self.centers[tile]) @ self.weights[tile]
         return outputs.double() + self.y_offset if self.has_y else outputs
 
-    def _points(self, x: Tensor) -> Tensor:
-        """What `InputScaling` makes of x, (n, d): numbers scaled or bent, codes as 0/1 features; (n, D)."""
+    def _scaled(self, x: Tensor) -> Tensor:
+        """What `InputScaling.scaled` makes of x, (n, d): numbers scaled or bent, codes as 0/1 features; (n, D)."""
         scaled = x - self.input_shift
         if self.has_bends:
             scaled = torch.where(self.bends > 0, torch.asinh(scaled * self.bends), scaled)
@@ -95,7 +103,7 @@ class ServedModel(torch.nn.Module):
         codes = x[:, self.codes]
         places = torch.minimum(codes.long().clamp_min(0), self.last)
         values = (codes == places).to(scaled) * self.input_scale[self.codes] + (codes - codes)
-        points = scaled.new_zeros(x.shape[0], self.n_inputs)
+        points = scaled.new_zeros(x.shape[0], self.n_scaled)
         points = points.index_copy(1, self.number_at, scaled[:, self.numbers])
         return points.scatter(1, self.code_at + places, values)
 

@@ -2,7 +2,7 @@
 
 A number is scaled, and bent where its values have long tails. The code of a category becomes 0/1 features, one for each
 code, for kernels of distances and dot products. So codes alone lie in stores, batches and model files, and 0/1 features
-only where blocks are computed.
+only where blocks are computed. Last, a metric or leading directions may be multiplied by (`input_directions.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ep3stream.config import Scale
 
-# Of the description in set-ups and models: 1 has codes alone.
-INPUTS_VERSION = 2
+# Of the description in set-ups and models: 1 has codes alone, 2 codes and bends.
+INPUTS_VERSION = 3
 
 # A number with values so many standard deviations from the mean is bent; the bend begins at half a deviation.
 _LONG_TAIL = 8.0
@@ -80,12 +80,14 @@ class InputScaling:
     k-th is `scale` and the others are 0. What is no code, such as the -1 of an unknown category, becomes zeros.
     bends: (d,), not 0 for a number that becomes asinh((x - shift) * bend) * scale instead, which is linear near
     `shift` and logarithmic far away, so that a few large values do not squeeze all others together; empty for none.
+    directions: what scaled rows s, (n, D), are multiplied by: (D, k) makes s @ directions of them, (D,) s * directions.
     """
 
     shift: Tensor
     scale: Tensor
     n_codes: tuple[int, ...] = ()
     bends: tuple[float, ...] = ()
+    directions: Tensor | None = None
 
     @classmethod
     def of(cls, kind: Scale, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
@@ -102,13 +104,13 @@ class InputScaling:
         return cls(torch.zeros(n_features, device=device), torch.ones(n_features, device=device))
 
     @classmethod
-    def described(cls, shift: Tensor, scale: Tensor, description: Mapping[str, Any]) -> InputScaling:
-        """From the tensors and the `inputs` of a description; KeyError, TypeError or ValueError if impossible."""
-        found = description.get("inputs")
+    def described(cls, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> InputScaling:
+        """From what `tensors` and `description` gave; KeyError, TypeError or ValueError if impossible."""
+        shift, scale, found = tensors["input_shift"], tensors["input_scale"], description.get("inputs")
         if found is None:  # Nothing but numbers, as in all earlier formats.
             return cls(shift, scale)
-        if found["version"] not in (1, INPUTS_VERSION):
-            raise ValueError(f"inputs has version {found['version']!r:.50}, not {INPUTS_VERSION} or 1")
+        if found["version"] not in range(1, INPUTS_VERSION + 1):
+            raise ValueError(f"inputs has version {found['version']!r:.50}, not 1 to {INPUTS_VERSION}")
         d = len(shift)
         sizes = {one["feature"]: one["n_codes"] for one in found["codes"]}
         for feature, size in sizes.items():
@@ -121,19 +123,40 @@ class InputScaling:
             is_bend = type(bend) is float and 0 < bend < math.inf
             if type(feature) is not int or not 0 <= feature < d or feature in sizes or not is_bend:
                 raise ValueError(f"inputs has the bend {bend!r:.50} for feature {feature!r:.50} of {d}")
-        return cls(
+        made = cls(
             shift,
             scale,
             tuple(sizes.get(feature, 0) for feature in range(d)) if sizes else (),
             tuple(bends.get(feature, 0.0) for feature in range(d)) if bends else (),
         )
+        if "directions" not in found:
+            return made
+        directions = tensors["input_directions"]
+        is_possible = directions.ndim in (1, 2) and len(directions) == made.n_scaled and directions.numel()
+        if not is_possible or list(directions.shape) != found["directions"]:
+            raise ValueError(
+                f"inputs has directions {found['directions']!r:.50}, but they are {tuple(directions.shape)} for "
+                f"{made.n_scaled} features"
+            )
+        return replace(made, directions=directions)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, for a set-up or a model; `described` needs them."""
+        own = {"input_shift": self.shift, "input_scale": self.scale}
+        return own if self.directions is None else {**own, "input_directions": self.directions}
 
     def description(self) -> dict[str, Any]:
-        """`inputs` for a description, as JSON: features that are codes or bent. Empty where there are none."""
+        """`inputs` for a description, as JSON: features that are codes or bent, the shape of the directions.
+
+        Empty where there are none of these; of the lowest version that has what there is.
+        """
         codes = [{"feature": j, "n_codes": n} for j, n in enumerate(self.n_codes) if n]
         bent = [{"feature": j, "bend": bend} for j, bend in enumerate(self.bends) if bend]
+        if self.directions is not None:
+            shape = list(self.directions.shape)
+            return {"inputs": {"version": 3, "codes": codes, "bent": bent, "directions": shape}}
         if bent:
-            return {"inputs": {"version": INPUTS_VERSION, "codes": codes, "bent": bent}}
+            return {"inputs": {"version": 2, "codes": codes, "bent": bent}}
         return {"inputs": {"version": 1, "codes": codes}} if codes else {}
 
     def bent(self, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
@@ -171,24 +194,44 @@ class InputScaling:
         """The same scaling followed by a factor for each feature, (d,); for a code, of all its 0/1 features."""
         return replace(self, scale=self.scale * factors.to(self.scale))
 
+    def along(self, directions: Tensor | None) -> InputScaling:
+        """The same scaling followed by these directions, (D, k) or (D,), in the place of its own."""
+        return replace(self, directions=directions)
+
     @property
-    def n_inputs(self) -> int:
-        """D, the number of features of a point."""
+    def n_scaled(self) -> int:
+        """D, the number of features of a scaled row, before directions."""
         return sum(max(1, n) for n in self.n_codes) if self.n_codes else len(self.shift)
 
     @property
+    def n_inputs(self) -> int:
+        """The number of features of a point: k with directions of (D, k), else D."""
+        return self.n_scaled if self.directions is None else self.directions.shape[-1]
+
+    @property
     def columns(self) -> Tensor:
-        """The number of the stored feature that each feature of a point is made of, (D,)."""
+        """The number of the stored feature that each feature of a scaled row is made of, (D,)."""
         if not self.n_codes:
             return torch.arange(len(self.shift))
         return self.layout(torch.device("cpu")).column
+
+    @property
+    def main_columns(self) -> Tensor:
+        """The number of the stored feature that has the largest part in each feature of a point, (n_inputs,)."""
+        if self.directions is None or self.directions.ndim == 1:
+            return self.columns
+        return self.columns[self.directions.abs().argmax(0).cpu()]
 
     def layout(self, device: torch.device) -> CodeLayout:
         """Where features go among those of a point, on this device; only with codes."""
         return _layout(self.n_codes, device)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The points of rows x, (n, d): a copy, (n, D). What is not finite does not become so."""
+        """The points of rows x, (n, d): a copy, (n, n_inputs). What is not finite does not become so."""
+        return self._directed(self.scaled(x))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """The scaled rows of x, (n, d): a copy, (n, D)."""
         scaled = self._bend(x - self.shift).mul_(
             self.scale
         )  # In place: new memory costs more than arithmetic.
@@ -203,17 +246,21 @@ class InputScaling:
         return points.scatter_(1, layout.code_at + places, values)
 
     def of_mean(self, mean: Tensor) -> Tensor:
-        """The point, (D,), of the mean of rows, (d,), with 0 for the 0/1 features of codes, whose mean says nothing."""
+        """The point, (n_inputs,), of the mean of rows, (d,).
+
+        With 0 for the 0/1 features of codes, whose mean says nothing.
+        """
         scaled = self._bend(mean - self.shift.to(mean)) * self.scale.to(mean)
         if not self.n_codes:
-            return scaled
+            return self._directed(scaled)
         layout = self.layout(mean.device)
         point = scaled.new_zeros(len(layout.column))
         point[layout.number_at] = scaled[layout.numbers]
-        return point
+        return self._directed(point)
 
     def typical_rows(self, points: Tensor) -> Tensor:
-        """Rows, (n, d), whose points are near `points`, (n, D), means of others: of a category the most frequent code.
+        """Rows, (n, d), that are near `points`, (n, D), when scaled, means of others: of a category the most frequent
+        code.
 
         A constant feature, whose scale is 0, is what it is everywhere.
         """
@@ -231,7 +278,15 @@ class InputScaling:
 
     def to(self, device: torch.device) -> InputScaling:
         """The same scaling on another device."""
-        return replace(self, shift=self.shift.to(device), scale=self.scale.to(device))
+        directions = None if self.directions is None else self.directions.to(device)
+        return replace(self, shift=self.shift.to(device), scale=self.scale.to(device), directions=directions)
+
+    def _directed(self, scaled: Tensor) -> Tensor:
+        """Scaled rows, (n, D) or (D,), times the directions."""
+        if self.directions is None:
+            return scaled
+        directions = self.directions.to(scaled)
+        return scaled * directions if directions.ndim == 1 else scaled @ directions
 
     def _bend(self, x: Tensor) -> Tensor:
         """x, (n, d) or (d,), minus the shift, with its bent features bent in place."""

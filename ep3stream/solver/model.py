@@ -193,8 +193,7 @@ class Predictor:
         tensors = {
             "centers": self.centers,
             "weights": self.weights,
-            "input_shift": self.inputs.shift,
-            "input_scale": self.inputs.scale,
+            **self.inputs.tensors(),
             "target_offset": self.targets.offset,
             "target_scale": self.targets.scale,
         }
@@ -230,7 +229,7 @@ class Predictor:
         name, parameters = spec["name"], {item: spec[item] for item in spec if item != "name"}
         kernel: Kernel
         inputs = _described_inputs(tensors, description)
-        _require_shapes(tensors, description, inputs.n_inputs)
+        _require_shapes(tensors, description, inputs)
         if name != CALLABLE:
             if function is not None:
                 raise InputError(f"the model was fitted with the {name} kernel; leave kernel= out")
@@ -290,16 +289,15 @@ def _as_numbers(x: Any) -> NDArray[Any]:
 
 def _described_inputs(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> InputScaling:
     try:
-        return InputScaling.described(tensors["input_shift"], tensors["input_scale"], description)
+        return InputScaling.described(tensors, description)
     except ValueError as error:
         raise DamagedDataError(f"the model's {error}; fit again") from error
 
 
-def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any], n_inputs: int) -> None:
-    """Raises DamagedDataError unless the tensors agree on d, p and c with one another and with the names.
-
-    n_inputs: D, the features of the points that the kernel takes.
-    """
+def _require_shapes(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], inputs: InputScaling
+) -> None:
+    """Raises DamagedDataError unless the tensors agree on d, p and c with one another and with the names."""
     for key in ("feature_names", "target_names", "class_names"):
         names = description[key]
         is_named = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
@@ -312,11 +310,13 @@ def _require_shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any
         "input_scale": d,
         "target_offset": c,
         "target_scale": c,
-        "kernel_centre": n_inputs,
+        "kernel_centre": inputs.n_inputs,
     }
     doubles = {"x_offset": d, "y_offset": c}
     expected: dict[str, tuple[int, ...]] = {"centers": (p, d), "weights": (p, c)}
     expected |= {name: (size,) for name, size in (vectors | doubles).items()} | {"kernel_metric": (3, d)}
+    if inputs.directions is not None:
+        expected["input_directions"] = tuple(inputs.directions.shape)
     for name, tensor in tensors.items():
         dtype = torch.float64 if name in doubles else torch.float32
         if tuple(tensor.shape) != expected.get(name) or tensor.dtype != dtype:

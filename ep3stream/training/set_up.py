@@ -35,8 +35,9 @@ from ep3stream.solver.column_weights import CHECKED_ROWS
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
+from ep3stream.solver.input_directions import narrowing
 from ep3stream.solver.input_scaling import InputScaling
-from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction, RadialKernel
+from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.named_kernels import kernel_tensors, measured_kernel, named_kernel, with_precision
 from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
@@ -63,7 +64,7 @@ from ep3stream.training.validation import NO_VALIDATION, ValidationRows
 logger = logging.getLogger(__name__)
 
 # Purposes of random numbers.
-_SAMPLES, _ALGEBRA, _POOL = 2, 3, 4
+_SAMPLES, _ALGEBRA, _POOL, _DIRECTIONS = 2, 3, 4, 8
 
 # Rows are drawn in excess by this factor, since some of them are centers.
 _EXCESS = 1.1
@@ -74,6 +75,7 @@ _FAR, _TOLD_TAILS = 30, 5
 _ROWS_PER_CENTER = 8
 _COLUMNS_AT_ONCE = 16
 _TIMED_ROWS = 4096
+_NARROWED_ROWS = 4096
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
 # clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
@@ -221,6 +223,7 @@ def set_up_split(
     require_varied_targets(split)
     problem = replace(problem_of_split(split, config), shape=shape)
     tell_heavy_tails(split, config.data.scale, problem.inputs)
+    problem = _narrowed(problem, split, config, function, held, mesh, times)
     learnt, speed = None, None
     if is_timed(config):
         n_given = None if config.solver.centers == "auto" else source.n_centers
@@ -251,6 +254,43 @@ def set_up_split(
     description = {**result.setup.description, "choices": choices_of(asked, config, source.n_centers, speed)}
     setup = replace(result.setup, description=description)
     return replace(result, setup=validation.recorded(setup, held))
+
+
+def _narrowed(
+    problem: Problem,
+    split: SplitReader,
+    config: FitConfig,
+    function: KernelFunction | None,
+    held: Rows,
+    mesh: Mesh,
+    times: StageTimes,
+) -> Problem:
+    """The problem with the inputs along their leading directions, where `inputs_rank` and the kernel say so."""
+    rank = config.data.inputs_rank
+    is_of_distances = function is None and config.kernel.name in RADIAL_KERNELS
+    if rank == "full" or (rank == "auto" and not is_of_distances):
+        return problem
+    if not is_of_distances:
+        raise ConfigError(
+            f"inputs_rank is {rank}, but the {config.kernel.name if function is None else 'callable'} kernel takes no "
+            "distances; leave it out, or take a kernel such as laplacian"
+        )
+    inputs = problem.inputs
+
+    def directions() -> Tensor | None:
+        n_rows = min(_NARROWED_ROWS, split.info.n_rows - len(held))
+        numbers = sample_rows(split.info, n_rows, config.run.seed, _DIRECTIONS, without=held)
+        points = _require_in_range(inputs(_read_rows(split, None, numbers)[1]))
+        return narrowing(points, rank, lambda some: measured_kernel(config.kernel, some, some.mean(0)))
+
+    # The leader's directions on every rank: devices may differ in the last bit.
+    with times.stage("input directions"):
+        found = mesh.on_leader(directions)
+    if not mesh.broadcast_object(lambda: found is not None):
+        return problem
+    inputs = inputs.along(mesh.replicate(found).cpu())
+    logger.info("the kernel takes %d leading directions of %d inputs", inputs.n_inputs, inputs.n_scaled)
+    return replace(problem, inputs=inputs)
 
 
 def _learnt_first(
@@ -350,7 +390,9 @@ def set_up(
     kernel = with_precision(kernel, settings.precision)
     if settings.ridge is None and settings.projection != "eigenpro":
         settings = replace(settings, ridge=0.0 if learnt is None else learnt.ridge(problem.shape.n_rows))
-    _tell_lost_distances(kernel, sample, [problem.names[0][column] for column in inputs.columns.tolist()])
+    _tell_lost_distances(
+        kernel, sample, [problem.names[0][column] for column in inputs.main_columns.tolist()]
+    )
     if plan.group_size:
         with times.stage("groups of centers"):
             _group(rows.centers, kernel, inputs, plan.group_size, mesh)
@@ -379,8 +421,7 @@ def set_up(
     tensors = {
         "centers": rows.centers,
         "excluded_rows": torch.from_numpy(rows.excluded),
-        "input_shift": inputs.shift,
-        "input_scale": inputs.scale,
+        **inputs.tensors(),
         "target_offset": problem.targets.offset,
         "target_scale": problem.targets.scale,
         **_gathered(settled, len(rows.centers), mesh),
@@ -391,6 +432,8 @@ def set_up(
     if problem.targets.weights is not None:
         tensors["target_weights"] = problem.targets.weights
     setup_plan = _setup_plan(plan, kernel, settings, spectra, settled, mesh, memory_bytes)
+    if inputs.directions is not None:
+        setup_plan = replace(setup_plan, n_directions=inputs.n_inputs)
     features, targets, classes = problem.names
     description = {
         "store_fingerprint": problem.fingerprint,
@@ -486,7 +529,7 @@ def rows_of_split(
     others = other_rows(split.info, drawn, plan, config, held)
 
     def read() -> list[Tensor]:
-        given = None if source.points is None else source.points(inputs)
+        given = None if source.points is None else source.points(inputs.along(None))
         centers, x, y = _read_rows(split, drawn, others)
         return [centers if given is None else given, x, y]
 

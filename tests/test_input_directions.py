@@ -1,0 +1,163 @@
+"""Leading directions of wide inputs: how many, how long, and fits, models and programs that have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_stores import plain_config
+from test_fit import Stop, kill_at, model_bytes
+
+import ep3stream
+from ep3stream import FitConfig
+from ep3stream.errors import ConfigError, DamagedDataError
+from ep3stream.run.bundle import read_bundle, write_bundle
+from ep3stream.run.directory import SETUP_KIND
+from ep3stream.run.setup import Setup
+from ep3stream.solver.export import exported_program
+from ep3stream.solver.input_directions import PAIR_ERROR, leading, narrowing
+from ep3stream.solver.input_scaling import InputScaling
+from ep3stream.solver.kernels import RadialKernel
+from ep3stream.solver.named_kernels import median_bandwidth
+
+
+def wide_rows(n: int, d: int = 96, rank: int = 10, noise: float = 0.02, seed: int = 0) -> torch.Tensor:
+    """Rows of few directions, and a little of all others."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(rank, d, generator=torch.Generator().manual_seed(9))
+    inner = torch.randn(n, rank, generator=generator)
+    return 3 + inner @ basis + noise * torch.randn(n, d, generator=generator)
+
+
+def laplacian(points: torch.Tensor) -> RadialKernel:
+    return RadialKernel("laplacian", median_bandwidth(points), points.mean(0))
+
+
+@pytest.mark.parametrize("n", [300, 60])
+def test_directions_are_those_of_most_variance_and_keep_the_mean_of_squared_distances(n):
+    x = wide_rows(n, noise=0.5)
+    found = leading(x, 10)
+    basis = torch.linalg.svd((x - x.mean(0)).double())[2][:10].T
+    assert found.shape == (96, 10)
+    torch.testing.assert_close(
+        found.T @ found, torch.eye(10) * (found[:, 0] ** 2).sum(), atol=1e-4, rtol=1e-3
+    )
+    inside = basis @ (basis.T @ found.double())
+    torch.testing.assert_close(inside, found.double(), atol=1e-4, rtol=1e-4)
+    assert float((x @ found).var(0).sum() / x.var(0).sum()) == pytest.approx(1, rel=1e-4)
+
+
+def test_as_many_directions_are_taken_as_the_error_on_new_pairs_asks_for():
+    x, new = wide_rows(1000), wide_rows(600, seed=1)
+    found = narrowing(x, "auto", laplacian)
+    assert found.shape[1] == 10
+    kernel, narrow = laplacian(x), laplacian(x @ found)
+    blocks = [
+        each.block(each.left(rows[:300]), each.right(rows[300:]))
+        for each, rows in ((kernel, new), (narrow, new @ found))
+    ]
+    assert float((blocks[0] - blocks[1]).square().mean().sqrt()) < PAIR_ERROR
+    fewer = x @ leading(x, 9)
+    few = laplacian(fewer).block(laplacian(fewer).left(fewer[:300]), laplacian(fewer).right(fewer[300:600]))
+    assert float((few - kernel.block(kernel.left(x[:300]), kernel.right(x[300:600]))).std()) > PAIR_ERROR
+
+
+@pytest.mark.parametrize("x", [torch.randn(1000, 96), wide_rows(1000, d=60), wide_rows(40)])
+def test_nothing_is_left_out_where_it_would_show_or_save_nothing_or_cannot_be_known(x):
+    assert narrowing(x, "auto", laplacian) is None
+
+
+def test_a_number_of_directions_is_taken_as_it_is_given():
+    x = wide_rows(300, d=20)
+    assert narrowing(x, 5, laplacian).shape == (20, 5)
+    assert narrowing(x, 20, laplacian) is None
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "wide.zarr"
+    x = wide_rows(1500)
+    y = torch.sin(x[:, 0]) + x[:, 1] / 3
+    config = ep3stream.ConvertConfig(splits={"train": 0.8, "test": 0.2}, segment_bytes=1 << 16)
+    ep3stream.convert((x.numpy(), y.numpy()), path, config)
+    return path
+
+
+def settings(rank: object, kernel: str = "laplacian", **solver: object) -> FitConfig:
+    sizes = {"centers": 120, "model_rank": 30, "batch_size": 32, "epochs": 2}
+    data = {"inputs_rank": rank, "validate": "none"}
+    return plain_config(
+        data=data, kernel={"name": kernel}, solver=sizes | solver, run={"checkpoint_steps": 7}
+    )
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory) -> Path:
+    return ep3stream.fit(store, tmp_path_factory.mktemp("runs") / "run", settings("auto"))
+
+
+def test_a_fit_a_saved_model_and_a_program_have_the_directions(store, run, tmp_path):
+    model = ep3stream.load(run)
+    assert model.inputs.directions.shape == (96, 10)
+    assert model.centers.shape == (120, 96)
+    assert ep3stream.inspect(run)["plan"]["n_directions"] == 10
+    full = ep3stream.fit(store, tmp_path / "full", settings("full"))
+    assert ep3stream.load(full).inputs.directions is None
+    r2, of_full = (ep3stream.evaluate(each, store)["r2"] for each in (run, full))
+    assert r2 > of_full - 0.02 > 0.5
+    rows = wide_rows(50, seed=3)
+    points = model.inputs(rows)
+    by_hand = model.kernel.block(model.kernel.left(model.inputs(model.centers)), model.kernel.right(points))
+    outputs = model.targets.decode((by_hand.T @ model.weights).T)[:, 0]
+    np.testing.assert_allclose(model.predict(rows), outputs, rtol=1e-4, atol=1e-4)
+    program = exported_program(model).module()(rows)[:, 0]
+    np.testing.assert_allclose(program, outputs, rtol=1e-3, atol=1e-3)
+
+
+def test_killed_it_ends_with_the_same_bytes(store, run, tmp_path):
+    with pytest.raises(Stop):
+        ep3stream.fit(store, tmp_path / "run", settings("auto"), observe=kill_at(24))
+    ep3stream.fit(store, tmp_path / "run", settings("auto"))
+    assert model_bytes(tmp_path / "run") == model_bytes(run)
+
+
+@pytest.mark.parametrize("projection", ["exact", "eigenpro"])
+@pytest.mark.parametrize("centers", ["120", "kmeans:120"])
+def test_other_projections_and_centers_take_directions(store, tmp_path, projection, centers):
+    given = {
+        "centers": centers if ":" in centers else int(centers),
+        "projection": projection,
+        "model_rank": 0,
+    }
+    run = ep3stream.fit(store, tmp_path / "run", settings(10, **given))
+    assert ep3stream.load(run).inputs.n_inputs == 10
+    assert ep3stream.evaluate(run, store)["r2"] > 0.3
+
+
+def test_kernels_without_distances_have_no_directions(store, tmp_path):
+    with pytest.raises(ConfigError, match="inputs_rank is 5, but the polynomial kernel takes no distances"):
+        ep3stream.fit(store, tmp_path / "polynomial", settings(5, "polynomial"))
+    run = ep3stream.fit(store, tmp_path / "auto", settings("auto", "polynomial"))
+    assert ep3stream.load(run).inputs.directions is None
+
+
+def test_impossible_directions_are_damage(run, tmp_path):
+    bundle = read_bundle(run / "setup", SETUP_KIND)
+    for name, wrong in (("input_directions", torch.ones(95, 10)), ("input_directions", torch.ones(96, 9))):
+        write_bundle(tmp_path / "setup", SETUP_KIND, bundle.tensors | {name: wrong}, bundle.description)
+        with pytest.raises(DamagedDataError, match="inputs has directions"):
+            Setup.load(tmp_path / "setup")
+
+
+def test_a_vector_scales_each_feature_and_a_matrix_mixes_them():
+    scaling = InputScaling(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0]), (0, 2))
+    x = torch.tensor([[2.0, 1.0], [0.0, 0.0]])
+    vector, matrix = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([[1.0], [5.0], [7.0]])
+    assert scaling.along(vector)(x).tolist() == [[6, 0, 2], [-6, 1, 0]]
+    assert scaling.along(matrix)(x).tolist() == [[9], [3]]
+    assert scaling.along(matrix).of_mean(torch.tensor([2.0, 1.0])).tolist() == [2]
+    for given in (vector, matrix):
+        one = scaling.along(given)
+        assert torch.equal(InputScaling.described(one.tensors(), one.description())(x), one(x))
