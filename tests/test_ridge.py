@@ -36,8 +36,9 @@ def noisy_targets(c: int) -> Tensor:
 
 
 def gram_matrix(used: Projection) -> Tensor:
-    """K^, column by column."""
-    return used.gram_times(torch.eye(P, dtype=torch.float64)).T
+    """K^, from Q and Q K^."""
+    eye = torch.eye(P, dtype=torch.float64)
+    return torch.linalg.solve(used.direction(eye), used.direction(0 * eye, eye).T)
 
 
 def stability(case: Problem, solver: Solver, penalty: Penalty, m: int = M) -> Stability:

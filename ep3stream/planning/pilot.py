@@ -186,10 +186,11 @@ def _direction_seconds(trainer: Trainer, clock: Clock) -> float:
     """Seconds of the projection alone, on a gradient of ones."""
     solver = trainer.solver
     gradient = torch.ones_like(trainer.progress.state.weights)
+    penalized = gradient if solver.ridge else None
 
     def one_round() -> None:
         for _ in range(WATCH_STEPS):
-            theta = solver.projection.direction(gradient)
+            theta = solver.projection.direction(gradient, penalized)
         float(theta.sum())
 
     return _median_seconds(one_round, clock) / WATCH_STEPS
@@ -221,14 +222,11 @@ class _NoProjection:
     def preconditioned(self, gradient: Tensor, x: Tensor, residual: Tensor) -> Tensor:
         return gradient
 
-    def direction(self, gradient: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, penalized: Tensor | None = None) -> Tensor:
         return gradient
 
     def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
         return theta.new_full((), torch.nan)
-
-    def gram_times(self, weights: Tensor) -> Tensor:
-        return weights
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         return x[:, 0]

@@ -325,7 +325,7 @@ class Setup:
         eigenvalues = torch.tensor(self.description["model_eigenvalues"], device=mesh.device).to(basis)
         assert plan.mu is not None  # `require_complete` has seen it.
         return NystromProjection(
-            basis,
+            basis.T.contiguous().T,  # Column by column, as the set-up had it.
             tensors["half"],
             tensors["eigenvalue_scale"],
             plan.mu,

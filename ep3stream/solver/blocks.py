@@ -64,10 +64,10 @@ def kernel_block(kernel: Kernel, z: LeftPoints, x: Points, out: Tensor) -> Tenso
 
 
 def kernel_times(kernel: Kernel, z: LeftPoints, x: Points, matrix: Tensor) -> Tensor:
-    """K(Z, X) @ matrix, (p, k), for a matrix of (m, k); holds at most one tile of K."""
+    """K(Z, X) @ matrix, (p, k), column by column in memory, for a matrix of (m, k); holds at most one tile of K."""
     if (fused := _fused(kernel, matrix.T, z, x, over_left=False)) is not None:
         return fused.T
-    product = matrix.new_empty(len(z), matrix.shape[1])
+    product = matrix.new_empty(matrix.shape[1], len(z)).T
     for rows, block in tiled_blocks(kernel, z, x):
         torch.mm(block, matrix, out=product[rows])
     return product
@@ -119,7 +119,7 @@ class BatchBlock:
         """matrix @ k_zb': (k, m) -> (k, p_shard)."""
         with tensor_cores(self._z.precision, matrix.device):
             if self._kept is None:
-                return kernel_times(self._kernel, self._z, self._x, matrix.T).T.contiguous()
+                return kernel_times(self._kernel, self._z, self._x, matrix.T).T
             kept = self.whole()
             product = matrix.new_empty(matrix.shape[0], len(self._z))
             # By tiles here too: on CPUs one skinny product with the whole tall block takes half as long again.

@@ -60,19 +60,19 @@ _OUTPUTS = 16
 _JITTER = 1e-7
 
 # Of the small models that compare weights, and tell where a model errs.
-_SHARP_ROWS, _SHARP_CENTERS = 16_000, 1600
+_SHARP_ROWS, _SHARP_CENTERS = 12_000, 1200
 # More centers than the weights are for resolve sharper ones. Measured with 6000 and 20,000 centers: flights are best at
 # powers of 0.4 to 0.5; where noise is most of the variance (batting, faces) less would do as well.
 _GROWTH, _MOST_GROWTH = 0.4, 4.0
 # Rows of another split that weights are checked on; in how many neighbourhoods.
-CHECKED_ROWS, _CHECKS = 12_000, 16
+CHECKED_ROWS, _CHECKS = 12_000, 10
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
 _NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A fit stops after few epochs, which damps its model too, so that a part of the noise is enough for its ridge.
 _RIDGE_SHARE = 0.3
 _CHUNK = 2048
 # Rows that the expected error is learnt from, at most.
-_ERROR_ROWS = 40_000
+_ERROR_ROWS = 24_000
 
 # What columns are worth is measured for so many of them, on as many held-out rows as take so many differences.
 _WEIGHED_COLUMNS, _FEWEST_WEIGHED, _WEIGHED_DIFFERENCES = 20, 200, 4e9
@@ -395,24 +395,27 @@ class _Regression:
             gram += block.T @ block
             moment += block.T @ some_y
         k_zz = kernel.block(kernel.left(z), right).double()
-        found = []
-        for noise in _NOISES:
-            weights = torch.cholesky_solve(moment / n, _factor(gram / n + noise / n * k_zz)).to(y)
-            found.append(cls(kernel, z, weights, noise, cls(kernel, z, weights, noise, 0.0).error(*held)))
-        return min(found, key=lambda each: each.loss)
+        solved = [
+            torch.cholesky_solve(moment / n, _factor(gram / n + noise / n * k_zz)).to(y) for noise in _NOISES
+        ]
+        # All ridges with the same blocks: forming these is most of the work.
+        together = cls(kernel, z, torch.cat(solved, 1), 0.0, 0.0)
+        squares = together.squares(held[0], held[1].repeat(1, len(_NOISES)))
+        losses = squares.double().mean(0).unflatten(0, (len(_NOISES), -1)).sum(1).tolist()
+        return cls(kernel, z, *min(zip(solved, _NOISES, losses, strict=True), key=lambda each: each[2]))
 
     def error(self, x: Tensor, y: Tensor) -> float:
         """Mean of |f(x) - y|^2."""
-        return float(self.squares(x, y).double().mean())
+        return float(self.squares(x, y).sum(1).double().mean())
 
     def squares(self, x: Tensor, y: Tensor) -> Tensor:
-        """|f(x) - y|^2 of each row, (n,)."""
+        """(f(x) - y)^2 of each row and output, (n, c)."""
         right = self.kernel.right(self.z)
         found = [
             self.kernel.block(self.kernel.left(some_x), right) @ self.weights - some_y
             for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
         ]
-        return torch.cat([each.square().sum(1) for each in found])
+        return torch.cat(found).square()
 
 
 def _prefers_last(
@@ -450,7 +453,7 @@ def _expected_errors(
     None where a fifth of these rows is not described better by it than by their mean.
     """
     x, y = (torch.cat(parts)[:_ERROR_ROWS] for parts in zip(spare, held, strict=True))
-    sizes = regression.squares(x, y).sqrt()[:, None]
+    sizes = regression.squares(x, y).sum(1, keepdim=True).sqrt()
     mean, n_held = float(sizes.double().mean()), len(x) // 5
     centred = sizes - mean
     # The centers are those of the model, which have no error of their own.

@@ -144,12 +144,16 @@ class EigenProProjection:
         coefficients = self.mesh.all_reduce(k_sb_g.T @ self.data_vectors)
         return torch.addmm(gradient, coefficients, self.basis.T, alpha=-1)
 
-    def direction(self, gradient: Tensor) -> Tensor:
-        """theta, (c, p_shard), for h of that shape.
+    def direction(self, gradient: Tensor, penalized: Tensor | None = None) -> Tensor:
+        """theta, (c, p_shard), for h of that shape. Raises ConfigError for `penalized`.
+
+        A ridge would need the data preconditioner applied to lambda f as well, at O(psc).
 
         The error of a pass is the error of each batch just before its update. This costs nothing more, and is an
         upper bound of the final error as long as the passes converge.
         """
+        if penalized is not None:
+            raise ConfigError("ridge is given, but the published EigenPro has none; use nystrom or exact")
         theta = torch.zeros_like(gradient)
         room = gradient.new_empty(len(self.model_vectors), self.passes.batch_size)
         enough = self.passes.tolerance**2 * float(self._squared_norm(gradient))
@@ -167,10 +171,6 @@ class EigenProProjection:
             squared += self._error(predicted, gradient, batch).double().square().sum()
         tiny = torch.finfo(torch.float64).tiny
         return (squared / self._squared_norm(gradient).clamp_min(tiny)).sqrt().to(gradient)
-
-    def gram_times(self, weights: Tensor) -> Tensor:
-        """Raises ConfigError: the data preconditioner would have to be applied to lambda f as well, at O(psc)."""
-        raise ConfigError("ridge is given, but the published EigenPro has none; use nystrom or exact")
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) theta(x), (m,), for each row of x alone with the residual 1; costs passes for m outputs."""

@@ -63,16 +63,13 @@ class ExactProjection:
         """nan: theta has a closed form."""
         return gradient.new_full((), torch.nan)
 
-    def direction(self, gradient: Tensor) -> Tensor:
-        """theta = L^(-T) (I - W D W') L^(-1) h; O(p^2 c)."""
-        inner = self._preconditioned(
-            torch.linalg.solve_triangular(self.factor, self._whole(gradient), upper=False)
-        )
+    def direction(self, gradient: Tensor, penalized: Tensor | None = None) -> Tensor:
+        """theta = L^(-T) (I - W D W') (L^(-1) h + L'a); O(p^2 c). K^ is K(Z, Z): a ridge penalises |f|^2."""
+        inner = torch.linalg.solve_triangular(self.factor, self._whole(gradient), upper=False)
+        if penalized is not None:
+            inner += self.factor.T @ self._whole(penalized)
+        inner = self._preconditioned(inner)
         return self._mine(torch.linalg.solve_triangular(self.factor.T, inner, upper=True), gradient)
-
-    def gram_times(self, weights: Tensor) -> Tensor:
-        """K(Z, Z) alpha = L L' alpha: a ridge then penalises |f|^2 in the kernel's space; O(p^2 c)."""
-        return self._mine(self.factor @ (self.factor.T @ self._whole(weights)), weights)
 
     def leverage(self, k_zb: Tensor, x: Tensor) -> Tensor:
         """K(x, Z) Q K(Z, x), (m,), of each column of k_zb; O(p^2 m)."""

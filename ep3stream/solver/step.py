@@ -4,11 +4,12 @@ One step on a batch (X_b, y_b), with weights alpha and velocity v, is algorithm 
 with Nesterov's look-ahead and polynomial-decay averaging (Shamir and Zhang, 2013) added:
 
     g = K(X_b, Z)(alpha + beta v) - y_b                 (c, m), summed over the shards
-    h = K(Z, X_b) W g + m lambda K^ (alpha + beta v)    W = diag(w), the weights of the rows' classes; K^ ~ K(Z, Z)
-    theta = Q h                                         projection.py, exact.py; eigenpro.py: beta = a = lambda = 0
+    h = K(Z, X_b) W g                                   W = diag(w), the weights of the rows' classes
+    theta = Q (h + m lambda K^ (alpha + beta v))        K^ ~ K(Z, Z)
     v = beta v - eta theta;  alpha += v
     average += a / (t + a) (alpha - average)            the weights themselves for a = 0
 
+Q and K^ are those of projection.py or exact.py; eigenpro.py has beta = a = lambda = 0.
 It minimises 1/(2n) sum_i w_i |f(x_i) - y_i|^2 + lambda/2 alpha' K^ alpha, with K^ as the projection defines it.
 """
 
@@ -131,10 +132,8 @@ class Solver:
             zero_loss = self.targets.mean_squared_error(scored)
         self.targets.weigh_(residual, y)
         gradient = stage.projection.preconditioned(block.times(residual), x, residual)
-        if self.ridge:
-            ridges = len(x) * self.targets.ridges(self.ridge)
-            gradient += ridges[:, None] * stage.projection.gram_times(ahead)
-        theta = stage.projection.direction(gradient)
+        penalized = len(x) * self.targets.ridges(self.ridge)[:, None] * ahead if self.ridge else None
+        theta = stage.projection.direction(gradient, penalized)
         if score:
             inexactness = stage.projection.inexactness(theta, gradient)
         state.velocity.mul_(self.momentum).add_(theta, alpha=-step_size * stage.step_scale)

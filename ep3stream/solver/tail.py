@@ -116,28 +116,20 @@ class LocalTail:
         return out
 
     def solve(self, alpha: Tensor) -> Tensor:
-        """L' alpha = R^(-1) alpha, (k, p_shard), for alpha of that shape."""
-        return self._solved(alpha, transposed=False)
-
-    def solve_transposed(self, h: Tensor) -> Tensor:
-        """L h = R^(-T) h, (k, p_shard), for h of that shape."""
-        return self._solved(h, transposed=True)
-
-    def _solved(self, h: Tensor, transposed: bool) -> Tensor:
-        layout, b, product = self._layout, self.group_size, torch.empty_like(h)
+        """L' alpha = R^(-1) alpha, (k, p_shard), for alpha of that shape; O(p b k), in new memory."""
+        layout, b, product = self._layout, self.group_size, torch.empty_like(alpha)
 
         def solved(blocks: Tensor, right: Tensor) -> Tensor:
-            blocks = blocks.mT if transposed else blocks
-            found: Tensor = torch.linalg.solve_triangular(blocks, right.mT, upper=not transposed)
+            found: Tensor = torch.linalg.solve_triangular(blocks, right.mT, upper=True)
             return found.mT
 
         for some in layout.whole:
-            groups = h[:, some].unflatten(1, (-1, b)).transpose(0, 1)
+            groups = alpha[:, some].unflatten(1, (-1, b)).transpose(0, 1)
             product[:, some] = solved(self._blocks(some), groups).transpose(0, 1).flatten(1)
         if layout.small is not None:
-            product[:, layout.small] = solved(self._small(layout.small), h[:, layout.small])
+            product[:, layout.small] = solved(self._small(layout.small), alpha[:, layout.small])
         blocks = layout.gathered(self.rows.T)
-        for part, block, whole in zip(layout.parted, blocks, layout.gathered(h), strict=True):
+        for part, block, whole in zip(layout.parted, blocks, layout.gathered(alpha), strict=True):
             n = len(layout.members(part.group))
             product[:, part.here] = solved(block.T[:n, :n], whole[:, :n])[:, part.within]
         return product
