@@ -16,7 +16,8 @@ from kernel_problem import Problem, points, unit_targets
 from torch import Tensor
 
 from ep3stream.solver import gpu
-from ep3stream.solver.blocks import kernel_times, times_kernel
+from ep3stream.solver.blocks import fuses, kernel_times, times_kernel
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.step import Solver
 
@@ -124,7 +125,7 @@ def test_a_step_without_a_block_is_the_step_with_one(
     solver = case.solver(unit_targets(2, torch.float32))
     by_torch = stepped(solver)
     monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
-    assert gpu.fuses("laplacian", case.x.device, d, 4) == is_fused
+    assert fuses(solver.kernel, case.x.device, 4) == is_fused
     by_triton = stepped(solver)
     assert torch.equal(by_triton, stepped(solver))
     assert (by_triton - by_torch).norm() < 1e-5 * by_torch.norm()
@@ -138,7 +139,82 @@ def test_what_it_does_not_know_is_left_to_torch() -> None:
     assert not gpu.fuses("laplacian", cpu, 32, 129)
     assert not gpu.fuses("laplacian", cpu, 33, 128)
     assert not gpu.fuses("polynomial", cpu, 3, 1)
+    assert gpu.fuses("product", cpu, 32, 1)
+    assert not gpu.fuses("anova", cpu, 32, 1)
     own = kernel("laplacian", 3)
     z, x = points(5, 3, 1), points(4, 3, 2)
     exact = own.block(own.left(z), own.right(x))
     assert torch.allclose(times_kernel(own, torch.eye(5).double(), own.left(z), own.right(x)), exact)
+
+
+def column_problem(name: str, power: float, n_columns: int = 7) -> tuple[ColumnKernel, Tensor, Tensor]:
+    """A kernel on numbers and categories in turn, one of them without a weight, and rows for both sides."""
+    is_category = torch.arange(n_columns) % 3 == 1
+    weights, shares = (0.1 + points(1, n_columns, seed, torch.float32)[0].abs() for seed in (1, 2))
+    weights[2] = 0
+    own = ColumnKernel(name, weights, is_category, shares, power)
+    z, x = (points(n, n_columns, seed, torch.float32) for n, seed in ((35, 3), (70, 4)))
+    z, x = (torch.where(is_category, each.abs().floor(), each) for each in (z, x))
+    x[0] = z[0]
+    return own, z, x
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.7])
+@pytest.mark.usefixtures("_on_cpu")
+def test_blocks_products_and_slopes_on_columns_are_those_of_float64(name: str, power: float) -> None:
+    own, z, x = column_problem(name, power)
+    exact = own.block(own.left(z.double()), own.right(x.double()))
+    left, right = own.left(z), own.right(x)
+    memory = torch.zeros(50, 70)
+    own.block(left, right, out=memory[10:45])
+    assert (memory[10:45] - exact).abs().max() < 2e-6
+    assert memory[10, 0] == 1
+    assert not memory[:10].any()
+    assert not memory[45:].any()
+    for k in (3, 9):
+        weights, residual = points(k, 35, 5, torch.float32), points(70, k, 6, torch.float32)
+        over_left, over_right = (
+            times_kernel(own, weights, left, right),
+            kernel_times(own, left, right, residual),
+        )
+        assert (over_left - weights.double() @ exact).abs().max() < 1e-5 * weights.abs().sum(1).max()
+        assert (over_right - exact @ residual.double()).abs().max() < 1e-5 * residual.abs().sum(0).max()
+    weighted = exact * points(35, 70, 7)
+    expected = own.slopes(z.double(), x.double(), weighted)
+    for mine, theirs in zip(own.slopes(z, x, weighted.float()), expected, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+@pytest.mark.usefixtures("_on_cpu")
+def test_a_kernel_of_no_column_is_one(name: str) -> None:
+    own = ColumnKernel.of(name, torch.zeros(3, 4))
+    z, x = own.left(points(3, 4, 1, torch.float32)), own.right(points(5, 4, 2, torch.float32))
+    assert torch.equal(own.block(z, x), torch.ones(3, 5))
+    assert torch.equal(times_kernel(own, torch.ones(1, 3), z, x), torch.full((1, 5), 3.0))
+
+
+@pytest.mark.triton
+def test_a_machine_where_triton_does_not_compile_is_told_so_once_and_computes_with_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ep3stream.solver import triton_radial
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    own, z, x = column_problem("anova", 1.0)
+    by_torch = own.block(own.left(z), own.right(x))
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    monkeypatch.setattr(triton_radial, "radial_profile", fails)
+    gpu.triton_runs.cache_clear()
+    try:
+        for _ in range(2):
+            assert torch.equal(own.block(own.left(z), own.right(x)), by_torch)
+            assert not fuses(own, z.device, 1)
+    finally:
+        gpu.triton_runs.cache_clear()
+    assert caplog.text.count("Failed to find C compiler") == 1

@@ -293,7 +293,7 @@ def check_blocks(report: Report) -> None:
                 kernel_times(kernel, left, right, x[:, :2]) - truth @ x[:, :2].double()
             ).abs().max() / m**0.5
             report.check(f"{name}, d={d}, {how}: block times residual", float(back), 3e-5)
-            if d > gpu.MAX_FEATURES:
+            if d > gpu.MAX_FEATURES[name]:
                 for precision, limit in zip(PRECISIONS, (3e-5, 3e-3, 3e-2), strict=True):
                     own = replace(kernel, precision=precision)
                     found = BatchBlock(own, own.left(z), own.right(x), None).whole()
@@ -480,11 +480,13 @@ def main() -> int:
         print("there is no GPU here; --cpu runs the same code at toy sizes", file=sys.stderr)
         return 2
     device = torch.device("cpu" if options.cpu else "cuda")
-    if options.cpu and os.environ.get("TRITON_INTERPRET") == "1" and gpu.has_triton():
+    if options.cpu and os.environ.get("TRITON_INTERPRET") == "1" and gpu.triton_runs("cpu"):
         gpu.DEVICES = {"cpu"}
     report = Report(device, 0.02 if options.cpu else options.seconds, options.cpu)
     name = "CPU, toy sizes" if options.cpu else torch.cuda.get_device_name(device)
-    print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Triton: {gpu.has_triton()}")
+    print(
+        f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Triton: {gpu.triton_runs(device.type)}"
+    )
     print("| part | what | result |\n|---|---|---|")
     began = time.perf_counter()
     run(report, set(options.only.split(",")))

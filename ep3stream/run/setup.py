@@ -20,9 +20,9 @@ from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import file_digest, read_bundle
 from ep3stream.run.directory import SETUP_KIND
+from ep3stream.solver.blocks import fuses
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
-from ep3stream.solver.gpu import fuses
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.named_kernels import named_kernel, with_precision
@@ -262,7 +262,7 @@ class Setup:
                 f"{memory_bytes} it was made for; use a new RUN"
             )
         # A step that is scored multiplies weights and their average at once.
-        is_fused = fuses(kernel.name, mesh.device, centers.shape[1], 2 * n_outputs)
+        is_fused = fuses(kernel, mesh.device, 2 * n_outputs)
         if is_fused or 4 * len(centers) * batch_size > memory_bytes:
             return None
         return torch.zeros(len(centers) * batch_size, device=mesh.device)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.gpu import tensor_cores
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import LeftPoints, Points, skinny_product
@@ -40,9 +41,14 @@ def _n_tiles(z: LeftPoints) -> int:
     return -(-len(z) // _tile_rows(z))
 
 
+def fuses(kernel: Kernel, device: torch.device, n_outputs: int) -> bool:
+    """Whether products of so many outputs with blocks of the kernel form no block on this device."""
+    return isinstance(kernel, RadialKernel | ColumnKernel) and kernel.fuses(device, n_outputs)
+
+
 def _fused(kernel: Kernel, weights: Tensor, z: LeftPoints, x: Points, over_left: bool) -> Tensor | None:
     """The product by Triton, without a block; None where Triton does not serve."""
-    if not isinstance(kernel, RadialKernel) or not isinstance(z, Points):
+    if not isinstance(kernel, RadialKernel | ColumnKernel) or not isinstance(z, Points):
         return None
     return kernel.fused(weights, z, x, over_left)
 

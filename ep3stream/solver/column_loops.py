@@ -44,24 +44,23 @@ def compiled_loops() -> ModuleType | None:
 
 @dataclass(frozen=True, slots=True)
 class ColumnLoops:
-    """Blocks and slopes of one kernel on columns.
+    """Blocks of one kernel on columns, and the sums that its slopes are made of.
 
-    is_anova, is_squared: the form of the kernel, and whether its power is 2 rather than 1. is_category, weights,
-    shares: (k,), of the columns of prepared points; weights to base 2, of use for categories. All matrices are float32,
-    contiguous, in host memory.
+    is_anova, is_squared: the form of the kernel, and whether its power is 2 rather than 1. n_numbers: how many of the
+    columns of prepared points, the first ones, are numbers; constants: (2, k), as for `triton_columns.column_block`.
+    All matrices are float32, contiguous, in host memory.
     """
 
     loops: Any
     is_anova: bool
     is_squared: bool
-    is_category: Numbers
-    weights: Numbers
-    shares: Numbers
+    n_numbers: int
+    constants: Numbers
 
     @property
     def _places(self) -> tuple[Numbers, Numbers]:
         """Where numbers are, and where categories."""
-        return np.flatnonzero(~self.is_category), np.flatnonzero(self.is_category)
+        return np.arange(self.n_numbers), np.arange(self.n_numbers, self.constants.shape[1])
 
     def fill(self, z: Tensor, x: Tensor, out: Tensor) -> None:
         """Writes K(Z, X) into `out`, (n, m), for prepared points of (n, k) and (m, k)."""
@@ -71,54 +70,35 @@ class ColumnLoops:
             out.copy_(turned.T)
             return
         numbers, categories = self._places
-        constants: tuple[Numbers, ...] = (self.weights[categories],)
+        constants: tuple[Numbers, ...] = (self.constants[0, categories],)
         loop = self.loops.fill_product
         if self.is_anova:
-            shares = self.shares[categories]
-            kept = (1 + shares * 2 ** -self.weights[categories]) / (1 + shares)
-            loop, constants = self.loops.fill_anova, (*self._rests_and_shares(numbers), kept)
-        arrays = (numbers, categories, *(each.astype(np.float32) for each in constants), self.is_squared)
+            loop, constants = self.loops.fill_anova, (*self.constants[:, numbers], *constants)
+        arrays = (numbers, categories, *constants, self.is_squared)
 
         def fill_rows(rows: slice) -> None:
             loop(z[rows].numpy(), x.numpy(), *arrays, out[rows].numpy())
 
-        _in_threads(fill_rows, len(z), len(x) * len(self.weights))
+        _in_threads(fill_rows, len(z), len(x) * self.constants.shape[1])
 
-    def slopes(self, z: Tensor, x: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
-        """d L / d log e, e the exponent of a column, and d L / d log c, (k,) each, float64.
-
-        weighted: (n, m), as for `ColumnKernel.slopes`.
-        """
+    def sums(self, z: Tensor, x: Tensor, weighted: Tensor) -> Tensor:
+        """For each column the sum of t and of t e, (2, k), float64, as for `triton_columns.column_sums`."""
         numbers, categories = self._places
-        weights, shares = self.weights[categories], self.shares[categories]
-        of_exponents, of_shares = np.zeros(len(self.weights)), np.zeros(len(self.weights))
+        n_columns = self.constants.shape[1]
+        found = np.zeros((2, n_columns))
         if not self.is_anova:
-            sums = self._summed(
-                self.loops.add_differences, z, x, weighted, (numbers, categories), (len(self.weights),)
-            )
-            of_exponents[numbers] = -sums[: len(numbers)]
-            of_exponents[categories] = -weights * sums[len(numbers) :]
-            return torch.from_numpy(of_exponents), torch.from_numpy(of_shares)
+            loop = self.loops.add_differences
+            found[1] = self._summed(loop, z, x, weighted, (numbers, categories), (n_columns,))
+            return torch.from_numpy(found)
         if len(numbers):
-            arrays = (numbers, *self._rests_and_shares(numbers))
-            sums = self._summed(self.loops.add_shared, z, x, weighted, arrays, (2, len(numbers)))
-            whole, c = float(weighted.sum(dtype=torch.float64)), self.shares[numbers]
-            of_exponents[numbers] = -sums[1]
-            of_shares[numbers] = sums[0] - whole * c / (1 + c)
+            arrays = (numbers, *self.constants[:, numbers])
+            found[:, numbers] = self._summed(self.loops.add_shared, z, x, weighted, arrays, (2, len(numbers)))
         if len(categories):
-            sums = self._summed(
-                self.loops.add_differences, z, x, weighted, (numbers[:0], categories), (len(categories),)
+            arrays = (numbers[:0], categories)
+            found[1, categories] = self._summed(
+                self.loops.add_differences, z, x, weighted, arrays, (len(categories),)
             )
-            # c k / (1 + c k), for values that differ.
-            of_differing = shares * 2**-weights / (1 + shares * 2**-weights)
-            of_exponents[categories] = -weights * of_differing * sums
-            of_shares[categories] = (of_differing - shares / (1 + shares)) * sums
-        return torch.from_numpy(of_exponents), torch.from_numpy(of_shares)
-
-    def _rests_and_shares(self, numbers: Numbers) -> tuple[Numbers, Numbers]:
-        """1 / (1 + c) and c / (1 + c), whose sum is 1 in float32 too: rounding loses half of 1's last bit at most."""
-        rests = (1 / (1 + self.shares[numbers])).astype(np.float32)
-        return rests, 1 - rests
+        return torch.from_numpy(found)
 
     def _summed(
         self,
@@ -137,7 +117,7 @@ class ColumnLoops:
             rows = slice(strips.start * height, strips.stop * height)
             loop(z[rows].numpy(), x.numpy(), *arrays, self.is_squared, weighted[rows].numpy(), sums[strips])
 
-        _in_threads(add, len(sums), height * len(x) * len(self.weights))
+        _in_threads(add, len(sums), height * len(x) * self.constants.shape[1])
         found: Numbers = sums.sum(0)
         return found
 

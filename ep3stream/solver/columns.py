@@ -5,14 +5,15 @@ every column has its own factor, a category is compared by equality, and a weigh
 weights are learnt (`column_weights.py`). With few columns a block costs a few element-wise operations for each, in
 strips that stay in the cache, and no matrix product.
 
-On CPUs the loops of `compiled_columns.py` form float32 blocks and slopes of the powers 1 and 2. Everywhere else, and
-where Numba cannot be imported, torch does, an operation at a time.
+On CPUs the loops of `compiled_columns.py` form float32 blocks and slopes of the powers 1 and 2, on GPUs the programs of
+`triton_columns.py` and `triton_products.py` of any power. Everywhere else, and where Numba or Triton do not run, torch
+does, an operation at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.solver.column_loops import ColumnLoops, compiled_loops
+from ep3stream.solver.gpu import ColumnConstants, filled_columns, fused_columns, fuses, summed_columns
 from ep3stream.solver.kernels import LOG2_E
 from ep3stream.solver.points import Points
 
@@ -42,6 +44,14 @@ class _Column(NamedTuple):
     is_category: bool
     weight: float
     share: float
+
+
+class _Table(NamedTuple):
+    """The columns in use on a device: their places, (k,), what left and right multiply them by, and constants."""
+
+    places: Tensor
+    factors: Tensor
+    constants: ColumnConstants
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,10 @@ class ColumnKernel:
     is_category: Tensor
     shares: Tensor
     power: float = 1.0
+    # By device and type of points: every step of a fit prepares some, and an upload would wait for the device.
+    _tables: dict[tuple[torch.device, torch.dtype], _Table] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.name not in COLUMN_KERNELS:
@@ -95,16 +109,41 @@ class ColumnKernel:
 
     @property
     def used(self) -> Tensor:
-        """Numbers of the columns that the kernel depends on, (k,)."""
+        """Places of the columns that the kernel depends on, (k,): first those of numbers, then those of categories."""
         is_used = self.weights > 0
         if self.name == "anova":
             is_used = is_used & (self.shares > 0)
-        return is_used.nonzero()[:, 0]
+        parts = (is_used & ~self.is_category, is_used & self.is_category)
+        return torch.cat([part.nonzero()[:, 0] for part in parts])
+
+    def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
+        if (device, dtype) not in self._tables:
+            used = self.used
+            factors = torch.where(self.is_category, 1.0, self.weights * LOG2_E ** (1 / self.power))[used]
+            constants = ColumnConstants(
+                self.name,
+                self.power,
+                self._constants(used).to(device),
+                int((~self.is_category[used]).sum()),
+            )
+            self._tables[device, dtype] = _Table(used.to(device), factors.to(device, dtype), constants)
+        return self._tables[device, dtype]
+
+    def _constants(self, used: Tensor) -> Tensor:
+        """(2, k), float32, as for `triton_columns.column_block`."""
+        is_category = self.is_category[used]
+        losses, c = self.weights[used].double() * LOG2_E, self.shares[used].double()
+        if self.name == "product":
+            return torch.stack([losses, torch.zeros_like(losses)]).float()
+        kept = (1 + c * 2**-losses) / (1 + c)
+        # The sum of both is 1 in float32 too: rounding loses half of 1's last bit at most.
+        rests = torch.where(is_category, kept, 1 / (1 + c)).float()
+        return torch.stack([rests, torch.where(is_category, 0, 1 - rests)])
 
     def left(self, x: Tensor) -> Points:
         """The columns in use, (n, k): numbers times w (log2 e)^(1 / power), codes of categories as they are."""
-        factors = torch.where(self.is_category, 1.0, self.weights * LOG2_E ** (1 / self.power))
-        scaled = x[:, self.used.to(x.device)] * factors[self.used].to(x)
+        table = self._table(x.device, x.dtype)
+        scaled = x[:, table.places].mul_(table.factors)
         return Points(scaled.clamp_(-_FARTHEST, _FARTHEST))
 
     def right(self, x: Tensor) -> Points:
@@ -127,7 +166,23 @@ class ColumnKernel:
         if (loops := self._loops(z.prepared, x.prepared, out)) is not None:
             loops.fill(z.prepared, x.prepared, out)
             return out
+        table = self._table(z.device, z.prepared.dtype)
+        if filled_columns(z.prepared, x.prepared, table.constants, out):
+            return out
         return self.block_by_torch(z, x, out)
+
+    def fuses(self, device: torch.device, n_outputs: int) -> bool:
+        """Whether products of so many outputs form no block on this device."""
+        return fuses(self.name, device, len(self.used), n_outputs)
+
+    def fused(self, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
+        """The product without forming the block, by Triton; None where Triton does not serve.
+
+        weights @ K(Z, X) for weights of (k, len(z)) with `over_left`, else weights @ K(X, Z) for (k, len(x)).
+        """
+        a, b = (z, x) if over_left else (x, z)
+        constants = self._table(z.device, z.prepared.dtype).constants
+        return fused_columns(weights, a.prepared, b.prepared, constants)
 
     def block_by_torch(self, z: Points, x: Points, out: Tensor) -> Tensor:
         """K(Z, X) without compiled loops, written into `out`, (len(z), len(x)), with at least one entry."""
@@ -138,17 +193,16 @@ class ColumnKernel:
         return out
 
     def _loops(self, *operands: Tensor) -> ColumnLoops | None:
-        """The compiled loops, where they serve these matrices."""
+        """The compiled loops, where they serve these matrices, points first."""
         is_served = self.power in (1, 2) and all(
             each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous()
             for each in operands
         )
         if not is_served or (loops := compiled_loops()) is None:
             return None
-        used = self.used
-        parts = (self.is_category, self.weights.double() * LOG2_E, self.shares.double())
+        constants = self._table(operands[0].device, operands[0].dtype).constants
         return ColumnLoops(
-            loops, self.name == "anova", self.power == 2, *(part[used].numpy() for part in parts)
+            loops, self.name == "anova", self.power == 2, constants.n_numbers, constants.values.numpy()
         )
 
     def _fill_product(
@@ -206,36 +260,45 @@ class ColumnKernel:
         weighted: K(Z, X) times d L / d K(Z, X), entry by entry, (len(z), len(x)). Costs about as much as a block.
         """
         left, right = self.left(z), self.right(x)
-        if weighted.numel() and (loops := self._loops(left.prepared, right.prepared, weighted)) is not None:
-            of_exponents, of_shares = loops.slopes(left.prepared, right.prepared, weighted)
-        else:
-            of_exponents, of_shares = self._slopes_by_torch(left, right, weighted)
-        degrees = torch.where(self.is_category[self.used], 1.0, self.power).double() / LOG2_E
+        whole = weighted.sum(dtype=torch.float64)
+        sums, k = self._sums(left, right, weighted), len(self.used)
+        # All in one transfer: each waits for the device.
+        of_t, of_t_e, whole = torch.cat([sums.view(-1), whole.view(1)]).cpu().tensor_split((k, 2 * k))
+        used = self.used
+        is_category, c = self.is_category[used], self.shares[used].double()
+        weights = torch.where(is_category, self.weights[used].double() * LOG2_E, 1.0)
+        of_shares = torch.zeros_like(of_t)
+        if self.name == "anova":
+            # c k / (1 + c k) for values that differ; for those that do not, c / (1 + c).
+            of_differing = c * 2**-weights / (1 + c * 2**-weights)
+            of_shares = torch.where(
+                is_category, (of_differing - c / (1 + c)) * of_t_e, of_t - whole * c / (1 + c)
+            )
+            of_t_e = torch.where(is_category, of_differing, 1.0) * of_t_e
+        degrees = torch.where(is_category, 1.0, self.power).double() / LOG2_E
         found = torch.zeros(2, len(self.weights), dtype=torch.float64)
-        found[:, self.used] = torch.stack([of_exponents * degrees, of_shares])
+        found[:, used] = torch.stack([-weights * of_t_e * degrees, of_shares])
         return found[0], found[1]
 
-    def _slopes_by_torch(self, z: Points, x: Points, weighted: Tensor) -> tuple[Tensor, Tensor]:
-        """d L / d log e, for the exponents e of the columns in use, and d L / d log c, (k,) each, float64."""
+    def _sums(self, z: Points, x: Points, weighted: Tensor) -> Tensor:
+        """For each column in use the sum of t and of t e, (2, k), float64, as `triton_columns.column_sums` says."""
+        operands = z.prepared, x.prepared, weighted
+        if weighted.numel() and (loops := self._loops(*operands)) is not None:
+            return loops.sums(*operands)
+        constants = self._table(z.device, z.prepared.dtype).constants
+        if weighted.numel() and (sums := summed_columns(*operands[:2], constants, weighted)) is not None:
+            return sums
         columns, of_x = self._columns(), list(x.prepared.T.contiguous())
-        of_exponents, of_shares = (torch.zeros(len(columns), dtype=torch.float64) for _ in range(2))
+        found = torch.zeros(2, len(columns), dtype=torch.float64, device=z.device)
         for rows, work in self._strips(z, x):
             part, factor = weighted[rows], torch.empty_like(work)
-            whole = float(part.sum())
             for column in columns:
-                at, share, weight = column.at, column.share, column.weight if column.is_category else 1.0
-                exponent = self._distances(column, z.prepared[rows], of_x[at], work)
-                if self.name == "product":
-                    of_exponents[at] -= weight * _inner(exponent, part)
-                    continue
-                # c k / (1 + c k) of the sensitivity.
-                torch.mul(exponent, -weight, out=factor).exp2_().mul_(share)
-                torch.div(factor, factor + 1, out=factor).mul_(part)
-                of_exponents[at] -= weight * _inner(exponent, factor)
-                of_shares[at] += float(factor.sum()) - whole * share / (1 + share)
-        return of_exponents, of_shares
-
-
-def _inner(a: Tensor, b: Tensor) -> float:
-    """Sum of a times b, entry by entry, both contiguous."""
-    return float(torch.dot(a.view(-1), b.view(-1)))
+                at, share = column.at, column.share
+                distance = self._distances(column, z.prepared[rows], of_x[at], work)
+                t = part
+                if self.name == "anova" and not column.is_category:
+                    torch.neg(distance, out=factor).exp2_().mul_(share)
+                    t = torch.div(factor, factor + 1, out=factor).mul_(part)
+                    found[0, at] += t.sum(dtype=torch.float64)
+                found[1, at] += distance.mul_(t).sum(dtype=torch.float64)
+        return found

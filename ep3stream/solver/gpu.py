@@ -11,21 +11,25 @@ three short numbers that keeps the bits of float32. With |z|^2 = h1 + h2 + h3 an
 has only factors that tensor cores take without a further rounding. The result is the float32 kernel of inputs that are
 off by at most 2^-11 (TF32) or 2^-8 (bfloat16) of themselves, the same on any device, with K(x, x) = 1.
 
-Triton. `triton_radial.py` is used for float32 tensors of a radial kernel on a GPU. Everywhere else the functions here
-say that they did nothing, and the caller computes with torch. Triton is imported at the first use only.
+Triton. `triton_*.py` serve float32 tensors of radial kernels and of kernels on columns on a GPU. Everywhere else the
+functions here say that they did nothing, and the caller computes with torch. Triton is imported at the first use only,
+and tried once: where it cannot compile, torch serves, and a warning says so.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ep3stream.config import Precision
+
+_LOGGER = logging.getLogger(__name__)
 
 _DROPPED_BITS = {"tf32": 13, "bfloat16": 16}
 _NORM_PARTS = 3
@@ -33,16 +37,27 @@ _NORM_PARTS = 3
 # Tensor cores want rows that begin at multiples of 16 bytes.
 _WIDTH = 8
 
-# With more features, distances from a product on tensor cores gain more than a fused product saves. With more outputs,
-# the sums do not fit the registers of one program.
-MAX_FEATURES = 32
-MAX_OUTPUTS = 128
+# The place of a kernel here is its number in Triton's programs.
+RADIAL_KINDS = ("laplacian", "gaussian", "matern32", "matern52", "dispersal", "rational_quadratic")
+KINDS = (*RADIAL_KINDS, "product", "anova")
 
-# The place of a kernel here is its number in `triton_radial`.
-KINDS = ("laplacian", "gaussian", "matern32", "matern52", "dispersal", "rational_quadratic")
+# A product that forms no block computes every entry twice and saves 12 bytes of traffic. With so many features or
+# columns, some 80 instructions an entry, that takes as long on an H100; beyond, a block is formed. With more outputs,
+# the sums do not fit the registers of one program.
+MAX_FEATURES = dict.fromkeys(KINDS, 32) | {"anova": 8}
+MAX_OUTPUTS = 128
 
 # Devices that Triton runs on; tests add the CPU, for Triton's interpreter.
 DEVICES = {"cuda"}
+
+
+class ColumnConstants(NamedTuple):
+    """What Triton's programs know of a kernel on columns; values: (2, k), as for `triton_columns.column_block`."""
+
+    name: str
+    power: float
+    values: Tensor
+    n_numbers: int
 
 
 def rounded(x: Tensor, precision: Precision) -> Tensor:
@@ -91,18 +106,29 @@ def half_product(z: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Whether Triton is installed; torch's CUDA builds bring it."""
-    return importlib.util.find_spec("triton") is not None
+def triton_runs(device_type: str) -> bool:
+    """Whether Triton is here and can compile for such devices, tried once; a failure is told as a warning.
+
+    torch's CUDA builds bring Triton. Its first program needs a C compiler, which a machine may lack.
+    """
+    try:
+        from ep3stream.solver.triton_radial import radial_profile
+
+        tried = torch.zeros(1, 1, device=device_type)
+        radial_profile(tried, KINDS.index("gaussian"), 1.0, tried)
+        return bool(tried.item() == 1)
+    except Exception as error:  # A compiler and a driver may raise whatever they like.
+        _LOGGER.warning("kernels take several times as long, because Triton does not run here: %.300s", error)
+        return False
 
 
 def _serves(kind: str, device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type in DEVICES and dtype == torch.float32 and kind in KINDS and has_triton()
+    return device.type in DEVICES and dtype == torch.float32 and kind in KINDS and triton_runs(device.type)
 
 
 def fuses(kind: str, device: torch.device, n_features: int, n_outputs: int) -> bool:
-    """Whether `fused_product` serves this kernel: then a step with that many outputs never forms a block."""
-    is_small = n_features <= MAX_FEATURES and n_outputs <= MAX_OUTPUTS
+    """Whether products with this kernel form no block. n_features: for kernels on columns the columns in use."""
+    is_small = n_features <= MAX_FEATURES.get(kind, 0) and n_outputs <= MAX_OUTPUTS
     return is_small and _serves(kind, device, torch.float32)
 
 
@@ -116,12 +142,54 @@ def fused_product(
     n_features: int,
     is_exact: bool,
 ) -> Tensor | None:
-    """weights @ K(A, B), (k, n_b), by `triton_radial.times_radial`; None where Triton does not serve."""
+    """weights @ K(A, B), (k, n_b), of a radial kernel; None where Triton does not serve.
+
+    a, b: (n_a, n_features or more) and (n_b, n_features or more); their first columns, times the number in `units`, are
+    the points in the unit of phi. is_exact, shape: as for `triton_products.times`.
+    """
     if not (fuses(kind, a.device, n_features, len(weights)) and weights.dtype == a.dtype == torch.float32):
         return None
-    from ep3stream.solver.triton_radial import times_radial
+    from ep3stream.solver.triton_products import times
 
-    return times_radial(weights.contiguous(), a, b, units, KINDS.index(kind), shape, n_features, is_exact)
+    left, right = (
+        torch.mul(points[:, :n_features].T, unit, out=points.new_empty(n_features, len(points)))
+        for points, unit in zip((a, b), units, strict=True)
+    )
+    return times(weights.contiguous(), left, right, KINDS.index(kind), shape, is_exact=is_exact)
+
+
+def fused_columns(weights: Tensor, a: Tensor, b: Tensor, of: ColumnConstants) -> Tensor | None:
+    """weights @ K(A, B), (k, n_b), of a kernel on columns, for prepared points; None where Triton does not serve."""
+    if not (fuses(of.name, a.device, a.shape[1], len(weights)) and weights.dtype == a.dtype == torch.float32):
+        return None
+    from ep3stream.solver.triton_products import times
+
+    points = _by_column(a), _by_column(b)
+    return times(weights.contiguous(), *points, KINDS.index(of.name), of.power, of.values, of.n_numbers)
+
+
+def filled_columns(a: Tensor, b: Tensor, of: ColumnConstants, out: Tensor) -> bool:
+    """Writes the block K(A, B) into `out`; returns False and writes nothing where Triton does not serve."""
+    if not _serves(of.name, a.device, a.dtype):
+        return False
+    from ep3stream.solver.triton_columns import column_block
+
+    column_block(_by_column(a), _by_column(b), of.values, of.n_numbers, of.name == "anova", of.power, out)
+    return True
+
+
+def summed_columns(a: Tensor, b: Tensor, of: ColumnConstants, weighted: Tensor) -> Tensor | None:
+    """The sums of `triton_columns.column_sums`, (2, k), float64; None where Triton does not serve."""
+    if not _serves(of.name, a.device, a.dtype):
+        return None
+    from ep3stream.solver.triton_columns import column_sums
+
+    points = _by_column(a), _by_column(b)
+    return column_sums(*points, of.values, of.n_numbers, of.name == "anova", of.power, weighted)
+
+
+def _by_column(points: Tensor) -> Tensor:
+    return points.T.contiguous()
 
 
 def applied_profile(squared: Tensor, kind: str, shape: float, out: Tensor) -> bool:

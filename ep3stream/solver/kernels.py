@@ -7,8 +7,8 @@ columns,
 
 so that a block costs one product and the few element-wise passes of phi, all in the memory of the block.
 
-A new radial kernel is an entry of `_PROFILES` (and of `gpu.KINDS` for Triton); any other kernel is a class with the
-methods of `Kernel`, which `named_kernels.py` builds from its name.
+A new radial kernel is an entry of `_PROFILES`, and of `gpu.RADIAL_KINDS` for Triton. Any other kernel is a class with
+the methods of `Kernel`, which `named_kernels.py` builds from its name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, Precision
 from ep3stream.errors import ConfigError
-from ep3stream.solver.gpu import applied_profile, factors, fused_product, rounded
+from ep3stream.solver.gpu import applied_profile, factors, fused_product, fuses, rounded
 from ep3stream.solver.points import Points, products
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
@@ -199,6 +199,10 @@ class RadialKernel:
         if not applied_profile(squared, self.name, self.shape, out):
             _PROFILES[self.name].apply(squared, self.shape, out)
         return out
+
+    def fuses(self, device: torch.device, n_outputs: int) -> bool:
+        """Whether products of so many outputs form no block on this device."""
+        return fuses(self.name, device, self.centre.numel(), n_outputs)
 
     def fused(self, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
         """The product without forming the block, by Triton; None where Triton does not serve.

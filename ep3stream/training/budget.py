@@ -18,8 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ep3stream.solver.blocks import BatchBlock
-from ep3stream.solver.gpu import fuses
+from ep3stream.solver.blocks import BatchBlock, fuses
 from ep3stream.solver.kernels import Kernel
 
 Limit = Literal["time", "rows", "memory", "epochs"]
@@ -162,7 +161,7 @@ def measured_speed(
     device, n_centers = x.device, _GPU_CENTERS if x.device.type == "cuda" else _CENTERS
     rows = x.repeat(-(-(n_centers + _BATCH) // len(x)), 1)
     left, right = kernel.left(rows[:n_centers]), kernel.right(rows[n_centers : n_centers + _BATCH])
-    is_fused = fuses(kernel.name, device, x.shape[1], 2 * n_outputs)
+    is_fused = fuses(kernel, device, 2 * n_outputs)
     memory = None if is_fused else torch.zeros(n_centers * _BATCH, device=device)
     weights = torch.full((n_outputs, n_centers), 1 / n_centers, device=device)
     basis = torch.full((n_centers, _RANK), 1 / n_centers, device=device)
