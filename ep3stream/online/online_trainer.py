@@ -68,16 +68,22 @@ class OnlineSpec:
     offsets: Offsets | None = None
     categories: Mapping[int, int] = field(default_factory=dict)
 
+    @property
+    def is_of_columns(self) -> bool:
+        """Whether the kernel compares columns, and codes of categories as they are."""
+        return self.function is None and self.config.kernel.name in COLUMN_KERNELS
+
     def with_categories(self, categories: Mapping[int, int]) -> OnlineSpec:
         """The same, where these features are codes."""
-        is_compared = self.function is None and self.config.kernel.name in COLUMN_KERNELS
-        inputs = self.inputs if is_compared or self.inputs.n_codes else self.inputs.with_codes(categories)
+        inputs = (
+            self.inputs if self.is_of_columns or self.inputs.n_codes else self.inputs.with_codes(categories)
+        )
         return replace(self, inputs=inputs, categories=dict(categories))
 
     def problem(self, known: Problem) -> Problem:
         """What is known of the rows, with the inputs and categories of this model."""
         n_expanded = self.inputs.n_inputs - len(self.inputs.shift)
-        shape = replace(known.shape, n_expanded=n_expanded)
+        shape = replace(known.shape, n_expanded=n_expanded, of_columns=self.is_of_columns)
         return replace(known, shape=shape, inputs=self.inputs, categories=self.categories)
 
     def plan(self, shape: ProblemSize, mesh: Mesh) -> tuple[SizePlan, int]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ep3stream.config import SolverConfig
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
+from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import ExactProjection, build_exact
 from ep3stream.solver.input_scaling import InputScaling
@@ -49,7 +50,8 @@ _FEW_ROWS = 256
 
 # Stages are planned for so many epochs, whatever the settings ask for: more or fewer may be asked for on the way.
 _STAGED_EPOCHS = 4
-_MIN_AUTO_BATCH = 512
+# With smaller batches a step costs more than its kernel values; the blocks of kernels on columns cost less.
+_MIN_AUTO_BATCH, _MIN_COLUMNS_BATCH = 512, 1024
 
 # Of the leverage at which a row diverges. Just below that leverage the row's error alternates and dies away slowly.
 _STABLE_SHARE = 0.75
@@ -260,13 +262,16 @@ class SolverBuilder:
     def _best_batch(self, first: Stability, epoch_rows: int) -> int:
         """The batch size asked for, or else a power of two near a quarter of the critical one, at least 512.
 
+        With kernels on columns at least 1024.
+
         At a quarter of it rows, not steps, limit the progress, with room for batches that are worse than the probes.
         """
         if self.settings.batch_size:
             return first.batch_size
         critical = first.critical_batch_size(self.settings.used_momentum)
         largest = _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows)
-        return min(1 << int(math.log2(max(critical / 4, _MIN_AUTO_BATCH))), largest)
+        least = _MIN_COLUMNS_BATCH if isinstance(self.kernel, ColumnKernel) else _MIN_AUTO_BATCH
+        return min(1 << int(math.log2(max(critical / 4, least))), largest)
 
     def _penalty(self, probe_y: Tensor | None, batches: tuple[Tensor, ...]) -> Penalty:
         """The ridge and the weights of the rows in `batches`, the first of the probes."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.solver.blocks import BatchBlock, fuses
+from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import Kernel
 
 Limit = Literal["time", "rows", "memory", "epochs"]
@@ -40,9 +41,11 @@ _VALIDATION_SHARE = 0.7
 # 10 steps to ten times as many, each rounded to a number that is easy to read.
 _GRID = (1000, 1250, 1600, 2000, 2500, 3200, 4000, 5000, 6300, 8000)
 
-# Of the step that is measured: rows, centers, and how often a projection passes over its basis of so many columns.
-_BATCH, _CENTERS, _GPU_CENTERS = 512, 4096, 32_768
-_RANK, _PASSES = 500, 2
+# Of the step that is measured: centers, rows and columns of the basis as they usually are, with kernels on columns and
+# with others, and how often a projection passes over its basis both ways.
+_CENTERS, _GPU_CENTERS = 4096, 32_768
+_COLUMNS_SIZES, _SIZES = (1024, 200), (512, 500)
+_PASSES = 3
 # Products of landmarks with the rank that a center takes in the set-up, measured on CPUs with 10,000 to 32,000 centers.
 _LANDMARKS, _SETUP_PRODUCTS = 2000, 7
 _ROUNDS = 5
@@ -156,16 +159,17 @@ def measured_speed(
     """The speed of this device: of a block with the two products and a projection, and of products in the set-up.
 
     x: (n, d), scaled rows on the device, repeated where they are fewer than a block needs. Medians of five steps of 512
-    rows and 4096 centers, 32,768 on a GPU, after a first one. Half a second on a core.
+    rows (1024 with a kernel on columns) and 4096 centers, 32,768 on a GPU, after a first one. Half a second on a core.
     """
     device, n_centers = x.device, _GPU_CENTERS if x.device.type == "cuda" else _CENTERS
-    rows = x.repeat(-(-(n_centers + _BATCH) // len(x)), 1)
-    left, right = kernel.left(rows[:n_centers]), kernel.right(rows[n_centers : n_centers + _BATCH])
+    batch, rank = _COLUMNS_SIZES if isinstance(kernel, ColumnKernel) else _SIZES
+    rows = x.repeat(-(-(n_centers + batch) // len(x)), 1)
+    left, right = kernel.left(rows[:n_centers]), kernel.right(rows[n_centers : n_centers + batch])
     is_fused = fuses(kernel, device, 2 * n_outputs)
-    memory = None if is_fused else torch.zeros(n_centers * _BATCH, device=device)
+    memory = None if is_fused else torch.zeros(n_centers * batch, device=device)
     weights = torch.full((n_outputs, n_centers), 1 / n_centers, device=device)
-    basis = torch.full((n_centers, _RANK), 1 / n_centers, device=device)
-    landmarks, vectors = (torch.ones(size, _LANDMARKS, device=device) for size in (_BATCH, _RANK))
+    basis = torch.full((rank, n_centers), 1 / n_centers, device=device).T
+    landmarks, vectors = (torch.ones(size, _LANDMARKS, device=device) for size in (batch, rank))
 
     def step() -> None:
         block = BatchBlock(kernel, left, right, memory)
@@ -178,8 +182,8 @@ def measured_speed(
     def product() -> None:
         float((landmarks @ vectors.T).sum())
 
-    evaluation_s = _median_seconds(step, clock) / (n_centers * _BATCH)
-    return Speed(evaluation_s, _SETUP_PRODUCTS * _median_seconds(product, clock) / _BATCH)
+    evaluation_s = _median_seconds(step, clock) / (n_centers * batch)
+    return Speed(evaluation_s, _SETUP_PRODUCTS * _median_seconds(product, clock) / batch)
 
 
 def _median_seconds(work: Callable[[], None], clock: Callable[[], float]) -> float:

@@ -606,6 +606,7 @@ def shape_of(split: Split, config: FitConfig, validation: ValidationRows = NO_VA
         validation.n_held,
         validation.split is not None,
         sum(codes) - len(codes),
+        config.kernel.name in COLUMN_KERNELS,
     )
 
 
