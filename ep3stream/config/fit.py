@@ -74,6 +74,14 @@ class DataConfig:
         metavar="auto|full|N",
         parse=parse_number_or_word,
     )
+    metric: Literal["none", "diagonal", "full"] = setting(
+        "none",
+        "metric that kernels of distances learn before the fit, by the gradients of shorter fits: a factor for each "
+        "input, or a whole matrix, of which --inputs-rank takes the leading directions",
+    )
+    metric_rounds: int = setting(
+        3, "most rounds of learning the metric, which end with the first that is no better", limit=at_least(1)
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -120,6 +120,7 @@ def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
         "store": summary.get("store"),
         "plan": summary.get("plan"),
         "column_weights": summary.get("column_weights"),
+        "metric": summary.get("metric"),
         "checkpoints": _checkpoints(directory),
         "overrides": directory.read_overrides(),
         "last_step": last.get("step"),

@@ -75,6 +75,7 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "evaluation_heads": heads,
         "evaluation_rows": rows,
         "diagnosis": diagnosis(records),
+        "is_by_gradients": "metric" in records.summary,
         "column_bars": _bars(column_shares(records.summary), percent),
         "loss_charts": [(key, chart) for key in charts.X_AXES if (chart := charts.loss_chart(records, key))],
         "accuracy_charts": [

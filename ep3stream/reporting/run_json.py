@@ -96,11 +96,12 @@ class PlanRecord:
 
 
 def column_shares(summary: Mapping[str, Any]) -> dict[str, float]:
-    """What each column is worth to a kernel on columns, by name, the most first: shares of their sum.
+    """What each column is worth to a kernel that has learnt it, by name, the most first: shares of their sum.
 
-    From `column_weights` of run.json; empty where there are none, or none is worth anything.
+    From `column_weights` or `metric` of run.json; empty where there are none, or none is worth anything.
     """
-    columns = map(as_record, as_list(as_record(summary.get("column_weights")).get("columns")))
+    learnt = as_record(summary.get("column_weights")) or as_record(summary.get("metric"))
+    columns = map(as_record, as_list(learnt.get("columns")))
     worth = {str(column.get("name")): as_float(column.get("importance")) for column in columns}
     known = {name: value for name, value in worth.items() if 0 < value < math.inf}
     total = math.fsum(known.values())

@@ -79,6 +79,11 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     @property
+    def rounds(self) -> Path:
+        """rounds/: the rounds of learning a metric, each a run of its own; missing without one."""
+        return self.path / "rounds"
+
+    @property
     def setup(self) -> Path:
         """setup/: the bundle of centers, preconditioner and sizes, written once."""
         return self.path / "setup"

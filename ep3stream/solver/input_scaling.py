@@ -198,6 +198,13 @@ class InputScaling:
         """The same scaling followed by these directions, (D, k) or (D,), in the place of its own."""
         return replace(self, directions=directions)
 
+    def further_along(self, directions: Tensor) -> InputScaling:
+        """The same scaling, whose points are then multiplied by these directions, (n_inputs, k)."""
+        own = self.directions
+        if own is not None:
+            directions = own[:, None] * directions if own.ndim == 1 else own @ directions
+        return self.along(directions)
+
     @property
     def n_scaled(self) -> int:
         """D, the number of features of a scaled row, before directions."""
@@ -228,7 +235,7 @@ class InputScaling:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The points of rows x, (n, d): a copy, (n, n_inputs). What is not finite does not become so."""
-        return self._directed(self.scaled(x))
+        return self.directed(self.scaled(x))
 
     def scaled(self, x: Tensor) -> Tensor:
         """The scaled rows of x, (n, d): a copy, (n, D)."""
@@ -252,11 +259,11 @@ class InputScaling:
         """
         scaled = self._bend(mean - self.shift.to(mean)) * self.scale.to(mean)
         if not self.n_codes:
-            return self._directed(scaled)
+            return self.directed(scaled)
         layout = self.layout(mean.device)
         point = scaled.new_zeros(len(layout.column))
         point[layout.number_at] = scaled[layout.numbers]
-        return self._directed(point)
+        return self.directed(point)
 
     def typical_rows(self, points: Tensor) -> Tensor:
         """Rows, (n, d), that are near `points`, (n, D), when scaled, means of others: of a category the most frequent
@@ -281,8 +288,8 @@ class InputScaling:
         directions = None if self.directions is None else self.directions.to(device)
         return replace(self, shift=self.shift.to(device), scale=self.scale.to(device), directions=directions)
 
-    def _directed(self, scaled: Tensor) -> Tensor:
-        """Scaled rows, (n, D) or (D,), times the directions."""
+    def directed(self, scaled: Tensor) -> Tensor:
+        """The points of scaled rows, (n, D) or (D,): times the directions."""
         if self.directions is None:
             return scaled
         directions = self.directions.to(scaled)

@@ -128,6 +128,18 @@ _PROFILES = {
     "rational_quadratic": _Profile(1, _rational_quadratic),
 }
 
+# w(t) = -phi'(t) / t of t^2 > 0 and the shape.
+_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "laplacian": lambda squared, shape: (-squared.sqrt()).exp() / squared.sqrt(),
+    "gaussian": lambda squared, shape: (-squared / 2).exp(),
+    "matern32": lambda squared, shape: 3 * (-(3 * squared).sqrt()).exp(),
+    "matern52": lambda squared, shape: 5 / 3 * (1 + (5 * squared).sqrt()) * (-(5 * squared).sqrt()).exp(),
+    "dispersal": lambda squared, shape: (
+        shape * squared ** (shape / 2 - 1) * (-(squared ** (shape / 2))).exp()
+    ),
+    "rational_quadratic": lambda squared, shape: (1 + squared / (2 * shape)) ** (-shape - 1),
+}
+
 RADIAL_KERNELS = tuple(_PROFILES)
 
 
@@ -203,6 +215,14 @@ class RadialKernel:
     def fuses(self, device: torch.device, n_outputs: int) -> bool:
         """Whether products of so many outputs form no block on this device."""
         return fuses(self.name, device, self.centre.numel(), n_outputs)
+
+    def slopes(self, z: Points, x: Points) -> Tensor:
+        """w(t) = -phi'(t) / t, (len(z), len(x)): the gradient of K(x, z) at x is w(t) (z - x) / bandwidth^2.
+
+        0 where t is 0 within rounding, where not every kernel has a gradient. For points in float32 or float64.
+        """
+        squared = products(z, x, not_negative=True) / _PROFILES[self.name].factor
+        return _SLOPES[self.name](squared, self.shape).masked_fill_(squared == 0, 0.0)
 
     def fused(self, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
         """The product without forming the block, by Triton; None where Triton does not serve.

@@ -40,7 +40,8 @@ def with_kernel(config: FitConfig, n_columns: int, n_rows: int) -> FitConfig:
     kernel = config.kernel
     if kernel.name != "auto":
         return config
-    is_of_distances = kernel.bandwidth != "median" or config.solver.precision != "float32"
+    is_narrowed = config.data.metric != "none" or config.data.inputs_rank not in ("auto", "full")
+    is_of_distances = is_narrowed or kernel.bandwidth != "median" or config.solver.precision != "float32"
     is_of_columns = kernel.power is not None or kernel.sharpness != 1
     if not is_of_columns and (is_of_distances or n_columns > MOST_COLUMNS or n_rows < FEWEST_ROWS):
         return replace(config, kernel=replace(kernel, name="laplacian"))

@@ -39,7 +39,8 @@ from ep3stream.store.reader import RowStore
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.prefetch import BatchStream
 from ep3stream.training.checkpoint_saver import CheckpointSaver
-from ep3stream.training.set_up import require_enough_centers, write_setup
+from ep3stream.training.metric import learn_metric, require_metric
+from ep3stream.training.set_up import LearntMetric, require_enough_centers, write_setup
 from ep3stream.training.summary import summary
 from ep3stream.training.trainer import WATCH_STEPS, Trainer
 from ep3stream.training.validation import Validation, ValidationRows, after_validation
@@ -94,10 +95,20 @@ def fit(
             mesh.all_or_raise(lambda: open_store_of(run, store, config.run.read_timeout_s))
         )
         mesh.all_or_raise(lambda: _require_splits(rows, config, mesh))
+        mesh.all_or_raise(lambda: require_metric(config, kernel, rows.split(config.data.split)))
         directory = RunDirectory(Path(run).absolute())
         mesh.on_leader(lambda: resources.enter_context(directory.locked()))
         changes = mesh.on_leader(lambda: directory.settle_config(config, override))
-        FitRun(directory, rows, config, kernel, observe, mesh, signals).run(changes or ())
+        metric = None
+        if config.data.metric != "none" and not mesh.broadcast_object(directory.setup.exists):
+
+            def fit_round(place: RunDirectory, settings: FitConfig, metric: LearntMetric) -> None:
+                mesh.on_leader(lambda: place.path.mkdir(parents=True, exist_ok=True))
+                mesh.on_leader(lambda: place.settle_config(settings))
+                FitRun(place, rows, settings, None, observe, mesh, signals, metric).run(())
+
+            metric = learn_metric(directory, rows.split(config.data.split), config, fit_round, mesh)
+        FitRun(directory, rows, config, kernel, observe, mesh, signals, metric).run(changes or ())
     return directory.path
 
 
@@ -129,6 +140,7 @@ class FitRun:
         observe: Callable[[FitProgress], None] | None,
         mesh: Mesh,
         signals: Signals,
+        metric: LearntMetric | None = None,
     ) -> None:
         self.directory, self.store = directory, store
         self.kernel, self.observe, self.mesh, self.signals = kernel, observe, mesh, signals
@@ -137,7 +149,7 @@ class FitRun:
             chosen = ValidationRows.of(config, store.manifest)
             if config.data.validate == "auto":
                 chosen.tell()
-            write_setup(directory.setup, self.reader, config, kernel, mesh, chosen)
+            write_setup(directory.setup, self.reader, config, kernel, mesh, chosen, metric)
         setup = Setup.scattered(mesh.on_leader(self._load_setup), mesh)
         # As the user has given it, and with what it leaves open settled.
         self.asked, self.config = config, config.settled(settled_choices(setup.description))

@@ -123,6 +123,19 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class LearntMetric:
+    """What a fit takes of the rounds before it (`training/metric.py`).
+
+    directions: for scaled inputs, (D,) or (D, r); None for distances as they are. told: what to tell of it, as JSON.
+    elapsed_s: seconds that the rounds have taken.
+    """
+
+    directions: Tensor | None
+    told: dict[str, Any] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SetUpRows:
     """The points that a set-up computes with, in the units of the data, in host memory or on the device.
 
@@ -188,13 +201,15 @@ def write_setup(
     function: KernelFunction | None,
     mesh: Mesh,
     validation: ValidationRows = NO_VALIDATION,
+    metric: LearntMetric | None = None,
 ) -> None:
     """Makes the set-up of a fit to the split, all ranks together; the leader writes it to `path` as a bundle.
 
-    validation: the rows that the fit will be validated on, which are recorded. Raises ConfigError for settings that do
+    validation: the rows that the fit will be validated on, which are recorded. metric: what the rounds before the fit
+    have learnt. Raises ConfigError for settings that do
     not fit the data or the memory, DiskError where `path` cannot be written.
     """
-    setup = set_up_split(split, config, function, mesh, validation).setup
+    setup = set_up_split(split, config, function, mesh, validation, metric=metric).setup
     mesh.on_leader(lambda: write_bundle(path, SETUP_KIND, setup.tensors, setup.description))
 
 
@@ -205,13 +220,16 @@ def set_up_split(
     mesh: Mesh,
     validation: ValidationRows = NO_VALIDATION,
     clock: Callable[[], float] = time.perf_counter,
+    metric: LearntMetric | None = None,
 ) -> SetUpResult:
     """The set-up of a fit to a split: sizes by memory and minutes, rows drawn by the seed, then `set_up`.
 
     Rows of the split that are held out for validation enter nothing but the split's statistics. What the settings leave
-    open is recorded in the description as `choices`. clock: tells seconds, by which the minutes of the run are spent.
+    open is recorded in the description as `choices`. clock: tells seconds, by which the minutes of the run are spent,
+    those of learning the metric among them.
     """
-    began, times, asked = clock(), StageTimes(clock), config
+    began = clock() - (0.0 if metric is None else metric.elapsed_s)
+    times, asked = StageTimes(clock), config
     held = validation.held_rows(split.info, config.run.seed)
     if function is None:
         config = with_kernel(config, split.manifest.n_features, split.info.n_rows - len(held))
@@ -223,6 +241,8 @@ def set_up_split(
     require_varied_targets(split)
     problem = replace(problem_of_split(split, config), shape=shape)
     tell_heavy_tails(split, config.data.scale, problem.inputs)
+    if metric is not None:
+        problem = replace(problem, inputs=problem.inputs.along(metric.directions))
     problem = _narrowed(problem, split, config, function, held, mesh, times)
     learnt, speed = None, None
     if is_timed(config):
@@ -252,6 +272,8 @@ def set_up_split(
     )
     result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
     description = {**result.setup.description, "choices": choices_of(asked, config, source.n_centers, speed)}
+    if metric is not None and metric.told:
+        description["metric"] = metric.told
     setup = replace(result.setup, description=description)
     return replace(result, setup=validation.recorded(setup, held))
 
@@ -288,7 +310,7 @@ def _narrowed(
         found = mesh.on_leader(directions)
     if not mesh.broadcast_object(lambda: found is not None):
         return problem
-    inputs = inputs.along(mesh.replicate(found).cpu())
+    inputs = inputs.further_along(mesh.replicate(found))
     logger.info("the kernel takes %d leading directions of %d inputs", inputs.n_inputs, inputs.n_scaled)
     return replace(problem, inputs=inputs)
 

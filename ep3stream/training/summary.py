@@ -59,8 +59,9 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             "python": platform.python_version(),
         },
     }
-    if "column_weights" in description:
-        told["column_weights"] = description["column_weights"]
+    for learnt in ("column_weights", "metric"):
+        if learnt in description:
+            told[learnt] = description[learnt]
     return told
 
 
