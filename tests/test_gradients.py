@@ -32,6 +32,13 @@ def test_gradients_and_their_products_are_those_of_autograd(name):
     expected = by_autograd(kernel, centers, x, weights)
     products = GradientProducts(kernel, centers, weights, False, MESH, 0)
     torch.testing.assert_close(products.gradients(x, weights), expected, rtol=1e-8, atol=1e-8)
+    shares = [
+        GradientProducts(kernel, centers[part], weights[:, part], False, MESH, 0).gradients(
+            x, weights[:, part]
+        )
+        for part in (slice(0, 300), slice(300, 700))
+    ]
+    torch.testing.assert_close(shares[0] + shares[1], expected, rtol=1e-8, atol=1e-8)
     for rows in x.split(7):
         products.add(rows)
     assert products.n_rows == 30

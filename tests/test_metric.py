@@ -60,7 +60,6 @@ def test_a_diagonal_metric_finds_the_columns_that_matter(store, run, tmp_path):
     none = ep3stream.fit(store, tmp_path / "none", settings("none"))
     r2, plain = (ep3stream.evaluate(each, store)["r2"] for each in (run, none))
     assert 1 - r2 < 0.5 * (1 - plain)
-    assert "What matters" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("rank", "width"), [("full", D), (2, 2)])
@@ -104,6 +103,7 @@ def test_rounds_of_other_settings_are_made_again(store, run, tmp_path):
     assert model_bytes(tmp_path / "run") == model_bytes(run)
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_the_metric_of_one(store, run, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     ranks = ep3stream.fit(store, tmp_path / "run", settings("diagonal"), devices=2)

@@ -486,6 +486,14 @@ def test_the_page_shows_what_each_column_is_worth(tmp_path: Path) -> None:
     assert "noise" not in text
 
 
+def test_the_page_shows_what_each_column_is_worth_to_a_metric(tmp_path: Path) -> None:
+    columns = [{"name": "hour", "importance": 0.6}, {"name": "day", "importance": 0.2}]
+    html = page(write_run(tmp_path, run_json() | {"metric": {"kind": "diagonal", "columns": columns}}))
+    assert "What matters" in html
+    assert "mean square of its derivative" in html
+    assert html.index("75.0%") < html.index("25.0%")
+
+
 @pytest.mark.parametrize(
     "worth", [(), (("day", None),), (("day", "much"), ("hour", -1.0)), (("day", math.inf),)]
 )
