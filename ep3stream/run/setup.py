@@ -34,6 +34,9 @@ from ep3stream.solver.targets import TargetCode
 from ep3stream.store.manifest import SplitInfo
 from ep3stream.stream.order import RowOrder
 
+# Bytes, of what torch allocates in host memory.
+_ALIGNMENT = 64
+
 # Tensors with a row for each center: every rank keeps its own rows of them.
 _BY_CENTER = frozenset({"centers", "basis", "tempering", "tail"})
 
@@ -272,7 +275,7 @@ class Setup:
     ) -> tuple[Stage, ...]:
         """The stages of the fit. centers: (p_shard, d), scaled; prepared: the same, as left points of the kernel."""
         tensors = {
-            name: tensor.to(mesh.device)
+            name: _aligned(tensor.to(mesh.device))
             for name, tensor in self.tensors.items()
             if name not in ("centers", "excluded_rows", HELD_ROWS)
         }
@@ -310,7 +313,8 @@ class Setup:
             return ExactProjection(
                 tensors["factor"], tensors["directions"], tensors["eigenvalue_scale"], mesh
             )
-        basis = tensors["basis"]
+        # Column by column, as the set-up had it.
+        basis = tensors["basis"] = tensors["basis"].T.contiguous().T
         if plan.projection == "eigenpro":
             assert plan.center_batch_size is not None  # `require_complete` has seen both.
             assert plan.center_step_size is not None
@@ -325,7 +329,7 @@ class Setup:
         eigenvalues = torch.tensor(self.description["model_eigenvalues"], device=mesh.device).to(basis)
         assert plan.mu is not None  # `require_complete` has seen it.
         return NystromProjection(
-            basis.T.contiguous().T,  # Column by column, as the set-up had it.
+            basis,
             tensors["half"],
             tensors["eigenvalue_scale"],
             plan.mu,
@@ -335,6 +339,11 @@ class Setup:
             tensors.get("tempering"),
             LocalTail(tensors["tail"], plan.n_centers, mesh) if "tail" in tensors else None,
         )
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor as torch lays it out in memory: in a memory map of a file the last bits of products may differ."""
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def _inputs(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> InputScaling:
