@@ -195,7 +195,7 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(size), str(tmp_path)]
     done = subprocess.run(
