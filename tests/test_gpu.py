@@ -1,14 +1,23 @@
-"""On a CUDA device: the same step as on the CPU, and a fit that resumes to the same bits."""
+"""On a CUDA device: steps as on the CPU, fits of every projection, kernel and precision, several devices.
+
+Where there is no GPU, `test_pretended_cuda.py` runs them on a pretended one.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
+import rank_kernels
 import torch
 from kernel_problem import generator, points
 from small_stores import make_store, plain_config
 
 import ep3stream
+from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.mesh import Mesh
+from ep3stream.solver.blocks import fuses
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
@@ -22,15 +31,25 @@ pytestmark = [
 P, D, M, C = 500, 8, 256, 3
 
 
-def stepped(device: torch.device, n_steps: int = 5) -> SolverState:
-    """The state after a few steps on the same rows, everything on `device`."""
+def solver_of(device: torch.device, p: int = P, d: int = D, precision: str = "float32") -> Solver:
+    """A Nystrom solver, everything on `device`; precision: that of a Laplacian kernel, or `product` for that kernel."""
     mesh = Mesh(0, 1, device)
-    centers = points(P, D, 1, torch.float32).to(device)
-    sample = points(400, D, 2, torch.float32).to(device)
-    kernel = RadialKernel("laplacian", 4.0, torch.zeros(D, device=device))
-    projection, _ = build_nystrom(kernel, centers, centers, sample, P, 100, 40, mesh, generator())
+    centers = points(p, d, 1, torch.float32).to(device)
+    sample = points(400, d, 2, torch.float32).to(device)
+    if precision == "product":
+        kernel = ColumnKernel.of("product", torch.tensor([[0.2], [0.0], [1.0]]).expand(3, d))
+    else:
+        kernel = RadialKernel("laplacian", 4.0, torch.zeros(d, device=device), precision=precision)
+    landmarks = centers[:500]
+    projection, _ = build_nystrom(kernel, centers, landmarks, sample, p, 100, 40, mesh, generator())
     targets = TargetCode(False, torch.zeros(C, device=device), torch.ones(C, device=device))
-    solver = Solver(kernel, kernel.left(centers), projection, targets, 0.9, 3.0, mesh)
+    memory = None if fuses(kernel, device, 2 * C) else torch.zeros(p * M, device=device)
+    return Solver(kernel, kernel.left(centers), projection, targets, 0.9, 3.0, mesh, memory)
+
+
+def stepped(device: torch.device, n_steps: int = 5) -> SolverState:
+    """The state after a few steps on the same rows."""
+    solver = solver_of(device)
     state = solver.initial_state()
     for step in range(n_steps):
         x = points(M, D, 10 + step, torch.float32).to(device)
@@ -48,6 +67,101 @@ def test_a_step_on_the_gpu_is_the_step_on_the_cpu():
 
 class Stop(Exception):
     """Stands for a kill."""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """By name: few features, many, and numbers beside categories as codes; two targets, but three classes of many."""
+    folder = tmp_path_factory.mktemp("stores")
+    rng = np.random.default_rng(0)
+    for name, d in (("few", 5), ("many", 40), ("columns", 6)):
+        x = rng.standard_normal((700, d)).astype(np.float32)
+        y = np.stack([np.sin(x[:, 0]) + x[:, 1], np.cos(x[:, 3])], 1)
+        settings = {"splits": {"train": 0.8, "test": 0.2}}
+        source = (x, np.digitize(y[:, 0], [-0.5, 0.5])) if name == "many" else (x, y)
+        if name == "columns":
+            frame = pd.DataFrame(x, columns=list("abcdef")).assign(y=y[:, 0])
+            frame["f"] = np.where(x[:, 5] > 0, "up", "down")
+            source, settings["target"] = frame, "y"
+            settings["categories"] = "codes"
+        ep3stream.convert(source, folder / name, ep3stream.ConvertConfig(**settings))
+    return folder
+
+
+SMALL = {"centers": 80, "model_rank": 30, "nystrom_samples": 100, "batch_size": 32}
+
+
+def kill_at_step_12(progress):
+    if progress.step >= 12:
+        raise Stop
+
+
+FITS = [
+    *(
+        (store, "nystrom", precision)
+        for store in ("few", "many")
+        for precision in ("float32", "tf32", "bfloat16")
+    ),
+    ("columns", "nystrom", "float32"),
+    ("few", "exact", "float32"),
+    ("many", "exact", "float32"),
+    ("few", "eigenpro", "float32"),
+    ("many", "eigenpro", "float32"),
+]
+
+
+@pytest.mark.parametrize(("store", "projection", "precision"), FITS)
+def test_a_fit_that_was_killed_goes_on(store, projection, precision, stores, tmp_path):
+    name = "product" if store == "columns" else "laplacian"
+    solver = SMALL | {"projection": projection, "precision": precision, "epochs": 2, "validate_every": 1}
+    if projection == "nystrom":
+        solver |= {"ridge": 1e-6, "patience": 3}
+    config = plain_config(
+        solver=solver, run={"checkpoint_steps": 5}, data={"validate": "test"}, kernel={"name": name}
+    )
+    with pytest.raises(Stop):
+        ep3stream.fit(stores / store, tmp_path / "run", config, observe=kill_at_step_12)
+    ep3stream.fit(stores / store, tmp_path / "run", config)
+    scores = ep3stream.evaluate(tmp_path / "run", stores / store)
+    assert scores["accuracy" if store == "many" else "r2"] > 0.1
+    ep3stream.predict(tmp_path / "run", stores / store, tmp_path / "predictions.npy")
+    assert np.isfinite(np.load(tmp_path / "predictions.npy")).all()
+
+
+KERNELS = [name for name in KERNEL_DEFAULTS if name not in ("laplacian", "auto")]
+
+
+@pytest.mark.parametrize("name", [*KERNELS, "callable"])
+def test_every_kernel_fits(name, stores, tmp_path):
+    function = rank_kernels.rational if name == "callable" else None
+    kernel = {} if function else {"kernel": {"name": name}}
+    store = "columns" if name in COLUMN_KERNELS else "few"
+    config = plain_config(solver=SMALL | {"epochs": 1}, **kernel)
+    ep3stream.fit(stores / store, tmp_path / "run", config, kernel=function)
+    assert ep3stream.evaluate(tmp_path / "run", stores / store, kernel=function)["r2"] > 0.1
+
+
+def test_a_plan_and_a_fit_with_class_weights(stores, tmp_path):
+    assert ep3stream.plan(stores / "few", plain_config(solver=SMALL)).memory
+    config = plain_config(solver=SMALL | {"class_weights": "balanced", "epochs": 1})
+    ep3stream.fit(stores / "many", tmp_path / "run", config)
+    assert ep3stream.evaluate(tmp_path / "run", stores / "many")["accuracy"] > 0.3
+
+
+def test_a_kernel_model_and_an_estimator_train_and_load():
+    x = points(600, 5, 1, torch.float32)
+    y = x[:, 0].sin()
+    for device in ("cuda:0", None):
+        one, other = (
+            ep3stream.KernelModel(x[:80], "laplacian", device=device, bandwidth=3.0) for _ in range(2)
+        )
+        one.fit_epoch(list(zip(x[80:].split(40), y[80:].split(40), strict=True)))
+        one.fit((x[80:].numpy(), y[80:].numpy()), epochs=1)
+        other.load_state_dict(one.state_dict())
+        mine, theirs = (torch.as_tensor(each.predict(x[:10])).cpu() for each in (one, other))
+        assert torch.equal(mine, theirs)
+    estimator = ep3stream.KernelRegressor(n_centers=80).fit(x.numpy(), y.numpy())
+    assert estimator.score(x.numpy(), y.numpy()) > 0.8
 
 
 def test_a_fit_on_the_gpu_that_was_killed_ends_with_the_same_bytes(tmp_path):

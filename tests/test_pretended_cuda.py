@@ -1,0 +1,77 @@
+"""The GPU path where there is no GPU: the tests of test_gpu.py on a pretended device, and what a step costs on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is installed on no other system than Linux")
+
+TESTS = Path(__file__).parent
+
+
+# Steps of a few solvers: what each waits for and launches.
+STEPS = """
+import json
+import torch
+from pretended_cuda import CUDA, Counts, counted
+from test_gpu import solver_of
+found = {}
+for name, p, d, precision in (
+    ("few features", 500, 8, "float32"), ("a tile", 2048, 40, "float32"), ("eight tiles", 16384, 40, "float32"),
+    ("tf32", 2048, 40, "tf32"), ("bfloat16", 2048, 40, "bfloat16"), ("columns", 500, 8, "product"),
+):
+    solver = solver_of(CUDA, p, d, precision)
+    state, x = solver.initial_state(), torch.ones(64, d, device=CUDA)
+    y = x[:, :3].sin()
+    solver.step(state, x, y, 1e-3)
+    with counted(Counts()) as counts:
+        solver.step(state, x, y, 1e-3, score=True)
+    found[name] = dict(counts.waits), counts.launches.total(), counts.launches.most_common(5)
+print(json.dumps(found))
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Starts Python where a CUDA device is pretended, by it and by all Python that it starts."""
+    (folder / "sitecustomize.py").write_text("import pretended_cuda\npretended_cuda.install()\n")
+    path = os.pathsep.join(map(str, (folder, TESTS, TESTS.parent)))
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What it printed."""
+    with process:
+        try:
+            told = process.communicate(timeout=280)[0]
+        finally:
+            process.kill()
+    assert process.returncode == 0, told
+    return told
+
+
+def test_on_a_pretended_gpu_all_that_is_said_of_gpus_holds(tmp_path):
+    own = ("-m", "gpu", "-n", "0", "-p", "no:cacheprovider", str(TESTS / "test_gpu.py"))
+    told = finished(start(tmp_path, "-m", "pytest", *own))
+    assert told.count(".") > 25, told
+    assert "no test was skipped" in told, told
+
+
+def test_a_step_waits_for_nothing_and_launches_few_kernels(tmp_path):
+    found = json.loads(finished(start(tmp_path, "-c", STEPS)).splitlines()[-1])
+    assert {name: waits for name, (waits, _, _) in found.items() if waits} == {}
+    launches = {name: n for name, (_, n, _) in found.items()}
+    most = {"few features": 72, "a tile": 71, "eight tiles": 113, "tf32": 87, "bfloat16": 90, "columns": 68}
+    assert {name: n for name, n in launches.items() if n > most[name]} == {}, found
