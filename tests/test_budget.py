@@ -59,7 +59,7 @@ def test_given_epochs_are_kept_and_the_centers_chosen():
     sizes = sizes_for(given_epochs, 1e10)
     assert (sizes.n_centers, sizes.epochs) == (6300, 5.0)
     assert sizes_for(given_epochs, 1e3) == FitSizes(2000, 5.0, "time")
-    assert sizes_for(given_epochs, 1e14).n_centers == 63_000
+    assert sizes_for(given_epochs, 1e14).n_centers == 32_000
 
 
 def test_given_centers_are_kept_off_the_grid_and_the_epochs_chosen():
@@ -120,3 +120,10 @@ def test_the_speed_is_the_median_of_steps_by_the_clock_it_is_given():
     kernel = RadialKernel("laplacian", 1.0, centre=torch.zeros(3))
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     assert measured_speed(kernel, x, 2, clock) == Speed(3.0 / (512 * 4096), 7 * 30.0 / 512)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_centers"), [(1000, 250), (20_000, 5000), (39_000, 5000), (80_000, 10_000), (10**6, 125_000)]
+)
+def test_most_centers_are_an_eighth_of_the_rows_and_a_quarter_of_few(n_rows, n_centers):
+    assert SizeLimits(n_rows=n_rows, most_in_memory=10**9).most_for_rows == n_centers
