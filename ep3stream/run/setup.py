@@ -275,7 +275,7 @@ class Setup:
     ) -> tuple[Stage, ...]:
         """The stages of the fit. centers: (p_shard, d), scaled; prepared: the same, as left points of the kernel."""
         tensors = {
-            name: _aligned(tensor.to(mesh.device))
+            name: _as_made(name, tensor.to(mesh.device))
             for name, tensor in self.tensors.items()
             if name not in ("centers", "excluded_rows", HELD_ROWS)
         }
@@ -313,8 +313,7 @@ class Setup:
             return ExactProjection(
                 tensors["factor"], tensors["directions"], tensors["eigenvalue_scale"], mesh
             )
-        # Column by column, as the set-up had it.
-        basis = tensors["basis"] = tensors["basis"].T.contiguous().T
+        basis = tensors["basis"]
         if plan.projection == "eigenpro":
             assert plan.center_batch_size is not None  # `require_complete` has seen both.
             assert plan.center_step_size is not None
@@ -341,8 +340,10 @@ class Setup:
         )
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor as torch lays it out in memory: in a memory map of a file the last bits of products may differ."""
+def _as_made(name: str, tensor: Tensor) -> Tensor:
+    """The tensor as the set-up had it in memory: in the memory map of a file the last bits of products may differ."""
+    if name == "basis":  # Column by column.
+        return tensor.T.clone(memory_format=torch.contiguous_format).T
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 

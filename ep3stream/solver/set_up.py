@@ -51,7 +51,7 @@ _FEW_ROWS = 256
 # Stages are planned for so many epochs, whatever the settings ask for: more or fewer may be asked for on the way.
 _STAGED_EPOCHS = 4
 # With smaller batches a step costs more than its kernel values; the blocks of kernels on columns cost less.
-_MIN_AUTO_BATCH, _MIN_COLUMNS_BATCH = 512, 1024
+MIN_BATCH, MIN_COLUMNS_BATCH = 512, 1024
 
 # Of the leverage at which a row diverges. Just below that leverage the row's error alternates and dies away slowly.
 _STABLE_SHARE = 0.75
@@ -270,7 +270,7 @@ class SolverBuilder:
             return first.batch_size
         critical = first.critical_batch_size(self.settings.used_momentum)
         largest = _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows)
-        least = _MIN_COLUMNS_BATCH if isinstance(self.kernel, ColumnKernel) else _MIN_AUTO_BATCH
+        least = MIN_COLUMNS_BATCH if isinstance(self.kernel, ColumnKernel) else MIN_BATCH
         return min(1 << int(math.log2(max(critical / 4, least))), largest)
 
     def _penalty(self, probe_y: Tensor | None, batches: tuple[Tensor, ...]) -> Penalty:

@@ -21,6 +21,8 @@ from torch import Tensor
 from ep3stream.solver.blocks import BatchBlock, fuses
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.set_up import MIN_BATCH, MIN_COLUMNS_BATCH
+from ep3stream.training.plan import COLUMNS_MODEL_RANK, MODEL_RANK
 
 Limit = Literal["time", "rows", "memory", "epochs"]
 
@@ -46,7 +48,7 @@ _GRID = (1000, 1250, 1600, 2000, 2500, 3200, 4000, 5000, 6300, 8000)
 # Of the step that is measured: centers, rows and columns of the basis as they usually are, with kernels on columns and
 # with others, and how often a projection passes over its basis both ways.
 _CENTERS, _GPU_CENTERS = 4096, 32_768
-_COLUMNS_SIZES, _SIZES = (1024, 200), (512, 500)
+_COLUMNS_SIZES, _SIZES = (MIN_COLUMNS_BATCH, COLUMNS_MODEL_RANK), (MIN_BATCH, MODEL_RANK)
 _PASSES = 3
 # Products of landmarks with the rank that a center takes in the set-up, measured on CPUs with 10,000 to 32,000 centers.
 _LANDMARKS, _SETUP_PRODUCTS = 2000, 7

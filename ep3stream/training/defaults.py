@@ -18,6 +18,7 @@ from ep3stream.solver.column_weights import FEWEST_ROWS
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.kernels import CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import measured_kernel
+from ep3stream.solver.set_up import MIN_BATCH
 from ep3stream.training.budget import PATIENCE, USED_SHARE, FitSizes, SizeLimits, Speed, sizes_for
 from ep3stream.training.column_kernel import plain_kernel
 from ep3stream.training.plan import ProblemSize, largest_model
@@ -28,8 +29,6 @@ logger = logging.getLogger(__name__)
 MOST_COLUMNS = 200
 # Of the minutes, for the steps, however long the set-up took.
 _LEAST_SHARE = 0.5
-# With smaller batches a step costs more than its kernel values.
-_DECENT_BATCH = 512
 
 
 def with_kernel(config: FitConfig, n_columns: int, n_rows: int) -> FitConfig:
@@ -63,7 +62,7 @@ def size_limits(
 ) -> SizeLimits:
     """What bounds the sizes of a fit. n_centers: the number that is given, None to have it chosen."""
     solver = config.solver
-    decent = replace(solver, batch_size=solver.batch_size or max(1, min(_DECENT_BATCH, shape.n_left // 64)))
+    decent = replace(solver, batch_size=solver.batch_size or max(1, min(MIN_BATCH, shape.n_left // 64)))
     return SizeLimits(
         shape.n_left,
         largest_model(shape, decent, memory_bytes, devices),

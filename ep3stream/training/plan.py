@@ -24,7 +24,7 @@ from ep3stream.solver.tail import LocalTail
 WIDER_BASIS, BATCHES = "room for a wider basis", "kernel block and batches"
 LOCAL_TAIL = "local tail"
 _AUTO_CENTERS = 5000
-_AUTO_MODEL_RANK = 500
+MODEL_RANK = 500
 # Of kernels on columns, whose blocks cost so little that most of a step would be passes over a basis of 500. Measured
 # with 12,500 and 20,000 centers: the same accuracy on land or ocean, R2 lower by .0003 and .0015 on births and flights,
 # in a half to four fifths of the time, which more centers use better.
@@ -119,9 +119,7 @@ class SizePlan:
         if group_size and LOCAL_TAIL not in memory:
             memory[LOCAL_TAIL] = LocalTail.cost_bytes(share, group_size)
             spare -= memory[LOCAL_TAIL]
-        widest = (
-            model_rank if shape.of_columns else _widest_rank(config, share, model_rank, n_landmarks, spare)
-        )
+        widest = _widest_rank(shape, config, share, model_rank, n_landmarks, spare)
         if widest > model_rank:
             memory[WIDER_BASIS] = _wider_bytes(share, model_rank, widest)
         if config.batch_size > shape.n_left:
@@ -171,7 +169,7 @@ def _ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[in
     if config.projection == "eigenpro":
         return _published_ranks(shape, config, n_centers)
     # Pairs beyond a quarter of the centers are badly estimated, and shrink mu until the measured step crawls.
-    usual = COLUMNS_MODEL_RANK if shape.of_columns else _AUTO_MODEL_RANK
+    usual = COLUMNS_MODEL_RANK if shape.of_columns else MODEL_RANK
     model_rank = min(config.model_rank or min(usual, max(1, n_centers // 4)), n_centers)
     # A sample costs about as much as a row trained on: of few rows there are fewer.
     chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, shape.n_left // _ROWS_PER_SAMPLE))
@@ -194,13 +192,13 @@ def _group_size(config: SolverConfig, share: int, n_centers: int, spare_bytes: i
 
 
 def _widest_rank(
-    config: SolverConfig, share: int, model_rank: int, n_landmarks: int, spare_bytes: int
+    shape: ProblemSize, config: SolverConfig, share: int, model_rank: int, n_landmarks: int, spare_bytes: int
 ) -> int:
-    """The largest rank of a basis: up to 1500 and three quarters of the landmarks.
+    """The largest rank of a basis: up to 1500 and three quarters of the landmarks; the model rank for columns.
 
     What the wider basis takes is at most an eighth of `spare_bytes`, the memory that is left over.
     """
-    if config.model_rank or config.projection != "nystrom":
+    if shape.of_columns or config.model_rank or config.projection != "nystrom":
         return model_rank
     wider = range(model_rank, min(_WIDEST_RANK, 3 * n_landmarks // 4))
     cost = lambda rank: _wider_bytes(share, model_rank, rank + 1)  # noqa: E731
