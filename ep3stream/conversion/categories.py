@@ -2,7 +2,7 @@
 
 A missing category (null, NaN or an empty text) is the category `(missing)`, if `--missing` lets it through. An
 unseen category, which the store that a file is converted `--like` does not have, is a SourceError, or is
-ignored or dropped as `--unknown` says; `UnseenValues` counts them.
+ignored or dropped as `--unknown` says; `store.unseen_values` counts them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from ep3stream.config import Unknown
 from ep3stream.conversion.same_value import KnownValues
 from ep3stream.errors import SourceError
 from ep3stream.formats.source import BatchOrigin
@@ -40,18 +38,8 @@ _UNKNOWN_HASH = xxhash.xxh32_intdigest(b"(unknown)")
 # Beyond this number neighbouring whole numbers are the same float64, and different labels would become one.
 _MAX_EXACT = 1 << 53
 
-# Unseen values named per column; the others are counted as one, so that a column of identifiers takes no memory.
-_MAX_NAMED = 20
-_OTHERS = "(others)"
-
-# Unseen values per column in a message.
+# Values in a message.
 _MAX_SHOWN = 3
-
-_CONSEQUENCE: Mapping[Unknown, str] = {
-    "error": "",
-    "ignore": "they count as none of the known ones",
-    "drop": "those rows are left out",
-}
 
 # Texts that look like dates in no format that is known, or like plain numbers, and from how many categories on a
 # warning of those is worth it.
@@ -71,53 +59,6 @@ _DATE = re.compile(
 _LEAST_VALUES = 10
 _LEAST_IDENTIFIERS = 50
 _WHOLE_TEXT = re.compile(r"0|-?[1-9]\d*")
-
-
-class UnseenValues:
-    """How many rows have each unseen category or class, by column.
-
-    A value is unseen if a later file has it and the store that the file is converted like has not.
-    """
-
-    def __init__(self) -> None:
-        self._rows: dict[str, Counter[str]] = {}
-
-    @classmethod
-    def of(cls, content: Any) -> UnseenValues:
-        """From the JSON of `to_json`; anything else that a manifest may hold counts as no unseen values."""
-        made = cls()
-        for column, values in content.items() if isinstance(content, Mapping) else ():
-            counts = values.items() if isinstance(values, Mapping) else ()
-            made._rows[column] = Counter({value: n for value, n in counts if type(n) is int and n > 0})
-        return made
-
-    def __bool__(self) -> bool:
-        return bool(self._rows)
-
-    def add(self, column: str, value: Any, n_rows: int) -> None:
-        """Count n more rows with this unseen value in the column."""
-        if not n_rows:
-            return
-        values = self._rows.setdefault(column, Counter())
-        name = str(value)
-        values[name if name in values or len(values) < _MAX_NAMED else _OTHERS] += n_rows
-
-    def to_json(self) -> dict[str, dict[str, int]]:
-        """The numbers of rows as JSON, by column and value."""
-        return {column: dict(values) for column, values in self._rows.items()}
-
-    def sentence(self, unknown: Unknown, store: object) -> str:
-        """The counts in words, and what becomes of the values under this setting of `unknown`."""
-        return f"values that {store} does not have: {self}; {_CONSEQUENCE[unknown]}"
-
-    def __str__(self) -> str:
-        """The most frequent values of each column."""
-        columns = []
-        for column, values in self._rows.items():
-            named = [f"{value!r} {n}" for value, n in values.most_common(_MAX_SHOWN)]
-            more = ", ..." * (len(values) > _MAX_SHOWN)
-            columns.append(f"{column!r} in {values.total()} rows ({', '.join(named)}{more})")
-        return "; ".join(columns)
 
 
 class CategoryCodes:

@@ -26,7 +26,6 @@ from ep3stream.conversion.categories import (
     UNKNOWN,
     CategoryCodes,
     DistinctValues,
-    UnseenValues,
     column_warning,
     same_value_warning,
 )
@@ -54,6 +53,7 @@ from ep3stream.formats.source import (
     TargetColumns,
     reading,
 )
+from ep3stream.store.unseen_values import UnseenValues
 
 _LOGGER = logging.getLogger(__name__)
 

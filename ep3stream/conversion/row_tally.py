@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ep3stream.config import Unknown
-from ep3stream.conversion.categories import UnseenValues
+from ep3stream.store.unseen_values import UnseenValues
 
 _LOGGER = logging.getLogger(__name__)
 

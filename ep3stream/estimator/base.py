@@ -18,7 +18,6 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from ep3stream.config import FitConfig, KernelConfig, Scale, SolverConfig, Task, parse_bytes
 from ep3stream.conversion.offsets import array_offsets, sample_rows
-from ep3stream.conversion.recorded_columns import code_features, columns_of, zero_one_features
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
@@ -31,6 +30,7 @@ from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
+from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
 from ep3stream.training.centers import draw_centers

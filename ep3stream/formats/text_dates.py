@@ -48,7 +48,7 @@ _MONTHS = (
     "january", "february", "march", "april", "may", "june",
     "july", "august", "september", "october", "november", "december",
 )  # fmt: skip
-_NAMES = pa.array([*_MONTHS, *(name[:3] for name in _MONTHS), "sept"])
+_NAMES = (*_MONTHS, *(name[:3] for name in _MONTHS), "sept")
 _NAME_MONTHS = np.array([*range(1, 13), *range(1, 13), 9])
 
 _ISO_TIME = r"(?P<hour>\d{2})(?::?(?P<minute>\d{2})(?::?(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?)?"
@@ -261,7 +261,7 @@ def _numbers(
         numbers["year"] = short + np.where(short < 69, 2000, 1900)
     if "month_name" in fields:
         names = pc.utf8_lower(pc.utf8_rtrim(fields["month_name"], "."))
-        places = pc.index_in(names, _NAMES).fill_null(-1).to_numpy(zero_copy_only=False)
+        places = pc.index_in(names, pa.array(_NAMES)).fill_null(-1).to_numpy(zero_copy_only=False)
         good = good & (places >= 0)
         numbers["month"] = _NAME_MONTHS[places]
     if "hour_of_half" in numbers:

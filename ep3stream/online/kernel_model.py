@@ -26,7 +26,6 @@ from ep3stream.config import (
     parse_bytes,
 )
 from ep3stream.conversion.offsets import array_offsets, sample_rows
-from ep3stream.conversion.recorded_columns import code_features
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.online.online_trainer import OnlineSpec, OnlineTrainer, set_up_rows
 from ep3stream.online.sources import (
@@ -49,6 +48,7 @@ from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.solver.set_up import PROBE_ROWS
 from ep3stream.solver.targets import require_weights_of_task, weighted
+from ep3stream.store.columns import code_features
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
 from ep3stream.training.centers import offsets_left

@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import READ_TIMEOUT_S
-from ep3stream.conversion.categories import UnseenValues
-from ep3stream.conversion.recorded_columns import code_values
 from ep3stream.errors import InputError
 from ep3stream.mesh import Mesh, joined
 from ep3stream.prediction.diagnosis import ClassDiagnosis, RegressionDiagnosis, diagnosis_for
-from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.models import load
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.run.directory import RunDirectory
@@ -28,9 +25,11 @@ from ep3stream.run.state import open_store_of
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import ModelShard, Predictor
 from ep3stream.solver.targets import TargetCode
+from ep3stream.store.columns import code_values
 from ep3stream.store.files import ObjectUrl
 from ep3stream.store.reader import RowStore, SplitReader
 from ep3stream.store.scan import Segment, scan
+from ep3stream.store.unseen_values import UnseenValues
 
 OutputBatch = tuple[Tensor, NDArray[Any] | None]
 """Outputs of some rows, (rows, c), and their y, None on ranks that do not read."""
@@ -184,7 +183,7 @@ def _check_columns(model: Predictor, reader: SplitReader) -> None:
                 f"{reader.path} has other {what} than the model: {difference}; convert it in the same way"
             )
 
-    record = model.frames.record if isinstance(model.frames, FrameReader) else None
+    record = None if model.frames is None else model.frames.record
     known = None if record is None else code_values(record["columns"])
     for name, values in code_values(manifest.columns).items():
         if known is not None and known.get(name) != values:

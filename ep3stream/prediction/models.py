@@ -9,17 +9,15 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ep3stream.config import MAX_CONFIG_BYTES
-from ep3stream.conversion.recorded_columns import RecordedColumns, columns_of, unreadable_columns
 from ep3stream.disk import read_small_file, remove, replacing
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
-from ep3stream.prediction.frames import FrameReader
 from ep3stream.run.bundle import find_bundle, read_bundle, read_description, write_bundle
 from ep3stream.run.checkpoint import load_newest_checkpoint, require_shape
 from ep3stream.run.directory import SETUP_KIND, RunDirectory
@@ -28,10 +26,14 @@ from ep3stream.run.state import MODEL_KIND
 from ep3stream.solver.export import exported_program
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
+from ep3stream.store.columns import columns_of
 from ep3stream.store.json_files import created_by
 from ep3stream.store.reader import open_store
 from ep3stream.values.labels import recorded_label_type
 from ep3stream.values.offsets import Offsets
+
+if TYPE_CHECKING:
+    from ep3stream.conversion.recorded_columns import RecordedColumns
 
 # 2: a model with offsets. 3: one whose `inputs` say that features are codes or bent. 4: one with directions.
 _WITH_OFFSETS, _WITH_INPUTS, EXPORT_VERSION = 2, 3, 4
@@ -107,6 +109,9 @@ def _read_model(directory: RunDirectory, path: Path, kernel: KernelFunction | No
 
 def _with_columns(directory: RunDirectory, model: Predictor, record: dict[str, Any] | None) -> Predictor:
     """The model with what the record of its store's columns says of its labels, and of tables."""
+    # Fits save models too, and need nothing of the readers of tables, whose imports take half a second.
+    from ep3stream.prediction.frames import FrameReader
+
     frames = FrameReader(model.feature_names, model.target_names, model.class_names, directory.path, record)
     if record is None or model.class_names is None or model.label_type != "text":
         return replace(model, frames=frames)
@@ -119,6 +124,8 @@ def recorded_columns(run: Path | str) -> RecordedColumns:
 
     Raises InputError if neither does.
     """
+    from ep3stream.conversion.recorded_columns import RecordedColumns, unreadable_columns
+
     directory = RunDirectory(Path(run).absolute())
     record: Any = _conversion_record(directory)
     description = _description_of_run(directory)

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,8 +27,18 @@ from ep3stream.values.offsets import Offsets, shifted
 
 _PREDICT_ROWS = 2048
 
-# x of a table, and whether it is less the model's offsets already; None for what is no table.
-FrameColumns = Callable[[Any], tuple[NDArray[Any], bool] | None]
+
+class FrameColumns(Protocol):
+    """Makes x of tables for a model (`prediction/frames.py`)."""
+
+    @property
+    def record(self) -> Mapping[str, Any] | None:
+        """How the columns of a table become the features; None if that is not known."""
+        ...
+
+    def __call__(self, x: Any) -> tuple[NDArray[Any], bool] | None:
+        """x of a table, and whether it is less the model's offsets already; None for what is no table."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

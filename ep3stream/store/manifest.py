@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -182,7 +182,7 @@ class Manifest:
         return signed_bytes(self._content())
 
     def _content(self) -> dict[str, Any]:
-        content = asdict(self)
+        content = _object_of(self) | {"splits": {name: _object_of(one) for name, one in self.splits.items()}}
         if self.format_version == 1:
             del content["conversion"]
         return content
@@ -212,6 +212,15 @@ class Manifest:
         for problem in _problems(manifest):
             raise DamagedDataError(f"{origin}: {problem}")
         return manifest
+
+
+def _object_of(record: Manifest | SplitInfo | ColumnStatistics) -> dict[str, Any]:
+    """The fields of a record and of the records in it. `dataclasses.asdict` copies every number of them all."""
+    values = {each.name: getattr(record, each.name) for each in fields(record)}
+    return {
+        name: _object_of(value) if isinstance(value, ColumnStatistics) else value
+        for name, value in values.items()
+    }
 
 
 def naming_problems(

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
-from ep3stream.conversion.recorded_columns import code_features, code_values
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.formats.arrays import open_array
 from ep3stream.mesh import Mesh
 from ep3stream.solver.expected_error import ExpectedError, drawn_by
 from ep3stream.solver.input_scaling import InputScaling
+from ep3stream.store.columns import code_features, code_values
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.manifest import SplitInfo
 from ep3stream.store.reader import SplitReader, open_store
@@ -146,6 +145,10 @@ def _in_own_order(config: FitConfig, read: Callable[[], Tensor], inputs: InputSc
 
 def _open_points(path: Path, n_features: int) -> NDArray[Any]:
     """A memory map of the points in an NPY file, (p, d), in the units of the data; ConfigError for another shape."""
+    from ep3stream.formats.arrays import (
+        open_array,  # Few fits read an array, and readers take long to import.
+    )
+
     try:
         points = open_array(path)
     except InputError as error:

@@ -174,7 +174,8 @@ def _ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[in
     # A sample costs about as much as a row trained on: of few rows there are fewer.
     chosen = min(_AUTO_SAMPLES, max(_LEAST_AUTO_SAMPLES, shape.n_left // _ROWS_PER_SAMPLE))
     samples = min(config.nystrom_samples or chosen, shape.n_left)
-    landmarks = max(config.nystrom_samples or _AUTO_LANDMARKS, model_rank + model_rank // 4)
+    landmarks = min(config.nystrom_samples or _AUTO_LANDMARKS, _AUTO_LANDMARKS)
+    landmarks = max(landmarks, model_rank + model_rank // 4)
     # As many as there are, for the stages to choose from; the published step knows no stages.
     automatic = model_rank if config.used_step == "measured" else max(1, 2 * model_rank // 5)
     data_rank = min(config.data_rank or automatic, samples - 1, model_rank)

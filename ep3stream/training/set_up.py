@@ -23,9 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig, KernelConfig, Scale, SolverConfig, Task
-from ep3stream.conversion.recorded_columns import code_features, columns_of, zero_one_features
 from ep3stream.errors import ConfigError, InputError
-from ep3stream.formats.arrays import open_array
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.directory import SETUP_KIND
@@ -44,6 +42,7 @@ from ep3stream.solver.set_up import Settled, SolverBuilder, n_probes, probes_of
 from ep3stream.solver.step import Stage
 from ep3stream.solver.tail import neighbour_order
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
+from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.manifest import ColumnStatistics, Manifest, SplitInfo, told_two_valued
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
@@ -923,6 +922,10 @@ def target_code(split: Split) -> TargetCode:
 
 def _feature_factors(file: Path, n_features: int) -> Tensor:
     """(d,), float32; raises ConfigError unless each is positive and finite in float32."""
+    from ep3stream.formats.arrays import (
+        open_array,  # Few fits read an array, and readers take long to import.
+    )
+
     try:
         stored = open_array(file)
     except InputError as error:
