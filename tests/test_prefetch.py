@@ -27,6 +27,7 @@ from ep3stream.store.backend import ReadTimes
 from ep3stream.store.files import LocalFiles
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream import segment_reads
+from ep3stream.stream.batch_slots import DataWaits
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream
 
@@ -280,6 +281,59 @@ def test_times_count_reading_gathering_and_waiting(reader: SplitReader) -> None:
     assert 11 * 0.02 <= stream.times.read_s < 2 * elapsed_s
     assert 0 < stream.times.gather_s < elapsed_s
     assert 0.02 <= waited_s[0] <= sum(waited_s) < elapsed_s
+
+
+class _Gpu:
+    """A stream of a GPU and the clock of its host, in ms: what is queued is done by `done_at`."""
+
+    def __init__(self) -> None:
+        self.now = self.done_at = 0.0
+
+    def compute(self, until: float) -> None:
+        self.done_at = until
+
+    def record_event(self, event: _Event) -> _Event:
+        event.at = self.done_at = max(self.now, self.done_at)
+        return event
+
+    def wait_event(self, event: _Event) -> None:
+        self.done_at = max(self.done_at, event.at)
+
+
+class _Event:
+    def __init__(self, gpu: _Gpu, at: float = 0.0) -> None:
+        self.gpu, self.at = gpu, at
+
+    def query(self) -> bool:
+        return self.gpu.now >= self.at
+
+    def elapsed_time(self, other: _Event) -> float:
+        return other.at - self.at
+
+
+def test_a_gpu_waits_for_data_only_while_it_has_nothing_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = _Gpu()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: _Event(gpu))
+    waits = DataWaits(torch.device("cuda"))
+
+    def waited_ms(asked_at: float, came_at: float, copied_at: float = 0.0) -> float:
+        gpu.now = asked_at
+        waits.begin()
+        gpu.now = came_at
+        gpu.wait_event(_Event(gpu, copied_at))
+        return 1000 * waits.end()
+
+    gpu.compute(until=10)
+    assert waited_ms(asked_at=1, came_at=4) == 0  # The host waits, for a slot that the GPU still uses.
+    gpu.compute(until=20)
+    assert waited_ms(asked_at=5, came_at=9) == 0
+    assert waited_ms(asked_at=11, came_at=26) == 6  # From 20 to 26.
+    gpu.compute(until=30)
+    assert waited_ms(asked_at=28, came_at=29, copied_at=33) == 0  # Not known yet.
+    gpu.compute(until=40)
+    # From 30 to 33, while the copy was under way, and from 41 to 43.
+    assert waited_ms(asked_at=41, came_at=43) == 3 + 2
 
 
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])

@@ -63,7 +63,7 @@ from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
 from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.targets import TargetCode
-from ep3stream.stream.batch_slots import BatchSlot
+from ep3stream.stream.batch_slots import BatchSlot, DataWaits
 
 PUBLISHED_S = {65_536: "271 / 1359", 262_144: "406 / 7663"}
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
@@ -173,7 +173,7 @@ class Ring:
         self.device = report.device
 
     def batches(self, n_steps: int) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """x, y and the seconds this thread waited for them; one thread gathers ahead, as in a fit."""
+        """x, y and the seconds the device waited for them; one thread gathers ahead, as in a fit."""
         import queue
         import threading
 
@@ -195,12 +195,12 @@ class Ring:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
+        waits = DataWaits(self.device)
         for _ in range(n_steps):
-            began = time.perf_counter()
+            waits.begin()
             slot = ready.get()
-            waited = time.perf_counter() - began
-            batch = slot.batch(waited)
-            yield batch.x, batch.y, waited
+            batch = slot.batch(waits)
+            yield batch.x, batch.y, batch.waited_s
             slot.release()
             free.put(slot)
         thread.join()

@@ -18,7 +18,7 @@ class FitProgress:
     """How far a fit is.
 
     loss: mean squared error of the model so far on rows before they are used, over the last 128 steps; starved:
-    share of the time spent waiting for data.
+    share of the time spent waiting for data, on a GPU without any work.
     """
 
     step: int

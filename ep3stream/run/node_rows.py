@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,7 +15,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.store.backend import y_row
 from ep3stream.store.manifest import Manifest
 from ep3stream.store.scan import Segment
-from ep3stream.stream.batch_slots import Batch
+from ep3stream.stream.batch_slots import Batch, DataWaits
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream, StreamTimes
 
@@ -39,6 +38,7 @@ class NodeBatches:
         self._stream = stream() if mesh.is_reader else None
         self._entered: AbstractContextManager[Any] = nullcontext() if self._stream is None else self._stream
         self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._waits = DataWaits(mesh.device)
         if mesh.local_size > 1:
             m = min(order.batch_size, order.epoch_rows)
             y_shape = (m, *y_row(manifest.task, manifest.n_outputs))
@@ -67,11 +67,12 @@ class NodeBatches:
         if self._mesh.size == 1:
             assert self._stream is not None
             return next(self._stream)
-        began = time.perf_counter()
+        self._waits.begin()
         x, y = self._mesh.all_or_raise(lambda: self._read(step))
+        waited_s = self._waits.end()
         for tensor in (x, y):
             self._mesh.broadcast_in_node(tensor)
-        return Batch(step, x, y, time.perf_counter() - began)
+        return Batch(step, x, y, waited_s)
 
     def _read(self, step: int) -> tuple[Tensor, Tensor]:
         """The reader's batch, in a buffer where that is shared memory; on other ranks the buffer for the batch."""

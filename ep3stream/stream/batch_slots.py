@@ -8,6 +8,8 @@ is filled again once its copy is over, device memory once the work queued before
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +28,50 @@ class Batch:
     """The rows of one step: x (m, d) float32, and y, class ids (m,) int32 or targets (m, c) float32.
 
     The rows lie on the stream's device. They are valid until the next batch is asked for; on a GPU, for the work that
-    was queued on the current stream until then. waited_s: how long the caller waited for the batch.
+    was queued on the current stream until then. waited_s: seconds without work for want of a batch, see `DataWaits`.
     """
 
     step: int
     x: Tensor
     y: Tensor
     waited_s: float
+
+
+class DataWaits:
+    """How long a device has nothing to compute because its next batch is not there yet.
+
+    A GPU's host runs ahead of it, and waits for a batch also where the GPU still computes and uses all slots. So two
+    events tell: the first is over when the GPU has done what was queued before the wait, the second when it has also
+    the batch. For the CPU the wait itself counts.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._began: float | torch.cuda.Event = 0.0
+        self._under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    def begin(self) -> None:
+        """The wait for a batch begins."""
+        self._began = time.perf_counter() if self._device.type == "cpu" else self._event()
+
+    def end(self) -> float:
+        """The batch is here, and the current stream has been told to wait for it.
+
+        Returns seconds, those of a GPU once they have passed there: then the sum of all that were not returned before.
+        """
+        if isinstance(self._began, float):
+            return time.perf_counter() - self._began
+        self._under_way.append((self._began, self._event()))
+        waited_s = 0.0
+        while self._under_way and self._under_way[0][1].query():
+            began, ended = self._under_way.popleft()
+            waited_s += began.elapsed_time(ended) / 1000
+        return waited_s
+
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        torch.cuda.current_stream(self._device).record_event(event)
+        return event
 
 
 class BatchSlot:
@@ -97,11 +136,14 @@ class BatchSlot:
         copied_s, self._copied_s = self._copied_s, 0.0
         return copied_s
 
-    def batch(self, waited_s: float) -> Batch:
-        """The batch, for use on the current stream, which waits for the copy to the device; the caller does not."""
+    def batch(self, waits: DataWaits) -> Batch:
+        """The batch, for use on the current stream, which waits for the copy to the device; the caller does not.
+
+        It ends the wait that the caller has begun.
+        """
         if self._copied is not None:
             torch.cuda.current_stream(self._device).wait_event(self._copied)
-        return Batch(self._step, self._x[: self._n_rows], self._y[: self._n_rows], waited_s)
+        return Batch(self._step, self._x[: self._n_rows], self._y[: self._n_rows], waits.end())
 
     def release(self) -> None:
         """Declare that the consumer has queued all its work on the batch."""

@@ -28,7 +28,7 @@ from ep3stream.errors import InputError
 from ep3stream.store.backend import ReadTimes, y_row
 from ep3stream.store.reader import SplitReader
 from ep3stream.store.retries import finish_read
-from ep3stream.stream.batch_slots import Batch, BatchSlot
+from ep3stream.stream.batch_slots import Batch, BatchSlot, DataWaits
 from ep3stream.stream.order import RowOrder, Rows, WindowVisit
 from ep3stream.stream.segment_reads import DaskReads, Finish, LocalReads, SegmentReads
 
@@ -84,7 +84,7 @@ class BatchStream:
             )
         if not 0 <= start <= stop:
             raise InputError(f"steps {start} to {stop}: use 0 <= start <= stop")
-        self.times = StreamTimes()
+        self.times, self._waits = StreamTimes(), DataWaits(device)
         self._reader, self._order, self._stop = reader, order, stop
         self._device, self._dask = device, dask
         self._next_step = start
@@ -134,7 +134,7 @@ class BatchStream:
         return self
 
     def __next__(self) -> Batch:
-        asked = time.perf_counter()
+        self._waits.begin()
         if not self._is_open:
             raise InputError("a BatchStream gives batches only inside its with block; open it there")
         if self._held is not None:
@@ -149,7 +149,7 @@ class BatchStream:
             raise item
         self._held = item
         self._next_step += 1
-        return item.batch(time.perf_counter() - asked)
+        return item.batch(self._waits)
 
     def _run(self, windows: list[_Window], start: int) -> None:
         try:
