@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from ep3stream.config import RunConfig, SolverConfig, parse_bytes
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget
+from ep3stream.training import plan as machine
+from ep3stream.training.plan import (
+    ProblemSize,
+    SizePlan,
+    automatic_centers,
+    host_budget,
+    memory_budget,
+    require_machine,
+)
 
 SHAPE = ProblemSize(1_000_000, 20, 1, 4096, 84, True)
 MB = 10**6
@@ -124,3 +132,46 @@ def test_on_a_gpu_the_default_memory_is_four_fifths_of_what_is_free(monkeypatch)
     assert memory_budget(RunConfig().memory_bytes, gpu) == 56 * 10**9
     assert memory_budget(10**9, gpu) == 10**9
     assert memory_budget(RunConfig().memory_bytes, cpu) == RunConfig().memory_bytes
+
+
+ON_GPU = replace(SHAPE, n_rows=10**8, is_shuffled=False, host_bytes=1000 * MB)
+
+
+@pytest.mark.parametrize("gpu_bytes", [10**9, 10**12])
+def test_rows_read_ahead_are_bounded_by_the_host_of_a_gpu_and_not_by_the_gpu(gpu_bytes):
+    plan = SizePlan.of(ON_GPU, SolverConfig(), 5000, gpu_bytes)
+    two_windows = 2 * plan.window_segments * 4096 * 84
+    assert 0.9 * 1000 * MB < two_windows + 3 * plan.max_batch_size * 84 <= 1000 * MB
+    assert "read-ahead" not in plan.memory
+    on_cpu = SizePlan.of(replace(ON_GPU, host_bytes=None), SolverConfig(), 5000, 10**9)
+    assert on_cpu.memory["read-ahead"] == 2 * on_cpu.window_segments * 4096 * 84 <= 10**9 / 4
+    shuffled = SizePlan.of(replace(ON_GPU, is_shuffled=True), SolverConfig(), 5000, gpu_bytes)
+    assert 2 * shuffled.window_segments * 4096 * 84 <= 40 * 2**20
+
+
+def test_a_budget_of_the_host_bounds_the_batch_and_an_error_names_one_that_is_enough():
+    wide = replace(ON_GPU, n_features=20_000, row_bytes=40_004, host_bytes=2 * 4096 * 40_004 + 10**7)
+    assert SizePlan.of(wide, SolverConfig(), 5000, 10**12).max_batch_size == 10**7 // (3 * 120_004)
+    with pytest.raises(
+        ConfigError, match=r"host_memory is 3\d\d\.\d MB but two windows of 1 segments"
+    ) as raised:
+        SizePlan.of(wide, SolverConfig(batch_size=500), 5000, 10**12)
+    enough = re.search(r"give --host-memory (\w+) or more", str(raised.value))
+    again = replace(wide, host_bytes=parse_bytes(enough[1]))
+    assert SizePlan.of(again, SolverConfig(batch_size=500), 5000, 10**12).max_batch_size == 500
+
+
+def test_a_host_with_less_memory_than_rows_read_ahead_take_is_told(monkeypatch):
+    plan = SizePlan.of(ON_GPU, SolverConfig(), 5000, 10**12)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(machine, "machine_bytes", lambda device: 10**13 if device == gpu else 800 * MB)
+    with pytest.raises(ConfigError, match=r"host has only 800\.0 MB; give --host-memory 400MB"):
+        require_machine(ON_GPU, SolverConfig(), plan, gpu)
+    less = replace(ON_GPU, host_bytes=400 * MB)
+    require_machine(less, SolverConfig(), SizePlan.of(less, SolverConfig(), 5000, 10**12), gpu)
+
+
+def test_the_host_has_a_budget_of_its_own_with_a_gpu_only():
+    run = RunConfig(host_memory_bytes=5 * MB)
+    assert host_budget(run, torch.device("cuda")) == 5 * MB
+    assert host_budget(run, torch.device("cpu")) is None

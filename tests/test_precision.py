@@ -15,8 +15,8 @@ import ep3stream
 from ep3stream.config import KernelConfig, Precision
 from ep3stream.errors import ConfigError
 from ep3stream.solver.blocks import BatchBlock
-from ep3stream.solver.gpu import rounded
-from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
+from ep3stream.solver.gpu import factors, rounded
+from ep3stream.solver.kernels import _PROFILES, RADIAL_KERNELS, RadialKernel, _rounding
 from ep3stream.solver.named_kernels import named_kernel, with_precision
 
 BITS: dict[Precision, int] = {"tf32": 11, "bfloat16": 8}
@@ -57,10 +57,9 @@ def test_a_block_is_that_of_the_rounded_inputs_and_k_of_a_point_with_itself_is_o
     found = kernel.block(left, right)
     assert (found.diagonal()[:10] - 1).abs().max() < 1e-6
     # In float64 on the same rounded inputs, which are in the unit of phi.
-    unit = left.prepared[:, :d].double() / -2, right.prepared[:, :d].double()
-    plain = RadialKernel(name, 1.0, torch.zeros(d, dtype=torch.float64), 1.5)
-    factor = (plain.left(torch.eye(1, d).double()).prepared[0, 0] / -2).item()
-    exact = block(plain, *(side / factor for side in unit))
+    factor = _PROFILES[name].factor ** 0.5
+    inputs = (rounded((side - 0.1) / (d**0.5 / factor), precision).double() / factor for side in (z, x))
+    exact = block(RadialKernel(name, 1.0, torch.zeros(d, dtype=torch.float64), 1.5), *inputs)
     assert (found - exact).abs().max() < 2e-5
 
 
@@ -74,6 +73,61 @@ def test_the_error_against_unrounded_inputs_is_that_of_the_inputs(
     found = block(with_precision(exact, precision), z, x)  # type: ignore[arg-type]
     error = (found - block(exact, z, x)).abs().max()
     assert largest / 40 < error < largest
+
+
+def tensor_cores_product(a: Tensor, b: Tensor, n_each: int) -> Tensor:
+    """a @ b' as tensor cores add: the sum so far and `n_each` products at a time, none with bits below the largest's.
+
+    Of each summand 25 bits remain, counted from the first of the largest, and 24 of each sum; the rest is cut off, as
+    on an A100 (Fasi, Higham, Mikaitis, Pranesh 2021, "Numerical behavior of NVIDIA tensor cores").
+    """
+
+    def cut(values: Tensor, largest: Tensor, bits: int) -> Tensor:
+        unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest)[1] - bits)
+        return (values / unit).trunc() * unit
+
+    total = a.new_zeros(len(a), len(b), dtype=torch.float64)
+    for first in range(0, a.shape[1], n_each):
+        left, right = (side[:, first : first + n_each].double() for side in (a, b))
+        terms = torch.cat([left[:, None] * right, total[:, :, None]], 2)
+        total = cut(terms, terms.abs().amax(2, keepdim=True), 25).sum(2)
+        total = cut(total, total, 24)
+    return total.float()
+
+
+def serial_product(a: Tensor, b: Tensor) -> Tensor:
+    """The products of equal rows of a and b, added one after another in float32, as a GPU does without tensor cores."""
+    total = a.new_zeros(len(a))
+    for left, right in zip(a.T.double(), b.T.double(), strict=True):
+        total = (total + left * right).float()
+    return total
+
+
+@pytest.mark.parametrize(("precision", "n_each"), [("tf32", 4), ("tf32", 8), ("bfloat16", 16)])
+@pytest.mark.parametrize("d", [46, 62, 784, 1280])
+def test_k_of_a_point_with_itself_is_one_as_tensor_cores_add(
+    d: int, precision: Precision, n_each: int
+) -> None:
+    x = points(24, d, 1, torch.float32)
+    kernel = RadialKernel("laplacian", d**0.5, torch.full((d,), 0.1), 1.0, precision)
+    left, right = kernel.left(x).prepared, kernel.right(x).prepared
+    squared = tensor_cores_product(left, right, n_each).clamp_min(0)
+    found = torch.exp2(-squared.sqrt())
+    assert (found.diagonal() - 1).abs().max() <= 1e-6
+    # Of different points it is that of the same inputs without a further error.
+    exact = torch.exp2(-(left.double() @ right.double().T).clamp_min(0).sqrt())
+    assert (found - exact).fill_diagonal_(0).abs().max() < 3e-6
+
+
+@pytest.mark.parametrize("d", [784, 1280])
+def test_in_float32_too_where_a_gpu_adds_one_product_after_another(d: int) -> None:
+    x = points(3000, d, 1, torch.float32) / d**0.5
+    share = 1 - _rounding(x)
+    left, right = (factors(x, "float32", is_left, share) for is_left in (True, False))
+    other = factors(x.roll(1, 0), "float32", False, share)
+    assert serial_product(left, right).max() <= 0
+    found = serial_product(left, other)
+    assert (found - (x - x.roll(1, 0)).square().sum(1)).abs().max() < 1e-5
 
 
 def test_kernels_of_products_have_no_use_for_it() -> None:

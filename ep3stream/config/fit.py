@@ -171,6 +171,17 @@ class RunConfig:
         metavar="N|none",
         parse=parse_minutes,
     )
+    host_memory_bytes: int = setting(
+        1024 * MIB,
+        "where the device is a GPU, bytes of its host's memory that rows read ahead may take: two windows of segments "
+        "and three batches",
+        limit=Limit(lambda n_bytes: n_bytes > 0, "a positive number"),
+        option="host-memory",
+        metavar="BYTES",
+        parse=parse_bytes,
+        called="host_memory",
+        unit=" bytes",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -47,6 +47,7 @@ from ep3stream.training.plan import (
     ProblemSize,
     SizePlan,
     automatic_centers,
+    host_budget,
     largest_model,
     machine_bytes,
     memory_budget,
@@ -142,7 +143,7 @@ def plan(
         held = validation.held_rows(reader.info, config.run.seed)
         if kernel is None:
             config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows - len(held))
-        shape = shape_of(reader, config, validation)
+        shape = replace(shape_of(reader, config, validation), host_bytes=host_budget(config.run, device))
         source = CenterSource.of(config, reader, automatic_centers(shape), held)
         if is_timed(config):
             n_given = None if config.solver.centers == "auto" else source.n_centers

@@ -11,6 +11,12 @@ three short numbers that keeps the bits of float32. With |z|^2 = h1 + h2 + h3 an
 has only factors that tensor cores take without a further rounding. The result is the float32 kernel of inputs that are
 off by at most 2^-11 (TF32) or 2^-8 (bfloat16) of themselves, the same on any device, with K(x, x) = 1.
 
+Many features. A GPU adds the products one after another, and tensor cores cut off what a sum cannot hold: 3e-3 of
+K(x, x) = 1 would be lost at 784 features (Laplacian), where the sum comes to -2 z.x before the norms are added. So each
+46 features have their own norms behind them, [.., -2z_k, h_k, 1, ..] . [.., x_k, 1, g_k, ..], and no partial sum is far
+above the squared distance of the features so far. There h_k is one short number. What it lacks is added to the norm of
+the last features, which has three. `tests/test_precision.py` adds as tensor cores do.
+
 Triton. `triton_*.py` serve float32 tensors of radial kernels and of kernels on columns on a GPU. Everywhere else the
 functions here say that they did nothing, and the caller computes with torch. Triton is imported at the first use only,
 and tried once: where it cannot compile, torch serves, and a warning says so.
@@ -32,7 +38,8 @@ from ep3stream.config import Precision
 _LOGGER = logging.getLogger(__name__)
 
 _DROPPED_BITS = {"tf32": 13, "bfloat16": 16}
-_NORM_PARTS = 3
+_NORM_PARTS = {"float32": 1, "tf32": 3, "bfloat16": 3}
+_GROUP = 46  # With two numbers of norms, 48: a multiple of 16.
 
 # Tensor cores want rows that begin at multiples of 16 bytes.
 _WIDTH = 8
@@ -68,19 +75,36 @@ def rounded(x: Tensor, precision: Precision) -> Tensor:
     return (x.view(torch.int32) + (1 << (dropped - 1)) & -(1 << dropped)).view(torch.float32)
 
 
-def factors(scaled: Tensor, norms: Tensor, precision: Precision, is_left: bool) -> Tensor:
-    """The left or right factor of the product above, (n, d + 6), with zero columns up to a multiple of 8.
+def factors(scaled: Tensor, precision: Precision, is_left: bool, norm_share: float) -> Tensor:
+    """The left or right factor of the product above, with zero columns up to a multiple of 8.
 
-    scaled: (n, d), already rounded; norms: (n,), the squared norms |x|^2 of its rows.
+    scaled: (n, d), already rounded; up to 46 features are the first d columns. norm_share: what is taken of the squared
+    norms, 1 or a little less.
     """
     n, d = scaled.shape
-    prepared = scaled.new_zeros(n, -(-(d + 2 * _NORM_PARTS) // _WIDTH) * _WIDTH)
-    prepared[:, :d] = scaled * (-2 if is_left else 1)
-    first_norm, first_one = (d, d + _NORM_PARTS) if is_left else (d + _NORM_PARTS, d)
-    prepared[:, first_one : first_one + _NORM_PARTS] = 1
-    for part in range(_NORM_PARTS):
-        prepared[:, first_norm + part] = rounded(norms, precision)
-        norms = norms - prepared[:, first_norm + part]
+    n_parts, n_before = _NORM_PARTS[precision], (d - 1) // _GROUP
+    first = n_before * (_GROUP + 2)
+    last = scaled[:, n_before * _GROUP :]
+    norm_at = first + last.shape[1]
+    prepared = scaled.new_zeros(n, -(-(norm_at + 2 * n_parts) // _WIDTH) * _WIDTH)
+    unit = -2 if is_left else 1
+    torch.mul(last, unit, out=prepared[:, first:norm_at])
+    norms = torch.linalg.vecdot(last, last) * norm_share
+    if n_before:
+        each = scaled[:, : n_before * _GROUP].unflatten(1, (n_before, _GROUP))
+        groups = prepared[:, :first].unflatten(1, (n_before, _GROUP + 2))
+        torch.mul(each, unit, out=groups[:, :, :_GROUP])
+        own = torch.linalg.vecdot(each, each) * norm_share
+        shorter = rounded(own, precision)
+        groups[:, :, _GROUP + (not is_left)], groups[:, :, _GROUP + is_left] = shorter, 1
+        norms += (own - shorter).sum(1)
+    one_at = norm_at + n_parts if is_left else norm_at
+    norm_at += 0 if is_left else n_parts
+    prepared[:, one_at : one_at + n_parts] = 1
+    for column in range(norm_at, norm_at + n_parts):
+        prepared[:, column] = rounded(norms, precision)
+        if column + 1 < norm_at + n_parts:
+            norms = norms - prepared[:, column]
     return prepared
 
 

@@ -190,9 +190,10 @@ class RadialKernel:
 
     def _prepared(self, x: Tensor, is_left: bool) -> Points:
         unit = self.bandwidth / math.sqrt(_PROFILES[self.name].factor)
-        if self.precision != "float32" and x.dtype == torch.float32:
+        if (self.precision != "float32" or x.device.type == "cuda") and x.dtype == torch.float32:
             scaled = rounded((x - self.centre.to(x)) / unit, self.precision)
-            return Points(factors(scaled, _norms(scaled), self.precision, is_left), precision=self.precision)
+            prepared = factors(scaled, self.precision, is_left, 1 - _rounding(scaled))
+            return Points(prepared, precision=self.precision)
         # In one array from the start: fresh memory costs more than the arithmetic.
         prepared = x.new_empty(len(x), x.shape[1] + 2)
         scaled = torch.sub(x, self.centre.to(x), out=prepared[:, :-2]).div_(unit)

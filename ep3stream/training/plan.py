@@ -56,6 +56,7 @@ class ProblemSize:
     the rows are held out for validation, so that centers and rows to train on are taken from the others.
     is_validated: whether the fit keeps its best model by validations. n_expanded: how many features more the points of
     the kernel have, where codes of categories become 0/1 features. of_columns: whether the kernel is one on columns.
+    host_bytes: what rows read ahead may take of the memory of a GPU's host; None where the device is the host.
     """
 
     n_rows: int
@@ -68,6 +69,7 @@ class ProblemSize:
     is_validated: bool = False
     n_expanded: int = 0
     of_columns: bool = False
+    host_bytes: int | None = None
 
     @property
     def n_left(self) -> int:
@@ -106,8 +108,8 @@ class SizePlan:
     ) -> SizePlan:
         """Ranks and samples within the data, the batch within `memory_bytes` on each of the devices.
 
-        Raises ConfigError when the model does not fit the memory, naming the parts and what would fit, or when
-        the batch has more rows than there are.
+        Raises ConfigError when the model does not fit the memory, naming the parts and what would fit, when the
+        batch has more rows than there are, or when the rows read ahead exceed what they may take of a GPU's host.
         """
         model_rank, data_rank, n_landmarks, samples = _ranks(shape, config, n_centers)
         window = window_segments(shape, memory_bytes)
@@ -127,9 +129,8 @@ class SizePlan:
                 f"batch_size is {config.batch_size} but there are only {shape.n_left} rows to train on; "
                 f"use at most {shape.n_left}, or 0 to have it chosen"
             )
-        batch = config.batch_size or min(
-            _MAX_BATCH, (memory_bytes - sum(memory.values())) // row, shape.n_left
-        )
+        host_rows = _require_host_rows(shape, window, _least_batch(shape, config))
+        batch = config.batch_size or min(host_rows, (memory_bytes - sum(memory.values())) // row)
         if batch < _least_batch(shape, config) or sum(memory.values()) + batch * row > memory_bytes:
             raise ConfigError(_too_large(shape, config, n_centers, memory_bytes, memory, devices))
         memory[BATCHES] = batch * row
@@ -156,12 +157,47 @@ def automatic_centers(shape: ProblemSize) -> int:
 def window_segments(shape: ProblemSize, memory_bytes: int) -> int:
     """How many segments one window mixes. Two windows are held in memory.
 
-    Two windows take 40 MiB, and up to a quarter of the memory where the store itself is not shuffled.
+    Two windows take 40 MiB. Where the store itself is not shuffled they take up to a quarter of the memory, or all that
+    rows read ahead may take of a GPU's host and three batches leave.
     """
-    budget = _STREAM_BYTES if shape.is_shuffled else max(_STREAM_BYTES, memory_bytes // 4)
+    most = memory_bytes // 4
+    if shape.host_bytes is not None:
+        most = shape.host_bytes - _host_batch_bytes(shape, min(_MAX_BATCH, shape.n_left))
+    budget = _STREAM_BYTES if shape.is_shuffled else max(_STREAM_BYTES, most)
     segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
     n_segments = -(-shape.n_rows // shape.segment_rows)
     return max(1, min(budget // (2 * segment_bytes), n_segments))
+
+
+def _host_batch_bytes(shape: ProblemSize, batch_size: int) -> int:
+    """Bytes of three batches in a GPU's host: in float32, and as they are stored where that is another type."""
+    in_float32 = _FLOAT * shape.n_features
+    return 3 * batch_size * (shape.row_bytes + (in_float32 if shape.row_bytes < in_float32 else 0))
+
+
+def _host_bytes(shape: ProblemSize, window: int, batch_size: int) -> int:
+    """Bytes of all rows read ahead in a GPU's host."""
+    return _window_bytes(shape, window) + _host_batch_bytes(shape, batch_size)
+
+
+def _window_bytes(shape: ProblemSize, window: int) -> int:
+    """Bytes of the two windows of segments."""
+    return 2 * window * min(shape.segment_rows, shape.n_rows) * shape.row_bytes
+
+
+def _require_host_rows(shape: ProblemSize, window: int, least: int) -> int:
+    """The rows of the largest batch that fits what rows read ahead may take; ConfigError for less than `least`."""
+    most = min(_MAX_BATCH, shape.n_left)
+    if shape.host_bytes is None:
+        return most
+    needed = _host_bytes(shape, window, least)
+    if needed > shape.host_bytes:
+        raise ConfigError(
+            f"host_memory is {shape.host_bytes / 1e6:.1f} MB but two windows of {window} segments and three batches of "
+            f"{least} rows take {needed / 1e6:.1f} MB of the host; give --host-memory {-(-needed // 10**6)}MB or more, "
+            "or convert with a smaller --segment-bytes"
+        )
+    return min(most, (shape.host_bytes - _window_bytes(shape, window)) // _host_batch_bytes(shape, 1))
 
 
 def _ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[int, int, int, int]:
@@ -234,15 +270,15 @@ def _memory(
     """
     rank, data_rank, landmarks, samples = _ranks(shape, config, n_centers)
     share = -(-n_centers // devices)
-    segment_bytes = min(shape.segment_rows, shape.n_rows) * shape.row_bytes
     largest = max(landmarks, samples)
     setup_tiles = 2 * _FLOAT * min(1024, share) * largest + 3 * 8 * landmarks * landmarks
     parts = {
         "centers": _FLOAT * (n_centers * shape.n_features + share * (shape.n_inputs + 2)),
         "weights, velocity, average, their last good state": 5 * _FLOAT * share * shape.n_outputs,
         "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_outputs,
-        "read-ahead": 2 * window * segment_bytes,
     }
+    if shape.host_bytes is None:
+        parts["read-ahead"] = _window_bytes(shape, window)
     if shape.is_validated:
         parts["weights of the best model"] = _FLOAT * share * shape.n_outputs
     if config.projection == "exact":
@@ -324,13 +360,26 @@ def memory_budget(asked: int, mesh: Mesh) -> int:
     return -mesh.all_reduce_max([-int(_OF_FREE_MEMORY * free)])[0]
 
 
+def host_budget(run: RunConfig, device: torch.device) -> int | None:
+    """Bytes that rows read ahead may take of a GPU's host; None where the device is the host, whose budget is one."""
+    return run.host_memory_bytes if device.type == "cuda" else None
+
+
 def require_machine(
     shape: ProblemSize, config: SolverConfig, plan: SizePlan, device: torch.device, devices: int = 1
 ) -> None:
-    """ConfigError where the device has less memory than the plan takes, whatever the budget allows.
+    """ConfigError where the device, or a GPU's host, has less memory than the plan takes, whatever the budgets allow.
 
     devices: in all, on this machine where they are shares of its CPU.
     """
+    if shape.host_bytes is not None:
+        there = machine_bytes(torch.device("cpu"))
+        ahead = _host_bytes(shape, plan.window_segments, plan.max_batch_size)
+        if ahead > there:
+            raise ConfigError(
+                f"host_memory allows the {ahead / 1e6:.1f} MB that rows read ahead take, but the host has only "
+                f"{there / 1e6:.1f} MB; give --host-memory {there // 2 // 10**6}MB"
+            )
     there = machine_bytes(device) // (1 if device.type == "cuda" else devices)
     planned = sum(plan.memory.values())
     if planned <= there:

@@ -57,7 +57,14 @@ from ep3stream.training.defaults import (
     with_kernel,
     with_sizes,
 )
-from ep3stream.training.plan import ProblemSize, SizePlan, automatic_centers, memory_budget, require_machine
+from ep3stream.training.plan import (
+    ProblemSize,
+    SizePlan,
+    automatic_centers,
+    host_budget,
+    memory_budget,
+    require_machine,
+)
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows
 
 logger = logging.getLogger(__name__)
@@ -232,7 +239,7 @@ def set_up_split(
     held = validation.held_rows(split.info, config.run.seed)
     if function is None:
         config = with_kernel(config, split.manifest.n_features, split.info.n_rows - len(held))
-    shape = shape_of(split, config, validation)
+    shape = replace(shape_of(split, config, validation), host_bytes=host_budget(config.run, mesh.device))
     _tell_one_hot(split, config)
     source = CenterSource.of(config, split, automatic_centers(shape), held)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
