@@ -27,8 +27,8 @@ Rows are drawn by seed; 10,000 are kept to test on, and the centers are not trai
 defaults, `eigenpro` on the published sample of 2000, with the published batch and step size. The columns:
 
     epochs    of `exact` and `nystrom`, one fit read after each of --epochs; of `eigenpro`, --eigenpro-epochs, of which
-              a fraction is that part of the rows. Below it `nystrom` is run for as many, or such a part of one, as take
-              the same kernel evaluations.
+              a fraction is that part of the rows, and 0 leaves it out. Below it `nystrom` is run for as many, or such a
+              part of one, as take the same kernel evaluations.
     Ge        10^9 kernel evaluations: entries of all blocks formed between the start of a fit and its end, set-up,
               measurement of the step size and passes over the centers included. Every row that `nystrom` trains on
               takes p, so that evaluations less n p epochs are those of its set-up, and the rows for a given number of
@@ -206,6 +206,8 @@ def races(
     for theirs, ours in zip(exact, nystrom, strict=True):
         yield theirs, None
         yield ours, theirs
+    if not eigenpro_epochs:
+        return
     (published,) = trained(problem, rows, seed, "eigenpro", [eigenpro_epochs])
     yield published, None
     epoch = rows.x.shape[0] * problem.n_centers

@@ -41,7 +41,7 @@ from ep3stream.solver.targets import TargetCode
 
 # A step size is measured on PROBES batches. The worst of three small batches says little, so there are more of them,
 # until they have PROBE_ROWS rows in all, but at most _MAX_PROBES.
-PROBES = 3
+PROBES = 2
 PROBE_ROWS = 1024
 _MAX_PROBES = 64
 
