@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from ep3stream.mesh import Mesh
 from ep3stream.solver.kernels import RadialKernel
@@ -67,6 +68,22 @@ def solver_of(n_centers: int, n_features: int, most_rows: int) -> Solver:
     return Solver(kernel, kernel.left(centers), projection, targets, 0.9, 3.0, mesh, room)
 
 
+def runs_of(solver: Solver, n_features: int, m: int) -> dict[str, Callable[[], object]]:
+    """What is timed for batches of m rows."""
+    x, y, state = torch.randn(m, n_features), torch.randn(m, C), solver.initial_state()
+    z = torch.randn(len(solver.centers), n_features)
+
+    def block() -> Tensor:
+        formed = solver.block(x)
+        return formed.times(formed.left_times(state.weights) - y.T)
+
+    def products() -> Tensor:
+        k = z @ x.T
+        return (state.weights @ k - y.T) @ k.T
+
+    return {"step": lambda: solver.step(state, x, y, 0.0), "block": block, "products": products}
+
+
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
@@ -75,24 +92,12 @@ def main() -> None:
     print(f"{'d':>5} {'m':>5} {'step':>8} {'block':>8} {'products':>9} {'floor':>8} {'step/floor':>10}")
     for d in options.features:
         solver = solver_of(options.centers, d, max(options.batches))
-        state, plain = solver.initial_state(), torch.randn(options.centers, d)
         for m in options.batches:
-            x, y = torch.randn(m, d), torch.randn(m, C)
-
-            def block(x: torch.Tensor = x, y: torch.Tensor = y) -> None:
-                formed = solver.block(x)
-                formed.times(formed.left_times(state.weights) - y.T)
-
-            def products(x: torch.Tensor = x, y: torch.Tensor = y) -> None:
-                k = plain @ x.T
-                (state.weights @ k - y.T) @ k.T
-
-            runs = {"step": lambda x=x, y=y: solver.step(state, x, y, 0.0), "block": block, "products": products}
-            ms = {name: 1e3 * s for name, s in least(runs, options.repeats, options.threads).items()}
+            taken = least(runs_of(solver, d, m), options.repeats, options.threads)
+            step, block, products = (1e3 * taken[name] for name in ("step", "block", "products"))
             floor = 1e3 * 2 * options.centers * m * (d + 2 * C) / rate
             print(
-                f"{d:>5} {m:>5} {ms['step']:>8.1f} {ms['block']:>8.1f} {ms['products']:>9.1f} {floor:>8.1f} "
-                f"{ms['step'] / floor:>10.2f}",
+                f"{d:>5} {m:>5} {step:>8.1f} {block:>8.1f} {products:>9.1f} {floor:>8.1f} {step / floor:>10.2f}",
                 flush=True,
             )
 
