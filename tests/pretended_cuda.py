@@ -224,6 +224,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     plain = tree_map(inner, (args, kwargs if device is None else kwargs | {"device": CPU}))
     if func is torch.ops.aten.mm.dtype:  # bfloat16 into float32, which CPUs do not have.
         found = plain[0][0].float() @ plain[0][1].float()
+    elif func is torch.ops.aten.mm.dtype_out:
+        found = torch.mm(plain[0][0].float(), plain[0][1].float(), out=plain[1]["out"])
     else:
         found = func(*plain[0], **plain[1])
     if is_here and not func.is_view and name not in _FREE:
@@ -419,7 +421,7 @@ def _stand_in_for_triton() -> None:
     def radial_profile(squared, kind, shape, out) -> None:
         _launches("radial_profile")
         mine, into = require(squared, out, contiguous=False)
-        into.copy_(phi(mine, kind, shape))
+        into.copy_(phi(mine.clamp_min(0), kind, shape))
 
     def times(weights, a, b, kind, shape, constants=None, n_numbers=0, is_exact=True) -> Tensor:
         _launches("times")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.solver import blocks
-from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, tiles, times_kernel
+from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, tile_rows, tiles, times_kernel
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import leading_eigenpairs
 
@@ -26,22 +26,33 @@ def kernels() -> list[Kernel]:
 
 
 @pytest.fixture(params=[1, 3, 16, 41, 1024])
-def tile_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+def height(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The test runs with tiles of each of these heights."""
     n_rows: int = request.param
     monkeypatch.setattr(blocks, "TILE_ROWS", n_rows)
     return n_rows
 
 
-def test_tiles_cover_each_row_once_in_order(tile_rows: int) -> None:
+def test_tiles_cover_each_row_once_in_order(height: int) -> None:
     runs = list(tiles(41))
     assert [row for run in runs for row in range(run.start, run.stop)] == list(range(41))
-    assert max(run.stop - run.start for run in runs) == min(tile_rows, 41)
+    assert max(run.stop - run.start for run in runs) == min(height, 41)
+
+
+@pytest.mark.parametrize(("gpu_bytes", "most"), [(141 * 10**9, 70), (8 << 30, 1100)])
+def test_tiles_of_a_gpu_are_as_large_as_its_memory_allows(
+    gpu_bytes: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, p, m = torch.device("cuda"), 1_048_576, 4096
+    monkeypatch.setattr(blocks, "_memory_bytes", lambda device: gpu_bytes)
+    assert len(list(tiles(p, tile_rows(gpu, m)))) < most
+    assert 4 * m * tile_rows(gpu, m) <= gpu_bytes / 256
+    assert tile_rows(gpu, 1 << 24) == tile_rows(torch.device("cpu"), m) == blocks.TILE_ROWS
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize(("p", "m", "k"), SHAPES)
-@pytest.mark.usefixtures("tile_rows")
+@pytest.mark.usefixtures("height")
 def test_products_by_tiles_equal_dense_ones(kernel: Kernel, p: int, m: int, k: int) -> None:
     z, x = kernel.left(points(p, 4, 0)), kernel.right(points(m, 4, 1))
     k_zx = kernel.block(z, x)
@@ -54,7 +65,7 @@ def test_products_by_tiles_equal_dense_ones(kernel: Kernel, p: int, m: int, k: i
 @pytest.mark.parametrize("first", ["left_times", "times", "whole", "columns"])
 @pytest.mark.parametrize("memory", ["none", "exact", "more than enough"])
 @pytest.mark.parametrize(("p", "m", "k"), SHAPES)
-@pytest.mark.usefixtures("tile_rows")
+@pytest.mark.usefixtures("height")
 def test_a_batch_block_gives_the_same_whichever_product_comes_first(
     first: str, memory: str, p: int, m: int, k: int
 ) -> None:

@@ -22,6 +22,7 @@ from ep3stream.errors import ConfigError, DivergedError
 from ep3stream.mesh import Mesh
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.state import list_checkpoints
+from ep3stream.solver import eigenpro
 from ep3stream.solver.eigenpro import EigenProProjection, build_eigenpro
 from ep3stream.solver.projection import Spectra
 from ep3stream.solver.step import Solver
@@ -131,6 +132,17 @@ def test_the_tolerance_is_relative_and_ends_the_passes(tolerance: float, scale: 
     longer, _ = build(passes=200)
     more = longer.direction(gradient)
     assert longer.inexactness(more, gradient) < 0.3 * projection.inexactness(theta / scale, gradient)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.3, 0.9])
+def test_a_pass_queued_before_it_is_known_to_be_needed_changes_nothing(
+    tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projection, _ = build(passes=6, tolerance=tolerance)
+    gradient = points(2, P, 3)
+    at_once = projection.direction(gradient)
+    monkeypatch.setitem(eigenpro._KNOWN_AFTER, "cpu", 2)
+    assert torch.equal(projection.direction(gradient), at_once)
 
 
 def test_a_zero_gradient_has_a_zero_direction() -> None:

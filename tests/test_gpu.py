@@ -15,10 +15,12 @@ from small_stores import make_store, plain_config
 
 import ep3stream
 from ep3stream.config import KERNEL_DEFAULTS
+from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import fuses
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
-from ep3stream.solver.kernels import RadialKernel
+from ep3stream.solver.eigenpro import build_eigenpro
+from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, RadialKernel
 from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.targets import TargetCode
@@ -32,16 +34,28 @@ P, D, M, C = 500, 8, 256, 3
 
 
 def solver_of(device: torch.device, p: int = P, d: int = D, precision: str = "float32") -> Solver:
-    """A Nystrom solver, everything on `device`; precision: that of a Laplacian kernel, or `product` for that kernel."""
+    """A solver, everything on `device`. precision: that of a Laplacian kernel, or the kernel `product` or `callable`.
+
+    By Nystrom, or with the precision `eigenpro` by that projection.
+    """
     mesh = Mesh(0, 1, device)
     centers = points(p, d, 1, torch.float32).to(device)
     sample = points(400, d, 2, torch.float32).to(device)
     if precision == "product":
         kernel = ColumnKernel.of("product", torch.tensor([[0.2], [0.0], [1.0]]).expand(3, d))
+    elif precision == "callable":
+        kernel = CallableKernel(rank_kernels.rational).without_waits(device)
+    elif precision == "eigenpro":
+        kernel = RadialKernel("laplacian", 4.0, torch.zeros(d, device=device))
     else:
         kernel = RadialKernel("laplacian", 4.0, torch.zeros(d, device=device), precision=precision)
     landmarks = centers[:500]
-    projection, _ = build_nystrom(kernel, centers, landmarks, sample, p, 100, 40, mesh, generator())
+    if precision == "eigenpro":
+        projection, _ = build_eigenpro(
+            kernel, centers, landmarks, sample, p, (40, 40), (2, 1e-3), mesh, generator()
+        )
+    else:
+        projection, _ = build_nystrom(kernel, centers, landmarks, sample, p, 100, 40, mesh, generator())
     targets = TargetCode(False, torch.zeros(C, device=device), torch.ones(C, device=device))
     memory = None if fuses(kernel, device, 2 * C) else torch.zeros(p * M, device=device)
     return Solver(kernel, kernel.left(centers), projection, targets, 0.9, 3.0, mesh, memory)
@@ -139,6 +153,29 @@ def test_every_kernel_fits(name, stores, tmp_path):
     config = plain_config(solver=SMALL | {"epochs": 1}, **kernel)
     ep3stream.fit(stores / store, tmp_path / "run", config, kernel=function)
     assert ep3stream.evaluate(tmp_path / "run", stores / store, kernel=function)["r2"] > 0.1
+
+
+def test_a_callable_that_is_not_finite_on_the_way_is_named(stores, tmp_path):
+    steps = []
+
+    def kernel(z, x):
+        values = rank_kernels.rational(z, x)
+        return values / 0 if steps else values
+
+    config = plain_config(solver=SMALL | {"epochs": 4})
+    with pytest.raises(ConfigError, match="returned a value that is not finite"):
+        ep3stream.fit(stores / "few", tmp_path / "run", config, kernel=kernel, observe=steps.append)
+
+
+@pytest.mark.parametrize("name", RADIAL_KERNELS)
+def test_a_torch_that_does_not_multiply_bfloat16_into_float32_takes_tf32(name, monkeypatch):
+    gpu = torch.device("cuda")
+    kernel = RadialKernel(name, 4.0, torch.zeros(D, device=gpu), precision="bfloat16")
+    z, x = (points(50, D, seed, torch.float32).to(gpu) for seed in (1, 2))
+    in_half = kernel.block(kernel.left(z), kernel.right(x)).cpu()
+    monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: ["default", "out"])
+    assert kernel.left(z).packed is None
+    assert torch.allclose(kernel.block(kernel.left(z), kernel.right(x)).cpu(), in_half, rtol=0, atol=1e-6)
 
 
 def test_a_plan_and_a_fit_with_class_weights(stores, tmp_path):

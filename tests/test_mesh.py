@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -24,7 +26,7 @@ from kernel_problem import ONE_RANK, Problem, generator, laplacian, levels, poin
 from torch import Tensor
 
 from ep3stream.errors import ConfigError, RankError
-from ep3stream.mesh import Mesh, joined
+from ep3stream.mesh import Mesh, join, joined
 from ep3stream.mesh.shared_collectives import LostPeer, can_share_memory, new_shared_file
 from ep3stream.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.solver.eigenpro import build_eigenpro
@@ -202,6 +204,35 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         (Path(folder) / f"talk-{rank}.json").write_text(json.dumps(told))
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("error", [None, RankError("lost"), KeyboardInterrupt()])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("abort_ends", [True, False])
+def test_a_rank_that_fails_on_a_gpu_leaves_without_waiting_for_the_others(
+    device: str, error: BaseException | None, abort_ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    end = threading.Event()
+
+    def abort() -> None:
+        called.append("abort")
+        if not abort_ends:
+            end.wait()
+        raise RuntimeError("what NCCL says of a group that is gone")
+
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: called.append("destroy"))
+    monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", abort)
+    monkeypatch.setattr(join, "_ABORT_S", 10.0 if abort_ends else 0.01)
+    monkeypatch.setattr(join, "is_rank", lambda: True)
+    monkeypatch.setattr(join, "_device", lambda local_rank: torch.device(device))
+    monkeypatch.setattr(join, "_init_process_group", lambda device, timeout: None)
+    monkeypatch.setattr(join, "_mesh_of_group", lambda device, timeout: Mesh(0, 1, device))
+    with pytest.raises(type(error)) if error else nullcontext(), joined(60):
+        if error:
+            raise error
+    end.set()
+    assert called == ["abort" if error and device == "cuda" else "destroy"]
 
 
 @pytest.mark.parametrize("size", [2, 3])

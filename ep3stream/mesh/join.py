@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,8 @@ from ep3stream.mesh.shared_collectives import SharedCollectives, can_share_memor
 
 # The environment variable by which `launch_ranks` tells its ranks where to meet.
 RENDEZVOUS = "EP3STREAM_RENDEZVOUS"
+
+_ABORT_S = 10.0
 
 
 def is_rank() -> bool:
@@ -70,9 +73,26 @@ def joined(timeout_s: float) -> Iterator[Mesh]:
             # The leader's process serves the store over which the others meet: no rank leaves before all are done.
             mesh.all_reduce_max([0])
     finally:
-        # After an error with NCCL a rank that has gone would make this hang; the process ends soon without it.
         if device.type == "cpu" or sys.exc_info()[0] is None:
             dist.destroy_process_group()
+        else:
+            _abort_process_group()
+
+
+def _abort_process_group() -> None:
+    """Ends NCCL's communication without the other ranks, for some seconds at most.
+
+    After an error they may be gone, or wait elsewhere. To destroy the group is to wait for them, and so is to end the
+    process while a collective is under way.
+    """
+
+    def abort() -> None:
+        with suppress(Exception):  # The error that led here is the one to tell.
+            dist.distributed_c10d._abort_process_group()
+
+    thread = threading.Thread(target=abort, name="ep3stream-abort", daemon=True)
+    thread.start()
+    thread.join(_ABORT_S)
 
 
 def _device(local_rank: int) -> torch.device:

@@ -218,6 +218,8 @@ class Setup:
         kernel = self.kernel(function)
         if isinstance(kernel, RadialKernel):
             kernel = replace(kernel, centre=kernel.centre.to(mesh.device))
+        if isinstance(kernel, CallableKernel):
+            kernel = kernel.without_waits(mesh.device)
         kernel = with_precision(kernel, config.solver.precision)
         centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
         prepared = kernel.left(centers)

@@ -6,6 +6,7 @@ times faster than the other way round.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -16,10 +17,11 @@ from ep3stream.solver.gpu import tensor_cores
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import LeftPoints, Points, skinny_product
 
+# Of CPUs: a tile stays in the cache.
 TILE_ROWS = 512
 
-# A tile with 4096 columns takes 32 MiB of the 50 MiB of an H100's cache, and has work for all its multiprocessors.
-_GPU_TILE_ROWS = 2048
+# On GPUs a tile has this share of the memory: few tiles, since the host launches some kernels for each.
+_GPU_TILE_SHARE = 512
 
 
 def tiles(n_rows: int, rows_each: int = 0) -> Iterator[slice]:
@@ -29,16 +31,29 @@ def tiles(n_rows: int, rows_each: int = 0) -> Iterator[slice]:
         yield slice(start, min(start + rows_each, n_rows))
 
 
-def _tile_rows(z: LeftPoints) -> int:
-    return _GPU_TILE_ROWS if z.device.type == "cuda" else TILE_ROWS
+def tile_rows(device: torch.device, n_columns: int) -> int:
+    """How many rows of a block with so many columns are computed at a time."""
+    if device.type != "cuda":
+        return TILE_ROWS
+    return max(TILE_ROWS, _memory_bytes(device) // _GPU_TILE_SHARE // (4 * max(1, n_columns)))
 
 
-def _tiles_of(z: LeftPoints) -> Iterator[slice]:
-    return tiles(len(z), _tile_rows(z))
+@functools.cache
+def _memory_bytes(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def _n_tiles(z: LeftPoints) -> int:
-    return -(-len(z) // _tile_rows(z))
+def _tiles_of(z: LeftPoints, x: Points) -> Iterator[slice]:
+    return tiles(len(z), tile_rows(z.device, len(x)))
+
+
+def _n_tiles(z: LeftPoints, x: Points) -> int:
+    return -(-len(z) // tile_rows(z.device, len(x)))
+
+
+def _is_one_tile(kernel: Kernel, z: LeftPoints) -> bool:
+    """Whether a block that has memory is computed as a whole: on GPUs radial kernels need no other memory for it."""
+    return z.device.type == "cuda" and isinstance(kernel, RadialKernel) and isinstance(z, Points)
 
 
 def fuses(kernel: Kernel, device: torch.device, n_outputs: int) -> bool:
@@ -55,16 +70,18 @@ def _fused(kernel: Kernel, weights: Tensor, z: LeftPoints, x: Points, over_left:
 
 def tiled_blocks(kernel: Kernel, z: LeftPoints, x: Points) -> Iterator[tuple[slice, Tensor]]:
     """Pairs of a slice of rows and K(Z[rows], X). All tiles share one memory: use each before the next."""
-    x = x.for_products(_n_tiles(z))
-    tile = x.prepared.new_empty(min(_tile_rows(z), len(z)), len(x))
-    for rows in _tiles_of(z):
+    x = x.for_products(_n_tiles(z, x))
+    tile = x.prepared.new_empty(min(tile_rows(z.device, len(x)), len(z)), len(x))
+    for rows in _tiles_of(z, x):
         yield rows, kernel.block(z[rows], x, out=tile[: rows.stop - rows.start])
 
 
 def kernel_block(kernel: Kernel, z: LeftPoints, x: Points, out: Tensor) -> Tensor:
-    """Writes K(Z, X) into `out`, (p, m), by tiles of rows that stay in the cache, and returns it."""
-    x = x.for_products(_n_tiles(z))
-    for rows in _tiles_of(z):
+    """Writes K(Z, X) into `out`, (p, m), by tiles of rows, which on CPUs stay in the cache, and returns it."""
+    if _is_one_tile(kernel, z):
+        return kernel.block(z[:], x, out)
+    x = x.for_products(_n_tiles(z, x))
+    for rows in _tiles_of(z, x):
         kernel.block(z[rows], x, out=out[rows])
     return out
 
@@ -92,12 +109,13 @@ def times_kernel(kernel: Kernel, matrix: Tensor, z: LeftPoints, x: Points) -> Te
 class BatchBlock:
     """k_zb = K(Z_shard, X_b) of one batch, for products from both sides.
 
-    memory: room for (p_shard, m) numbers. With it the block is formed once, tile by tile, by the first call that needs
-    it. Without it (None) every product forms the block again, in the memory of one tile.
+    memory: room for (p_shard, m) numbers. With it the block is formed once, by the first call that needs it: tile by
+    tile, but that of a radial kernel on a GPU at once. Without it (None) every product forms the block again, in the
+    memory of one tile.
     """
 
     def __init__(self, kernel: Kernel, z: LeftPoints, x: Points, memory: Tensor | None) -> None:
-        n_products = _n_tiles(z) if memory is not None else 2 * _n_tiles(z)
+        n_products = _n_tiles(z, x) if memory is not None else 2 * _n_tiles(z, x)
         self._kernel, self._z, self._x = kernel, z, x.for_products(n_products)
         self._kept = None if memory is None else memory.view(-1)[: len(z) * len(x)].view(len(z), len(x))
         self._formed = False
@@ -112,10 +130,10 @@ class BatchBlock:
         with tensor_cores(self._z.precision, matrix.device):
             if self._kept is None:
                 return times_kernel(self._kernel, matrix, self._z, self._x)
-            if self._formed:
-                return matrix @ self._kept
+            if self._formed or _is_one_tile(self._kernel, self._z):
+                return matrix @ self.whole()
             product = matrix.new_zeros(matrix.shape[0], len(self._x))
-            for rows in _tiles_of(self._z):
+            for rows in _tiles_of(self._z, self._x):
                 self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
                 product.addmm_(matrix[:, rows], self._kept[rows])
             self._formed = True
@@ -127,9 +145,11 @@ class BatchBlock:
             if self._kept is None:
                 return kernel_times(self._kernel, self._z, self._x, matrix.T).T
             kept = self.whole()
+            if kept.device.type == "cuda":
+                return matrix @ kept.T
             product = matrix.new_empty(matrix.shape[0], len(self._z))
             # By tiles here too: on CPUs one skinny product with the whole tall block takes half as long again.
-            for rows in _tiles_of(self._z):
+            for rows in _tiles_of(self._z, self._x):
                 skinny_product(matrix, kept[rows], out=product[:, rows])
             return product
 

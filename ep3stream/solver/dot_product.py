@@ -106,7 +106,7 @@ class NtkKernel:
         """K(Z, X), (len(z), len(x)), computed in strips of columns."""
         out = z.prepared.new_empty(len(z), len(x)) if out is None else out
         z_directions, z_norms = _directions(z.prepared)
-        for columns in column_strips(len(z), len(x)):
+        for columns in column_strips(len(z), len(x), out.device):
             x_directions, x_norms = _directions(x.prepared[columns])
             cosine = torch.mm(z_directions, x_directions.T)
             self._tangent(cosine, (z_norms * x_norms.T).to(out.dtype), out[:, columns])

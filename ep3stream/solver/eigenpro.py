@@ -37,6 +37,10 @@ from ep3stream.solver.step_size import PublishedStep
 _MODEL_EXPONENT = 0.95
 _MAX_CENTER_BATCH = 4096
 
+# How many passes after a pass its error decides whether there is another one. On a GPU the host queues one more pass
+# before it waits for the error, so that the GPU always has work; that pass changes nothing where none was needed.
+_KNOWN_AFTER = {"cpu": 1, "cuda": 2}
+
 
 @dataclass(frozen=True, slots=True)
 class CenterBatch:
@@ -156,10 +160,14 @@ class EigenProProjection:
             raise ConfigError("ridge is given, but the published EigenPro has none; use nystrom or exact")
         theta = torch.zeros_like(gradient)
         room = gradient.new_empty(len(self.model_vectors), self.passes.batch_size)
-        enough = self.passes.tolerance**2 * float(self._squared_norm(gradient))
-        for _ in range(self.passes.limit):
-            if float(self._pass(theta, gradient, room)) <= enough:
+        enough = self.passes.tolerance**2 * self._squared_norm(gradient)
+        known_after = _KNOWN_AFTER[gradient.device.type]
+        needed: list[Tensor] = [torch.ones_like(enough, dtype=torch.bool)]
+        for number in range(self.passes.limit):
+            if number >= known_after and not bool(needed[number + 1 - known_after]):
                 break
+            squared = self._pass(theta, gradient, room, needed[-1])
+            needed.append(needed[-1] & (squared <= enough).logical_not())
         return theta
 
     def inexactness(self, theta: Tensor, gradient: Tensor) -> Tensor:
@@ -182,10 +190,13 @@ class EigenProProjection:
         """The fields of `EigenProTensors` by name."""
         return self.stored.by_name()
 
-    def _pass(self, theta: Tensor, gradient: Tensor, room: Tensor) -> Tensor:
-        """Updates theta by one pass; returns the sum of squared errors. room: for K(S, Z_B), (s'_shard, batch size)."""
+    def _pass(self, theta: Tensor, gradient: Tensor, room: Tensor, is_needed: Tensor) -> Tensor:
+        """Updates theta by one pass; returns the sum of squared errors before each of its updates.
+
+        room: for K(S, Z_B), (s'_shard, batch size). is_needed: 0-d; if false, theta stays as it is.
+        """
         n_landmarks = len(self.model_vectors)
-        step_size = self.passes.step_size
+        step_size = (is_needed * self.passes.step_size).to(gradient)
         squared = gradient.new_zeros((), dtype=torch.float64)
         for batch in self.batches:
             columns = self._columns(batch)
@@ -197,9 +208,11 @@ class EigenProProjection:
             ).addmm_(theta[:, :n_landmarks], k_sb)
             error = self._error(predicted, gradient, batch)
             squared += error.double().square().sum()
-            along = self.mesh.all_reduce((error @ k_sb.T) @ self.model_vectors) * self.model_weights
+            along = (
+                self.mesh.all_reduce((error @ k_sb.T) @ self.model_vectors) * self.model_weights * is_needed
+            )
             theta[:, batch.rows] -= step_size * error[:, batch.places]
-            theta[:, :n_landmarks].addmm_(along, self.model_vectors.T, alpha=step_size)
+            theta[:, :n_landmarks].addmm_(along, self.model_vectors.T, alpha=self.passes.step_size)
         return squared
 
     def _columns(self, batch: CenterBatch) -> Points:

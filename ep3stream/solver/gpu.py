@@ -122,11 +122,14 @@ def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def half_product(z: Tensor, x: Tensor, out: Tensor | None) -> Tensor:
-    """Z X' on a GPU for numbers that bfloat16 holds exactly, summed in float32; into `out` where given."""
-    left, right = z.bfloat16(), x if x.dtype == torch.bfloat16 else x.bfloat16()
-    found: Tensor = torch.mm(left, right.T, out_dtype=torch.float32)
-    return found if out is None else out.copy_(found)
+def in_half(prepared: Tensor, precision: Precision) -> Tensor | None:
+    """A copy in bfloat16 of numbers that it holds exactly, for products on a GPU; None where these are in TF32.
+
+    They are in another `precision`, and with a torch older than 2.8, which multiplies bfloat16 into float32 nowhere:
+    TF32 holds the same numbers exactly too, at half the speed.
+    """
+    is_wanted = precision == "bfloat16" and prepared.device.type == "cuda"
+    return prepared.bfloat16() if is_wanted and "dtype_out" in torch.ops.aten.mm.overloads() else None
 
 
 @functools.cache
@@ -146,14 +149,15 @@ def triton_runs(device_type: str) -> bool:
         return False
 
 
-def _serves(kind: str, device: torch.device, dtype: torch.dtype) -> bool:
+def serves(kind: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether Triton evaluates such a kernel for tensors of that dtype on that device."""
     return device.type in DEVICES and dtype == torch.float32 and kind in KINDS and triton_runs(device.type)
 
 
 def fuses(kind: str, device: torch.device, n_features: int, n_outputs: int) -> bool:
     """Whether products with this kernel form no block. n_features: for kernels on columns the columns in use."""
     is_small = n_features <= MAX_FEATURES.get(kind, 0) and n_outputs <= MAX_OUTPUTS
-    return is_small and _serves(kind, device, torch.float32)
+    return is_small and serves(kind, device, torch.float32)
 
 
 def fused_product(
@@ -194,7 +198,7 @@ def fused_columns(weights: Tensor, a: Tensor, b: Tensor, of: ColumnConstants) ->
 
 def filled_columns(a: Tensor, b: Tensor, of: ColumnConstants, out: Tensor) -> bool:
     """Writes the block K(A, B) into `out`; returns False and writes nothing where Triton does not serve."""
-    if not _serves(of.name, a.device, a.dtype):
+    if not serves(of.name, a.device, a.dtype):
         return False
     from ep3stream.solver.triton_columns import column_block
 
@@ -204,7 +208,7 @@ def filled_columns(a: Tensor, b: Tensor, of: ColumnConstants, out: Tensor) -> bo
 
 def summed_columns(a: Tensor, b: Tensor, of: ColumnConstants, weighted: Tensor) -> Tensor | None:
     """The sums of `triton_columns.column_sums`, (2, k), float64; None where Triton does not serve."""
-    if not _serves(of.name, a.device, a.dtype):
+    if not serves(of.name, a.device, a.dtype):
         return None
     from ep3stream.solver.triton_columns import column_sums
 
@@ -216,11 +220,8 @@ def _by_column(points: Tensor) -> Tensor:
     return points.T.contiguous()
 
 
-def applied_profile(squared: Tensor, kind: str, shape: float, out: Tensor) -> bool:
-    """Writes phi of squared distances into `out`; returns False and writes nothing where Triton does not serve."""
-    if not _serves(kind, squared.device, squared.dtype):
-        return False
+def apply_profile(squared: Tensor, kind: str, shape: float, out: Tensor) -> None:
+    """Writes phi of squared distances into `out`, of negative ones phi(0); for what `serves`."""
     from ep3stream.solver.triton_radial import radial_profile
 
     radial_profile(squared, KINDS.index(kind), shape, out)
-    return True

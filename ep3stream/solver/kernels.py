@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, Precision
 from ep3stream.errors import ConfigError
-from ep3stream.solver.gpu import applied_profile, factors, fused_product, fuses, rounded
+from ep3stream.solver.gpu import apply_profile, factors, fused_product, fuses, in_half, rounded, serves
 from ep3stream.solver.points import Points, products
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ CALLABLE = "callable"
 # A callable is tried on so many rows, and may be off by so much of its largest value.
 _CHECKED_ROWS = 64
 _CHECKED_SHARE = 0.01
-_STRIP_ENTRIES = 1 << 18
+_STRIP_ENTRIES, _GPU_STRIP_ENTRIES = 1 << 18, 1 << 26
 LOG2_E = 1 / math.log(2)
 
 
@@ -68,9 +68,10 @@ class Kernel(Protocol):
         ...
 
 
-def column_strips(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Consecutive runs of columns of about 2^18 entries each, whose work tensors stay in the cache."""
-    width = max(1, _STRIP_ENTRIES // max(n_rows, 1))
+def column_strips(n_rows: int, n_columns: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive runs of columns of 2^18 entries each, whose work tensors stay in a CPU's cache; on GPUs of 2^26."""
+    entries = _GPU_STRIP_ENTRIES if device.type == "cuda" else _STRIP_ENTRIES
+    width = max(1, entries // max(n_rows, 1))
     for start in range(0, n_columns, width):
         yield slice(start, min(start + width, n_columns))
 
@@ -94,14 +95,14 @@ def _rational_quadratic(scaled: Tensor, shape: float, out: Tensor) -> None:
 
 
 def _matern32(scaled: Tensor, shape: float, out: Tensor) -> None:
-    for columns in column_strips(*scaled.shape):
+    for columns in column_strips(len(scaled), scaled.shape[1], scaled.device):
         distance = scaled[:, columns].sqrt_()
         decay = distance.neg().exp_()
         torch.mul(distance.add_(1), decay, out=out[:, columns])
 
 
 def _matern52(scaled: Tensor, shape: float, out: Tensor) -> None:
-    for columns in column_strips(*scaled.shape):
+    for columns in column_strips(len(scaled), scaled.shape[1], scaled.device):
         part = scaled[:, columns]
         distance = part.sqrt()
         decay = distance.neg().exp_()
@@ -193,7 +194,7 @@ class RadialKernel:
         if (self.precision != "float32" or x.device.type == "cuda") and x.dtype == torch.float32:
             scaled = rounded((x - self.centre.to(x)) / unit, self.precision)
             prepared = factors(scaled, self.precision, is_left, 1 - _rounding(scaled))
-            return Points(prepared, precision=self.precision)
+            return Points(prepared, packed=in_half(prepared, self.precision), precision=self.precision)
         # In one array from the start: fresh memory costs more than the arithmetic.
         prepared = x.new_empty(len(x), x.shape[1] + 2)
         scaled = torch.sub(x, self.centre.to(x), out=prepared[:, :-2]).div_(unit)
@@ -207,9 +208,12 @@ class RadialKernel:
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
         """K(Z, X). Squared distances that are zero within rounding become zero, so that K(x, x) = 1 to 1e-6."""
-        squared = products(z, x, out, not_negative=True)
+        by_triton = serves(self.name, z.device, z.prepared.dtype)
+        squared = products(z, x, out, not_negative=not by_triton)
         out = squared if out is None else out
-        if not applied_profile(squared, self.name, self.shape, out):
+        if by_triton:
+            apply_profile(squared, self.name, self.shape, out)
+        else:
             _PROFILES[self.name].apply(squared, self.shape, out)
         return out
 
@@ -270,11 +274,13 @@ class CallableKernel:
     """Any symmetric positive semidefinite kernel that the user gives as a function on torch tensors.
 
     function: maps z, (a, d), and x, (b, d), to K(Z, X), (a, b). It must be deterministic, or a resumed fit is not
-    identical.
+    identical. not_finite: whether any value so far was not finite, 0-d, on a GPU, whose host would wait if it looked at
+    each block; None to look at each block.
     """
 
     function: KernelFunction
     name: str = CALLABLE
+    not_finite: Tensor | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def checked(cls, function: KernelFunction, sample: Tensor) -> CallableKernel:
@@ -307,6 +313,17 @@ class CallableKernel:
             )
         return kernel
 
+    def without_waits(self, device: torch.device) -> CallableKernel:
+        """On a GPU the kernel that leaves it to `require_finite` to find values that are not finite."""
+        if device.type != "cuda":
+            return self
+        return replace(self, not_finite=torch.zeros((), dtype=torch.bool, device=device))
+
+    def require_finite(self) -> None:
+        """Raises ConfigError where a value of the blocks so far was not finite; waits for the GPU."""
+        if self.not_finite is not None and bool(self.not_finite):
+            raise ConfigError(f"kernel {self.name!r} returned a value that is not finite; check its domain")
+
     @property
     def parameters(self) -> dict[str, Any]:
         """Empty: a callable has no parameters that the package knows of."""
@@ -335,8 +352,11 @@ class CallableKernel:
                 f"kernel {self.name!r} returned the shape {tuple(values.shape)} for {expected[0]} and "
                 f"{expected[1]} points; it must return {expected}"
             )
-        if not bool(torch.isfinite(values).all()):
-            raise ConfigError(f"kernel {self.name!r} returned a value that is not finite; check its domain")
+        is_bad = torch.isfinite(values).all().logical_not()
+        if self.not_finite is None:
+            replace(self, not_finite=is_bad).require_finite()
+        else:
+            self.not_finite.logical_or_(is_bad)
         return values.to(z.prepared.dtype) if out is None else out.copy_(values)
 
     def diagonal(self, x: Tensor) -> Tensor:

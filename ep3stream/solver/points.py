@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import Precision
-from ep3stream.solver.gpu import half_product, tensor_cores
+from ep3stream.solver.gpu import tensor_cores
 
 # With fewer points a copy in another layout costs more than it saves.
 _FEWEST_PACKED = 64
@@ -29,7 +29,8 @@ class Points:
 
     prepared: (n, k); k and the meaning of the columns are the kernel's.
     is_factor: whether blocks are made from `products` of `prepared`, and these cannot overflow.
-    packed: `prepared` in oneDNN's layout where that pays, or in bfloat16 on a GPU; None until `for_products`.
+    packed: `prepared` in oneDNN's layout where that pays, after `for_products`; on a GPU in bfloat16, where `precision`
+    is that and torch multiplies such numbers into float32; otherwise None.
     precision: the precision in which every number of `prepared` is exact (`gpu.py`).
     """
 
@@ -47,13 +48,12 @@ class Points:
         return self.prepared.device
 
     def __getitem__(self, rows: slice) -> Points:
-        return Points(self.prepared[rows], self.is_factor, precision=self.precision)
+        half = None if self.packed is None or self.precision != "bfloat16" else self.packed[rows]
+        return Points(self.prepared[rows], self.is_factor, half, self.precision)
 
     def for_products(self, n_products: int) -> Points:
         """The same points, packed for the right side of `n_products` products; a copy of them for more than one."""
         x = self.prepared
-        if self.precision == "bfloat16" and x.device.type == "cuda":
-            return replace(self, packed=x.bfloat16())
         is_worth_it = self.is_factor and self.packed is None and len(x) >= _FEWEST_PACKED
         if not is_worth_it or x.device.type != "cpu" or x.dtype != torch.float32 or not _can_pack():
             return self
@@ -103,8 +103,9 @@ def products(z: Points, x: Points, out: Tensor | None = None, not_negative: bool
     """
     if x.packed is not None and z.is_factor and len(z):
         return _linear(z.prepared, x.packed, "relu" if not_negative else "none")
-    if z.precision == "bfloat16" and z.device.type == "cuda":
-        found = half_product(z.prepared, x.prepared if x.packed is None else x.packed, out)
+    if z.packed is not None and z.packed.dtype == torch.bfloat16:
+        right = x.prepared.bfloat16() if x.packed is None else x.packed
+        found = torch.mm(z.packed, right.T, out_dtype=torch.float32, out=out)
     else:
         with tensor_cores(z.precision, z.device):
             found = torch.mm(z.prepared, x.prepared.T, out=out)

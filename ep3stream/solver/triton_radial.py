@@ -66,11 +66,16 @@ def _profile(squared, out, n_columns, stride, out_stride, shape, kind: tl.conste
     row = tl.program_id(1).to(tl.int64)
     columns = tl.program_id(0) * block + tl.arange(0, block)
     values = tl.load(squared + row * stride + columns, mask=columns < n_columns, other=0.0)
+    # Not tl.maximum, which would make 0 of nan.
+    values = tl.where(values < 0, 0.0, values)
     tl.store(out + row * out_stride + columns, _phi(values, shape, kind), mask=columns < n_columns)
 
 
 def radial_profile(squared: Tensor, kind: int, shape: float, out: Tensor) -> None:
-    """Writes phi of squared distances, (n, m), none negative, in the unit of phi, into `out`; it may be `squared`."""
+    """Writes phi of squared distances, (n, m), in the unit of phi, into `out`; it may be `squared`.
+
+    Negative ones, which are 0 but for rounding, count as 0.
+    """
     assert squared.stride(1) == out.stride(1) == 1
     n_rows, n_columns = squared.shape
     n_runs = triton.cdiv(n_columns, PROFILE_ENTRIES)

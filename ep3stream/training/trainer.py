@@ -20,7 +20,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.run.checkpoint import Progress
 from ep3stream.run.setup import Setup
 from ep3stream.solver.guard import Guard
-from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.kernels import CallableKernel, KernelFunction
 from ep3stream.solver.model import ModelShard
 from ep3stream.solver.step import StepErrors
 from ep3stream.stream.batch_slots import Batch
@@ -124,14 +124,20 @@ class Trainer:
         """Reads the errors of the steps since the last reading; on a GPU this waits for them.
 
         Returns the inexactness of the last step, nan where it was not measured. Every rank takes the leader's errors:
-        where devices differ in the last bit, the guards must not.
+        where devices differ in the last bit, the guards must not. Raises ConfigError where a callable kernel on a GPU
+        has returned a value that is not finite.
         """
         if not self._unread:
             return math.nan
         unread, self._unread = self._unread, []
-        losses, averages, zeros, inexactness = self.mesh.broadcast_object(
-            lambda: [torch.stack(column).tolist() for column in zip(*(e for e, _ in unread), strict=True)]
+        kernel = self.solver.kernel
+        if isinstance(kernel, CallableKernel) and kernel.not_finite is not None:
+            self.mesh.all_or_raise(kernel.require_finite)
+        n_each = len(StepErrors._fields)
+        read = self.mesh.broadcast_object(
+            lambda: torch.stack([e for errors, _ in unread for e in errors]).tolist()
         )
+        losses, averages, zeros, inexactness = (read[place::n_each] for place in range(n_each))
         self.progress.unseen_losses += losses
         self._unseen_rows += [n_rows for _, n_rows in unread]
         for loss, zero_loss in zip(averages, zeros, strict=True):
