@@ -27,7 +27,7 @@ from ep3stream.solver.step import Solver
 from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
 
-C, RANK, LANDMARKS, SAMPLES, GROUP = 10, 500, 2000, 3000, 256
+C, RANK, LANDMARKS, SAMPLES, GROUP = 10, 250, 2000, 3000, 256
 _SQUARES = (1024, 2048, 4096)
 
 

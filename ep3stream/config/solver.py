@@ -209,7 +209,7 @@ class SolverConfig:
         0,
         "eigenpairs of K(Z, Z)",
         limit=at_least(0, "a positive number, or 0 to have it chosen"),
-        default_means="centers / 4, at most 500, or 1500 where that helps much; 200 with kernels on columns",
+        default_means="centers / 4, at most 250 (500 without a tail), 1500 where that helps much; 200 on columns",
     )
     tail: Literal["auto", "none"] | int = setting(
         "auto",

@@ -303,7 +303,7 @@ def build_nystrom(
     )
     if pairs.completes_a_level:
         # The wider basis serves the model of K(Z, Z) only. Beyond the level there is little to learn, and much noise.
-        flattening = replace(flattening, least=flattening.fixed(data_rank))
+        flattening = replace(flattening, least=flattening.fixed(max(data_rank, pairs.judged)))
     scale = flattening.eigenvalue_scale(flattening.fixed(data_rank))
     projection = NystromProjection(
         basis,

@@ -32,6 +32,8 @@ from ep3stream.solver.kernels import Kernel
 # Iterations of `leading_eigenpairs`: for the eigenpairs themselves, and for vectors that only have to span.
 CONVERGED, SPANNING = 7, 4
 
+_JUDGED_RANK = 500
+
 # Rows of the sample that decide whether the rank cuts a level.
 _LEVEL_ROWS = 128
 
@@ -92,7 +94,7 @@ def leading_eigenpairs(
 class LandmarkPairs:
     """The `rank` leading eigenpairs of the landmarks' K(L, L), and the next one; the same on every rank.
 
-    points: L, (r', d). completes_a_level: whether the rank was raised because the one asked for cut a level; is_fast:
+    points: L, (r', d). completes_a_level: whether the rank was raised because `judged` pairs cut a level; is_fast:
     because the eigenvalues fall fast.
     """
 
@@ -100,6 +102,7 @@ class LandmarkPairs:
     values: Tensor
     vectors: Tensor
     rank: int
+    judged: int
     completes_a_level: bool
     is_fast: bool = False
 
@@ -127,9 +130,11 @@ class LandmarkPairs:
         landmarks: (r', d); a raised rank r uses the first 4 r / 3 of them. sample: (s, d), rows of the data.
         """
         rank, widest_rank = ranks
+        # Whether more help is seen at the end of so many, or of a quarter of the landmarks.
+        judged = max(rank, min(_JUDGED_RANK, len(landmarks) // 4)) if rank < widest_rank else rank
         k_ll = kernel.block(kernel.left(landmarks), kernel.right(landmarks)).double()
         k_ll = mesh.broadcast((k_ll + k_ll.T) / 2)
-        values, vectors = _pairs(k_ll, rank, mesh, generator)
+        values, vectors = _pairs(k_ll, judged, mesh, generator)
         is_fast = is_cut = False
         if rank < widest_rank:
             rows = kernel.right(sample[:_LEVEL_ROWS])
@@ -142,7 +147,7 @@ class LandmarkPairs:
             rank = widest_rank
             landmarks = landmarks[: rank + rank // 3]
             values, vectors = _pairs(k_ll[: len(landmarks), : len(landmarks)], rank, mesh, generator)
-        return cls(landmarks, values, vectors, rank, is_cut, is_fast)
+        return cls(landmarks, values, vectors, rank, judged, is_cut, is_fast)
 
 
 def _pairs(k_ll: Tensor, rank: int, mesh: Mesh, generator: torch.Generator) -> tuple[Tensor, Tensor]:
