@@ -348,6 +348,7 @@ def _cuda() -> dict[str, Any]:
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         "empty_cache": lambda: None,
+        "set_sync_debug_mode": lambda mode: None,
         "synchronize": lambda device=None: stream.synchronize(),
         "Stream": _Stream,
         "Event": _Event,

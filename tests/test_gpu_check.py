@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from test_pretended_cuda import finished, start
 
-TOOL = Path(__file__).parents[1] / "tools" / "gpu_check.py"
+TOOLS = Path(__file__).parents[1] / "tools"
 WITHOUT = {
     "zarr",
     "h5py",
@@ -24,6 +27,10 @@ WITHOUT = {
 }
 
 
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["verdict"] for row in rows if "limit" in row]
+
+
 def test_a_dry_run_on_the_cpu_checks_and_times_everything(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is installed on no other system than Linux")
     program = f"""
@@ -34,15 +41,72 @@ class Missing:
             raise ImportError(name)
 sys.meta_path.insert(0, Missing())
 sys.argv = ["gpu_check.py", "--cpu", "--out", {str(tmp_path / "found.json")!r}]
-runpy.run_path({str(TOOL)!r}, run_name="__main__")
+runpy.run_path({str(TOOLS / "gpu_check.py")!r}, run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=280)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
-    assert {row["part"] for row in rows} == {"check", "peak", "fashion", "step", "fused", "all"}
-    verdicts = [row["verdict"] for row in rows if "limit" in row]
-    assert len(verdicts) > 40
-    assert set(verdicts) == {"right"}
+    assert len(verdicts(rows)) > 100
+    assert set(verdicts(rows)) == {"right"}
+    not_here = {row["part"] for row in rows if row["what"] == "not here"}
+    assert not_here == {"KernelModel", "stream"}
     steps = [row for row in rows if row["part"] == "step"]
-    assert [row["what"].split()[-1] for row in steps] == ["float32", "tf32", "bfloat16"]
+    assert [row["what"].split()[-1] for row in steps] == 2 * ["float32", "tf32", "bfloat16"]
     assert all(row["rows_per_s"] > 0 and row["plain_rows_per_s"] > 0 for row in steps)
+
+
+def test_on_a_pretended_gpu_every_path_is_right_and_waits_for_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is installed on no other system than Linux")
+    tool, out = str(TOOLS / "gpu_check.py"), tmp_path / "found.json"
+    finished(start(tmp_path, tool, "--toy", "--out", str(out), "--only", "paths,columns,ring,fused"))
+    rows = json.loads(out.read_text())["rows"]
+    assert set(verdicts(rows)) == {"right"}
+    assert sum("wait for the GPU" in row["what"] for row in rows) == 9
+    assert sum("evaluations_per_s" in name for row in rows for name in row) >= 4
+
+
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """The modules gpu_check and gpu_parts."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import gpu_check
+    import gpu_parts
+
+    return gpu_check, gpu_parts
+
+
+ABOUT = {"device": "none", "date": "2026-12-01", "torch": "2", "cuda": None, "triton": False}
+
+
+def test_a_part_that_fails_leaves_the_others_and_the_rows_so_far(
+    tools: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, parts = tools
+    out = tmp_path / "found.json"
+    report = parts.Report(torch.device("cpu"), 0.0, True, 100.0, out, ABOUT)
+
+    def fails(report: Any) -> None:
+        report.check("first", "one and one", 0.5, 0.1)
+        raise ValueError("no such kernel")
+
+    def succeeds(report: Any) -> None:
+        assert json.loads(out.read_text())["rows"] == report.rows
+        report.add("second", "a step", rows_per_s=1234.5)
+        report.add("second", "another", rows_per_s=2.0, starved=0.25)
+        report.limit_s = 0.0
+
+    parts_in_order = {"first": fails, "second": succeeds, "third": succeeds}
+    monkeypatch.setattr(parts, "PARTS", parts_in_order)
+    check.run(report, set())
+    found = json.loads(out.read_text())
+    assert found == {**ABOUT, "rows": report.rows}
+    assert report.failed == ["one and one", "first"]
+    told = check.page(found)
+    for line in (
+        "1 checks, 1 of them wrong.",
+        "* Wrong: one and one, 0.5 (limit 0.1)",
+        "* first: ended by an error (ValueError: no such kernel)",
+        "* third: not begun (the 0 s were over)",
+        "| second | rows per s | starved |\n|---|---|---|\n| a step | 1234 |  |\n| another | 2 | 0.25 |",
+    ):
+        assert line in told, told
