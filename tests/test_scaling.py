@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md are what the tool prints."""
+"""The tables of docs/scaling.md are what the tools print."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_document_has_the_tables_of_the_command_it_names() -> None:
+@pytest.mark.parametrize(("tool", "row", "times"), [("scaling", "| 64 |", 2), ("gpu_time", "1,048,576", 3)])
+def test_the_document_has_the_tables_of_the_command_it_names(tool: str, row: str, times: int) -> None:
     document = (ROOT / "docs" / "scaling.md").read_text()
-    assert "    python tools/scaling.py\n" in document
+    assert f"    python tools/{tool}.py\n" in document
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "scaling.py")], capture_output=True, check=True, timeout=250
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py")], capture_output=True, check=True, timeout=250
     )
     printed = done.stdout.decode().strip()
-    assert printed.count("| 64 |") == 2
+    assert printed.count(row) == times
     assert printed in document
