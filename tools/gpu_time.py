@@ -4,13 +4,13 @@
 
 Assumed of an H200: 60% of the data sheet's FLOP/s in products (67 TFLOP/s in float32, 495 in TF32, 989 in bfloat16,
 dense), 70% of its memory's 4800 GB/s, 60% of the instructions that its 132 x 128 lanes issue at 1.755 GHz, and 3 us a
-launch, of which `tests/test_pretended_cuda.py` counts some 70 a step. Rows come faster than they are used. The set-up is
-left out.
+launch, of which `tests/test_pretended_cuda.py` counts some 70 a step. Rows come faster than they are used. The set-up
+is left out.
 
 A step of many features: one product forms the block; its m p entries are written, read and written by phi, and read by
-two products, 20 bytes each. A step of few features computes each entry twice, in 37 instructions (17.5 and two turns of
-9.9 for 9 features, `tools/triton_registers.py`). Either passes over the Nystrom basis twice, over its leading fifth four
-times more, and over the local tail twice.
+two products, 20 bytes each. A step of few features computes each entry twice, in 37 instructions (17.5 and two turns
+of 9.9 for 9 features, `tools/triton_registers.py`). Either passes over the Nystrom basis twice, over its leading fifth
+four times more, and over the local tail twice.
 """
 
 from __future__ import annotations
