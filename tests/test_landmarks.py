@@ -50,7 +50,7 @@ def test_the_wider_rank_is_taken_where_the_first_cuts_a_level_and_only_there() -
         pairs = LandmarkPairs.of(kernel, z, x, (45, 180), ONE_RANK, generator(5))
         assert pairs.rank == rank
         assert pairs.completes_a_level == (rank == 180)
-        assert pairs.vectors.shape == (P, rank + 1)
+        assert pairs.vectors.shape == (P, max(rank, pairs.judged) + 1)
 
 
 def test_a_fit_whose_rank_would_cut_a_level_is_as_good_as_with_the_exact_projection() -> None:

@@ -247,7 +247,7 @@ SHAPE = ProblemSize(1_000_000, 20, 1, 4096, 84, True)
 
 
 def test_the_groups_shrink_where_memory_is_short_and_are_in_the_plan() -> None:
-    sizes = [SizePlan.of(SHAPE, SolverConfig(), 100_000, memory * MB) for memory in (4000, 750, 500)]
+    sizes = [SizePlan.of(SHAPE, SolverConfig(), 100_000, memory * MB) for memory in (4000, 700, 450)]
     assert [plan.group_size for plan in sizes] == [256, 128, 0]
     assert sizes[0].memory["local tail"] >= 4 * 100_000 * 256
     assert "local tail" not in sizes[2].memory
