@@ -34,6 +34,19 @@ def level_of_the_log() -> Iterator[None]:
     package.setLevel(level)
 
 
+@pytest.fixture(scope="module")
+def quick_columns() -> Iterator[None]:
+    """Kernels on columns learn their weights from few rows in few steps: enough for small problems."""
+    from ep3stream.solver import column_weights
+
+    few = {"_STEPS": 20, "_ROWS": 300, "_CENTERS": 50, "_SHARP_ROWS": 1000}
+    near = {"_NEAR_STEPS": 30, "_NEAR_ROWS": 400, "_FEWEST_NEAR_ROWS": 200, "_NEAR_CENTERS": 80}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (few | near).items():
+            patch.setattr(column_weights, name, value)
+        yield
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:

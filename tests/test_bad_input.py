@@ -52,7 +52,7 @@ def write(directory: Path, name: str, content: Table) -> Path:
 def require_refusal(run: Run, inputs: list[Path], arguments: list[object], *words: str) -> None:
     """Exit code 2, one line with these words, and no file but the inputs."""
     (directory,) = {path.parent for path in inputs}
-    code, said = run("convert", *arguments, directory / "store.zarr", *SMALL)
+    code, said = run("convert", *SMALL, *arguments, directory / "store.zarr")
     assert code == 2
     assert said.startswith("ep3stream: ")
     assert said.count("\n") == 1
@@ -61,9 +61,9 @@ def require_refusal(run: Run, inputs: list[Path], arguments: list[object], *word
     assert sorted(path.name for path in directory.iterdir()) == sorted(path.name for path in inputs)
 
 
-def rows(n_rows: int, last: str = "", first: str = "a,y") -> str:
+def rows(n_rows: int, last: str = "", first: str = "a,y", zeros: str = "") -> str:
     """A table whose last row is this one, behind enough rows to be spilled."""
-    return "\n".join([first, *(f"{i},{i % 7}" for i in range(n_rows)), last])
+    return "\n".join([first, *(f"{i}{zeros},{i % 7}" for i in range(n_rows)), last])
 
 
 def packed(text: str, codec: str) -> bytes:
@@ -92,7 +92,11 @@ TABLES: dict[str, tuple[str, Table, list[str], tuple[str, ...]]] = {
         "t.csv", rows(MANY, "n/a?,1\n"), Y,
         ("t.csv: column 'a', row 4001", "'n/a?' is no number", "--invalid drop", "--category a"),
     ),
-    "late text": ("t.csv", rows(600_000, "n/a?,1\n"), Y, ("t.csv: column 'a', row 600001", "'n/a?'", "correct")),
+    # Behind the first block that is read for the types of the columns, of 4 MiB.
+    "late text": (
+        "t.csv", rows(25_000, "n/a?,1\n", zeros="." + 180 * "0"), [*Y, "--memory", "1MiB"],
+        ("t.csv: column 'a', row 25001", "'n/a?'", "correct"),
+    ),
     "NaN": ("t.csv", rows(MANY, "nan,1\n"), [*Y, *STOP], ("t.csv: column 'a', row 4001", "missing", "--missing")),
     "infinite": ("t.csv", rows(MANY, "inf,1\n"), Y, ("column 'a', row 4001", "not finite (inf)", "correct it")),
     "NaN target": ("t.csv", rows(MANY, "1,\n"), [*Y, *STOP], ("column 'y', row 4001", "missing")),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ep3stream.cli import main
 from ep3stream.config import ConvertConfig, Format, Unknown
 from ep3stream.conversion import convert as convert_module
 from ep3stream.conversion.convert import ConvertProgress, convert
@@ -21,7 +25,7 @@ from ep3stream.disk import remove
 from ep3stream.errors import DiskError, InputError, SourceError
 
 CONFIG = ConvertConfig(target="y", segment_bytes=4096, memory_bytes=4 * 4096)
-N_ROWS = 3000
+N_ROWS = 1500
 
 
 @pytest.fixture(autouse=True)
@@ -29,17 +33,50 @@ def _saved_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert_module, "_PROGRESS_EVERY_S", 0.0)
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files with numbers, some with an offset, a category that appears late, missing cells and labels."""
-    (tmp_path / "in").mkdir()
+    folder = tmp_path_factory.mktemp("in")
     for number in range(2):
         rows = range(number * N_ROWS // 2, (number + 1) * N_ROWS // 2)
         lines = [
             f"{i},{i * 0.37 if i % 7 else ''},{'ab'[i > N_ROWS - 300]},{10**12 + i},{i % 3}" for i in rows
         ]
-        (tmp_path / "in" / f"{number}.csv").write_text("\n".join(["i,v,kind,t,y", *lines, ""]))
-    return tmp_path / "in"
+        (folder / f"{number}.csv").write_text("\n".join(["i,v,kind,t,y", *lines, ""]))
+    return folder
+
+
+@pytest.fixture
+def own_table(table: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return shutil.copytree(table, tmp_path / "in")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a conversion without a stop makes, and how often it tells of progress while it reads."""
+
+    contents: dict[str, bytes]
+    reads: int
+
+
+@pytest.fixture(scope="module")
+def whole(table: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeWhole:
+    """The whole conversion of the table by a configuration or its name, made once."""
+    made: dict[str, Whole] = {}
+
+    def make(config: str | ConvertConfig) -> Whole:
+        config = CONFIGS[config] if isinstance(config, str) else config
+        if (key := repr(config)) not in made:
+            store, told = tmp_path_factory.mktemp("whole") / "store", list[ConvertProgress]()
+            convert([table], store, config, progress=told.append)
+            made[key] = Whole(contents(store), sum(1 for progress in told if progress.stage == "read"))
+        return made[key]
+
+    return make
+
+
+MakeWhole = Callable[[str | ConvertConfig], Whole]
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -89,14 +126,13 @@ CONFIGS = {
 )
 @given(stops=st.lists(st.integers(0, 12), min_size=1, max_size=4))
 def test_a_conversion_stopped_anywhere_ends_with_the_same_bytes(
-    tmp_path_factory: pytest.TempPathFactory, table: Path, name: str, stops: list[int]
+    tmp_path_factory: pytest.TempPathFactory, table: Path, whole: MakeWhole, name: str, stops: list[int]
 ) -> None:
     directory = tmp_path_factory.mktemp("stores")
-    convert([table], directory / "whole", CONFIGS[name])
     stopped = convert_with_stops([table], directory / "stopped", CONFIGS[name], stops)
     assert stopped or stops[0] == 12
-    assert contents(directory / "stopped") == contents(directory / "whole")
-    assert sorted(path.name for path in directory.iterdir()) == ["stopped", "whole"]
+    assert contents(directory / "stopped") == whole(name).contents
+    assert [path.name for path in directory.iterdir()] == ["stopped"]
 
 
 @pytest.mark.parametrize("name", ["shuffled", "straight"])
@@ -111,13 +147,11 @@ def test_what_was_done_before_a_stop_is_not_done_again(tmp_path: Path, table: Pa
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 @pytest.mark.parametrize("damage", ["rows", "store", "progress.json"])
 def test_what_was_damaged_between_two_processes_is_made_again(
-    tmp_path: Path, table: Path, format: Format, damage: str
+    tmp_path: Path, table: Path, whole: MakeWhole, format: Format, damage: str
 ) -> None:
     config = replace(CONFIGS["shuffled"], format=format)
-    convert([table], tmp_path / "whole", config)
-    reads = sum(1 for _ in progress_calls(table, tmp_path / "counted", config) if _.stage == "read")
     with pytest.raises(KeyboardInterrupt):
-        convert([table], tmp_path / "store", config, progress=stop_after(reads + 3))
+        convert([table], tmp_path / "store", config, progress=stop_after(whole(config).reads + 3))
     work = tmp_path / ".store.convert" / damage
     for file in [work] if work.is_file() else [file for file in work.rglob("*") if file.is_file()]:
         if file.stat().st_size:
@@ -125,26 +159,19 @@ def test_what_was_damaged_between_two_processes_is_made_again(
             data[len(data) // 2] ^= 4
             file.write_bytes(data)
     convert([table], tmp_path / "store", config)
-    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "store") == whole(config).contents
 
 
 @pytest.mark.parametrize("lost", ["rows", "store", "progress.json", "plan.json"])
-def test_what_was_lost_between_two_processes_is_made_again(tmp_path: Path, table: Path, lost: str) -> None:
-    convert([table], tmp_path / "whole", CONFIGS["shuffled"])
-    reads = sum(
-        1 for _ in progress_calls(table, tmp_path / "counted", CONFIGS["shuffled"]) if _.stage == "read"
-    )
+def test_what_was_lost_between_two_processes_is_made_again(
+    tmp_path: Path, table: Path, whole: MakeWhole, lost: str
+) -> None:
+    stop = stop_after(whole("shuffled").reads + 3)
     with pytest.raises(KeyboardInterrupt):
-        convert([table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(reads + 3))
+        convert([table], tmp_path / "store", CONFIGS["shuffled"], progress=stop)
     remove(tmp_path / ".store.convert" / lost)
     convert([table], tmp_path / "store", CONFIGS["shuffled"])
-    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
-
-
-def progress_calls(table: Path, store: Path, config: ConvertConfig) -> list[ConvertProgress]:
-    told: list[ConvertProgress] = []
-    convert([table], store, config, progress=told.append)
-    return told
+    assert contents(tmp_path / "store") == whole("shuffled").contents
 
 
 @pytest.mark.parametrize(
@@ -166,24 +193,23 @@ def test_a_changed_option_is_refused_by_name_until_a_restart(
     with pytest.raises(InputError, match=message):
         convert([table], store, changed)
     convert([table], store, changed, restart=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 @pytest.mark.parametrize("unknown", ["ignore", "drop"])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_stopped_conversion_goes_on_with_unknown_categories_as_it_began(
-    tmp_path: Path, table: Path, unknown: Unknown, shuffle: bool
+    tmp_path: Path, table: Path, whole: MakeWhole, unknown: Unknown, shuffle: bool
 ) -> None:
     convert([table / "0.csv"], tmp_path / "first", replace(CONFIG, missing="mean", task="classification"))
     config = ConvertConfig(
         like=tmp_path / "first", unknown=unknown, shuffle=shuffle, segment_bytes=4096, memory_bytes=4 * 4096
     )
-    made = convert([table], tmp_path / "whole", config)
-    assert made.conversion["unknown"] == {"kind": {"b": 299}}
-    assert made.conversion.get("dropped_rows", 0) == (299 if unknown == "drop" else 0)
-    reads = sum(1 for _ in progress_calls(table, tmp_path / "counted", config) if _.stage == "read")
-    assert convert_with_stops([table], tmp_path / "stopped", config, [reads - 1, 2, 3])
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    conversion = json.loads(whole(config).contents["manifest.json"])["conversion"]
+    assert conversion["unknown"] == {"kind": {"b": 299}}
+    assert conversion.get("dropped_rows", 0) == (299 if unknown == "drop" else 0)
+    assert convert_with_stops([table], tmp_path / "stopped", config, [whole(config).reads - 1, 2, 3])
+    assert contents(tmp_path / "stopped") == whole(config).contents
     with pytest.raises(KeyboardInterrupt):
         convert([table], tmp_path / "changed", config, progress=stop_after(4))
     other: Unknown = "drop" if unknown == "ignore" else "ignore"
@@ -191,46 +217,49 @@ def test_a_stopped_conversion_goes_on_with_unknown_categories_as_it_began(
         convert([table], tmp_path / "changed", replace(config, unknown=other))
 
 
-def test_memory_may_change_and_the_bytes_do_not(tmp_path: Path, table: Path) -> None:
+def test_memory_may_change_and_the_bytes_do_not(tmp_path: Path, table: Path, whole: MakeWhole) -> None:
     config = CONFIGS["shuffled"]
-    convert([table], tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         convert([table], tmp_path / "store", config, progress=stop_after(4))
     convert([table], tmp_path / "store", replace(config, memory_bytes=1 << 20))
-    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "store") == whole(config).contents
 
 
-def test_a_file_changed_between_two_processes_is_refused_by_name(tmp_path: Path, table: Path) -> None:
+def test_a_file_changed_between_two_processes_is_refused_by_name(tmp_path: Path, own_table: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        convert([table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(4))
-    text = (table / "0.csv").read_text()
-    (table / "0.csv").write_text(text.replace("7,", "8,", 1))
+        convert([own_table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(4))
+    text = (own_table / "0.csv").read_text()
+    (own_table / "0.csv").write_text(text.replace("7,", "8,", 1))
     with pytest.raises(InputError, match=r"0\.csv"):
-        convert([table], tmp_path / "store", CONFIGS["shuffled"])
+        convert([own_table], tmp_path / "store", CONFIGS["shuffled"])
 
 
-def test_a_file_with_a_new_date_and_the_same_bytes_is_accepted(tmp_path: Path, table: Path) -> None:
-    convert([table], tmp_path / "whole", CONFIGS["shuffled"])
+def test_a_file_with_a_new_date_and_the_same_bytes_is_accepted(tmp_path: Path, own_table: Path) -> None:
+    convert([own_table], tmp_path / "whole", CONFIGS["shuffled"])
     with pytest.raises(KeyboardInterrupt):
-        convert([table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(4))
-    os.utime(table / "0.csv", (1, 1))
-    convert([table], tmp_path / "store", CONFIGS["shuffled"])
+        convert([own_table], tmp_path / "store", CONFIGS["shuffled"], progress=stop_after(4))
+    os.utime(own_table / "0.csv", (1, 1))
+    convert([own_table], tmp_path / "store", CONFIGS["shuffled"])
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 def test_a_second_conversion_to_the_same_name_is_refused_with_its_holder(tmp_path: Path, table: Path) -> None:
-    def meanwhile(_: ConvertProgress) -> None:
-        with pytest.raises(InputError, match=rf"is being made by process {os.getpid()} on"):
-            convert([table], tmp_path / "store", CONFIG)
+    stages = set()
+
+    def meanwhile(progress: ConvertProgress) -> None:
+        if progress.stage not in stages:
+            stages.add(progress.stage)
+            with pytest.raises(InputError, match=rf"is being made by process {os.getpid()} on"):
+                convert([table], tmp_path / "store", CONFIG)
 
     convert([table], tmp_path / "store", replace(CONFIG, missing="drop"), progress=meanwhile)
+    assert stages == {"read", "write", "sync"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_disk_that_fills_up_leaves_what_was_done_for_the_same_call(
-    tmp_path: Path, table: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, table: Path, whole: MakeWhole, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    convert([table], tmp_path / "whole", CONFIGS[name])
     with monkeypatch.context() as patch:
         patch.setattr("ep3stream.conversion.spill._write_section", _refuse_after(7))
         patch.setattr("ep3stream.store.zarr_store.ZarrWriter.write", _refuse_after(3))
@@ -239,7 +268,7 @@ def test_a_disk_that_fills_up_leaves_what_was_done_for_the_same_call(
             convert([table], tmp_path / "store", CONFIGS[name])
     assert not (tmp_path / "store").exists()
     convert([table], tmp_path / "store", CONFIGS[name])
-    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "store") == whole(name).contents
 
 
 def _refuse_after(calls: int) -> Callable[..., None]:
@@ -254,15 +283,16 @@ def _refuse_after(calls: int) -> Callable[..., None]:
     return write
 
 
-def test_a_file_that_zarr_was_writing_when_it_was_killed_does_not_stay(tmp_path: Path, table: Path) -> None:
+def test_a_file_that_zarr_was_writing_when_it_was_killed_does_not_stay(
+    tmp_path: Path, table: Path, whole: MakeWhole
+) -> None:
     config = CONFIGS["straight"]
-    convert([table], tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         convert([table], tmp_path / "store", config, progress=stop_after(40))
     for folder in ("", "train", "train/x", "train/y/c"):
         (tmp_path / ".store.convert" / "store" / folder / "zarr.0f.partial").write_text("{")
     convert([table], tmp_path / "store", config)
-    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "store") == whole(config).contents
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -279,7 +309,7 @@ def test_a_conversion_killed_when_the_store_has_its_place_is_done(
     made = contents(store)
     assert convert([table], store, CONFIGS[name]).splits.keys() == CONFIGS[name].splits.keys()
     assert contents(store) == made
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "store"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
     with pytest.raises(InputError, match="store exists"):
         convert([table], store, CONFIGS[name])
 
@@ -288,14 +318,14 @@ def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_bad_row_after_a_stop_leaves_nothing(tmp_path: Path, table: Path) -> None:
-    lines = (table / "1.csv").read_text().splitlines()
-    (table / "1.csv").write_text("\n".join([*lines[:-1], "inf,0,a,0,0", ""]))
+def test_a_bad_row_after_a_stop_leaves_nothing(tmp_path: Path, own_table: Path) -> None:
+    lines = (own_table / "1.csv").read_text().splitlines()
+    (own_table / "1.csv").write_text("\n".join([*lines[:-1], "inf,0,a,0,0", ""]))
     config = replace(CONFIG, missing="drop")
     with pytest.raises(KeyboardInterrupt):
-        convert([table], tmp_path / "store", config, progress=stop_after(3))
-    with pytest.raises(SourceError, match=r"1\.csv: column 'i', row 1500"):
-        convert([table], tmp_path / "store", config)
+        convert([own_table], tmp_path / "store", config, progress=stop_after(3))
+    with pytest.raises(SourceError, match=r"1\.csv: column 'i', row 750"):
+        convert([own_table], tmp_path / "store", config)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -303,30 +333,20 @@ def test_a_bad_row_after_a_stop_leaves_nothing(tmp_path: Path, table: Path) -> N
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=str
 )
 def test_a_stopped_process_is_gone_on_with_by_the_same_command(
-    tmp_path: Path, table: Path, number: signal.Signals, code: int
+    tmp_path: Path, table: Path, whole: MakeWhole, number: signal.Signals, code: int
 ) -> None:
-    def command(store: str) -> list[str]:
-        options = ["--target", "y", "--missing", "drop", "--memory", "16KiB", "--segment-bytes", "4KiB"]
-        return [
-            sys.executable,
-            "-m",
-            "ep3stream",
-            "--quiet",
-            "convert",
-            str(table),
-            str(tmp_path / store),
-            *options,
-        ]
-
-    subprocess.run(command("whole"), check=True, timeout=250)
-    process = subprocess.Popen(command("store"), stderr=subprocess.PIPE, text=True)
+    options = ["--target", "y", "--missing", "drop", "--memory", "16KiB", "--segment-bytes", "4KiB"]
+    command = ["--quiet", "convert", str(table), str(tmp_path / "store"), *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ep3stream", *command], stderr=subprocess.PIPE, text=True
+    )
     rows = tmp_path / ".store.convert" / "rows"
     while process.poll() is None and not (rows / "000003.json").exists():
-        pass
+        time.sleep(0.001)
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == code
     assert number == signal.SIGKILL or "run the same command to go on" in said
     assert not (tmp_path / "store").exists()
-    subprocess.run(command("store"), check=True, timeout=250)
-    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert main(command) == 0
+    assert contents(tmp_path / "store") == whole(replace(CONFIG, missing="drop")).contents

@@ -16,6 +16,8 @@ from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.expected_error import ExpectedError, drawn_by
 from ep3stream.training.centers import draw_centers
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 CALM = 0.5
 
 
@@ -29,22 +31,33 @@ def waves(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.where(x[:, :1] > CALM, torch.sin(50 * x[:, :1]) * torch.sin(50 * x[:, 1:]), 0.0)
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """6000 rows with the waves, and noise that is the same everywhere."""
-    folder = tmp_path_factory.mktemp("waves")
-    x, y = waves(6000)
-    noise = np.random.default_rng(0).normal(size=6000) * 0.005
+def stored_waves(folder, n: int):
+    """A store of n rows with the waves, and noise that is the same everywhere."""
+    x, y = waves(n)
+    noise = np.random.default_rng(0).normal(size=n) * 0.005
     table = pa.table({"a": x[:, 0].numpy(), "b": x[:, 1].numpy(), "y": y[:, 0].numpy() + noise})
     pq.write_table(table, folder / "rows.parquet")
     ep3stream.convert(folder / "rows.parquet", folder / "store.zarr", ConvertConfig(target="y"))
     return folder / "store.zarr"
 
 
-def centers_of(store, folder, kernel: str = "product", **solver) -> np.ndarray:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return stored_waves(tmp_path_factory.mktemp("waves"), 6000)
+
+
+def fitted_centers(store, folder, kernel: str = "product", **solver) -> np.ndarray:
     """The centers of a fit, (p, 2)."""
     config = plain_config(kernel={"name": kernel}, solver={"centers": 300, "epochs": 0.2} | solver)
     return ep3stream.load(ep3stream.fit(store, folder, config)).centers.numpy()
+
+
+@pytest.fixture(scope="module")
+def centers(store, tmp_path_factory) -> dict[str, np.ndarray]:
+    """Those of three fits, (300, 2) each."""
+    fits = {"by error": {}, "uniform": {"center_sampling": "uniform"}, "distances": {"kernel": "laplacian"}}
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: fitted_centers(store, folder / name, **settings) for name, settings in fits.items()}
 
 
 def share_in_the_waves(centers: np.ndarray) -> float:
@@ -90,40 +103,29 @@ def test_where_noise_is_all_there_is_errors_are_the_same_everywhere():
         assert float(expected.max() / expected.min()) < 2
 
 
-def test_a_fit_has_its_centers_in_the_waves(store, tmp_path):
-    by_error, uniform_ones, of_distances = (
-        share_in_the_waves(centers_of(store, tmp_path / str(i), **settings))
-        for i, settings in enumerate(
-            ({}, {"center_sampling": "uniform"}, {"kernel": "laplacian"}),
-        )
-    )
-    assert by_error > 0.7
-    assert uniform_ones == pytest.approx(0.5, abs=0.1)
-    assert of_distances == pytest.approx(0.5, abs=0.1)
+def test_a_fit_has_its_centers_in_the_waves(centers):
+    share = {name: share_in_the_waves(each) for name, each in centers.items()}
+    assert share["by error"] > 0.7
+    assert share["uniform"] == pytest.approx(0.5, abs=0.1)
+    assert share["distances"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_uniform_centers_are_those_of_the_seed(store, tmp_path):
-    found = centers_of(store, tmp_path / "run", center_sampling="uniform")
+def test_uniform_centers_are_those_of_the_seed(store, centers):
     with ep3stream.open_store(store) as opened:
         split = opened.split("train")
         expected = split.read_rows(draw_centers(split.info, 300, 0))[0] + opened.manifest.offsets.x
-    order = [np.lexsort(each.T) for each in (found, expected)]
-    np.testing.assert_allclose(found[order[0]], expected[order[1]], rtol=1e-6)
+    order = [np.lexsort(each.T) for each in (centers["uniform"], expected)]
+    np.testing.assert_allclose(centers["uniform"][order[0]], expected[order[1]], rtol=1e-6)
 
 
-def test_no_center_is_trained_on_and_none_is_there_twice(store, tmp_path):
-    run = ep3stream.fit(
-        store,
-        tmp_path / "run",
-        plain_config(kernel={"name": "product"}, solver={"centers": 300, "epochs": 0.2}),
-    )
-    centers = ep3stream.load(run).centers
-    assert len(centers.unique(dim=0)) == 300
+def test_no_center_is_there_twice(centers):
+    assert len(np.unique(centers["by error"], axis=0)) == 300
 
 
-def test_with_few_rows_a_center_there_is_nothing_to_choose(store, tmp_path):
+def test_with_few_rows_a_center_there_is_nothing_to_choose(tmp_path):
+    store = stored_waves(tmp_path, 1200)
     many, few = (
-        centers_of(store, tmp_path / kind, centers=2500, center_sampling=kind)
+        fitted_centers(store, tmp_path / kind, centers=500, center_sampling=kind)
         for kind in ("error", "uniform")
     )
     np.testing.assert_array_equal(np.sort(many, axis=0), np.sort(few, axis=0))
