@@ -23,6 +23,8 @@ from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.export import exported_program
 from ep3stream.training.set_up import shape_of
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 SHOPS = ("north", "south", "east", "west")
 EFFECTS = {"north": 2.0, "south": -2.0, "east": 0.5, "west": 0.0}
 WIDTH = 2 + 4 + 3

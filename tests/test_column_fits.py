@@ -28,6 +28,8 @@ from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.export import exported_program
 from ep3stream.training.set_up import set_up_split
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 SHOPS = ("north", "south", "east", "west")
 EFFECTS = {"north": 2.0, "south": -2.0, "east": 0.5, "west": 0.0}
 
@@ -41,21 +43,6 @@ def table(n: int, seed: int = 0) -> pa.Table:
     label = np.where(y > 0, "up", "down")
     columns = {"size": size, "noise": noise, "other": other, "shop": shop, "day": day, "y": y, "label": label}
     return pa.table(columns)
-
-
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch):
-    """Small problems, as quick as can be."""
-    for name, value in (("_STEPS", 20), ("_ROWS", 300), ("_CENTERS", 50)):
-        monkeypatch.setattr(column_weights, name, value)
-    for name, value in (
-        ("_NEAR_STEPS", 30),
-        ("_NEAR_ROWS", 400),
-        ("_FEWEST_NEAR_ROWS", 200),
-        ("_NEAR_CENTERS", 80),
-    ):
-        monkeypatch.setattr(column_weights, name, value)
-    monkeypatch.setattr(column_weights, "_SHARP_ROWS", 1000)
 
 
 @pytest.fixture(scope="module")

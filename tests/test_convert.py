@@ -86,8 +86,8 @@ def write_csv(path: Path, *lines: str) -> Source:
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
 @pytest.mark.parametrize("write", SOURCES)
-@settings(max_examples=5)
-@given(n_rows=st.integers(20, 3000), memory_kib=st.integers(16, 200))
+@settings(max_examples=3)
+@given(n_rows=st.integers(20, 2000), memory_kib=st.integers(16, 200))
 def test_every_row_arrives_exactly_once_and_whole(
     tmp_path_factory: pytest.TempPathFactory,
     write: Callable[[Path, int], Source],

@@ -49,17 +49,17 @@ def load_tool(name: str) -> Any:
 def test_random_damage_is_detected_or_harmless_and_never_data(tmp_path, capsys):
     bench = load_tool("bench_damage")
     assert (
-        bench.main(["--trials", "20", "--source-trials", "0", "--seed", "3", "--directory", str(tmp_path)])
+        bench.main(["--trials", "12", "--source-trials", "0", "--seed", "3", "--directory", str(tmp_path)])
         == 0
     )
     out = capsys.readouterr().out
-    assert "20 trials" in out
+    assert "12 trials" in out
     assert "0 VISIBLE, 0 READ BY FIT, 0 CRASHED" in out
 
 
 def test_random_damage_to_a_source_is_refused_or_told_and_never_data_without_a_word(tmp_path, capsys):
     bench = load_tool("bench_damage")
-    arguments = ["--trials", "0", "--source-trials", "40", "--seed", "1", "--directory", str(tmp_path)]
+    arguments = ["--trials", "0", "--source-trials", "24", "--seed", "1", "--directory", str(tmp_path)]
     assert bench.main(arguments) == 0
     out = capsys.readouterr().out
     assert "source trials in" in out

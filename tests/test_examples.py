@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # The flights are a demonstration of minutes: `make demo`.
 APART = ["flights_demo", "flights_table"]
@@ -30,7 +32,7 @@ def example(name: str) -> ModuleType:
         ("own_kernel", {"n_rows": 3000, "n_centers": 300}, 0.8),
         ("own_loader", {"n_batches": 12, "n_centers": 200}, 0.97),
         ("digits", {"epochs": 2}, 0.95),
-        ("resume_after_kill", {"n_rows": 8000, "n_centers": 100}, True),
+        ("resume_after_kill", {"n_rows": 3000, "n_centers": 100}, True),
     ],
 )
 def test_an_example_reaches_what_it_promises(name, sizes, least, tmp_path):

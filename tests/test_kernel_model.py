@@ -478,8 +478,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor, zero: torch.Tensor) ->
     return float((found - expected).norm() / (expected - zero).norm())
 
 
-@pytest.mark.parametrize("projection", ["nystrom", "exact"])
-@pytest.mark.parametrize("ridge", [0.01, 1.0])
+@pytest.mark.parametrize(("projection", "ridge"), [("nystrom", 0.01), ("nystrom", 1.0), ("exact", 0.01)])
 def test_a_ridge_gives_the_dense_ridge_solution(projection, ridge):
     made = model(projection=projection, model_rank=P, ridge=ridge)
     found, code = trained(made, NOISY), made.predictor().targets
@@ -501,8 +500,9 @@ def test_a_ridge_of_outputs_is_divided_by_their_weights():
         assert relative(found[:, [output]], expected, mean[output]) < 0.05
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [WEIGHTS, "balanced"], ids=["by name", "balanced"])
+@pytest.mark.parametrize(
+    ("weights", "ridge"), [(WEIGHTS, 0.1), ("balanced", 0.0)], ids=["by name", "balanced"]
+)
 def test_class_weights_give_the_dense_weighted_solution(weights, ridge):
     made = classifier(model_rank=P, class_weights=weights, ridge=ridge, nystrom_samples=500)
     found = trained(made, IDS)

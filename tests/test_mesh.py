@@ -235,7 +235,7 @@ def test_a_rank_that_fails_on_a_gpu_leaves_without_waiting_for_the_others(
     assert called == ["abort" if error and device == "cuda" else "destroy"]
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_several_ranks_give_the_weights_of_one(size: int, tmp_path: Path) -> None:
     command = [sys.executable, __file__, str(size), str(tmp_path)]
     done = subprocess.run(

@@ -439,8 +439,9 @@ def batches_of(rows: int, gap_at: int) -> Iterator[tuple[np.ndarray, np.ndarray]
         yield x, np.arange(start, start + 50.0)
 
 
-@pytest.mark.parametrize("gap_at", [0, 777, 1999])
-@pytest.mark.parametrize("stops", [(0, 3), (39, 41, 2), (70, 1, 90)])
+@pytest.mark.parametrize(
+    ("gap_at", "stops"), [(0, (0, 3)), (777, (39, 41, 2)), (1999, (0, 3)), (1999, (70, 1, 90))]
+)
 def test_a_straight_conversion_that_meets_a_gap_begins_again_and_is_resumed_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap_at: int, stops: tuple[int, ...]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ TYPED: dict[str, tuple[list[str], dict[str, Any], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".arrow"])
-@pytest.mark.parametrize("case", TYPED)
+@pytest.mark.parametrize(
+    ("case", "suffix"), [*itertools.product(TYPED, [".parquet", ".csv"]), ("texts and a gap", ".arrow")]
+)
 def test_the_values_of_a_key_are_typed_together(case, suffix, tmp_path):
     folders, settings, expected = TYPED[case]
     names, x = convert(parts(tmp_path / "d", folders, suffix), tmp_path / "s.zarr", **settings)

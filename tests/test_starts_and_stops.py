@@ -25,7 +25,7 @@ from ep3stream.store.files import ObjectUrl
 from ep3stream.store.object_files import ObjectFiles
 from ep3stream.store.reader import SplitReader, open_store
 
-WARM_UP = 40
+WARM_UP = 25
 # What the allocators of Python, numpy and the threads keep for another time; not a batch, a window or a stack each.
 SPARE_BYTES = 4 << 20
 
@@ -121,8 +121,8 @@ def leave_nothing(reader: SplitReader, n_times: int) -> None:
 
 
 @pytest.mark.parametrize("storage", ["zarr", "hdf5"], indirect=True)
-def test_fifty_starts_and_stops_leave_nothing(storage: SplitReader) -> None:
-    leave_nothing(storage, 50)
+def test_starts_and_stops_leave_nothing(storage: SplitReader) -> None:
+    leave_nothing(storage, 25)
 
 
 @pytest.mark.slow
@@ -140,6 +140,6 @@ def test_the_test_sees_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         leave_nothing(_write(tmp_path / "s"), 5)
     monkeypatch.setattr(f"{__name__}.start_and_stop", lambda *_: kept.append(np.ones(20_000)))
     with pytest.raises(AssertionError):
-        leave_nothing(_write(tmp_path / "t"), 50)
+        leave_nothing(_write(tmp_path / "t"), 5)
     for file in kept[: WARM_UP + 5]:
         file.close()

@@ -123,7 +123,7 @@ def test_both_formats_give_the_same_digests(tmp_path: Path) -> None:
     assert replace(one, conversion={}) == other
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(st.lists(st.tuples(st.sampled_from(["train", "test"]), st.integers(0, 50)), min_size=1, max_size=8))
 def test_any_sizes_of_append_give_the_same_store(
     tmp_path_factory: pytest.TempPathFactory, format: Any, sizes: list[tuple[str, int]]

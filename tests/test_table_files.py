@@ -118,7 +118,7 @@ def test_every_format_gives_the_rows_that_were_written(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(block_bytes=st.integers(40, 20_000), other_bytes=st.integers(40, 20_000), data=st.data())
 def test_any_block_size_and_any_restart_give_the_same_rows(
     tmp_path: Path, name: str, block_bytes: int, other_bytes: int, data: st.DataObject

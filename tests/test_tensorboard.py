@@ -115,6 +115,7 @@ def test_a_disk_that_fills_up_ends_the_curves_and_not_the_fit(store, tmp_path, c
     assert caplog.text.count("No space left on device") == 1
 
 
+@pytest.mark.slow
 def test_several_devices_draw_one_curve(store, tmp_path):
     run = ep3stream.fit(store, tmp_path / "run", settings(), devices=2)
     assert len(list((run / "tensorboard").iterdir())) == 1

@@ -88,7 +88,7 @@ def test_kept_workers_hear_of_a_new_epoch(store):
     assert not np.array_equal(epochs[0], epochs[1])
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     batch_size=st.integers(1, 300),
     stop=st.integers(0, 40),
