@@ -26,20 +26,20 @@ def fuzz(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_damaged_and_hostile_inputs_end_in_a_clean_error_or_a_correct_load(fuzz, tmp_path):
-    counts, bugs = fuzz.fuzz(tmp_path, n_inputs=3000, seed=0)
+    counts, bugs = fuzz.fuzz(tmp_path, n_inputs=1000, seed=0)
     assert bugs == []
-    assert counts.total() > 2900
+    assert counts.total() > 950
     refused = Counter({target: n for (target, outcome), n in counts.items() if outcome != "loaded"})
     loaded = Counter({target: n for (target, outcome), n in counts.items() if outcome == "loaded"})
     # Neither is the reader deaf, nor do all inputs fall at the first check.
-    assert all(n > 10 for n in loaded.values())
+    assert all(n > 3 for n in loaded.values())
     assert (
         len(loaded) == len(refused) + 1 == 11
     )  # metrics.jsonl is read leniently: a crash may have cut a line
 
 
 def test_an_input_is_a_function_of_its_seed_target_and_number(fuzz, tmp_path):
-    runs = [fuzz.fuzz(tmp_path / str(i), 200, 5)[0] for i in range(2) if (tmp_path / str(i)).mkdir() is None]
+    runs = [fuzz.fuzz(tmp_path / str(i), 60, 5)[0] for i in range(2) if (tmp_path / str(i)).mkdir() is None]
     assert runs[0] == runs[1]
 
 
@@ -85,7 +85,7 @@ def memory_path(tmp_path: Path):
 
 
 def test_known_tables_in_odd_files_come_out_as_they_were_or_with_a_word(cases, memory_path):
-    counts, bugs, _ = cases.fuzz_tables(memory_path, range(180), SEED)
+    counts, bugs, _ = cases.fuzz_tables(memory_path, range(60), SEED)
     assert bugs == []
     assert len({name for name, _ in counts}) == 10
     same = sum(n for (_, outcome), n in counts.items() if outcome == "same")

@@ -376,9 +376,9 @@ def three(tmp_path: Path) -> tuple[Path, ConvertConfig]:
         table["n"] = ["" if i % 9 == 0 else value for i, value in enumerate(table["n"])]
         return table
 
-    train = as_csv(tmp_path / "train.csv", rows(0, 1500, "abc"))
-    val = as_csv(tmp_path / "val.csv", rows(2000, 500, "az"))
-    test = as_csv(tmp_path / "test.csv", rows(3000, 700, "bq"))
+    train = as_csv(tmp_path / "train.csv", rows(0, 800, "abc"))
+    val = as_csv(tmp_path / "val.csv", rows(2000, 300, "az"))
+    test = as_csv(tmp_path / "test.csv", rows(3000, 400, "bq"))
     config = ConvertConfig(
         target="y", split_files={"val": val, "test": test}, segment_bytes=4096, memory_bytes=4 * 4096
     )
@@ -387,7 +387,7 @@ def three(tmp_path: Path) -> tuple[Path, ConvertConfig]:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("format", ["zarr", "hdf5"])
-@pytest.mark.parametrize("stops", [(0, 12), (21, 4), (26, 3, 7), (60,)])
+@pytest.mark.parametrize("stops", [(0, 6), (11, 2), (14, 2, 4), (30,)])
 def test_a_conversion_stopped_anywhere_ends_with_the_same_bytes(
     tmp_path: Path, three: Any, shuffle: bool, format: Any, stops: tuple[int, ...], monkeypatch: Any
 ) -> None:
@@ -428,7 +428,7 @@ def test_a_split_file_changed_or_named_otherwise_between_two_processes_is_refuse
     train, config = three
 
     def stop(progress: Any) -> None:
-        if progress.rows > 1700:
+        if progress.rows > 1100:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
