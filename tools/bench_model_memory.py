@@ -1,6 +1,6 @@
 """Memory of the model and its preconditioner, and of the set-up that makes them, against the sum that the sizes imply.
 
-    python tools/bench_model_memory.py [--centers 100000] [--features 100] [--rank 500] [--classes 10] [--batch 512]
+    python tools/bench_model_memory.py [--centers 100000] [--features 100] [--rank 250] [--classes 10] [--batch 512]
 
 Writes a synthetic store, does the set-up of a fit and a few steps in a process of its own, and prints, in MB: the
 float32 arrays that the method needs, by name, the centers counted once, as kernel blocks take them; the tensors that
@@ -39,6 +39,7 @@ MB = 1e6
 LIMIT, PEAK_LIMIT = 0.15, 2.0
 N_STEPS = 12
 SMALL = 1000
+GROUP = 256
 
 
 def main() -> int:
@@ -68,6 +69,7 @@ def implied(p: int, d: int, r: int, c: int) -> dict[str, float]:
         "last good weights and average, 2 p c": 2 * p * c,
         "basis, p r": p * r,
         "core, r r": r * r,
+        f"local tail, groups of {GROUP}, p b": p * GROUP,
     }
     return {name: 4 * n / MB for name, n in values.items()}
 
@@ -118,7 +120,9 @@ def fitted(path: Path, reader: SplitReader, n_centers: int, options: argparse.Na
     config = FitConfig(
         data=DataConfig(scale="none"),
         kernel=KernelConfig("laplacian", bandwidth=10.0),
-        solver=SolverConfig(centers=n_centers, epochs=1, model_rank=options.rank, batch_size=options.batch),
+        solver=SolverConfig(
+            centers=n_centers, epochs=1, model_rank=options.rank, batch_size=options.batch, tail=GROUP
+        ),
         run=RunConfig(memory_bytes=1 << 33),
     )
     mesh = Mesh.of_this_process(torch.device("cpu"))
@@ -189,7 +193,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", default=200_000, type=int)
     parser.add_argument("--centers", default=100_000, type=int)
     parser.add_argument("--features", default=100, type=int)
-    parser.add_argument("--rank", default=500, type=int)
+    parser.add_argument("--rank", default=250, type=int)
     parser.add_argument("--classes", default=10, type=int)
     parser.add_argument("--batch", default=512, type=int)
     parser.add_argument("--directory", default=".bench")

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ep3stream.mesh import Mesh
+from ep3stream.solver.blocks import tiles
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import LOG2_E, CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
@@ -237,10 +238,15 @@ def build_tail(kernel: Kernel, grouping: Grouping, features: Tensor, mesh: Mesh)
     """
     n_centers, owned = grouping.n_centers, mesh.shard_range(grouping.n_centers)
     layout = Layout.of(n_centers, grouping.group_size, mesh)
-    diagonal = kernel.diagonal(grouping.centers_of(owned))
-    unexplained = mesh.all_gather_rows((diagonal - features.square().sum(1)).clamp_min_(0), n_centers)
+    mine = kernel.diagonal(grouping.centers_of(owned))
+    squares = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    for some in tiles(len(features)):
+        squared = features[some].double().square_()
+        mine[some] -= squared.sum(1).to(mine)
+        squares += squared.sum(0)
+    unexplained = mesh.all_gather_rows(mine.clamp_min_(0), n_centers)
     ridge = RIDGE_SHARE * float(unexplained.double().mean())
-    sizes = mesh.broadcast(mesh.all_reduce(features.double().square().sum(0)))  # About the eigenvalues.
+    sizes = mesh.broadcast(mesh.all_reduce(squares))  # About the eigenvalues.
     if ridge <= torch.finfo(features.dtype).eps * float(sizes.max()):
         return None
     known = max(float(unexplained.kthvalue(max(1, int(KNOWN_SHARE * n_centers)))[0]), ridge)
