@@ -241,7 +241,7 @@ def build_tail(kernel: Kernel, grouping: Grouping, features: Tensor, mesh: Mesh)
     mine = kernel.diagonal(grouping.centers_of(owned))
     squares = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     for some in tiles(len(features)):
-        squared = features[some].double().square_()
+        squared = features[some].double().square()
         mine[some] -= squared.sum(1).to(mine)
         squares += squared.sum(0)
     unexplained = mesh.all_gather_rows(mine.clamp_min_(0), n_centers)
