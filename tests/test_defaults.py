@@ -23,6 +23,8 @@ from ep3stream.store.reader import open_store
 from ep3stream.training.defaults import with_kernel
 from ep3stream.training.set_up import set_up_split
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:

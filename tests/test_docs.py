@@ -15,6 +15,8 @@ from small_stores import plain_config
 
 import ep3stream
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
@@ -47,7 +49,12 @@ SMALLER: dict[str, dict[str, str]] = {
         "--centers 3000": "--centers 100",
         "(500, 1000, 2000)": "(50, 100)",
     },
-    "python.md": {"(20_000, 8), chunks=(2_000": "(4_000, 8), chunks=(400", "10_000": "2_000"},
+    "python.md": {
+        "[10.0, 30.0]": "[10.0]",
+        "n_centers=500": "n_centers=100",
+        "(20_000, 8), chunks=(2_000": "(2_000, 8), chunks=(200",
+        "10_000": "2_000",
+    },
     "own-kernel.md": {"10_000": "2_000", "centers=400": "centers=200"},
     "own-loader.md": {"(40, seed": "(6, seed", "randn(800": "randn(200", "centers=800": "centers=200"},
     "dask-cluster.md": {"8_000": "1_000", "centers=500": "centers=100"},

@@ -17,6 +17,8 @@ from sklearn.preprocessing import StandardScaler
 import ep3stream
 from ep3stream import ConvertConfig, InputError, KernelClassifier, KernelConfig, KernelRegressor
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 random = np.random.default_rng(0)
 N = 300
 FRAME = pd.DataFrame(

@@ -25,6 +25,8 @@ from ep3stream.stream.order import sample_rows
 from ep3stream.training.set_up import set_up_split
 from ep3stream.training.validation import ValidationRows
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
