@@ -5,13 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ep3stream.solver.kernels import RadialKernel
-from ep3stream.training.budget import FitSizes, SizeLimits, Speed, measured_speed, on_grid, sizes_for
+from ep3stream.training.budget import (
+    FitSizes,
+    SizeLimits,
+    Speed,
+    measured_speed,
+    most_distinct,
+    on_grid,
+    sizes_for,
+)
 
 FLIGHTS = SizeLimits(n_rows=300_000, most_in_memory=200_000, n_validated=20_000)
 
@@ -127,3 +136,12 @@ def test_the_speed_is_the_median_of_steps_by_the_clock_it_is_given():
 )
 def test_most_centers_are_an_eighth_of_the_rows_and_a_quarter_of_few(n_rows, n_centers):
     assert SizeLimits(n_rows=n_rows, most_in_memory=10**9).most_for_rows == n_centers
+
+
+def test_rows_that_are_often_the_same_have_few_centers() -> None:
+    generator = np.random.default_rng(0)
+    few = generator.integers(0, 3, (4000, 4)).astype(np.float32)
+    assert most_distinct(few) == 16 * 81
+    assert most_distinct(generator.standard_normal((4000, 4))) is None
+    assert SizeLimits(n_rows=600_000, most_in_memory=10**6, most_distinct=16 * 81).most_centers == 1250
+    assert SizeLimits(n_rows=2000, most_in_memory=10**6, most_distinct=16 * 81).most_centers == 500

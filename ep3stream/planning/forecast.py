@@ -37,7 +37,7 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import SAMPLED_SEGMENTS
-from ep3stream.training.budget import SizeLimits, Speed
+from ep3stream.training.budget import SizeLimits, Speed, most_distinct
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.defaults import is_timed, size_limits, with_kernel, with_sizes
 from ep3stream.training.plan import (
@@ -53,7 +53,7 @@ from ep3stream.training.plan import (
     memory_budget,
     require_machine,
 )
-from ep3stream.training.set_up import problem_of_split, shape_of, speed_of_fit
+from ep3stream.training.set_up import first_rows, problem_of_split, shape_of, speed_of_fit
 from ep3stream.training.validation import ValidationRows
 
 
@@ -148,6 +148,7 @@ def plan(
         if is_timed(config):
             n_given = None if config.solver.centers == "auto" else source.n_centers
             limits = size_limits(shape, config, n_given, validation.n_rows(rows.manifest), budget, devices)
+            limits = replace(limits, most_distinct=most_distinct(first_rows(reader)))
             config = _timed(reader, shape, config, kernel, limits, device, devices, clock)
             source = CenterSource.of(config, reader, automatic_centers(shape), held)
         process_bytes = _resident_bytes()

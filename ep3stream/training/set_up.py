@@ -46,7 +46,7 @@ from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.manifest import ColumnStatistics, Manifest, SplitInfo, told_two_valued
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
-from ep3stream.training.budget import Speed, measured_speed
+from ep3stream.training.budget import Speed, measured_speed, most_distinct
 from ep3stream.training.centers import CenterSource, drawn_centers
 from ep3stream.training.column_kernel import LearntColumns, learnt_columns, plain_kernel, pool_rows
 from ep3stream.training.defaults import (
@@ -255,6 +255,8 @@ def set_up_split(
         n_given = None if config.solver.centers == "auto" else source.n_centers
         n_validated = validation.n_rows(split.manifest)
         limits = size_limits(shape, config, n_given, n_validated, memory_bytes, mesh.size)
+        distinct = mesh.broadcast_object(lambda: most_distinct(first_rows(split)))
+        limits = replace(limits, most_distinct=distinct)
         learnt = _learnt_first(
             problem, split, config, function, validation, held, limits.most_centers, mesh, times
         )
@@ -357,6 +359,11 @@ def _read_checked(split: SplitReader, validation: ValidationRows, config: FitCon
     return _read_rows(validated, None, numbers)[1:]
 
 
+def first_rows(split: Split) -> NDArray[Any]:
+    """x of the first 4096 rows, or of a segment where that is less, (n, d)."""
+    return split.read_rows(np.arange(min(_TIMED_ROWS, split.info.n_rows, split.info.segment_rows)))[0]
+
+
 def speed_of_fit(
     problem: Problem,
     split: SplitReader,
@@ -369,8 +376,7 @@ def speed_of_fit(
     """The speed of the fit with all devices at work, as the leader measures it."""
 
     def measure() -> list[float]:
-        numbers = np.arange(min(_TIMED_ROWS, split.info.n_rows, split.info.segment_rows))
-        x = _read_rows(split, None, numbers)[1].to(mesh.device)
+        x = torch.from_numpy(first_rows(split)).float().to(mesh.device)
         x = problem.inputs.to(mesh.device)(x)
         kernel = (
             typical_kernel(config.kernel, function, x, problem.categories) if learnt is None else learnt.known
