@@ -120,8 +120,8 @@ class SizeLimits:
 def most_distinct(x: NDArray[Any]) -> int | None:
     """How many centers are of use to rows of which x, (n, d), are some: None for as many as there can be.
 
-    Where a sixteenth of these rows or fewer are distinct, as combinations of a few categories are, nearly all that occur
-    are among them. Centers drawn from the rows repeat the frequent ones: sixteen times as many find the others.
+    Where a sixteenth of these rows or fewer are distinct, as combinations of a few categories are, nearly all that
+    occur are among them. Centers drawn from the rows repeat the frequent ones: sixteen times as many find the others.
     """
     most = _CENTERS_PER_DISTINCT * len(np.unique(x, axis=0))
     return most if most <= len(x) else None
