@@ -26,8 +26,9 @@ from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver
 from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
+from ep3stream.training.plan import MODEL_RANK
 
-C, RANK, LANDMARKS, SAMPLES, GROUP = 10, 250, 2000, 3000, 256
+C, RANK, LANDMARKS, SAMPLES, GROUP = 10, MODEL_RANK, 2000, 3000, 256
 _SQUARES = (1024, 2048, 4096)
 
 

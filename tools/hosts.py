@@ -36,6 +36,7 @@ import torch
 from bench_ranks import make_store
 from safetensors.torch import load_file
 
+from ep3stream.planning.costs import Sizes, reduced_bytes_of_step
 from ep3stream.run.event_log import read_lines
 
 _PORT, _DASK_PORT, _WAIT_S = 29500, 8786, 600.0
@@ -265,13 +266,27 @@ def dask(hosts: Network, store: Path, place: Path, options: argparse.Namespace) 
     print(f"rows read by a Dask worker on host{hosts.n_hosts - 1}: {is_same}", flush=True)
 
 
-def bytes_of_step(run_path: Path, n_hosts: int) -> float:
-    """What the ranks sum up in a step, by docs/scaling.md; a step in eight is scored, which adds m c."""
+def bytes_of_step(run_path: Path, n_hosts: int) -> int:
+    """What the ranks sum up in a step that is not scored (docs/scaling.md)."""
     plan = json.loads((run_path / "run.json").read_text())["plan"]
-    m, rank, b = plan["batch_size"], plan["model_rank"], plan["group_size"]
-    share = -(-plan["n_centers"] // n_hosts)
-    parted = n_hosts - 1 if b and share % b else 0
-    return 4 * _OUTPUTS * (m + m / 8 + rank + 2 * plan["n_leading"] + 2 * parted * b)
+    named = (
+        "n_centers",
+        "batch_size",
+        "data_rank",
+        "model_rank",
+        "nystrom_samples",
+        "n_landmarks",
+        "group_size",
+    )
+    sizes = Sizes(
+        n_rows=0,
+        n_features=_FEATURES,
+        n_outputs=_OUTPUTS,
+        row_bytes=4 * (_FEATURES + _OUTPUTS),
+        devices=n_hosts,
+        **{name: plan[name] for name in named},
+    )
+    return reduced_bytes_of_step(sizes, plan["n_leading"])
 
 
 def slow(hosts: Network, store: Path, place: Path, options: argparse.Namespace, plain: float) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from ep3stream.config import FitConfig, SolverConfig
 from ep3stream.mesh import Mesh
@@ -35,7 +36,7 @@ from ep3stream.solver.column_weights import evaluations_of_learning
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
-from ep3stream.store.reader import SplitReader, open_store
+from ep3stream.store.reader import open_store
 from ep3stream.stream.order import SAMPLED_SEGMENTS
 from ep3stream.training.budget import SizeLimits, Speed, most_distinct
 from ep3stream.training.centers import CenterSource
@@ -53,7 +54,7 @@ from ep3stream.training.plan import (
     memory_budget,
     require_machine,
 )
-from ep3stream.training.set_up import first_rows, problem_of_split, shape_of, speed_of_fit
+from ep3stream.training.set_up import Problem, first_rows, problem_of_split, shape_of, speed_of_fit
 from ep3stream.training.validation import ValidationRows
 
 
@@ -147,9 +148,11 @@ def plan(
         source = CenterSource.of(config, reader, automatic_centers(shape), held)
         if is_timed(config):
             n_given = None if config.solver.centers == "auto" else source.n_centers
-            limits = size_limits(shape, config, n_given, validation.n_rows(rows.manifest), budget, devices)
-            limits = replace(limits, most_distinct=most_distinct(first_rows(reader)))
-            config = _timed(reader, shape, config, kernel, limits, device, devices, clock)
+            x, n_validated = first_rows(reader), validation.n_rows(rows.manifest)
+            limits = size_limits(shape, config, n_given, n_validated, budget, devices, most_distinct(x))
+            config = _timed(
+                problem_of_split(reader, config), x, shape, config, kernel, limits, device, devices, clock
+            )
             source = CenterSource.of(config, reader, automatic_centers(shape), held)
         process_bytes = _resident_bytes()
         planned = SizePlan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
@@ -189,7 +192,8 @@ def plan(
 
 
 def _timed(
-    reader: SplitReader,
+    problem: Problem,
+    x: NDArray[Any],
     shape: ProblemSize,
     config: FitConfig,
     kernel: KernelFunction | None,
@@ -203,8 +207,7 @@ def _timed(
     A fit leaves out columns without weight, so that it may choose a few more centers.
     """
     mesh = Mesh(0, 1, device)
-    problem = problem_of_split(reader, config)
-    speed = speed_of_fit(problem, reader, config, kernel, None, mesh, clock)
+    speed = speed_of_fit(problem, lambda: x, config, kernel, None, mesh, clock)
     if device.type == "cuda":
         speed = Speed(speed.evaluation_s / devices, speed.center_s / devices)
     learning_s = 0.0

@@ -32,6 +32,7 @@ from ep3stream.solver.kernels import Kernel
 # Iterations of `leading_eigenpairs`: for the eigenpairs themselves, and for vectors that only have to span.
 CONVERGED, SPANNING = 7, 4
 
+# Whether more pairs help is judged at the end of so many, or of a quarter of the landmarks.
 _JUDGED_RANK = 500
 
 # Rows of the sample that decide whether the rank cuts a level.
@@ -94,8 +95,9 @@ def leading_eigenpairs(
 class LandmarkPairs:
     """The `rank` leading eigenpairs of the landmarks' K(L, L), and the next one; the same on every rank.
 
-    points: L, (r', d). completes_a_level: whether the rank was raised because `judged` pairs cut a level; is_fast:
-    because the eigenvalues fall fast.
+    points: L, (r', d). judged: at how many pairs it was decided whether more help; `values` and `vectors` may have as
+    many. completes_a_level: whether the rank was raised because those cut a level; is_fast: because the eigenvalues
+    fall fast.
     """
 
     points: Tensor
@@ -130,7 +132,6 @@ class LandmarkPairs:
         landmarks: (r', d); a raised rank r uses the first 4 r / 3 of them. sample: (s, d), rows of the data.
         """
         rank, widest_rank = ranks
-        # Whether more help is seen at the end of so many, or of a quarter of the landmarks.
         judged = max(rank, min(_JUDGED_RANK, len(landmarks) // 4)) if rank < widest_rank else rank
         k_ll = kernel.block(kernel.left(landmarks), kernel.right(landmarks)).double()
         k_ll = mesh.broadcast((k_ll + k_ll.T) / 2)

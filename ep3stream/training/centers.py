@@ -145,9 +145,8 @@ def _in_own_order(config: FitConfig, read: Callable[[], Tensor], inputs: InputSc
 
 def _open_points(path: Path, n_features: int) -> NDArray[Any]:
     """A memory map of the points in an NPY file, (p, d), in the units of the data; ConfigError for another shape."""
-    from ep3stream.formats.arrays import (
-        open_array,  # Few fits read an array, and readers take long to import.
-    )
+    # Few fits read an array, and readers take long to import.
+    from ep3stream.formats.arrays import open_array
 
     try:
         points = open_array(path)

@@ -59,6 +59,7 @@ def size_limits(
     n_validated: int,
     memory_bytes: int,
     devices: int,
+    most_distinct: int | None = None,
 ) -> SizeLimits:
     """What bounds the sizes of a fit. n_centers: the number that is given, None to have it chosen."""
     solver = config.solver
@@ -69,6 +70,7 @@ def size_limits(
         n_validated,
         n_centers,
         None if solver.epochs == "auto" else float(solver.epochs),
+        most_distinct=most_distinct,
     )
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -254,14 +255,14 @@ def set_up_split(
     if is_timed(config):
         n_given = None if config.solver.centers == "auto" else source.n_centers
         n_validated = validation.n_rows(split.manifest)
-        limits = size_limits(shape, config, n_given, n_validated, memory_bytes, mesh.size)
-        distinct = mesh.broadcast_object(lambda: most_distinct(first_rows(split)))
-        limits = replace(limits, most_distinct=distinct)
+        first = cache(partial(first_rows, split))
+        distinct = None if n_given else mesh.broadcast_object(lambda: most_distinct(first()))
+        limits = size_limits(shape, config, n_given, n_validated, memory_bytes, mesh.size, distinct)
         learnt = _learnt_first(
             problem, split, config, function, validation, held, limits.most_centers, mesh, times
         )
         with times.stage("speed"):
-            speed = speed_of_fit(problem, split, config, function, learnt, mesh, clock)
+            speed = speed_of_fit(problem, first, config, function, learnt, mesh, clock)
         config = with_sizes(config, limits, speed, clock() - began, mesh)
         source = CenterSource.of(config, split, automatic_centers(shape), held)
     require_enough_centers(source.n_centers, mesh.size)
@@ -366,17 +367,17 @@ def first_rows(split: Split) -> NDArray[Any]:
 
 def speed_of_fit(
     problem: Problem,
-    split: SplitReader,
+    rows: Callable[[], NDArray[Any]],
     config: FitConfig,
     function: KernelFunction | None,
     learnt: LearntColumns | None,
     mesh: Mesh,
     clock: Callable[[], float],
 ) -> Speed:
-    """The speed of the fit with all devices at work, as the leader measures it."""
+    """The speed of the fit with all devices at work, as the leader measures it. rows: gives it x, (n, d), of some."""
 
     def measure() -> list[float]:
-        x = torch.from_numpy(first_rows(split)).float().to(mesh.device)
+        x = torch.from_numpy(rows()).float().to(mesh.device)
         x = problem.inputs.to(mesh.device)(x)
         kernel = (
             typical_kernel(config.kernel, function, x, problem.categories) if learnt is None else learnt.known
@@ -935,9 +936,8 @@ def target_code(split: Split) -> TargetCode:
 
 def _feature_factors(file: Path, n_features: int) -> Tensor:
     """(d,), float32; raises ConfigError unless each is positive and finite in float32."""
-    from ep3stream.formats.arrays import (
-        open_array,  # Few fits read an array, and readers take long to import.
-    )
+    # Few fits read an array, and readers take long to import.
+    from ep3stream.formats.arrays import open_array
 
     try:
         stored = open_array(file)
