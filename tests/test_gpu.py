@@ -228,3 +228,16 @@ def test_a_fit_on_the_gpu_that_was_killed_ends_with_the_same_bytes(tmp_path):
     for file in (whole / "model").iterdir():
         assert file.read_bytes() == (tmp_path / "killed" / "model" / file.name).read_bytes()
     assert ep3stream.evaluate(whole, store)["r2"] > 0.8
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize(
+    "projection", ["nystrom", *(pytest.param(p, marks=pytest.mark.slow) for p in ("exact", "eigenpro"))]
+)
+def test_two_devices_give_the_weights_of_one(projection, tmp_path):
+    store = make_store(tmp_path / "smooth.zarr", n_rows=700)
+    tail = 16 if projection == "nystrom" else "none"
+    config = plain_config(solver=SMALL | {"projection": projection, "tail": tail, "epochs": 1})
+    alone, both = (ep3stream.fit(store, tmp_path / str(n), config, devices=n) for n in (1, 2))
+    expected, found = (ep3stream.load(run).weights for run in (alone, both))
+    assert float((found - expected).norm() / expected.norm()) < 1e-4

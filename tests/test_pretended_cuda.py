@@ -47,13 +47,13 @@ print(json.dumps(found))
 """
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Starts Python where a CUDA device is pretended, by it and by all Python that it starts."""
+def start(folder: Path, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    """Starts Python where CUDA devices are pretended, by it and by all Python that it starts."""
     (folder / "sitecustomize.py").write_text("import pretended_cuda\npretended_cuda.install()\n")
     path = os.pathsep.join(map(str, (folder, TESTS, TESTS.parent)))
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PRETENDED_DEVICES": str(devices)},
         cwd=TESTS.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -73,11 +73,19 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("marked", "n_tests"), [("gpu and not slow", 20), pytest.param("gpu and slow", 5, marks=pytest.mark.slow)]
+    ("marked", "devices", "n_tests"),
+    [
+        ("not slow", 1, 20),
+        ("not slow", 2, 1),
+        pytest.param("slow", 1, 5, marks=pytest.mark.slow),
+        pytest.param("slow", 2, 2, marks=pytest.mark.slow),
+    ],
 )
-def test_on_a_pretended_gpu_all_that_is_said_of_gpus_holds(tmp_path, marked, n_tests):
-    own = ("-m", marked, "-n", "0", "-p", "no:cacheprovider", str(TESTS / "test_gpu.py"))
-    told = finished(start(tmp_path, "-m", "pytest", *own))
+def test_on_a_pretended_gpu_all_that_is_said_of_gpus_holds(tmp_path, marked, devices, n_tests):
+    named = "two_devices" if devices == 2 else "not two_devices"
+    chosen = ("-m", f"gpu and {marked}", "-k", named, str(TESTS / "test_gpu.py"))
+    pytest_alone = ("-m", "pytest", "-n", "0", "-p", "no:cacheprovider")
+    told = finished(start(tmp_path, *pytest_alone, *chosen, devices=devices))
     assert told.splitlines()[0].count(".") >= n_tests, told
     assert "no test was skipped" in told, told
 
