@@ -71,7 +71,8 @@ class Problem:
         rows = mesh.shard_range(len(self.z))
         return build_nystrom(
             self.kernel,
-            self.z[rows.start : rows.stop],
+            self.kernel.left(self.z[rows.start : rows.stop]),
+            self.kernel.diagonal(self.z[rows.start : rows.stop]),
             self.z[: self.n_landmarks],
             self.x[: self.n_samples],
             len(self.z),

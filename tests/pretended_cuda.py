@@ -2,9 +2,10 @@
 
 After `install()` device="cuda" works in this process, for good; `PRETENDED_DEVICES` says how many there are. What a GPU
 refuses is refused: operands on different devices, numpy() of a device tensor, a generator of the other device, what
-Triton or NCCL do not take. What costs a GPU time is counted by `counted`: waits for the device, and launches. Triton's
-programs are stood in for by torch's formulas: `test_triton.py` runs the programs themselves. Speed, races and the
-rounding of tensor cores are not pretended.
+Triton or NCCL do not take. What costs a GPU time is counted by `counted`: waits for the device, and launches; bytes of
+all tensors by `memory`, in a device of `PRETENDED_BYTES`. Triton's programs are stood in for by torch's formulas:
+`test_triton.py` runs the programs themselves. Speed, races, the rounding of tensor cores, and memory inside an operator
+are not pretended.
 
 A CPU build of torch cannot ask for the guard of a CUDA device: methods that would are decided here in Python.
 """
@@ -32,7 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 PACKAGE = str(Path(__file__).parents[1] / "ep3stream") + os.sep
 INDEX, COUNT = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("PRETENDED_DEVICES", "1"))
 CUDA, CPU = torch.device("cuda", INDEX), torch.device("cpu")
-TOTAL_BYTES = 80 << 30
+TOTAL_BYTES = int(os.environ.get("PRETENDED_BYTES", 80 << 30))
 
 _generators: set[int] = set()
 _pinned: set[int] = set()
@@ -75,6 +76,34 @@ def _launches(name: str) -> None:
         counts.launches[name] += 1
 
 
+class _Memory:
+    """Bytes that the device's tensors take now, and the most that they took."""
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+        self._users: Counter[int] = Counter()
+        self._lock = threading.RLock()  # A tensor may end while another one is counted.
+
+    def follow(self, tensor: DeviceTensor) -> None:
+        """Counts the tensor's storage, which it may share with others, until the last of them ends."""
+        storage = tensor.inner.untyped_storage()
+        self._change(storage._cdata, storage.nbytes(), 1)
+        weakref.finalize(tensor, self._change, storage._cdata, storage.nbytes(), -1)
+
+    def _change(self, storage: int, n_bytes: int, by: int) -> None:
+        with self._lock:
+            self._users[storage] += by
+            if self._users[storage] == max(by, 0):
+                self.live += by * n_bytes
+                self.peak = max(self.peak, self.live)
+
+    def forget_peak(self) -> None:
+        self.peak = self.live
+
+
+memory = _Memory()
+
+
 def _is_cuda(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
@@ -105,6 +134,7 @@ class DeviceTensor(Tensor):
             device=CUDA,
         )
         made.inner = numbers
+        memory.follow(made)
         return made
 
     @classmethod
@@ -344,9 +374,9 @@ def _cuda() -> dict[str, Any]:
         "mem_get_info": lambda device=None: (TOTAL_BYTES, TOTAL_BYTES),
         "get_device_properties": lambda device=None: properties,
         "get_device_name": lambda device=None: properties.name,
-        "memory_allocated": lambda device=None: 0,
-        "max_memory_allocated": lambda device=None: 0,
-        "reset_peak_memory_stats": lambda device=None: None,
+        "memory_allocated": lambda device=None: memory.live,
+        "max_memory_allocated": lambda device=None: memory.peak,
+        "reset_peak_memory_stats": lambda device=None: memory.forget_peak(),
         "empty_cache": lambda: None,
         "set_sync_debug_mode": lambda mode: None,
         "synchronize": lambda device=None: stream.synchronize(),

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ep3stream.solver import blocks
-from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, tile_rows, tiles, times_kernel
+from ep3stream.solver import tiles as tiling
+from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, times_kernel
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import leading_eigenpairs
+from ep3stream.solver.tiles import tile_rows, tiles
 
 SHAPES = [(41, 17, 3), (1, 1, 1), (16, 1, 2), (0, 5, 2)]
 
@@ -29,12 +30,12 @@ def kernels() -> list[Kernel]:
 def height(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The test runs with tiles of each of these heights."""
     n_rows: int = request.param
-    monkeypatch.setattr(blocks, "TILE_ROWS", n_rows)
+    monkeypatch.setattr(tiling, "TILE_ROWS", n_rows)
     return n_rows
 
 
 def test_tiles_cover_each_row_once_in_order(height: int) -> None:
-    runs = list(tiles(41))
+    runs = list(tiles(41, tile_rows(torch.device("cpu"), 3)))
     assert [row for run in runs for row in range(run.start, run.stop)] == list(range(41))
     assert max(run.stop - run.start for run in runs) == min(height, 41)
 
@@ -44,10 +45,10 @@ def test_tiles_of_a_gpu_are_as_large_as_its_memory_allows(
     gpu_bytes: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu, p, m = torch.device("cuda"), 1_048_576, 4096
-    monkeypatch.setattr(blocks, "_memory_bytes", lambda device: gpu_bytes)
+    monkeypatch.setattr(tiling, "gpu_tile_bytes", lambda device: gpu_bytes // 512)
     assert len(list(tiles(p, tile_rows(gpu, m)))) < most
     assert 4 * m * tile_rows(gpu, m) <= gpu_bytes / 256
-    assert tile_rows(gpu, 1 << 24) == tile_rows(torch.device("cpu"), m) == blocks.TILE_ROWS
+    assert tile_rows(gpu, 1 << 24) == tile_rows(torch.device("cpu"), m) == tiling.TILE_ROWS
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)

@@ -157,3 +157,11 @@ def test_words_name_the_limit_and_the_links(store: Path) -> None:
     assert "faster storage or rows of fewer bytes would help" in told(limit="reading", starved=0.6)
     assert "starved 60%" in told(limit="reading", starved=0.6)
     assert isinstance(planned, FitPlan)
+
+
+def test_words_tell_the_memory_of_the_host_where_the_device_is_a_gpu(store: Path) -> None:
+    planned = ep3stream.plan(store, settings(), measure=False)
+    assert "host" not in describe_plan(planned)
+    on_gpu = replace(planned, host_bytes=40_000_000, host_memory_bytes=10**9)
+    told = "rows read ahead take 40.0 MB of the host's memory, of 1.0 GB allowed by --host-memory"
+    assert told in describe_plan(on_gpu).splitlines()

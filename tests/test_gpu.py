@@ -23,6 +23,7 @@ from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, RadialKernel
 from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
+from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
 
 pytestmark = [
@@ -56,7 +57,19 @@ def solver_of(device: torch.device, p: int = P, d: int = D, precision: str = "fl
             kernel, centers, landmarks, sample, p, (40, 40), (2, 1e-3), mesh, generator()
         )
     else:
-        projection, _ = build_nystrom(kernel, centers, landmarks, sample, p, 100, 40, mesh, generator())
+        projection, _ = build_nystrom(
+            kernel,
+            kernel.left(centers),
+            kernel.diagonal(centers),
+            landmarks,
+            sample,
+            p,
+            100,
+            40,
+            mesh,
+            generator(),
+            grouping=Grouping(64, p, lambda numbers: centers[numbers.start : numbers.stop]),
+        )
     targets = TargetCode(False, torch.zeros(C, device=device), torch.ones(C, device=device))
     memory = None if fuses(kernel, device, 2 * C) else torch.zeros(p * M, device=device)
     return Solver(kernel, kernel.left(centers), projection, targets, 0.9, 3.0, mesh, memory)

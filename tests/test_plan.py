@@ -18,8 +18,8 @@ from ep3stream.training.plan import (
     ProblemSize,
     SizePlan,
     automatic_centers,
-    host_budget,
     memory_budget,
+    on_device,
     require_machine,
 )
 
@@ -171,7 +171,20 @@ def test_a_host_with_less_memory_than_rows_read_ahead_take_is_told(monkeypatch):
     require_machine(less, SolverConfig(), SizePlan.of(less, SolverConfig(), 5000, 10**12), gpu)
 
 
-def test_the_host_has_a_budget_of_its_own_with_a_gpu_only():
+def test_the_host_has_a_budget_of_its_own_with_a_gpu_only(monkeypatch):
+    monkeypatch.setattr(machine, "gpu_tile_bytes", lambda device: 7 * MB)
     run = RunConfig(host_memory_bytes=5 * MB)
-    assert host_budget(run, torch.device("cuda")) == 5 * MB
-    assert host_budget(run, torch.device("cpu")) is None
+    on_gpu = on_device(SHAPE, run, torch.device("cuda"))
+    assert (on_gpu.host_bytes, on_gpu.tile_bytes) == (5 * MB, 7 * MB)
+    assert on_device(SHAPE, run, torch.device("cpu")) == SHAPE
+
+
+def test_on_a_gpu_centers_count_as_its_products_take_them():
+    """784 features and the norms after each 46 of them; in bfloat16 a copy of half as many bytes."""
+    wide = replace(SHAPE, n_features=784, host_bytes=1000 * MB, tile_bytes=MB)
+    width = 784 + 2 * 17 + 6
+    for precision, of_a_center in (("float32", 4 * 824), ("tf32", 4 * width), ("bfloat16", 6 * width)):
+        plan = SizePlan.of(wide, SolverConfig(precision=precision), 100_000, 10**11)
+        assert plan.memory["centers"] == 100_000 * of_a_center
+    on_cpu = SizePlan.of(replace(wide, host_bytes=None, tile_bytes=0), SolverConfig(), 100_000, 10**11)
+    assert on_cpu.memory["centers"] == 4 * 100_000 * (784 + 786)

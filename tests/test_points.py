@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ep3stream.solver import blocks, points
+from ep3stream.solver import points, tiles
 from ep3stream.solver.blocks import BatchBlock, kernel_block, times_kernel
 from ep3stream.solver.dot_product import PolynomialKernel
 from ep3stream.solver.kernels import RADIAL_KERNELS, Kernel, RadialKernel
@@ -93,7 +93,7 @@ def test_values_do_not_depend_on_the_number_of_tiles(d: int, monkeypatch: pytest
     whole = formed(kernel, z, x)
     # Vectors of a pass over a tile end where it ends, so tiles are whole numbers of them here.
     for n_rows in (8, 64, 192):
-        monkeypatch.setattr(blocks, "TILE_ROWS", n_rows)
+        monkeypatch.setattr(tiles, "TILE_ROWS", n_rows)
         assert torch.equal(formed(kernel, z, x), whole)
 
 

@@ -76,7 +76,7 @@ def test_leverage_is_the_diagonal_of_the_operator(model_rank: int) -> None:
 
 def damped(case: Problem, leverage: float) -> tuple[NystromProjection, torch.Tensor]:
     projection, _ = case.projection()
-    unexplained = unexplained_diagonal(case.kernel, case.z, projection.basis, projection.eigenvalues)
+    unexplained = unexplained_diagonal(case.kernel.diagonal(case.z), projection.basis, projection.eigenvalues)
     return projection.with_center_damping(unexplained, leverage), unexplained
 
 

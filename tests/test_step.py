@@ -15,7 +15,7 @@ from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points, u
 from torch import Tensor
 
 from ep3stream.config import SolverConfig
-from ep3stream.solver import blocks, projection
+from ep3stream.solver import tiles
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.set_up import SolverBuilder
 from ep3stream.solver.step import Solver, SolverState
@@ -264,8 +264,7 @@ def test_neither_tiles_nor_the_order_of_rows_in_a_batch_change_a_step(
     y, order = points(200, 2, 2), torch.randperm(100, generator=generator(3))
     found = []
     for tile_rows, rows in ((512, torch.arange(100)), (7, torch.arange(100)), (64, order)):
-        for module in (blocks, projection):
-            monkeypatch.setattr(module, "TILE_ROWS", tile_rows)
+        monkeypatch.setattr(tiles, "TILE_ROWS", tile_rows)
         solver = case.solver(unit_targets(2))
         state = solver.initial_state()
         for start in (0, 100):

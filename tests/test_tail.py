@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points
+from kernel_problem import Problem, generator, k, laplacian, points
 from torch import Tensor
 
 from ep3stream import KernelModel
@@ -16,7 +16,7 @@ from ep3stream.errors import ConfigError
 from ep3stream.solver import tail as tail_module
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
-from ep3stream.solver.tail import KNOWN_SHARE, RIDGE_SHARE, Layout
+from ep3stream.solver.tail import KNOWN_SHARE, RIDGE_SHARE
 from ep3stream.solver.tail import neighbour_order as order_of_scaled
 from ep3stream.training.plan import ProblemSize, SizePlan
 
@@ -132,7 +132,9 @@ def test_the_model_of_the_kernel_matrix_is_at_most_what_q_inverts() -> None:
 def test_groups_multiplied_at_once_or_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = q_matrix(problem())
     monkeypatch.setattr(tail_module, "_ROWS_AT_ONCE", 1)
-    assert len(Layout.of(P, B, ONE_RANK).whole) == P // B
+    tail = problem().projection()[0].tail
+    assert tail is not None
+    assert len(list(tail._runs(tail._layout, n_columns=3))) == P // B
     torch.testing.assert_close(q_matrix(problem()), whole, rtol=1e-12, atol=1e-14)
 
 

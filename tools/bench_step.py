@@ -61,12 +61,13 @@ def solver_of(n_centers: int, n_features: int, most_rows: int) -> Solver:
     mesh = Mesh(0, 1, torch.device("cpu"))
     grouping = Grouping(GROUP, n_centers, lambda numbers: centers[numbers.start : numbers.stop])
     sizes = (n_centers, RANK, RANK)
+    left, diagonal = kernel.left(centers), kernel.diagonal(centers)
     projection, _ = build_nystrom(
-        kernel, centers, centers[:LANDMARKS], sample, *sizes, mesh, generator, grouping=grouping
+        kernel, left, diagonal, centers[:LANDMARKS], sample, *sizes, mesh, generator, grouping=grouping
     )
     targets = TargetCode(False, torch.zeros(C), torch.ones(C))
     room = torch.zeros(n_centers * most_rows)
-    return Solver(kernel, kernel.left(centers), projection, targets, 0.9, 3.0, mesh, room)
+    return Solver(kernel, left, projection, targets, 0.9, 3.0, mesh, room)
 
 
 def runs_of(solver: Solver, n_features: int, m: int) -> dict[str, Callable[[], object]]:

@@ -32,6 +32,7 @@ from ep3stream.solver.exact import build_exact
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
+from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
 from ep3stream.stream.batch_slots import BatchSlot, DataWaits
 
@@ -136,8 +137,8 @@ def rational(z: Tensor, x: Tensor) -> Tensor:
 
 
 def solver_of(kernel: Kernel, projection: str, p: int, d: int, c: int, m: int, report: Report) -> Solver:
-    """A solver on random centers, its block memory as a fit's, on the device of the report."""
-    device, mesh, rank = report.device, Mesh(0, 1, report.device), min(500, p // 4)
+    """A solver on random centers, its local tail and block memory as a fit's, on the device of the report."""
+    device, mesh, rank = report.device, Mesh(0, 1, report.device), min(250, p // 4)
     # The same numbers on every device where the sizes are small enough to make them on the host.
     at = device if p > 10_000 else CPU
     centers = report.randn(p, d, seed=1, device=at).to(device)
@@ -149,7 +150,11 @@ def solver_of(kernel: Kernel, projection: str, p: int, d: int, c: int, m: int, r
     elif projection == "eigenpro":
         built = build_eigenpro(kernel, centers, landmarks, sample, p, (q, q), (2, 1e-3), mesh, generator)
     else:
-        built = build_nystrom(kernel, centers, landmarks, sample, p, rank, q, mesh, generator)
+        left, diagonal = kernel.left(centers), kernel.diagonal(centers)
+        grouping = Grouping(min(256, p // 4), p, lambda numbers: centers[numbers.start : numbers.stop])
+        built = build_nystrom(
+            kernel, left, diagonal, landmarks, sample, p, rank, q, mesh, generator, grouping=grouping
+        )
     targets = TargetCode(False, torch.zeros(c, device=device), torch.ones(c, device=device))
     memory = None if fuses(kernel, device, 2 * c) else torch.zeros(p * m, device=device)
     return Solver(kernel, kernel.left(centers), built[0], targets, 0.9, 3.0, mesh, memory)

@@ -33,7 +33,7 @@ from ep3stream.solver.targets import TargetCode
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
 from ep3stream.training.column_kernel import LearntColumns
-from ep3stream.training.plan import ProblemSize, SizePlan, host_budget, memory_budget
+from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget, on_device
 from ep3stream.training.set_up import Problem, SetUpRows, Split, other_rows, read_pool, set_up
 from ep3stream.training.trainer import Trainer
 from ep3stream.values.offsets import Offsets
@@ -89,7 +89,7 @@ class OnlineSpec:
     def plan(self, shape: ProblemSize, mesh: Mesh) -> tuple[SizePlan, int]:
         """Sizes within the memory budget, and the budget in bytes; ConfigError where the model does not fit it."""
         memory_bytes = memory_budget(self.config.run.memory_bytes, mesh)
-        shape = replace(shape, host_bytes=host_budget(self.config.run, mesh.device))
+        shape = on_device(shape, self.config.run, mesh.device)
         return SizePlan.of(shape, self.config.solver, len(self.centers), memory_bytes), memory_bytes
 
 

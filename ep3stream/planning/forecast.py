@@ -48,10 +48,11 @@ from ep3stream.training.plan import (
     ProblemSize,
     SizePlan,
     automatic_centers,
-    host_budget,
+    host_bytes,
     largest_model,
     machine_bytes,
     memory_budget,
+    on_device,
     require_machine,
 )
 from ep3stream.training.set_up import Problem, first_rows, problem_of_split, shape_of, speed_of_fit
@@ -87,7 +88,8 @@ class FitPlan:
     memory: bytes by item on each device, memory_bytes of them allowed, in a machine or GPU that has machine_bytes;
     process_bytes: what interpreter and libraries take beside. largest_centers: the largest model within that memory.
     bytes_read, evaluations, flops, reduced_bytes: of the whole fit, the last between devices. expected: None
-    unless it was measured.
+    unless it was measured. host_bytes: what rows read ahead take of the memory of a GPU's host, host_memory_bytes of
+    which are allowed; None where the device is the host.
     """
 
     store: str
@@ -105,6 +107,8 @@ class FitPlan:
     flops: int
     reduced_bytes: int
     expected: Expected | None
+    host_bytes: int | None = None
+    host_memory_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""
@@ -144,7 +148,7 @@ def plan(
         held = validation.held_rows(reader.info, config.run.seed)
         if kernel is None:
             config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows - len(held))
-        shape = replace(shape_of(reader, config, validation), host_bytes=host_budget(config.run, device))
+        shape = on_device(shape_of(reader, config, validation), config.run, device)
         source = CenterSource.of(config, reader, automatic_centers(shape), held)
         if is_timed(config):
             n_given = None if config.solver.centers == "auto" else source.n_centers
@@ -188,6 +192,8 @@ def plan(
             flops=n_steps * flops_of_step(sizes),
             reduced_bytes=n_steps * reduced_bytes_of_step(sizes),
             expected=expected,
+            host_bytes=host_bytes(shape, planned),
+            host_memory_bytes=shape.host_bytes,
         )
 
 
@@ -344,12 +350,20 @@ def describe_plan(plan: FitPlan) -> str:
         f"{'memory' + many:<{_NAME_WIDTH}}{bytes_text(total):>12}",
         f"of {bytes_text(plan.memory_bytes)} allowed by --memory, in a machine of {bytes_text(plan.machine_bytes)}; "
         f"interpreter and libraries take {bytes_text(plan.process_bytes)} besides",
+        *_host_lines(plan),
         f"the largest model in that memory has {_plural(plan.largest_centers, 'center')}",
         "",
         f"reads {bytes_text(plan.bytes_read)}; {plan.evaluations:.3g} kernel evaluations, {plan.flops:.3g} FLOPs"
         + (f", {bytes_text(plan.reduced_bytes)} all-reduced" if sizes.devices > 1 else ""),
     ]
     return "\n".join(lines + _expected_lines(plan.expected, sizes.devices))
+
+
+def _host_lines(plan: FitPlan) -> list[str]:
+    if plan.host_bytes is None or plan.host_memory_bytes is None:
+        return []
+    taken, allowed = bytes_text(plan.host_bytes), bytes_text(plan.host_memory_bytes)
+    return [f"rows read ahead take {taken} of the host's memory, of {allowed} allowed by --host-memory"]
 
 
 def _expected_lines(expected: Expected | None, devices: int) -> list[str]:

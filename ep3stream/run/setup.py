@@ -7,7 +7,7 @@ a stage its step scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +26,7 @@ from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.named_kernels import named_kernel, with_precision
-from ep3stream.solver.points import Points
+from ep3stream.solver.points import Points, UnpreparedPoints
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.step import Solver, SolverState, Stage
 from ep3stream.solver.tail import LocalTail
@@ -221,12 +221,11 @@ class Setup:
         if isinstance(kernel, CallableKernel):
             kernel = kernel.without_waits(mesh.device)
         kernel = with_precision(kernel, config.solver.precision)
-        centers = self.inputs().to(mesh.device)(self.tensors["centers"].to(mesh.device))
-        prepared = kernel.left(centers)
-        stages = self._stages(config, kernel, centers, prepared, mesh)
+        centers = self._points(kernel.left, mesh.device)
+        stages = self._stages(config, kernel, centers, mesh)
         return Solver(
             kernel,
-            prepared,
+            centers,
             stages[0].projection,
             self.targets().to(mesh.device),
             config.solver.used_momentum,
@@ -250,8 +249,15 @@ class Setup:
             state.averaged = self.plan.start_rows // self.plan.batch_size
         return state
 
-    def _block_memory(self, kernel: Kernel, centers: Tensor, asked_bytes: int, mesh: Mesh) -> Tensor | None:
-        """Memory for the kernel block of a shard, whose centers are (p_shard, d).
+    def _points(self, prepare: Callable[[Tensor], Points], device: torch.device) -> Points:
+        """The centers of this rank, scaled and prepared on the device."""
+        inputs = self.inputs().to(device)
+        return UnpreparedPoints(
+            self.tensors["centers"], lambda some: prepare(inputs(some.to(device)))
+        ).whole()
+
+    def _block_memory(self, kernel: Kernel, centers: Points, asked_bytes: int, mesh: Mesh) -> Tensor | None:
+        """Memory for the kernel block of a shard.
 
         None where the products are fused, and where the set-up was planned for more devices than there are now: the
         block is then formed anew, twice a step.
@@ -272,10 +278,8 @@ class Setup:
             return None
         return torch.zeros(len(centers) * batch_size, device=mesh.device)
 
-    def _stages(
-        self, config: FitConfig, kernel: Kernel, centers: Tensor, prepared: Points, mesh: Mesh
-    ) -> tuple[Stage, ...]:
-        """The stages of the fit. centers: (p_shard, d), scaled; prepared: the same, as left points of the kernel."""
+    def _stages(self, config: FitConfig, kernel: Kernel, centers: Points, mesh: Mesh) -> tuple[Stage, ...]:
+        """The stages of the fit. centers: this rank's, as left points of the kernel."""
         tensors = {
             name: _as_made(name, tensor.to(mesh.device))
             for name, tensor in self.tensors.items()
@@ -289,7 +293,7 @@ class Setup:
             # `nystrom` stores the scale itself, `exact` 1 minus it, of which `ExactProjection.tensors` says more.
             stored = tensors.pop(STAGED)
             tensors["eigenvalue_scale"] = 1 - stored if self.plan.projection == "exact" else stored
-        first = self._projection(config, kernel, centers, prepared, mesh, tensors)
+        first = self._projection(config, kernel, centers, mesh, tensors)
         if not self.plan.stages or isinstance(first, EigenProProjection):
             return (Stage(0, first),)
         own: list[dict[str, Any]] = [
@@ -304,8 +308,7 @@ class Setup:
         self,
         config: FitConfig,
         kernel: Kernel,
-        centers: Tensor,
-        prepared: Points,
+        centers: Points,
         mesh: Mesh,
         tensors: dict[str, Tensor],
     ) -> NystromProjection | ExactProjection | EigenProProjection:
@@ -326,7 +329,9 @@ class Setup:
                 config.solver.projection_passes,
                 config.solver.projection_tolerance,
             )
-            return EigenProProjection.of(kernel, prepared, kernel.right(centers), own, passes, mesh)
+            return EigenProProjection.of(
+                kernel, centers, self._points(kernel.right, mesh.device), own, passes, mesh
+            )
         eigenvalues = torch.tensor(self.description["model_eigenvalues"], device=mesh.device).to(basis)
         assert plan.mu is not None  # `require_complete` has seen it.
         return NystromProjection(

@@ -6,7 +6,6 @@ times faster than the other way round.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -16,31 +15,7 @@ from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.gpu import tensor_cores
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import LeftPoints, Points, skinny_product
-
-# Of CPUs: a tile stays in the cache.
-TILE_ROWS = 512
-
-# On GPUs a tile has this share of the memory: few tiles, since the host launches some kernels for each.
-_GPU_TILE_SHARE = 512
-
-
-def tiles(n_rows: int, rows_each: int = 0) -> Iterator[slice]:
-    """Consecutive slices of at most `rows_each` rows, TILE_ROWS by default, that cover `n_rows`."""
-    rows_each = rows_each or TILE_ROWS
-    for start in range(0, n_rows, rows_each):
-        yield slice(start, min(start + rows_each, n_rows))
-
-
-def tile_rows(device: torch.device, n_columns: int) -> int:
-    """How many rows of a block with so many columns are computed at a time."""
-    if device.type != "cuda":
-        return TILE_ROWS
-    return max(TILE_ROWS, _memory_bytes(device) // _GPU_TILE_SHARE // (4 * max(1, n_columns)))
-
-
-@functools.cache
-def _memory_bytes(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).total_memory)
+from ep3stream.solver.tiles import tile_rows, tiles
 
 
 def _tiles_of(z: LeftPoints, x: Points) -> Iterator[slice]:

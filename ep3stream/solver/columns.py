@@ -24,12 +24,12 @@ from ep3stream.solver.column_loops import ColumnLoops, compiled_loops
 from ep3stream.solver.gpu import ColumnConstants, filled_columns, fused_columns, fuses, summed_columns
 from ep3stream.solver.kernels import LOG2_E
 from ep3stream.solver.points import Points
+from ep3stream.solver.tiles import tile_rows, tiles
 
 COLUMN_KERNELS = ("product", "anova")
 
 # Entries of a strip for each thread: two strips fit into the 1 MiB of cache of a core.
 _STRIP_ENTRIES = 1 << 16
-_GPU_STRIP_ENTRIES = 1 << 26
 # Numbers times weights are brought within this, so that differences do not overflow; codes never reach it.
 _FARTHEST = 1e38
 
@@ -234,11 +234,11 @@ class ColumnKernel:
 
     def _strips(self, z: Points, x: Points) -> Iterator[tuple[slice, Tensor]]:
         """Consecutive rows of the block, and room for them, (rows, len(x)), that stays in the cache."""
-        entries = _STRIP_ENTRIES * torch.get_num_threads() if z.device.type == "cpu" else _GPU_STRIP_ENTRIES
-        height = min(len(z), max(1, entries // max(len(x), 1)))
-        room = z.prepared.new_empty(height, len(x))
-        for start in range(0, len(z), max(height, 1)):
-            rows = slice(start, min(start + height, len(z)))
+        height = tile_rows(z.device, len(x))
+        if z.device.type == "cpu":
+            height = max(1, _STRIP_ENTRIES * torch.get_num_threads() // max(len(x), 1))
+        room = z.prepared.new_empty(min(height, len(z)), len(x))
+        for rows in tiles(len(z), height):
             yield rows, room[: rows.stop - rows.start]
 
     def _columns(self) -> list[_Column]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ep3stream.solver.kernels import column_strips
 from ep3stream.solver.points import Points, products
+from ep3stream.solver.tiles import column_strips
 
 
 @dataclass(frozen=True, slots=True)

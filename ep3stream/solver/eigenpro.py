@@ -27,12 +27,13 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import kernel_block, kernel_times, tiles, times_kernel
+from ep3stream.solver.blocks import kernel_block, kernel_times, times_kernel
 from ep3stream.solver.kernels import Kernel
-from ep3stream.solver.points import Points
+from ep3stream.solver.points import Points, UnpreparedPoints
 from ep3stream.solver.projection import Spectra
 from ep3stream.solver.spectrum import leading_eigenpairs
 from ep3stream.solver.step_size import PublishedStep
+from ep3stream.solver.tiles import tiles_of
 
 _MODEL_EXPONENT = 0.95
 _MAX_CENTER_BATCH = 4096
@@ -253,7 +254,7 @@ def build_eigenpro(
     model_values, model_vectors = _eigensystem(kernel, landmarks, model_rank, mesh, generator)
     data_weights = _weights(data_values, len(sample), 1.0)
     weighted = (data_vectors * data_weights).to(sample)
-    rows, columns = kernel.left(centers), kernel.right(centers)
+    rows, columns = (UnpreparedPoints(centers, side).whole() for side in (kernel.left, kernel.right))
     order = mesh.broadcast(torch.randperm(n_centers, generator=generator).to(centers.device))
     tensors = EigenProTensors(
         kernel_times(kernel, rows, kernel.right(sample), weighted),
@@ -282,7 +283,7 @@ def _eigensystem(
     rank = min(rank, len(points) - 1)
     left, right = kernel.left(points), kernel.right(points)
     matrix = torch.empty(len(points), len(points), dtype=torch.float64, device=points.device)
-    for rows in tiles(len(points)):
+    for rows in tiles_of(matrix):
         matrix[rows] = kernel.block(left[rows], right).double()
     matrix = (matrix + matrix.T).div_(2 * len(points))
     values, vectors = leading_eigenpairs(matrix, rank + 1, generator)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import tiles
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.projection import Spectra
 from ep3stream.solver.spectrum import Flattening, LeverageProfile, leading_eigenpairs
+from ep3stream.solver.tiles import tiles_of
 
 _JITTER = 1e-6
 
@@ -118,28 +118,10 @@ def build_exact(
     A jitter of 1e-6 of the mean diagonal, the rounding of a float32 kernel, keeps the factor finite where centers
     coincide. Raises ConfigError where K(Z, Z) is not positive definite all the same.
     """
-    left = kernel.left(centers)
-    # Distances in float64: in float32 the rounding of nearly coincident centers makes K(Z, Z) indefinite.
-    exact_left = kernel.left(centers.double())
-    k_zz = torch.empty(len(centers), len(centers), dtype=torch.float64, device=centers.device)
-    right = kernel.right(centers.double())
-    for rows in tiles(len(centers)):
-        k_zz[rows] = kernel.block(exact_left[rows], right)
-    # Cholesky reads the lower triangle only. A symmetric copy would cost p^2 more memory.
-    jitter = _JITTER * float(k_zz.diagonal().mean())
-    k_zz.diagonal().add_(jitter)
-    factor, failed_at = torch.linalg.cholesky_ex(k_zz)
-    if int(failed_at):
-        raise ConfigError(
-            f"K(Z, Z) of {len(centers)} centers is not positive definite in float64; "
-            "remove centers that coincide, or use --projection nystrom"
-        )
+    factor, jitter = _factored(kernel, centers)
+    # Contiguous for the broadcast; this copy and K(Z, Z) never exist at the same time.
     factor = mesh.broadcast(factor.contiguous())
-    k_zs = torch.empty(len(centers), len(sample), dtype=torch.float64, device=centers.device)
-    columns = kernel.right(sample)
-    for rows in tiles(len(centers)):
-        k_zs[rows] = kernel.block(left[rows], columns).double()
-    whitened = torch.linalg.solve_triangular(factor, k_zs, upper=False)
+    whitened = torch.linalg.solve_triangular(factor, _block(kernel, centers, sample), upper=False)
     tau, e = leading_eigenpairs(whitened.T @ whitened / len(sample), data_rank + 1, generator)
     tau, e = mesh.broadcast(tau), mesh.broadcast(e)
     threshold = float(tau[-1].clamp_min(1e-10 * float(tau[0])))
@@ -149,3 +131,29 @@ def build_exact(
     scale = flattening.eigenvalue_scale(threshold)
     projection = ExactProjection(factor, directions, scale, mesh, flattening)
     return projection, Spectra((), tuple(tau.tolist()), jitter)
+
+
+def _factored(kernel: Kernel, centers: Tensor) -> tuple[Tensor, float]:
+    """L of K(Z, Z) = L L', (p, p), float64, and the jitter that was added to the diagonal."""
+    # Distances in float64: in float32 the rounding of nearly coincident centers makes K(Z, Z) indefinite.
+    exact = centers.double()
+    k_zz = _block(kernel, exact, exact)
+    # Cholesky reads the lower triangle only. A symmetric copy would cost p^2 more memory.
+    jitter = _JITTER * float(k_zz.diagonal().mean())
+    k_zz.diagonal().add_(jitter)
+    factor, failed_at = torch.linalg.cholesky_ex(k_zz)
+    if int(failed_at):
+        raise ConfigError(
+            f"K(Z, Z) of {len(centers)} centers is not positive definite in float64; "
+            "remove centers that coincide, or use --projection nystrom"
+        )
+    return factor, jitter
+
+
+def _block(kernel: Kernel, z: Tensor, x: Tensor) -> Tensor:
+    """K(Z, X), (len(z), len(x)), in float64, computed in the dtype of the points."""
+    left, right = kernel.left(z), kernel.right(x)
+    block = torch.empty(len(z), len(x), dtype=torch.float64, device=z.device)
+    for rows in tiles_of(block):
+        block[rows] = kernel.block(left[rows], right)
+    return block

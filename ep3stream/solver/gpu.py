@@ -75,6 +75,12 @@ def rounded(x: Tensor, precision: Precision) -> Tensor:
     return (x.view(torch.int32) + (1 << (dropped - 1)) & -(1 << dropped)).view(torch.float32)
 
 
+def factor_width(n_features: int, precision: Precision) -> int:
+    """The number of columns of the factors of `factors`."""
+    n_groups = (n_features - 1) // _GROUP
+    return -(-(n_features + 2 * (n_groups + _NORM_PARTS[precision])) // _WIDTH) * _WIDTH
+
+
 def factors(scaled: Tensor, precision: Precision, is_left: bool, norm_share: float) -> Tensor:
     """The left or right factor of the product above, with zero columns up to a multiple of 8.
 
@@ -86,7 +92,7 @@ def factors(scaled: Tensor, precision: Precision, is_left: bool, norm_share: flo
     first = n_before * (_GROUP + 2)
     last = scaled[:, n_before * _GROUP :]
     norm_at = first + last.shape[1]
-    prepared = scaled.new_zeros(n, -(-(norm_at + 2 * n_parts) // _WIDTH) * _WIDTH)
+    prepared = scaled.new_zeros(n, factor_width(d, precision))
     unit = -2 if is_left else 1
     torch.mul(last, unit, out=prepared[:, first:norm_at])
     norms = torch.linalg.vecdot(last, last) * norm_share

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import tiles
 from ep3stream.solver.kernels import RadialKernel
+from ep3stream.solver.tiles import tile_rows, tiles
 
 # Beyond so many outputs this many random combinations of them are taken for each block of rows.
 _OUTPUTS = 4
@@ -54,7 +54,7 @@ class GradientProducts:
         """This rank's share of grad f at points x, (m, k), for weights of (c, p_shard): (c, m, k)."""
         c, right = len(weights), self._kernel.right(x)
         toward, whole = x.new_zeros(c * x.shape[1], len(x)), x.new_zeros(c, len(x))
-        for rows in tiles(len(self._points)):
+        for rows in tiles(len(self._points), tile_rows(x.device, max(toward.shape))):
             slopes = self._kernel.slopes(self._centers[rows], right)
             weighted = weights[:, None, rows] * self._points[rows].T
             toward.addmm_(weighted.flatten(0, 1), slopes)

@@ -14,7 +14,7 @@ the methods of `Kernel`, which `named_kernels.py` builds from its name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from ep3stream.config import KERNEL_DEFAULTS, Precision
 from ep3stream.errors import ConfigError
 from ep3stream.solver.gpu import apply_profile, factors, fused_product, fuses, in_half, rounded, serves
 from ep3stream.solver.points import Points, products
+from ep3stream.solver.tiles import column_strips
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,7 +35,6 @@ CALLABLE = "callable"
 # A callable is tried on so many rows, and may be off by so much of its largest value.
 _CHECKED_ROWS = 64
 _CHECKED_SHARE = 0.01
-_STRIP_ENTRIES, _GPU_STRIP_ENTRIES = 1 << 18, 1 << 26
 LOG2_E = 1 / math.log(2)
 
 
@@ -66,14 +66,6 @@ class Kernel(Protocol):
     def diagonal(self, x: Tensor) -> Tensor:
         """K(x_i, x_i) of each row of x, (n, d); returns (n,)."""
         ...
-
-
-def column_strips(n_rows: int, n_columns: int, device: torch.device) -> Iterator[slice]:
-    """Consecutive runs of columns of 2^18 entries each, whose work tensors stay in a CPU's cache; on GPUs of 2^26."""
-    entries = _GPU_STRIP_ENTRIES if device.type == "cuda" else _STRIP_ENTRIES
-    width = max(1, entries // max(n_rows, 1))
-    for start in range(0, n_columns, width):
-        yield slice(start, min(start + width, n_columns))
 
 
 def _laplacian(scaled: Tensor, shape: float, out: Tensor) -> None:
@@ -160,8 +152,8 @@ class RadialKernel:
     |x - z|^2, which float32 needs. An error e of t^2, some 1e-7 (|x|^2 + |z|^2) / bandwidth^2 in float32, becomes an
     error e^(a / 2) of phi(t) = 1 - t^a + ...: none to speak of where phi is smooth, but 1e-4 where a is 1.
     precision: the inputs are first rounded to it, for tensor cores (`gpu.py`).
-    Memory beside the block: none, or another tile where the columns are packed (`points.py`); 1 MiB for `matern32`
-    and 2 MiB for `matern52`, for strips of 2^18 values.
+    Memory beside the block: none, or another tile where the columns are packed (`points.py`); one strip of columns for
+    `matern32` and two for `matern52` (`tiles.py`).
     """
 
     name: str

@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
-from ep3stream.solver.blocks import tiles
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.targets import TargetCode
+from ep3stream.solver.tiles import tile_rows, tiles
 
 # Shares of the mean of diag(K_zz) added to the diagonal, one try after the other. Rounding is some 1e-14 of this mean.
 _JITTERS = (1e-12, 1e-10, 1e-8)
@@ -79,7 +79,7 @@ class RidgePath:
         z = kernel.left(centers)
         gram = centers.new_zeros(len(centers), len(centers))
         moments = centers.new_zeros(len(centers), targets.n_outputs)
-        for rows in tiles(len(x)):
+        for rows in tiles(len(x), tile_rows(x.device, len(centers))):
             block = kernel.block(z, kernel.right(x[rows].double()))
             gram.addmm_(block, block.T, alpha=1 / len(x))
             moments.addmm_(block, _coded(targets, y[rows]).T, alpha=1 / len(x))
@@ -103,7 +103,7 @@ class RidgePath:
         squares = self.moments.new_zeros(len(ridges), self.targets.n_outputs)
         hits = self.moments.new_zeros(len(ridges))
         solutions = [self._coordinates(ridge) for ridge in ridges]
-        for rows in tiles(len(x)):
+        for rows in tiles(len(x), tile_rows(x.device, len(self.centers))):
             block = self.kernel.block(self.centers, self.kernel.right(x[rows].double()))
             features = block.T @ self.basis
             coded = _coded(self.targets, y[rows])

@@ -20,7 +20,7 @@ from ep3stream.solver.blocks import times_kernel
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import kernel_tensors, named_kernel
-from ep3stream.solver.points import Points
+from ep3stream.solver.points import Points, UnpreparedPoints
 from ep3stream.solver.targets import TargetCode
 from ep3stream.values.labels import LabelType, as_labels
 from ep3stream.values.offsets import Offsets, shifted
@@ -138,7 +138,7 @@ class Predictor:
                 change = (torch.from_numpy(left.x).to(self.centers.device), left.y)
         return ModelShard(
             self.kernel,
-            self.kernel.left(self.inputs(self.centers)),
+            UnpreparedPoints(self.centers, lambda some: self.kernel.left(self.inputs(some))).whole(),
             self.weights.T.contiguous(),
             self.inputs,
             self.targets,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ep3stream.config import Precision
 from ep3stream.solver.gpu import tensor_cores
+from ep3stream.solver.tiles import tiles_of
 
 # With fewer points a copy in another layout costs more than it saves.
 _FEWEST_PACKED = 64
@@ -66,7 +67,7 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class UnpreparedPoints:
-    """Points for the left side of blocks that are prepared a tile at a time, for each block again.
+    """Points for one side of blocks that are prepared a tile at a time, for each block again.
 
     points: (n, d); prepare: maps a tile of them to `Points`. Costs O(nd) more time a block than prepared points, and
     saves the memory of n d numbers.
@@ -80,6 +81,20 @@ class UnpreparedPoints:
 
     def __getitem__(self, rows: slice) -> Points:
         return self.prepare(self.points[rows])
+
+    def whole(self) -> Points:
+        """All of them, prepared; beside the result this takes the memory of a tile or a few."""
+        first = self[:0]
+        prepared = first.prepared.new_empty(len(self), first.prepared.shape[1])
+        packed = None if first.packed is None else first.packed.new_empty(prepared.shape)
+        is_factor = first.is_factor
+        for rows in tiles_of(prepared):
+            part = self[rows]
+            prepared[rows], is_factor = part.prepared, is_factor and part.is_factor
+            if packed is not None:
+                assert part.packed is not None
+                packed[rows] = part.packed
+        return Points(prepared, is_factor, packed, first.precision)
 
     @property
     def device(self) -> torch.device:

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import TILE_ROWS, kernel_block, kernel_times, tiles
+from ep3stream.solver.blocks import kernel_block, kernel_times
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.spectrum import Flattening, LandmarkPairs, LeverageProfile
 from ep3stream.solver.tail import Grouping, LocalTail, build_tail
+from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
 
 # Eigenvalues below this share of eps times the leading one are noise. The largest part of a kernel matrix's rounding,
 # which scales whole rows and columns, is a congruence and spares the small eigenvalues.
@@ -222,7 +223,7 @@ class NystromProjection:
             outside = self.mesh.all_reduce(squares) - rest.double().square().sum(0)
             return inside, outside.clamp_min_(0).to(k_zb) / self.damping
         outside = k_zb.new_zeros(k_zb.shape[1])
-        for rows in tiles(len(self.basis)):
+        for rows in tiles_of(self.basis):
             part = torch.addmm(k_zb[rows], self.basis[rows, : self.n_leading], first, alpha=-1)
             part = part.addmm_(self.basis[rows], rest, alpha=-1).square_()
             outside += self.center_damping[rows] @ part
@@ -239,7 +240,7 @@ def coordinates(
     """
     first = mesh.all_reduce(basis[:, :n_leading].T @ k_zb)
     inside = k_zb.new_zeros(basis.shape[1], k_zb.shape[1])
-    for rows in tiles(len(basis)):
+    for rows in tiles(len(basis), tile_rows(basis.device, k_zb.shape[1])):
         deflated = torch.addmm(k_zb[rows], basis[rows, :n_leading], first, alpha=-1)
         inside.addmm_(basis[rows].T, deflated)
         if squares is not None:
@@ -262,7 +263,8 @@ class Spectra:
 
 def build_nystrom(
     kernel: Kernel,
-    centers: Tensor,
+    centers: Points,
+    diagonal: Tensor,
     landmarks: Tensor,
     sample: Tensor,
     n_centers: int,
@@ -275,23 +277,25 @@ def build_nystrom(
 ) -> tuple[NystromProjection, Spectra]:
     """The projection, with U from `landmarks` and the eigenvalues of the data from `sample`.
 
-    centers: (p_shard, d), this rank's shard of the `n_centers`. landmarks: (r', d), r' >= model_rank, some of all
-    centers; sample: X_s, (s, d), rows of the data; both whole on every rank. Streams K(Z, L) and K(Z, X_s) once each:
+    centers: this rank's shard of the `n_centers`, prepared for the left side; diagonal: their K(z, z), (p_shard,).
+    landmarks: (r', d), r' >= model_rank, some of all centers; sample: X_s, (s, d), rows of the data; both whole on
+    every rank. Streams K(Z, L) and K(Z, X_s) once each:
     O(p (r' + s)(d + r)) time, O(p r + r'^2 + r s) memory. The rank r is `widest_rank` where that helps much
     (`spectrum.LandmarkPairs`), otherwise `model_rank`, and less where the kernel matrix of the landmarks has a lower
     rank in its precision. grouping: of the centers, for a local tail; there is none all the same where the eigenvalues
     fall fast or the pairs leave nothing. Raises ConfigError where that rank is zero.
     """
-    shard = kernel.left(centers)
     pairs = LandmarkPairs.of(kernel, landmarks, sample, (model_rank, widest_rank), mesh, generator)
-    features = _nystrom_features(kernel, shard, pairs)
-    tail = None if grouping is None or pairs.is_fast else build_tail(kernel, grouping, features, mesh)
+    features = _nystrom_features(kernel, centers, pairs)
+    tail = (
+        None if grouping is None or pairs.is_fast else build_tail(kernel, grouping, diagonal, features, mesh)
+    )
     if tail is not None:
         tail.whiten_rows(features, out=features)
     basis, eigenvalues = _orthonormal(features, mesh)
     rounding = _ROUNDING * torch.finfo(basis.dtype).eps * float(eigenvalues[0])
     if tail is None:
-        unexplained = unexplained_diagonal(kernel, centers, basis, eigenvalues)
+        unexplained = unexplained_diagonal(diagonal, basis, eigenvalues)
         mean_unexplained = float(mesh.all_reduce(unexplained.double().sum())) / n_centers
         damping = max(pairs.next_eigenvalue(n_centers), mean_unexplained, rounding)
         n_leading = int((eigenvalues > _LEADING * damping).sum())
@@ -299,7 +303,7 @@ def build_nystrom(
         damping = max(1.0, rounding)
         n_leading = int((eigenvalues > _LEADING_WITH_TAIL * damping).sum())
     half, flattening, sample_features = _directions(
-        kernel, shard, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh, tail
+        kernel, centers, kernel.right(sample), n_centers, basis, n_leading, eigenvalues + damping, mesh, tail
     )
     if pairs.completes_a_level:
         # The wider basis serves the model of K(Z, Z) only. Beyond the level there is little to learn, and much noise.
@@ -321,10 +325,10 @@ def build_nystrom(
     return projection, Spectra(tuple(eigenvalues.tolist()), tuple(flattening.eigenvalues.tolist()), damping)
 
 
-def unexplained_diagonal(kernel: Kernel, centers: Tensor, basis: Tensor, eigenvalues: Tensor) -> Tensor:
-    """The diagonal of K(Z, Z) - U diag(l) U', (p_shard,), not below zero; centers: this rank's shard, (p_shard, d)."""
-    unexplained = kernel.diagonal(centers)
-    for rows in tiles(len(basis)):
+def unexplained_diagonal(diagonal: Tensor, basis: Tensor, eigenvalues: Tensor) -> Tensor:
+    """The diagonal of K(Z, Z) - U diag(l) U', (p_shard,), not below zero; diagonal: that of K(Z, Z), (p_shard,)."""
+    unexplained = diagonal.clone()
+    for rows in tiles_of(basis):
         unexplained[rows] -= basis[rows].square() @ eigenvalues.to(basis)
     return unexplained.clamp_min_(0)
 
@@ -352,7 +356,7 @@ def _orthonormal(features: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
     """
     kept = features.shape[1]
     gram = torch.zeros(kept, kept, dtype=torch.float64, device=features.device)
-    for rows in tiles(len(features)):
+    for rows in tiles_of(features):
         part = features[rows].double()
         gram.addmm_(part.T, part)
     ascending, rotation = torch.linalg.eigh(mesh.all_reduce(gram))
@@ -361,7 +365,7 @@ def _orthonormal(features: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
     eigenvalues, rotation = eigenvalues[:kept], rotation[:, :kept] / eigenvalues[:kept].sqrt()
     # In place: a second (p, r) tensor would be the peak of the set-up's memory.
     basis = features[:, :kept]
-    for rows in tiles(len(features)):
+    for rows in tiles_of(features):
         basis[rows] = (features[rows].double() @ rotation).to(features)
     return basis, eigenvalues
 
@@ -382,7 +386,8 @@ def _directions(
     tau and W are the eigenpairs of A A' / s for A = L^(-1/2) U'K(Z, X_s), L = diag(damped), and H = L^(-1/2) W.
     """
     # As many columns at a time as take about the memory of a tile of all columns.
-    n_columns = max(_LEAST_COLUMNS, TILE_ROWS * len(sample) * mesh.size // n_centers)
+    rows_each = tile_rows(basis.device, len(sample))
+    n_columns = max(_LEAST_COLUMNS, rows_each * len(sample) * mesh.size // n_centers)
     parts = []
     for start in range(0, len(sample), n_columns):
         x = sample[start : start + n_columns]

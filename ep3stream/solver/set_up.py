@@ -38,6 +38,7 @@ from ep3stream.solver.step import Stage
 from ep3stream.solver.step_size import Penalty, PublishedStep, Stability, StepProbe, measure_stability
 from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
+from ep3stream.solver.tiles import tile_rows, tiles
 
 # A step size is measured on PROBES batches. The worst of three small batches says little, so there are more of them,
 # until they have PROBE_ROWS rows in all, but at most _MAX_PROBES.
@@ -171,7 +172,8 @@ class SolverBuilder:
         drawn = torch.randperm(n_centers, generator=self.generator)[: sizes.n_landmarks]
         return build_nystrom(
             kernel,
-            self._shard(),
+            self._unprepared_shard().whole(),
+            self._diagonal(),
             self._scaled(self.centers[drawn.to(self.centers.device)]),
             self.sample,
             n_centers,
@@ -306,7 +308,8 @@ class SolverBuilder:
         flattening = projection.flattening
         assert flattening is not None
         batch_size = self._first_batch(epoch_rows)
-        probe = self._step_probe(probes, probe_y, batch_size)
+        shard = self._left_shard()
+        probe = self._step_probe(shard, probes, probe_y, batch_size)
         profile = probe.leverage_profile(projection)
         falling = flattening.falling(profile, epoch_rows * _STAGED_EPOCHS)
         if rho:
@@ -317,7 +320,7 @@ class SolverBuilder:
         last = self._stage_stability(probe, stages[-1], kappas[-1], batch_size)
         best = self._best_batch(last, epoch_rows)
         if best > last.critical_batch_size(self.settings.used_momentum):
-            probe = self._step_probe(probes, probe_y, best)
+            probe = self._step_probe(shard, probes, probe_y, best)
             last = self._stage_stability(probe, stages[-1], kappas[-1], best)
         elif best != batch_size:
             # The leverage limits the step already, and the leading eigenvalue grows at most as the number of rows.
@@ -325,11 +328,13 @@ class SolverBuilder:
             last = replace(last, batch_size=best, lambda_max=last.lambda_max * growth)
         return stages, [*self._earlier_stabilities(probe, stages[:-1], kappas[:-1], last), last]
 
-    def _step_probe(self, probes: Tensor, probe_y: Tensor | None, batch_size: int) -> StepProbe:
+    def _step_probe(
+        self, shard: LeftPoints, probes: Tensor, probe_y: Tensor | None, batch_size: int
+    ) -> StepProbe:
         batches = _batches(probes, batch_size)
         n_kept = max(1, self.sizes.max_batch_size // len(batches[0]))
         penalty = self._penalty(probe_y, batches)
-        return StepProbe(self.kernel, self._left_shard(), batches, penalty, self.mesh, self.generator, n_kept)
+        return StepProbe(self.kernel, shard, batches, penalty, self.mesh, self.generator, n_kept)
 
     def _stage_stability(
         self, probe: StepProbe, stage: Stage, kappa_max: float, batch_size: int
@@ -396,7 +401,7 @@ class SolverBuilder:
                 if isinstance(each, NystromProjection)
             ]
         elif isinstance(first, NystromProjection):
-            unexplained = unexplained_diagonal(self.kernel, self._shard(), first.basis, first.eigenvalues)
+            unexplained = unexplained_diagonal(self._diagonal(), first.basis, first.eigenvalues)
             whole = self.mesh.all_gather_rows(unexplained, len(self.centers))
             known = float(torch.quantile(whole, _KNOWN_SHARE)) ** 2 / first.damping
             leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / longest
@@ -422,10 +427,18 @@ class SolverBuilder:
         owned = self.mesh.shard_range(len(self.centers))
         return self._scaled(self.centers[owned.start : owned.stop])
 
+    def _diagonal(self) -> Tensor:
+        """K(z, z) of this rank's centers, (p_shard,)."""
+        mine = self._unprepared_shard().points
+        some = tiles(len(mine), tile_rows(self.mesh.device, mine.shape[1]))
+        return torch.cat([self.kernel.diagonal(self._scaled(mine[rows])) for rows in some])
+
     def _left_shard(self) -> LeftPoints:
         """This rank's centers for the left side of blocks; on CPUs prepared by tiles, to save memory."""
-        if self.mesh.device.type != "cpu":
-            return self.kernel.left(self._shard())
+        shard = self._unprepared_shard()
+        return shard if self.mesh.device.type == "cpu" else shard.whole()
+
+    def _unprepared_shard(self) -> UnpreparedPoints:
         owned = self.mesh.shard_range(len(self.centers))
         mine = self.centers[owned.start : owned.stop]
         return UnpreparedPoints(mine, lambda centers: self.kernel.left(self._scaled(centers)))

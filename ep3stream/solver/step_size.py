@@ -24,16 +24,17 @@ import torch
 from torch import Tensor
 
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import BatchBlock, tiles
+from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import LeftPoints
 from ep3stream.solver.projection import NystromProjection, Projection
 from ep3stream.solver.spectrum import LeverageProfile
+from ep3stream.solver.tiles import column_strips, tiles
 
 _KRYLOV_VECTORS = 10
 
-# Rows whose leverage is computed at once, and the largest number of their kernel values.
+# Of CPUs: rows whose leverage is computed at once, and the largest number of their kernel values.
 _LEVERAGE_ROWS = 256
 _LEVERAGE_VALUES = 1 << 23
 
@@ -130,7 +131,7 @@ def measure_stability(
         weights = None if penalty.row_weights is None else penalty.row_weights[number]
         block = block_of(x)
         lambdas.append(largest_eigenvalue(block, x, weights, projection, mesh, generator))
-        slices = _leverage_slices(len(x), block.n_centers)
+        slices = _leverage_slices(x, block.n_centers)
         kappas += [float(projection.leverage(block.columns(rows), x[rows]).max()) for rows in slices]
     tiny = torch.finfo(torch.float32).tiny
     m = len(batches[0])
@@ -138,9 +139,11 @@ def measure_stability(
     return Stability(m, lambda_max, max(*kappas, tiny) * penalty.heaviest)
 
 
-def _leverage_slices(n_rows: int, n_centers: int) -> Iterator[slice]:
+def _leverage_slices(x: Tensor, n_centers: int) -> Iterator[slice]:
     """Slices of a few rows each: a projection may need several times the memory of their kernel values."""
-    return tiles(n_rows, max(1, min(_LEVERAGE_ROWS, _LEVERAGE_VALUES // max(1, n_centers))))
+    if x.device.type == "cuda":
+        return column_strips(n_centers, len(x), x.device)
+    return tiles(len(x), max(1, min(_LEVERAGE_ROWS, _LEVERAGE_VALUES // max(1, n_centers))))
 
 
 def largest_eigenvalue(
@@ -235,7 +238,7 @@ class StepProbe:
             x, whole = self.batches[number], self.block(number).whole()
             parts += [
                 projection.leverage_profile(whole[:, rows], x[rows])
-                for rows in _leverage_slices(len(x), len(self.shard))
+                for rows in _leverage_slices(x, len(self.shard))
             ]
         return LeverageProfile.cat(parts)
 

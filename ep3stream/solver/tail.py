@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import tiles
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import LOG2_E, CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
+from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
 
 # rho, as a share of the mean of the diagonal of S: of centers that nearly coincide, none gets a huge weight.
 RIDGE_SHARE = 0.1
@@ -40,7 +40,7 @@ KNOWN_SHARE = 0.98
 
 # Neighbours are looked for along the leading directions of wide inputs, estimated on so many centers.
 _DIRECTIONS, _DIRECTION_ROWS = 16, 1024
-# Rows of groups that are multiplied at once.
+# Rows of groups that are multiplied at once on CPUs.
 _ROWS_AT_ONCE = 1 << 12
 
 
@@ -73,7 +73,7 @@ class LocalTail:
     def whiten(self, h: Tensor) -> Tensor:
         """R' h, (k, p_shard), for h of that shape; O(p b k), in new memory."""
         layout, product = self._layout, torch.empty_like(h)
-        for some in layout.whole:
+        for some in self._runs(layout, len(h)):
             groups = h[:, some].unflatten(1, (-1, self.group_size)).transpose(0, 1)
             product[:, some] = torch.bmm(groups, self._blocks(some)).transpose(0, 1).flatten(1)
         if layout.small is not None:
@@ -90,7 +90,7 @@ class LocalTail:
     def unwhiten(self, theta: Tensor) -> Tensor:
         """R theta, (k, p_shard), for theta of that shape; O(p b k), in new memory."""
         layout, product = self._layout, torch.empty_like(theta)
-        for some in layout.whole:
+        for some in self._runs(layout, len(theta)):
             groups = theta[:, some].unflatten(1, (-1, self.group_size)).transpose(0, 1)
             product[:, some] = torch.bmm(groups, self._blocks(some).mT).transpose(0, 1).flatten(1)
         if layout.small is not None:
@@ -102,7 +102,7 @@ class LocalTail:
     def whiten_rows(self, block: Tensor, out: Tensor) -> Tensor:
         """R' block, (p_shard, n), written into `out`, which may be `block`; a few groups at a time."""
         layout = self._layout
-        for some in layout.whole:
+        for some in self._runs(layout, block.shape[1]):
             groups = block[some].unflatten(0, (-1, self.group_size))
             out[some] = torch.bmm(self._blocks(some).mT, groups).flatten(0, 1)
         if layout.small is not None:
@@ -124,7 +124,7 @@ class LocalTail:
             found: Tensor = torch.linalg.solve_triangular(blocks, right.mT, upper=True)
             return found.mT
 
-        for some in layout.whole:
+        for some in self._runs(layout, len(alpha)):
             groups = alpha[:, some].unflatten(1, (-1, b)).transpose(0, 1)
             product[:, some] = solved(self._blocks(some), groups).transpose(0, 1).flatten(1)
         if layout.small is not None:
@@ -134,6 +134,13 @@ class LocalTail:
             n = len(layout.members(part.group))
             product[:, part.here] = solved(block.T[:n, :n], whole[:, :n])[:, part.within]
         return product
+
+    def _runs(self, layout: Layout, n_columns: int) -> Iterator[slice]:
+        """Rows of groups that lie whole here, as many at once as are multiplied with so many columns."""
+        device, first = self.rows.device, layout.whole.start
+        n_rows = tile_rows(device, n_columns) if device.type == "cuda" else _ROWS_AT_ONCE
+        for run in tiles(layout.whole.stop - first, max(1, n_rows // self.group_size) * self.group_size):
+            yield slice(first + run.start, first + run.stop)
 
     def _blocks(self, some: slice) -> Tensor:
         """R of the groups that lie whole in these rows, (n, b, b)."""
@@ -160,14 +167,14 @@ class Part(NamedTuple):
 class Layout:
     """Where the groups of b consecutive centers lie on this rank.
 
-    whole: rows of groups that lie whole here, a few groups each; small: of a last one that is smaller than b, where it
-    lies whole here. parted: the groups that lie on several ranks, all of them, on every rank.
+    whole: the rows of all groups that lie whole here; small: of a last one that is smaller than b, where it lies whole
+    here. parted: the groups that lie on several ranks, all of them, on every rank.
     """
 
     n_centers: int
     group_size: int
     mesh: Mesh
-    whole: tuple[slice, ...]
+    whole: slice
     small: slice | None
     parted: tuple[Part, ...]
 
@@ -176,11 +183,7 @@ class Layout:
         """The layout of p centers in groups of b on this rank of the mesh."""
         owned, b = mesh.shard_range(n_centers), group_size
         first, last = -(-owned.start // b), owned.stop // b
-        several = max(1, _ROWS_AT_ONCE // b)
-        whole = tuple(
-            slice(start * b - owned.start, min(start + several, last) * b - owned.start)
-            for start in range(first, last, several)
-        )
+        whole = slice(first * b - owned.start, max(first, last) * b - owned.start)
         borders = mesh.shard_starts(n_centers)[1:]
         parted = sorted({start // b for start in borders if start % b and start < n_centers})
         last_start = n_centers // b * b
@@ -230,17 +233,21 @@ class Grouping:
     centers_of: Callable[[range], Tensor]
 
 
-def build_tail(kernel: Kernel, grouping: Grouping, features: Tensor, mesh: Mesh) -> LocalTail | None:
+def build_tail(
+    kernel: Kernel, grouping: Grouping, diagonal: Tensor, features: Tensor, mesh: Mesh
+) -> LocalTail | None:
     """R from Phi, (p_shard, r), this rank's rows of the Nystrom features; one group after the other.
+
+    diagonal: K(z, z) of this rank's centers, (p_shard,).
 
     None where Phi Phi' leaves hardly more than its rounding. In float64, since S is a difference.
     O(p b (d + r + b)) time and, beside the result, O(b^2 + b r) memory.
     """
-    n_centers, owned = grouping.n_centers, mesh.shard_range(grouping.n_centers)
+    n_centers = grouping.n_centers
     layout = Layout.of(n_centers, grouping.group_size, mesh)
-    mine = kernel.diagonal(grouping.centers_of(owned))
+    mine = diagonal.clone()
     squares = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
-    for some in tiles(len(features)):
+    for some in tiles_of(features):
         squared = features[some].double().square()
         mine[some] -= squared.sum(1).to(mine)
         squares += squared.sum(0)

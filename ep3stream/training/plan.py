@@ -9,7 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,9 @@ from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
+from ep3stream.solver.gpu import factor_width
 from ep3stream.solver.tail import LocalTail
+from ep3stream.solver.tiles import gpu_tile_bytes
 
 WIDER_BASIS, BATCHES = "room for a wider basis", "kernel block and batches"
 LOCAL_TAIL = "local tail"
@@ -45,6 +47,9 @@ _MIN_BATCH = 16
 _STREAM_BYTES = 40 * MIB
 _FLOAT = 4
 
+# The most work tensors of the size of a tile that a set-up on a GPU has at once.
+_GPU_TILES = 8
+
 # Far beyond any model, for the search of the largest that fits.
 _MOST_CENTERS = 1 << 40
 
@@ -57,7 +62,8 @@ class ProblemSize:
     the rows are held out for validation, so that centers and rows to train on are taken from the others.
     is_validated: whether the fit keeps its best model by validations. n_expanded: how many features more the points of
     the kernel have, where codes of categories become 0/1 features. of_columns: whether the kernel is one on columns.
-    host_bytes: what rows read ahead may take of the memory of a GPU's host; None where the device is the host.
+    Of GPUs, see `on_device`, host_bytes: what rows read ahead may take of the host's memory; None where the device is
+    the host. tile_bytes: of a part of a matrix that is worked on at once (`solver/tiles.py`).
     """
 
     n_rows: int
@@ -71,6 +77,7 @@ class ProblemSize:
     n_expanded: int = 0
     of_columns: bool = False
     host_bytes: int | None = None
+    tile_bytes: int = 0
 
     @property
     def n_left(self) -> int:
@@ -176,9 +183,11 @@ def _host_batch_bytes(shape: ProblemSize, batch_size: int) -> int:
     return 3 * batch_size * (shape.row_bytes + (in_float32 if shape.row_bytes < in_float32 else 0))
 
 
-def _host_bytes(shape: ProblemSize, window: int, batch_size: int) -> int:
-    """Bytes of all rows read ahead in a GPU's host."""
-    return _window_bytes(shape, window) + _host_batch_bytes(shape, batch_size)
+def host_bytes(shape: ProblemSize, plan: SizePlan) -> int | None:
+    """Bytes of all rows read ahead in a GPU's host; None where the device is the host."""
+    if shape.host_bytes is None:
+        return None
+    return _window_bytes(shape, plan.window_segments) + _host_batch_bytes(shape, plan.max_batch_size)
 
 
 def _window_bytes(shape: ProblemSize, window: int) -> int:
@@ -191,7 +200,7 @@ def _require_host_rows(shape: ProblemSize, window: int, least: int) -> int:
     most = min(_MAX_BATCH, shape.n_left)
     if shape.host_bytes is None:
         return most
-    needed = _host_bytes(shape, window, least)
+    needed = _window_bytes(shape, window) + _host_batch_bytes(shape, least)
     if needed > shape.host_bytes:
         raise ConfigError(
             f"host_memory is {shape.host_bytes / 1e6:.1f} MB but two windows of {window} segments and three batches of "
@@ -271,14 +280,20 @@ def _memory(
 ) -> dict[str, int]:
     """Bytes of a fit's arrays on each device, by item, without the batches; the sum grows with the centers.
 
-    Each device holds its share of the centers, scaled and prepared, and during the set-up all centers unscaled.
+    Each device holds its share of the centers, scaled and prepared, and during the set-up, if it is the host, all
+    centers unscaled.
     """
     rank, data_rank, landmarks, samples = _ranks(shape, config, n_centers)
     share = -(-n_centers // devices)
     largest = max(landmarks, samples)
-    setup_tiles = 2 * _FLOAT * min(1024, share) * largest + 3 * 8 * landmarks * landmarks
+    tiles = 2 * _FLOAT * min(1024, share) * largest
+    if shape.tile_bytes:
+        tiles = _GPU_TILES * min(shape.tile_bytes, _FLOAT * share * max(largest, shape.n_inputs))
+        tiles += 2 * _FLOAT * (landmarks + samples) * shape.n_inputs
+    set_up = tiles + 3 * 8 * landmarks**2
+    unscaled = 0 if shape.tile_bytes else _FLOAT * n_centers * shape.n_features
     parts = {
-        "centers": _FLOAT * (n_centers * shape.n_features + share * (shape.n_inputs + 2)),
+        "centers": unscaled + share * _point_bytes(shape, config),
         "weights, velocity, average, their last good state": 5 * _FLOAT * share * shape.n_outputs,
         "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_outputs,
     }
@@ -288,14 +303,23 @@ def _memory(
         parts["weights of the best model"] = _FLOAT * share * shape.n_outputs
     if config.projection == "exact":
         cost = ExactProjection.cost_bytes(n_centers) + 2 * 8 * n_centers * samples
-        return parts | {"exact projection": cost}
+        return parts | {"exact projection": cost, "set-up of the preconditioner": tiles + 3 * 8 * samples**2}
     if config.projection == "eigenpro":
         cost = EigenProProjection.cost_bytes(share, shape.n_inputs, landmarks, samples, (data_rank, rank))
-        return parts | {"EigenPro projection": cost, "set-up of the preconditioners": setup_tiles}
-    parts |= {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": setup_tiles}
+        return parts | {"EigenPro projection": cost, "set-up of the preconditioners": set_up}
+    parts |= {"Nystrom basis": _FLOAT * share * rank, "set-up of the basis": set_up}
     if config.tail not in ("auto", "none"):
         parts[LOCAL_TAIL] = LocalTail.cost_bytes(share, min(int(config.tail), n_centers))
     return parts
+
+
+def _point_bytes(shape: ProblemSize, config: SolverConfig) -> int:
+    """Bytes of a point prepared for kernel blocks, at most: those of radial kernels."""
+    on_gpu = shape.tile_bytes > 0
+    if config.precision == "float32" and not on_gpu:
+        return _FLOAT * (shape.n_inputs + 2)
+    width = factor_width(shape.n_inputs, config.precision)
+    return width * (_FLOAT + 2 * (on_gpu and config.precision == "bfloat16"))
 
 
 def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:
@@ -365,9 +389,11 @@ def memory_budget(asked: int, mesh: Mesh) -> int:
     return -mesh.all_reduce_max([-int(_OF_FREE_MEMORY * free)])[0]
 
 
-def host_budget(run: RunConfig, device: torch.device) -> int | None:
-    """Bytes that rows read ahead may take of a GPU's host; None where the device is the host, whose budget is one."""
-    return run.host_memory_bytes if device.type == "cuda" else None
+def on_device(shape: ProblemSize, run: RunConfig, device: torch.device) -> ProblemSize:
+    """The shape, for a fit on this device: what a GPU adds."""
+    if device.type != "cuda":
+        return shape
+    return replace(shape, host_bytes=run.host_memory_bytes, tile_bytes=gpu_tile_bytes(device))
 
 
 def require_machine(
@@ -377,9 +403,8 @@ def require_machine(
 
     devices: in all, on this machine where they are shares of its CPU.
     """
-    if shape.host_bytes is not None:
+    if (ahead := host_bytes(shape, plan)) is not None:
         there = machine_bytes(torch.device("cpu"))
-        ahead = _host_bytes(shape, plan.window_segments, plan.max_batch_size)
         if ahead > there:
             raise ConfigError(
                 f"host_memory allows the {ahead / 1e6:.1f} MB that rows read ahead take, but the host has only "

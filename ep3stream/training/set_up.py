@@ -62,8 +62,8 @@ from ep3stream.training.plan import (
     ProblemSize,
     SizePlan,
     automatic_centers,
-    host_budget,
     memory_budget,
+    on_device,
     require_machine,
 )
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows
@@ -240,7 +240,7 @@ def set_up_split(
     held = validation.held_rows(split.info, config.run.seed)
     if function is None:
         config = with_kernel(config, split.manifest.n_features, split.info.n_rows - len(held))
-    shape = replace(shape_of(split, config, validation), host_bytes=host_budget(config.run, mesh.device))
+    shape = on_device(shape_of(split, config, validation), config.run, mesh.device)
     _tell_one_hot(split, config)
     source = CenterSource.of(config, split, automatic_centers(shape), held)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
