@@ -129,6 +129,7 @@ FITS = [
     ("few", "nystrom", "float32"),
     ("many", "nystrom", "tf32"),
     ("many", "nystrom", "bfloat16"),
+    ("many", "nystrom", "bf16x3"),
     ("columns", "nystrom", "float32"),
     ("many", "exact", "float32"),
     ("few", "eigenpro", "float32"),
@@ -188,10 +189,11 @@ def test_a_callable_that_is_not_finite_on_the_way_is_named(stores, tmp_path):
         ep3stream.fit(stores / "few", tmp_path / "run", config, kernel=kernel, observe=steps.append)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "bf16x3"])
 @pytest.mark.parametrize("name", RADIAL_KERNELS)
-def test_a_torch_that_does_not_multiply_bfloat16_into_float32_takes_tf32(name, monkeypatch):
+def test_a_torch_that_does_not_multiply_bfloat16_into_float32_takes_tf32(name, precision, monkeypatch):
     gpu = torch.device("cuda")
-    kernel = RadialKernel(name, 4.0, torch.zeros(D, device=gpu), precision="bfloat16")
+    kernel = RadialKernel(name, 4.0, torch.zeros(D, device=gpu), precision=precision)
     z, x = (points(50, D, seed, torch.float32).to(gpu) for seed in (1, 2))
     in_half = kernel.block(kernel.left(z), kernel.right(x)).cpu()
     monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: ["default", "out"])

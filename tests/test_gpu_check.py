@@ -51,7 +51,7 @@ runpy.run_path({str(TOOLS / "gpu_check.py")!r}, run_name="__main__")
     not_here = {row["part"] for row in rows if row["what"] == "not here"}
     assert not_here == {"KernelModel", "stream"}
     steps = [row for row in rows if row["part"] == "step"]
-    assert [row["what"].split()[-1] for row in steps] == 2 * ["float32", "tf32", "bfloat16"]
+    assert [row["what"].split()[-1] for row in steps] == 2 * ["float32", "bf16x3", "tf32", "bfloat16"]
     assert all(row["rows_per_s"] > 0 and row["plain_rows_per_s"] > 0 for row in steps)
 
 
@@ -61,7 +61,7 @@ def test_on_a_pretended_gpu_every_path_is_right_and_waits_for_nothing(tmp_path: 
     finished(start(tmp_path, tool, "--toy", "--out", str(out), "--only", "paths,columns,ring,fused"))
     rows = json.loads(out.read_text())["rows"]
     assert set(verdicts(rows)) == {"right"}
-    assert sum("wait for the GPU" in row["what"] for row in rows) == 9
+    assert sum("wait for the GPU" in row["what"] for row in rows) == 10
     assert sum("evaluations_per_s" in name for row in rows for name in row) >= 4
 
 

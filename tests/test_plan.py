@@ -180,10 +180,11 @@ def test_the_host_has_a_budget_of_its_own_with_a_gpu_only(monkeypatch):
 
 
 def test_on_a_gpu_centers_count_as_its_products_take_them():
-    """784 features and the norms after each 46 of them; in bfloat16 a copy of half as many bytes."""
+    """784 features and the norms after each 46 of them; in bfloat16 a copy, in bf16x3 one of three times the width."""
     wide = replace(SHAPE, n_features=784, host_bytes=1000 * MB, tile_bytes=MB)
     width = 784 + 2 * 17 + 6
-    for precision, of_a_center in (("float32", 4 * 824), ("tf32", 4 * width), ("bfloat16", 6 * width)):
+    bytes_of = {"float32": 4 * 824, "tf32": 4 * width, "bfloat16": 6 * width, "bf16x3": 10 * 824}
+    for precision, of_a_center in bytes_of.items():
         plan = SizePlan.of(wide, SolverConfig(precision=precision), 100_000, 10**11)
         assert plan.memory["centers"] == 100_000 * of_a_center
     on_cpu = SizePlan.of(replace(wide, host_bytes=None, tile_bytes=0), SolverConfig(), 100_000, 10**11)

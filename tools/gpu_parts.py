@@ -30,6 +30,7 @@ from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.exact import build_exact
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, Kernel, RadialKernel
+from ep3stream.solver.points import UnpreparedPoints
 from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.tail import Grouping
@@ -39,7 +40,7 @@ from ep3stream.stream.batch_slots import BatchSlot, DataWaits
 # Seconds of an epoch over 5 million rows of 1280 features and 10 outputs on an A100 (Abedsoltan, Ma, Pandit, Belkin
 # 2024, "Fast training of large kernel models with delayed projections"): of EigenPro's successor, and of EigenPro3.
 PUBLISHED_S = {65_536: "271 / 1359", 262_144: "406 / 7663", 1_048_576: "1268 / over 24 h"}
-PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16x3", "tf32", "bfloat16")
 CPU = torch.device("cpu")
 
 
@@ -144,20 +145,20 @@ def solver_of(kernel: Kernel, projection: str, p: int, d: int, c: int, m: int, r
     centers = report.randn(p, d, seed=1, device=at).to(device)
     sample = report.randn(min(2000, p), d, seed=2, device=at).to(device)
     landmarks, generator = centers[: min(2000, p)], torch.Generator().manual_seed(0)
-    q, built = max(1, rank // 2), None
+    q, built, left = max(1, rank // 2), None, UnpreparedPoints(centers, kernel.left).whole()
     if projection == "exact":
         built = build_exact(kernel, centers, sample, q, mesh, generator)
     elif projection == "eigenpro":
         built = build_eigenpro(kernel, centers, landmarks, sample, p, (q, q), (2, 1e-3), mesh, generator)
     else:
-        left, diagonal = kernel.left(centers), kernel.diagonal(centers)
+        diagonal = kernel.diagonal(centers)
         grouping = Grouping(min(256, p // 4), p, lambda numbers: centers[numbers.start : numbers.stop])
         built = build_nystrom(
             kernel, left, diagonal, landmarks, sample, p, rank, q, mesh, generator, grouping=grouping
         )
     targets = TargetCode(False, torch.zeros(c, device=device), torch.ones(c, device=device))
     memory = None if fuses(kernel, device, 2 * c) else torch.zeros(p * m, device=device)
-    return Solver(kernel, kernel.left(centers), built[0], targets, 0.9, 3.0, mesh, memory)
+    return Solver(kernel, left, built[0], targets, 0.9, 3.0, mesh, memory)
 
 
 class Ring:
@@ -274,7 +275,7 @@ def check_blocks(report: Report) -> None:
             if d <= gpu.MAX_FEATURES[name]:
                 check_products(report, "blocks", f"{name}, d={d}", kernel, z, x, truth)
                 continue
-            for precision, limit in zip(PRECISIONS, (3e-5, 3e-3, 3e-2), strict=True):
+            for precision, limit in zip(PRECISIONS, (3e-5, 3e-4, 3e-3, 3e-2), strict=True):
                 own = replace(kernel, precision=precision)
                 found = BatchBlock(own, own.left(z), own.right(x), None).whole()
                 what = f"{name}, d={d}, {precision}"
@@ -340,16 +341,16 @@ def check_nccl(report: Report) -> None:
 
 
 def measure_peak(report: Report) -> None:
-    """FLOP/s of the best of a few large products, by precision."""
+    """FLOP/s of the best of a few large products, by precision; of three products the FLOP of one count."""
     for precision in PRECISIONS:
         best = 0.0
         for size in (64, 128) if report.toy else (8192, 16384):
-            dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+            dtype = torch.bfloat16 if precision in ("bfloat16", "bf16x3") else torch.float32
             a, b = (report.randn(size, size, seed=seed).to(dtype) for seed in (1, 2))
             with gpu.tensor_cores(precision, report.device):
                 best = max(best, 2 * size**3 * rate(lambda a=a, b=b: a @ b, report))
-        report.peak[precision] = best
-        report.add("peak", precision, tflops=best / 1e12)
+        report.peak[precision] = best / 3 if precision == "bf16x3" else best
+        report.add("peak", precision, tflops=report.peak[precision] / 1e12)
 
 
 def bench_steps(report: Report) -> None:
@@ -369,7 +370,7 @@ def bench_step(report: Report, part: str, p: int, d: int, c: int, m: int) -> Non
     ring = Ring(report, m, d, c, 8 * m)
     for precision in PRECISIONS:
         kernel = laplacian(d, report.device, precision)
-        centers = kernel.left(report.randn(p, d, seed=1))
+        centers = UnpreparedPoints(report.randn(p, d, seed=1), kernel.left).whole()
         solver = replace(built, kernel=kernel, centers=centers)
         state = solver.initial_state()
         for x, y, _ in ring.batches(3):

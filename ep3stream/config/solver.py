@@ -35,7 +35,7 @@ Projection = Literal["nystrom", "eigenpro", "exact"]
 
 StepRule = Literal["measured", "published"]
 
-Precision = Literal["float32", "tf32", "bfloat16"]
+Precision = Literal["float32", "bf16x3", "tf32", "bfloat16"]
 
 # What `auto` may be given: a bandwidth makes it a kernel of distances, a power one on columns.
 _PARAMETERS_OF_AUTO = ("bandwidth", "power")
@@ -304,8 +304,9 @@ class SolverConfig:
     )
     precision: Precision = setting(
         "float32",
-        "precision of the inputs of radial kernels, and on GPUs of products with kernel blocks: tf32 and bfloat16 "
-        "are for tensor cores, with 10 and 7 bits of each number's mantissa; everything else is float32 or better",
+        "precision of the inputs of radial kernels, for tensor cores: bf16x3 keeps 16 bits of each number and takes "
+        "three products, tf32 keeps 11 and bfloat16 8 bits, and with these two a GPU multiplies kernel blocks in TF32; "
+        "everything else is float32 or better",
     )
     center_sampling: Literal["error", "uniform"] = setting(
         "error",

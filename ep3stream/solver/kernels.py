@@ -186,7 +186,9 @@ class RadialKernel:
         if (self.precision != "float32" or x.device.type == "cuda") and x.dtype == torch.float32:
             scaled = rounded((x - self.centre.to(x)) / unit, self.precision)
             prepared = factors(scaled, self.precision, is_left, 1 - _rounding(scaled))
-            return Points(prepared, packed=in_half(prepared, self.precision), precision=self.precision)
+            return Points(
+                prepared, packed=in_half(prepared, self.precision, is_left), precision=self.precision
+            )
         # In one array from the start: fresh memory costs more than the arithmetic.
         prepared = x.new_empty(len(x), x.shape[1] + 2)
         scaled = torch.sub(x, self.centre.to(x), out=prepared[:, :-2]).div_(unit)
@@ -228,7 +230,7 @@ class RadialKernel:
         """
         left, right = (z.prepared, -0.5), (x.prepared, 1.0)
         (a, a_unit), (b, b_unit) = (left, right) if over_left else (right, left)
-        is_exact = self.precision == "float32"
+        is_exact = self.precision in ("float32", "bf16x3")
         d = self.centre.numel()
         return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, d, is_exact)
 

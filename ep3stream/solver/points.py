@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import Precision
-from ep3stream.solver.gpu import tensor_cores
+from ep3stream.solver.gpu import in_half, tensor_cores, tripled
 from ep3stream.solver.tiles import tiles_of
 
 # With fewer points a copy in another layout costs more than it saves.
@@ -30,8 +30,8 @@ class Points:
 
     prepared: (n, k); k and the meaning of the columns are the kernel's.
     is_factor: whether blocks are made from `products` of `prepared`, and these cannot overflow.
-    packed: `prepared` in oneDNN's layout where that pays, after `for_products`; on a GPU in bfloat16, where `precision`
-    is that and torch multiplies such numbers into float32; otherwise None.
+    packed: `prepared` in oneDNN's layout where that pays, after `for_products`; on a GPU its copy in bfloat16, as
+    `gpu.in_half` makes it; otherwise None.
     precision: the precision in which every number of `prepared` is exact (`gpu.py`).
     """
 
@@ -49,7 +49,7 @@ class Points:
         return self.prepared.device
 
     def __getitem__(self, rows: slice) -> Points:
-        half = None if self.packed is None or self.precision != "bfloat16" else self.packed[rows]
+        half = None if self.packed is None or self.packed.dtype != torch.bfloat16 else self.packed[rows]
         return Points(self.prepared[rows], self.is_factor, half, self.precision)
 
     def for_products(self, n_products: int) -> Points:
@@ -86,7 +86,9 @@ class UnpreparedPoints:
         """All of them, prepared; beside the result this takes the memory of a tile or a few."""
         first = self[:0]
         prepared = first.prepared.new_empty(len(self), first.prepared.shape[1])
-        packed = None if first.packed is None else first.packed.new_empty(prepared.shape)
+        packed = None
+        if first.packed is not None:
+            packed = first.packed.new_empty(len(self), first.packed.shape[1])
         is_factor = first.is_factor
         for rows in tiles_of(prepared):
             part = self[rows]
@@ -119,11 +121,15 @@ def products(z: Points, x: Points, out: Tensor | None = None, not_negative: bool
     if x.packed is not None and z.is_factor and len(z):
         return _linear(z.prepared, x.packed, "relu" if not_negative else "none")
     if z.packed is not None and z.packed.dtype == torch.bfloat16:
-        right = x.prepared.bfloat16() if x.packed is None else x.packed
+        right = in_half(x.prepared, z.precision, is_left=False) if x.packed is None else x.packed
+        assert right is not None
         found = torch.mm(z.packed, right.T, out_dtype=torch.float32, out=out)
     else:
-        with tensor_cores(z.precision, z.device):
-            found = torch.mm(z.prepared, x.prepared.T, out=out)
+        left, right, precision = z.prepared, x.prepared, z.precision
+        if precision == "bf16x3":
+            left, right, precision = tripled(left, is_left=True), tripled(right, is_left=False), "tf32"
+        with tensor_cores(precision, z.device):
+            found = torch.mm(left, right.T, out=out)
     return found.clamp_min_(0) if not_negative else found
 
 

@@ -319,7 +319,8 @@ def _point_bytes(shape: ProblemSize, config: SolverConfig) -> int:
     if config.precision == "float32" and not on_gpu:
         return _FLOAT * (shape.n_inputs + 2)
     width = factor_width(shape.n_inputs, config.precision)
-    return width * (_FLOAT + 2 * (on_gpu and config.precision == "bfloat16"))
+    in_half = {"bfloat16": 2, "bf16x3": 3 * 2}.get(config.precision, 0) if on_gpu else 0
+    return width * (_FLOAT + in_half)
 
 
 def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:
