@@ -165,3 +165,4 @@ def test_words_tell_the_memory_of_the_host_where_the_device_is_a_gpu(store: Path
     on_gpu = replace(planned, host_bytes=40_000_000, host_memory_bytes=10**9)
     told = "rows read ahead take 40.0 MB of the host's memory, of 1.0 GB allowed by --host-memory"
     assert told in describe_plan(on_gpu).splitlines()
+    assert "allowed by --memory, in a GPU of" in describe_plan(on_gpu)

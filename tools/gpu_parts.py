@@ -366,7 +366,10 @@ def bench_fashion(report: Report) -> None:
 
 def bench_step(report: Report, part: str, p: int, d: int, c: int, m: int) -> None:
     """ep3stream's step, fed from pinned memory, in each precision, beside five plain passes of torch over the block."""
+    began = time.perf_counter()
     built = solver_of(laplacian(d, report.device), "nystrom", p, d, c, m, report)
+    synchronize(report.device)
+    report.add(part, f"p={p}, d={d}, c={c}: basis and local tail", elapsed_s=time.perf_counter() - began)
     ring = Ring(report, m, d, c, 8 * m)
     for precision in PRECISIONS:
         kernel = laplacian(d, report.device, precision)

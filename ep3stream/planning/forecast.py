@@ -335,6 +335,7 @@ _LIMITS = {
 def describe_plan(plan: FitPlan) -> str:
     """The plan as about twenty lines of text: sizes, memory by item, bytes read, arithmetic and time."""
     sizes, total = plan.sizes, sum(plan.memory.values())
+    place = "machine" if plan.host_bytes is None else "GPU"
     many = f" on each of {sizes.devices} devices" if sizes.devices > 1 else ""
     batches = (
         f"batches of {sizes.batch_size:,}" if plan.expected else f"batches of up to {sizes.batch_size:,}"
@@ -348,7 +349,7 @@ def describe_plan(plan: FitPlan) -> str:
         "",
         *(f"{name:<{_NAME_WIDTH}}{bytes_text(n_bytes):>12}" for name, n_bytes in plan.memory.items()),
         f"{'memory' + many:<{_NAME_WIDTH}}{bytes_text(total):>12}",
-        f"of {bytes_text(plan.memory_bytes)} allowed by --memory, in a machine of {bytes_text(plan.machine_bytes)}; "
+        f"of {bytes_text(plan.memory_bytes)} allowed by --memory, in a {place} of {bytes_text(plan.machine_bytes)}; "
         f"interpreter and libraries take {bytes_text(plan.process_bytes)} besides",
         *_host_lines(plan),
         f"the largest model in that memory has {_plural(plan.largest_centers, 'center')}",

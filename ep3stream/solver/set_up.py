@@ -133,7 +133,8 @@ class SolverBuilder:
     """What a set-up starts from. Methods change nothing of it, except that they draw from `generator`.
 
     centers: all, (p, d), in host memory or on the device; `exact` brings all of them to the device, the others a shard.
-    inputs: scales the centers where they are needed, so that no scaled copy of all is kept; None where they are scaled.
+    inputs: scales the centers where they are needed, on the device, so that no scaled copy of all is kept; None where
+    they are scaled.
     sample: X_s, (s, d), scaled, whole on every device; sample_y: its targets, for a head start, or None.
     targets: for weights of rows and for a head start, or None.
     """
@@ -445,7 +446,7 @@ class SolverBuilder:
 
     def _scaled(self, centers: Tensor) -> Tensor:
         here = centers.to(self.mesh.device)
-        return here if self.inputs is None else self.inputs.to(self.mesh.device)(here)
+        return here if self.inputs is None else self.inputs(here)
 
 
 def probes_of(rows: Tensor, n_samples: int) -> Tensor:

@@ -440,7 +440,7 @@ def set_up(
         mesh=mesh,
         generator=torch.Generator().manual_seed((config.run.seed * 4 + _ALGEBRA) % 2**64),
         targets=problem.targets.to(device),
-        inputs=inputs,
+        inputs=inputs.to(device),
         sample_y=None if rows.sample_y is None else rows.sample_y.to(device),
     )
     with times.stage("preconditioner"):
