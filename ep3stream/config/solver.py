@@ -308,6 +308,12 @@ class SolverConfig:
         "three products, tf32 keeps 11 and bfloat16 8 bits, and with these two a GPU multiplies kernel blocks in TF32; "
         "everything else is float32 or better",
     )
+    effects: Literal["auto", "none"] = setting(
+        "auto",
+        "add an effect for each combination of a few columns' values, such as a place on a day, learnt at the end from "
+        "what the kernel leaves, where validated rows show that it helps",
+        default_means="with kernels on columns, up to 8 outputs",
+    )
     center_sampling: Literal["error", "uniform"] = setting(
         "error",
         "rows that become centers: error draws four fifths where a small model errs most, with kernels on columns; "

@@ -35,8 +35,8 @@ from ep3stream.values.offsets import Offsets
 if TYPE_CHECKING:
     from ep3stream.conversion.recorded_columns import RecordedColumns
 
-# 2: a model with offsets. 3: one whose `inputs` say that features are codes or bent. 4: one with directions.
-_WITH_OFFSETS, _WITH_INPUTS, EXPORT_VERSION = 2, 3, 4
+# 2: a model with offsets. 3: one whose `inputs` say that features are codes or bent. 4: with directions. 5: effects.
+_WITH_OFFSETS, _WITH_INPUTS, _WITH_DIRECTIONS, EXPORT_VERSION = 2, 3, 4, 5
 TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 logger = logging.getLogger(__name__)
 
@@ -202,8 +202,10 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
 
 def _export_version(model: Predictor) -> int:
     """The lowest version that can say what the model is."""
-    if model.inputs.directions is not None:
+    if model.effects is not None:
         return EXPORT_VERSION
+    if model.inputs.directions is not None:
+        return _WITH_DIRECTIONS
     if model.inputs.description():
         return _WITH_INPUTS
     return _WITH_OFFSETS if model.offsets else 1

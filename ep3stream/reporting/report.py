@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ep3stream.disk import replacing, write
 from ep3stream.reporting import charts, summary
 from ep3stream.reporting.error_charts import diagnosis
-from ep3stream.reporting.quantities import DASH, count, duration, number, percent, size
+from ep3stream.reporting.quantities import DASH, TIMES, count, duration, number, percent, size
 from ep3stream.reporting.records import RunRecords, as_floats
-from ep3stream.reporting.run_json import Record, as_float, as_list, as_record, column_shares
+from ep3stream.reporting.run_json import Record, as_float, as_list, as_record, column_shares, crossed_columns
 
 Bar = tuple[str, str, float]
 """A name, its quantity as text and its length in percent of the longest bar."""
@@ -77,6 +77,10 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "diagnosis": diagnosis(records),
         "is_by_gradients": "metric" in records.summary,
         "column_bars": _bars(column_shares(records.summary), percent),
+        "crosses": [
+            (_crossed(cross.columns), _crossed(map(str, cross.levels)), percent(cross.explained))
+            for cross in crossed_columns(records.summary)
+        ],
         "loss_charts": [(key, chart) for key in charts.X_AXES if (chart := charts.loss_chart(records, key))],
         "accuracy_charts": [
             (key, chart) for key in charts.X_AXES if (chart := charts.accuracy_chart(records, key))
@@ -98,6 +102,10 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "config": records.config,
         "command": _commands(records),
     }
+
+
+def _crossed(parts: Iterable[str]) -> str:
+    return f" {TIMES} ".join(parts)
 
 
 def _bars(quantities: Mapping[str, object], text: Callable[[float], str]) -> list[Bar]:

@@ -106,3 +106,21 @@ def column_shares(summary: Mapping[str, Any]) -> dict[str, float]:
     known = {name: value for name, value in worth.items() if 0 < value < math.inf}
     total = math.fsum(known.values())
     return {name: value / total for name, value in sorted(known.items(), key=lambda item: -item[1])}
+
+
+@dataclass(frozen=True, slots=True)
+class CrossRecord:
+    """A cross of columns whose cells have effects in the model. explained: of what the kernel left; NaN if unknown."""
+
+    columns: tuple[str, ...]
+    levels: tuple[int, ...]
+    explained: float
+
+
+def crossed_columns(summary: Mapping[str, Any]) -> list[CrossRecord]:
+    """From `effects` of run.json, those that explain most first; empty where the model has none."""
+    found = []
+    for one in map(as_record, as_list(as_record(summary.get("effects")).get("crosses"))):
+        levels = tuple(int(level) for level in as_list(one.get("levels")) if math.isfinite(as_float(level)))
+        found.append(CrossRecord(tuple(as_texts(one.get("columns"))), levels, as_float(one.get("explained"))))
+    return [cross for cross in found if cross.columns]

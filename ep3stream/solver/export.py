@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ep3stream.errors import InputError
+from ep3stream.solver.cell_effects import CellEffects, Factor
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
@@ -44,6 +45,7 @@ class ServedModel(torch.nn.Module):
     centers: Tensor
     weights: Tensor
     offset: Tensor
+    target_scale: Tensor
     x_offset: Tensor
     y_offset: Tensor
 
@@ -58,6 +60,7 @@ class ServedModel(torch.nn.Module):
             "centers": model.inputs(model.centers) - centre.to(model.centers.device),
             "weights": model.weights * model.targets.scale,
             "offset": model.targets.offset,
+            "target_scale": model.targets.scale,
         }.items():
             self.register_buffer(name, tensor.detach().cpu().float().contiguous())
         self.has_bends = bool(model.inputs.bends)
@@ -71,6 +74,7 @@ class ServedModel(torch.nn.Module):
             layout = model.inputs.layout(torch.device("cpu"))
             for name in ("numbers", "number_at", "codes", "code_at", "last"):
                 self.register_buffer(name, getattr(layout, name))
+        self.effects = None if model.effects is None else _ServedEffects(model.effects)
         x, y = (None, None) if model.offsets is None else (model.offsets.x, model.offsets.y)
         self.has_x, self.has_y = x is not None, y is not None and bool(y.any())
         for name, values in (("x_offset", x), ("y_offset", y)):
@@ -90,6 +94,8 @@ class ServedModel(torch.nn.Module):
         for start in range(0, len(self.centers), _TILE_CENTERS):
             tile = slice(start, start + _TILE_CENTERS)
             outputs = outputs + self.of_kernel(inputs, self.centers[tile]) @ self.weights[tile]
+        if self.effects is not None:
+            outputs = outputs + self.effects(x) * self.target_scale
         return outputs.double() + self.y_offset if self.has_y else outputs
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -106,6 +112,28 @@ class ServedModel(torch.nn.Module):
         points = scaled.new_zeros(x.shape[0], self.n_scaled)
         points = points.index_copy(1, self.number_at, scaled[:, self.numbers])
         return points.scatter(1, self.code_at + places, values)
+
+
+class _ServedEffects(torch.nn.Module):
+    """Maps x, (n, d), to the effects of its cells, (n, c), in the unit of coded targets; their tensors are buffers."""
+
+    values: Tensor
+
+    def __init__(self, effects: CellEffects) -> None:
+        super().__init__()
+        self._features = [factor.feature for factor in effects.factors]
+        self._crosses = effects.crosses
+        self.register_buffer("values", effects.values.cpu())
+        for number, factor in enumerate(effects.factors):
+            self.register_buffer(f"edges_{number}", factor.edges.cpu().clone())  # They may share memory.
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of the effects of each row's cells."""
+        factors = [
+            Factor(feature, self.get_buffer(f"edges_{number}"))
+            for number, feature in enumerate(self._features)
+        ]
+        return CellEffects(tuple(factors), self._crosses, self.values)(x)
 
 
 def exported_program(model: Predictor) -> ExportedProgram:

@@ -1,4 +1,4 @@
-"""The trained model f(x) = offset + scale * sum_i alpha_i K(x, z_i), in the units of the data.
+"""The trained model f(x) = offset + scale * (sum_i alpha_i K(x, z_i) + effects(x)), in the units of the data.
 
 `Predictor` is a whole model, `ModelShard` one rank's share of it.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import times_kernel
+from ep3stream.solver.cell_effects import EFFECT_TENSORS, CellEffects
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import kernel_tensors, named_kernel
@@ -47,7 +48,7 @@ class ModelShard:
 
     centers: p_shard points, scaled and prepared; weights: (c, p_shard); both on the mesh's device.
     change: where rows come from a store of other offsets than the model's: what is to be subtracted from x, (d,), on
-    the device, and from y, (c,), to make them the model's; None for nothing.
+    the device, and from y, (c,), to make them the model's; None for nothing. effects: of cells, whole on every rank.
     """
 
     kernel: Kernel
@@ -57,6 +58,7 @@ class ModelShard:
     targets: TargetCode
     mesh: Mesh
     change: tuple[Tensor, NDArray[np.float64]] | None = None
+    effects: CellEffects | None = None
 
     def outputs(self, x: Tensor) -> Tensor:
         """f(x), (n, c), in the units of the targets, for x, (n, d), the same on every rank; O(n p_shard d) time.
@@ -69,11 +71,15 @@ class ModelShard:
         for rows in torch.split(x, _PREDICT_ROWS):
             if self.change is not None:
                 rows = rows.double() - self.change[0]
-            scaled = self.inputs(rows.to(self.weights))
+            rows = rows.to(self.weights)
+            scaled = self.inputs(rows)
             if not bool(torch.isfinite(scaled).all()):
                 raise InputError("x has a value that is not finite; fill or drop missing values first")
             share = times_kernel(self.kernel, self.weights, self.centers, self.kernel.right(scaled))
-            parts.append(self.targets.decode(self.mesh.all_reduce(share)))
+            predicted = self.mesh.all_reduce(share)
+            if self.effects is not None:
+                predicted = predicted + self.effects(rows).T
+            parts.append(self.targets.decode(predicted))
         return torch.cat(parts)
 
 
@@ -83,7 +89,7 @@ class Predictor:
 
     centers: (p, d), in the units of the data; weights: (p, c); class_names: None for regression. offsets: what
     `predict` subtracts from x, and adds to the outputs, in float64; centers and scalings are less these. None for none.
-    label_type: what the classes are called in `predict`. frames: makes x of a DataFrame.
+    label_type: what the classes are called in `predict`. frames: makes x of a DataFrame. effects: of cells, if any.
     """
 
     kernel: Kernel
@@ -97,6 +103,7 @@ class Predictor:
     offsets: Offsets | None = None
     label_type: LabelType = "text"
     frames: FrameColumns | None = None
+    effects: CellEffects | None = None
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -144,6 +151,7 @@ class Predictor:
             self.targets,
             mesh or Mesh(0, 1, self.centers.device),
             change,
+            self.effects,
         )
 
     def outputs(self, x: Tensor, prepared: ModelShard | None = None) -> Tensor:
@@ -211,6 +219,8 @@ class Predictor:
         if self.offsets:
             # Only where there are some, so that a version that knows no offsets refuses the model.
             tensors["x_offset"], tensors["y_offset"] = map(torch.from_numpy, (self.offsets.x, self.offsets.y))
+        if self.effects is not None:
+            tensors |= self.effects.tensors()
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def description(self) -> dict[str, Any]:
@@ -222,6 +232,7 @@ class Predictor:
             "class_names": None if self.class_names is None else list(self.class_names),
             **({} if self.label_type == "text" else {"label_type": self.label_type}),
             **self.inputs.description(),
+            **({} if self.effects is None else {"effects": self.effects.description()}),
         }
 
     @classmethod
@@ -263,6 +274,7 @@ class Predictor:
             None if classes is None else tuple(classes),
             offsets,
             description.get("label_type", "text"),
+            effects=_described_effects(tensors, description),
         )
 
 
@@ -304,6 +316,17 @@ def _described_inputs(tensors: Mapping[str, Tensor], description: Mapping[str, A
         raise DamagedDataError(f"the model's {error}; fit again") from error
 
 
+def _described_effects(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> CellEffects | None:
+    if (found := description.get("effects")) is None:
+        return None
+    try:
+        return CellEffects.described(
+            tensors, found, len(tensors["input_shift"]), len(tensors["target_offset"])
+        )
+    except ValueError as error:
+        raise DamagedDataError(f"the model's {error}; fit again") from error
+
+
 def _require_shapes(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], inputs: InputScaling
 ) -> None:
@@ -327,7 +350,10 @@ def _require_shapes(
     expected |= {name: (size,) for name, size in (vectors | doubles).items()} | {"kernel_metric": (3, d)}
     if inputs.directions is not None:
         expected["input_directions"] = tuple(inputs.directions.shape)
+    of_effects = EFFECT_TENSORS if "effects" in description else frozenset()
     for name, tensor in tensors.items():
+        if name in of_effects:  # Their class looks at them.
+            continue
         dtype = torch.float64 if name in doubles else torch.float32
         if tuple(tensor.shape) != expected.get(name) or tensor.dtype != dtype:
             raise DamagedDataError(

@@ -42,7 +42,7 @@ _PREFERRED_EPOCHS, _MOST_EPOCHS = 2, 10
 _LEAST_EPOCHS = 0.01
 # The set-up forms kernel values of each center with landmarks and samples.
 _SETUP_ROWS = 5000
-# A validation has one product with the block where a step has two.
+# Scores of rows, for a validation or for effects of cells, have one product with the block where a step has two.
 _VALIDATION_SHARE = 0.7
 # 10 steps to ten times as many, each rounded to a number that is easy to read.
 _GRID = (1000, 1250, 1600, 2000, 2500, 3200, 4000, 5000, 6300, 8000)
@@ -84,7 +84,8 @@ class SizeLimits:
     n_rows: rows to train on and to draw centers of. most_in_memory: the largest number of centers whose fit fits the
     memory. n_validated: rows that are scored after each epoch. centers, epochs: those that are given; None to have them
     chosen. setup_rows: kernel evaluations that take as long as a center in the set-up. most_distinct: how many centers
-    are of use where rows are often the same (`most_distinct`).
+    are of use where rows are often the same (`most_distinct`). n_for_effects: rows of the first epoch that are scored
+    at the end, to learn effects of cells from.
     """
 
     n_rows: int
@@ -94,6 +95,7 @@ class SizeLimits:
     epochs: float | None = None
     setup_rows: float = _SETUP_ROWS
     most_distinct: int | None = None
+    n_for_effects: int = 0
 
     def at(self, speed: Speed) -> SizeLimits:
         """The limits with a set-up of this speed."""
@@ -113,8 +115,8 @@ class SizeLimits:
 
     def rows_per_center(self, epochs: float) -> float:
         """Kernel evaluations of a fit with so many epochs, for each center."""
-        validated = math.ceil(epochs) * self.n_validated * _VALIDATION_SHARE
-        return epochs * self.n_rows + validated + self.setup_rows
+        scored = math.ceil(epochs) * self.n_validated + min(epochs, 1) * self.n_for_effects
+        return epochs * self.n_rows + scored * _VALIDATION_SHARE + self.setup_rows
 
 
 def most_distinct(x: NDArray[Any]) -> int | None:

@@ -21,6 +21,7 @@ from ep3stream.solver.named_kernels import measured_kernel
 from ep3stream.solver.set_up import MIN_BATCH
 from ep3stream.training.budget import PATIENCE, USED_SHARE, FitSizes, SizeLimits, Speed, sizes_for
 from ep3stream.training.column_kernel import plain_kernel
+from ep3stream.training.effects import MOST_ROWS, wants_effects
 from ep3stream.training.plan import ProblemSize, largest_model
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,9 @@ def size_limits(
         n_centers,
         None if solver.epochs == "auto" else float(solver.epochs),
         most_distinct=most_distinct,
+        n_for_effects=min(shape.n_left, MOST_ROWS)
+        if n_validated and wants_effects(config, shape.n_outputs)
+        else 0,
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -28,17 +29,19 @@ from ep3stream.run.clock import FitProgress as FitProgress
 from ep3stream.run.directory import Change, RunDirectory, settled_choices
 from ep3stream.run.event_log import EventLog, drop_after
 from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
-from ep3stream.run.node_rows import NodeBatches
+from ep3stream.run.node_rows import NodeBatches, node_pieces
 from ep3stream.run.setup import Setup
 from ep3stream.run.signals import Signals
-from ep3stream.run.state import model_step, open_store_of
+from ep3stream.run.state import model_step, open_store_of, read_summary
 from ep3stream.run.tensorboard import curves, require_tensorboard
 from ep3stream.solver.kernels import KernelFunction
+from ep3stream.store.columns import code_features
 from ep3stream.store.files import ObjectUrl
 from ep3stream.store.reader import RowStore
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.prefetch import BatchStream
 from ep3stream.training.checkpoint_saver import CheckpointSaver
+from ep3stream.training.effects import LearntEffects, Scored, learn_effects, most_rows, wants_effects
 from ep3stream.training.metric import learn_metric, require_metric
 from ep3stream.training.set_up import LearntMetric, require_enough_centers, write_setup
 from ep3stream.training.summary import summary
@@ -379,8 +382,9 @@ class FitRun:
                 "the weights are not finite at the end; try a larger bandwidth or a smaller data_rank"
             )
         self.saver.save(progress)
+        learnt = self._learnt_effects(weights)
         whole = mesh.gather(weights, self.setup.plan.n_centers, dim=1)
-        mesh.on_leader(lambda: self._save_model(whole))
+        mesh.on_leader(lambda: self._save_model(whole, learnt))
         self.event_log.event("finish", progress, self._ending())
         if (warning := progress.running_score.warning) is not None:
             self.event_log.event("no_better", progress, warning)
@@ -388,7 +392,46 @@ class FitRun:
             logger.info(sentence)
         self._report()
 
-    def _save_model(self, weights: Tensor | None) -> None:
+    def _learnt_effects(self, weights: Tensor) -> LearntEffects | None:
+        """Effects of cells that make the model with these weights better; on the leader alone."""
+        targets, validation = self.setup.targets(), self.validation
+        if validation is None or not wants_effects(self.config, targets.n_outputs):
+            return None
+        manifest = self.reader.manifest
+        model = replace(self.trainer.model_shard(), weights=weights)
+        plan, run = self.setup.plan, self.config.run
+        spare_bytes = run.host_memory_bytes
+        if self.mesh.device.type == "cpu":
+            spare_bytes = max(0, run.memory_bytes - sum(plan.memory.values()))
+        n_rows = most_rows(spare_bytes, manifest.n_features, targets.n_outputs)
+        n_steps = min(self.order.steps_per_epoch, self.n_steps, n_rows // self.order.batch_size)
+
+        def training() -> Iterator[Scored]:
+            steps = range(n_steps)
+            with NodeBatches(self.mesh, manifest, self.order, steps, lambda: self._stream(steps)) as batches:
+                for batch in batches:
+                    yield batch.x, model.outputs(batch.x), batch.y
+
+        def validated() -> Iterator[Scored]:
+            pieces = node_pieces(self.mesh, validation.segments, manifest.n_features, self.order.batch_size)
+            for x, y in pieces:
+                outputs = model.outputs(x)
+                if y is not None:
+                    yield x, outputs, torch.from_numpy(y)
+
+        n_codes = code_features(manifest)
+        if not self.mesh.is_leader:
+            for rows in (training(), validated()):
+                deque(rows, maxlen=0)  # All ranks compute the outputs, and the leader learns from them.
+            return None
+        learnt = learn_effects(
+            training(), validated(), targets, manifest.feature_names, n_codes, run.minutes, spare_bytes
+        )
+        if learnt is not None:
+            self.event_log.event("effects", self.progress, learnt.message)
+        return learnt
+
+    def _save_model(self, weights: Tensor | None, learnt: LearntEffects | None) -> None:
         assert weights is not None  # The leader has them.
         setup = self._load_setup()
         if setup.digest != self.setup.digest:
@@ -396,6 +439,9 @@ class FitRun:
                 f"{self.directory.setup} is not what this fit has read; restore it, then the same command"
             )
         model = build_model(setup, weights.T.contiguous(), self.kernel)
+        if learnt is not None:
+            model = replace(model, effects=learnt.effects)
+            write_json(self.directory.summary, read_summary(self.directory) | {"effects": learnt.told})
         save_model(self.directory, model, self.progress.step, setup.description.get("conversion"))
 
     def _ending(self) -> str:

@@ -155,9 +155,9 @@ class Validation:
 
     def score(self, model: ModelShard, targets: TargetCode) -> dict[str, Any]:
         """The scores that `evaluate` gives, and `weighted_error`, the mean square that the fit minimises."""
-        return score_rows(model, self.reader, self._read, targets)
+        return score_rows(model, self.reader, self.segments, targets)
 
-    def _read(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    def segments(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """Yields x and y of the rows, those of one segment at a time."""
         starts = np.flatnonzero(np.diff(self.rows // self.reader.info.segment_rows)) + 1
         for part in np.split(self.rows, starts):
