@@ -18,7 +18,7 @@ from pyarrow import csv
 
 import ep3stream
 from ep3stream import ConvertConfig, FitConfig
-from ep3stream.errors import DamagedDataError
+from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.inspection.describe import describe_path
 from ep3stream.prediction.predict import predict_tables
 from ep3stream.reporting.quantities import TIMES
@@ -310,20 +310,38 @@ def test_a_damaged_effect_is_found(fitted, tmp_path):
         ep3stream.load(run)
 
 
-def test_a_fit_that_is_killed_while_it_learns_effects_ends_with_the_same_bytes(stores, fitted, tmp_path):
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
+def test_a_fit_that_ends_while_it_learns_effects_goes_on_to_the_same_bytes(stores, fitted, tmp_path, blow):
     run = tmp_path / "run"
     lines = (
-        "import os, signal, ep3stream.training.fit as fit, ep3stream\n"
-        "fit.learn_effects = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, ep3stream.training.fit as fit, ep3stream\n"
+        "whole = fit.learn_effects\n"
+        f"fit.learn_effects = lambda rows, *rest: (os.kill(os.getpid(), {int(blow)}), whole(rows, *rest))\n"
         "from ep3stream import FitConfig\n"
         f"ep3stream.fit({str(stores['regression'])!r}, {str(run)!r}, FitConfig.from_toml({settings().to_toml()!r}, ''))"
     )
     shutil.copytree(fitted, run, ignore=shutil.ignore_patterns("model", "checkpoints"))
     ended = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    if blow == signal.SIGKILL:
+        assert ended.returncode == -blow, ended.stderr
+    else:
+        assert "Interrupted: SIGTERM" in ended.stderr
     assert not (run / "model").exists()
     ep3stream.fit(stores["regression"], run, settings())
     assert model_bytes(run) == model_bytes(fitted)
+
+
+def test_ranks_learn_the_effects_of_one_process(stores, fitted, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(fitted, run, ignore=shutil.ignore_patterns("model", "checkpoints"))
+    ep3stream.fit(stores["regression"], run, settings(), devices=2)
+    one, two = (ep3stream.load(each) for each in (fitted, run))
+    assert two.effects.crosses == one.effects.crosses
+    np.testing.assert_allclose(two.effects.values, one.effects.values, atol=1e-3)
+    scores = ep3stream.evaluate(run, stores["regression"], "test", devices=2)
+    assert scores["mse"] == pytest.approx(
+        ep3stream.evaluate(fitted, stores["regression"], "test")["mse"], rel=1e-3
+    )
 
 
 # Plans.
@@ -344,3 +362,68 @@ def test_rows_and_minutes_are_counted():
     plain, scored = (SizeLimits(10_000, 10**6, n_for_effects=n) for n in (0, 10_000))
     assert scored.rows_per_center(2) - plain.rows_per_center(2) == pytest.approx(7000)
     assert scored.rows_per_center(0.5) - plain.rows_per_center(0.5) == pytest.approx(3500)
+
+
+# Arrays, loaders and estimators.
+
+
+def arrays(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """x, (n, 3), two codes and a number, and y with an effect for each pair of codes."""
+    random = np.random.default_rng(seed)
+    first, second = random.integers(25, size=n), random.integers(40, size=n)
+    size = random.normal(size=n)
+    planted = np.random.default_rng(11).normal(size=(25, 40))[first, second]
+    x = np.stack([first, second, size], 1).astype(np.float32)
+    return x, (size + 2 * planted + 0.1 * random.normal(size=n)).astype(np.float32)
+
+
+def test_kernel_models_learn_effects_from_arrays_and_loaders_and_drop_them_when_trained_on(
+    quick_columns, tmp_path
+):
+    (x, y), (x_test, y_test) = arrays(6000, 0), arrays(1000, 1)
+    model = ep3stream.KernelModel(x[:150], "product", categories={0: 25, 1: 40}, nystrom_samples=500)
+    loader = [(x[rows : rows + 500], y[rows : rows + 500]) for rows in range(0, 6000, 500)]
+    model.fit(loader)
+
+    def error() -> float:
+        return float(np.mean((model.predict(x_test).numpy() - y_test) ** 2))
+
+    before = error()
+    assert model.learn_effects(loader)
+    from_loader = error()
+    assert from_loader < 0.6 * before
+    model.save(tmp_path / "saved")
+    loaded = ep3stream.load(tmp_path / "saved").predict(x_test)
+    np.testing.assert_allclose(loaded, model.predict(x_test).numpy(), atol=1e-5)
+    assert model.learn_effects((x, y))
+    assert error() < 0.6 * before
+    model.fit_batch(x[:500], y[:500])
+    assert model.predictor().effects is None
+
+
+def test_kernel_models_with_other_kernels_have_no_effects():
+    x, y = arrays(2000, 0)
+    model = ep3stream.KernelModel(x[:50], "laplacian", nystrom_samples=200)
+    model.fit((x, y))
+    assert not model.learn_effects((x, y))
+    assert model.predictor().effects is None
+
+
+def test_estimators_end_with_effects_unless_told_not_to(quick_columns, tmp_path):
+    frame, other = (table(n, seed).to_pandas() for n, seed in ((5000, 0), (1000, 1)))
+    x, x_test = (each.drop(columns=["y", "label"]) for each in (frame, other))
+    small = {"n_centers": 150, "epochs": 2, "random_state": 0}
+    scores = {}
+    for effects in ("auto", "none"):
+        model = ep3stream.KernelRegressor("product", effects=effects, **small).fit(x, frame.y)
+        scores[effects] = model.score(x_test, other.y)
+        assert (model.model_.effects is None) == (effects == "none")
+    assert scores["auto"] > scores["none"] + 0.1
+    ep3stream.KernelRegressor("product", **small).fit(x, frame.y).save(tmp_path / "saved")
+    again = ep3stream.KernelRegressor.load(tmp_path / "saved")
+    assert again.score(x_test, other.y) == pytest.approx(scores["auto"], abs=1e-6)
+    classes = ep3stream.KernelClassifier("product", **small).fit(x, frame.label)
+    plain = ep3stream.KernelClassifier("product", effects="none", **small).fit(x, frame.label)
+    assert classes.score(x_test, other.label) > plain.score(x_test, other.label) + 0.05
+    with pytest.raises(ConfigError, match="effects is 'always'"):
+        ep3stream.KernelRegressor("product", effects="always", **small).fit(x, frame.y)

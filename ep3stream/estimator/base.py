@@ -103,7 +103,11 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         """
         source, excluded = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight))
         trainer, n_epochs = self._trained(), self._n_epochs(source.n_rows - len(excluded))
+        if self.effects not in ("auto", "none"):
+            raise ConfigError(f"effects is {self.effects!r}; use 'auto' or 'none'")
         self.losses_ = [trainer.train_epoch(source, excluded) for _ in range(n_epochs)]
+        if self.effects == "auto" and not isinstance(source, WeightedRows):
+            trainer.effects_of(source, excluded)
         self.model_ = self._predictor()
         return self
 

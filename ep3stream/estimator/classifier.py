@@ -51,6 +51,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         memory: int | str = "2GiB",
         device: str | None = None,
         class_weight: Any = None,
+        effects: str = "auto",
         random_state: Any = None,
     ) -> None:
         self.kernel = kernel
@@ -68,6 +69,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.memory = memory
         self.device = device
         self.class_weight = class_weight
+        self.effects = effects
         self.random_state = random_state
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:

@@ -24,7 +24,8 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     left out of the training where five times as many rows are there.
     epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. ridge: lambda of the objective
     1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets; None for what `fit` takes.
-    scale: of the inputs, as in `DataConfig`. The others are those of `KernelModel`.
+    scale: of the inputs, as in `DataConfig`. effects: `auto` ends a `fit` without sample_weight with the effects of
+    crossed columns (`KernelModel.learn_effects`), `none` does without. The others are those of `KernelModel`.
 
     After a fit: `model_`, a `Predictor`; `losses_`, the mean squared error of each epoch's batches before their
     steps; `n_features_in_`, `feature_names_in_` where the data have names.
@@ -47,6 +48,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         precision: str = "float32",
         memory: int | str = "2GiB",
         device: str | None = None,
+        effects: str = "auto",
         random_state: Any = None,
     ) -> None:
         self.kernel = kernel
@@ -63,6 +65,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.precision = precision
         self.memory = memory
         self.device = device
+        self.effects = effects
         self.random_state = random_state
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:

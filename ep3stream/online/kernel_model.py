@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,6 +43,7 @@ from ep3stream.prediction.frames import FrameReader
 from ep3stream.prediction.models import save_model
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.run.directory import RunDirectory
+from ep3stream.solver.cell_effects import CellEffects
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import Predictor
@@ -53,6 +54,7 @@ from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
 from ep3stream.training.centers import offsets_left
 from ep3stream.training.column_kernel import pool_rows
+from ep3stream.training.effects import Scored, learn_effects, most_rows, wants_effects
 from ep3stream.training.set_up import Problem, problem_of_split
 from ep3stream.values.offsets import Offsets, shifted
 
@@ -67,6 +69,9 @@ _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "tail", "momentum", "averaging", "step",
     "ridge", "class_weights", "output_weights", "precision",
 )  # fmt: skip
+
+# One of so many rows tells whether effects help, and is left out when they are learnt.
+_HELD_OUT = 10
 
 # Settings that states of older versions do not have, and what they were then.
 _LATER_SETTINGS: dict[str, Any] = {
@@ -182,6 +187,7 @@ class KernelModel:
         self._n_rows = 0
         self._names = self._form.names(None)
         self._epoch, self._is_warned = 0, False
+        self._effects: CellEffects | None = None
 
     @classmethod
     def with_scaling(
@@ -226,6 +232,7 @@ class KernelModel:
 
     def train_epoch(self, source: Source, excluded: Rows) -> float:
         """`fit_epoch` without the rows `excluded`, sorted numbers, of a source whose rows have numbers."""
+        self._effects = None
         if self._trainer is None:
             self._meet(source)
         else:
@@ -256,8 +263,57 @@ class KernelModel:
 
         Nan while the rows are held back for the set-up; the batch that ends the wait returns the loss of all.
         """
+        self._effects = None
         self._take(x, y)
         return math.nan if self._trainer is None else self._trainer.mean_loss()
+
+    def learn_effects(self, data: Data) -> bool:
+        """Adds the effects of crossed columns that `fit` ends with, where rows left out of them show that they help.
+
+        data: the rows of the training; every tenth is left out. Returns whether effects were added, which is False
+        but for kernels on columns, up to 8 outputs and no class weights. Call it last: further training drops them,
+        and a `state_dict` does not have them.
+        """
+        self._look_at(data)
+        return self.effects_of(source_of(data, self._form), np.empty(0, np.int64))
+
+    def effects_of(self, source: Source, excluded: Rows) -> bool:
+        """`learn_effects` without the rows `excluded`, sorted numbers, of a source whose rows have numbers."""
+        trainer, form, config = self._settled(), self._form, self._spec.config
+        self._effects = None
+        if self._spec.function is not None or not wants_effects(config, form.n_outputs):
+            return False
+        model = self.predictor()
+        prepared, held_out = model.prepared(), list[Scored]()
+        spare_bytes = trainer.spare_bytes
+        most = most_rows(spare_bytes, form.n_features, form.n_outputs)
+
+        def training() -> Iterator[Scored]:
+            n_rows = 0
+            for x, y in self._rows_of(source, excluded):
+                if n_rows >= most:
+                    break
+                n_rows += len(x)
+                scored = x, model.outputs(x, prepared), y
+                is_held = torch.arange(len(x), device=x.device) % _HELD_OUT == 0
+                held_out.append(_parts(scored, is_held))
+                yield _parts(scored, ~is_held)
+
+        names, n_codes = model.feature_names, self._spec.categories
+        learnt = learn_effects(training(), held_out, model.targets, names, n_codes, 0, spare_bytes)
+        self._effects = None if learnt is None else learnt.effects
+        return learnt is not None
+
+    def _rows_of(self, source: Source, excluded: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+        """x, (m, d), and y of the first epoch's batches, each valid until the next one is asked for."""
+        if isinstance(source, NumberedSource):
+            order = self._settled().order(source.n_rows, source.segment_rows, excluded)
+            with source.batches(order, range(order.steps_per_epoch), self._form.device) as batches:
+                for batch in batches:
+                    yield batch.x, batch.y
+        else:
+            for x, y in source.epoch(self._spec.config.run.seed, 0):
+                yield self._form.pair(x, y)
 
     def outputs(self, x: Array) -> Tensor:
         """f(x), (n, c), on the model's device, for x of (n, d): the values behind `predict`.
@@ -285,7 +341,7 @@ class KernelModel:
 
     def predictor(self) -> Predictor:
         """The model as it is now, to be kept: further training does not change it."""
-        return self._settled().predictor(self._names)
+        return replace(self._settled().predictor(self._names), effects=self._effects)
 
     def save(self, path: Path | str) -> None:
         """Writes PATH/model, which `ep3stream.load(PATH)` reads; its class names are the ids as texts."""
@@ -335,7 +391,10 @@ class KernelModel:
                 raise InputError(f"the {name} are not those of the state; give the same ones")
         names = state["names"]
         self._names = (names["features"], names["targets"], names["classes"])
-        self._trainer = OnlineTrainer.load(self._spec, self._form.task, self._names, state)
+        self._trainer, self._effects = (
+            OnlineTrainer.load(self._spec, self._form.task, self._names, state),
+            None,
+        )
         self._held, self._epoch = [], state["epoch"]
 
     def _go_without_tail(self) -> None:
@@ -507,6 +566,12 @@ class KernelModel:
     def _given_points(self) -> dict[str, Tensor]:
         given = {"centers": self._spec.centers}
         return given if self._spec.sample is None else given | {"nystrom_samples": self._spec.sample}
+
+
+def _parts(scored: Scored, rows: Tensor) -> Scored:
+    """Copies of some of the rows, (m,) booleans."""
+    x, outputs, y = (part[rows].clone() for part in scored)
+    return x, outputs, y
 
 
 def _with_all_digits(points: Array) -> NDArray[Any] | None:

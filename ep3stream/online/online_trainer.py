@@ -129,6 +129,11 @@ class OnlineTrainer:
         return cls(spec, problem, rows, planned)
 
     @property
+    def spare_bytes(self) -> int:
+        """Host memory beside the solver's arrays."""
+        return self.result.setup.plan.spare_bytes(self.spec.config.run, self.trainer.mesh.device)
+
+    @property
     def progress(self) -> Progress:
         """State, guard and running scores of the trainer."""
         return self.trainer.progress

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ep3stream.config import KERNEL_DEFAULTS, FitConfig, Task
+from ep3stream.config import KERNEL_DEFAULTS, FitConfig, RunConfig, Task
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import file_digest, read_bundle
@@ -111,6 +111,12 @@ class SetupPlan:
             for stage in self.stages
         ]
         return {**content, "bandwidth": None, **self.kernel_parameters, "stages": stages}
+
+    def spare_bytes(self, run: RunConfig, device: torch.device) -> int:
+        """Host memory beside the solver's arrays: of the budget what they leave, or, with a GPU, that of its host."""
+        if device.type == "cuda":
+            return run.host_memory_bytes
+        return max(0, run.memory_bytes - sum(self.memory.values()))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> SetupPlan:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 # Of the description in models.
 EFFECTS_VERSION = 1
-# The most cells of all crosses together that a model file may ask memory for.
-MOST_CELLS = 1 << 26
+# The most effects, of all cells of all crosses, that a model file may ask memory for.
+_MOST_EFFECTS = 1 << 27
 
 EDGES, CELLS, VALUES = "effect_edges", "effect_cells", "effect_values"
 EFFECT_TENSORS = frozenset({EDGES, CELLS, VALUES})
@@ -145,8 +145,8 @@ class CellEffects:
             if not cross or not all(type(f) is int and 0 <= f < len(factors) for f in cross):
                 raise ValueError(f"effects cross the factors {cross!r:.50} of {len(factors)}")
         total = sum(n_cells(factors, cross) for cross in crosses)
-        if not 0 < total <= MOST_CELLS:
-            raise ValueError(f"effects have {total} cells, not 1 to {MOST_CELLS}")
+        if not 0 < total * n_outputs <= _MOST_EFFECTS:
+            raise ValueError(f"effects have {total} cells, not 1 to {_MOST_EFFECTS // n_outputs}")
         is_inside = not len(cells) or 0 <= int(cells.min()) <= int(cells.max()) < total
         if cells.dtype != torch.int64 or cells.ndim != 1 or not is_inside:
             raise ValueError(

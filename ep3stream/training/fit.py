@@ -399,17 +399,19 @@ class FitRun:
             return None
         manifest = self.reader.manifest
         model = replace(self.trainer.model_shard(), weights=weights)
-        plan, run = self.setup.plan, self.config.run
-        spare_bytes = run.host_memory_bytes
-        if self.mesh.device.type == "cpu":
-            spare_bytes = max(0, run.memory_bytes - sum(plan.memory.values()))
+        run = self.config.run
+        spare_bytes = self.setup.plan.spare_bytes(run, self.mesh.device)
         n_rows = most_rows(spare_bytes, manifest.n_features, targets.n_outputs)
         n_steps = min(self.order.steps_per_epoch, self.n_steps, n_rows // self.order.batch_size)
+        if not n_steps:
+            return None
 
         def training() -> Iterator[Scored]:
             steps = range(n_steps)
             with NodeBatches(self.mesh, manifest, self.order, steps, lambda: self._stream(steps)) as batches:
                 for batch in batches:
+                    if (stop := self._agreed_wishes()[0]) is not None:
+                        self._interrupt(stop)
                     yield batch.x, model.outputs(batch.x), batch.y
 
         def validated() -> Iterator[Scored]:
@@ -419,14 +421,13 @@ class FitRun:
                 if y is not None:
                     yield x, outputs, torch.from_numpy(y)
 
-        n_codes = code_features(manifest)
         if not self.mesh.is_leader:
             for rows in (training(), validated()):
                 deque(rows, maxlen=0)  # All ranks compute the outputs, and the leader learns from them.
             return None
-        learnt = learn_effects(
-            training(), validated(), targets, manifest.feature_names, n_codes, run.minutes, spare_bytes
-        )
+        logger.info("looking for columns whose combinations have effects; --effects none does without")
+        names, n_codes = manifest.feature_names, code_features(manifest)
+        learnt = learn_effects(training(), validated(), targets, names, n_codes, run.minutes, spare_bytes)
         if learnt is not None:
             self.event_log.event("effects", self.progress, learnt.message)
         return learnt
