@@ -47,8 +47,9 @@ _NEAR_STEPS, _NEAR_ROWS, _FEWEST_NEAR_ROWS, _NEAR_CENTERS = 60, 8000, 1280, 640
 _NEAR_RATES = (0.2, 0.04)
 # Of the steps of either kind, at the end.
 _AVERAGED = 1 / 3
-# Neighbourhoods suit fits with at most so many centers: how many there will be is not known yet, and few have more.
-_MOST_RESOLVED = 20_000
+# Neighbourhoods suit fits with at most so many centers. For more they are too small to tell signal from noise: learnt
+# for 16,000 centers, weights of `health` were twice as large as is best there, and those of `flights` no better.
+_MOST_RESOLVED = 5000
 # A step has fewer rows and centers where there are so many columns that this many differences would not do.
 _MOST_DIFFERENCES = 4e8
 
@@ -126,7 +127,7 @@ def learnt_weights(
 ) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
 
-    From 20,000 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
+    From 5000 centers on the same is learnt for any number of centers, and only the last multiple differs: weights may
     be learnt for the largest number there may be, and `grown` gives the kernel for the number there is.
 
     x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. checked: such rows of another
