@@ -31,7 +31,7 @@ from ep3stream.solver.effect_search import (
     chosen_crosses,
     fitted_effects,
 )
-from ep3stream.training.budget import SizeLimits
+from ep3stream.training.budget import SizeLimits, sizes_for
 from ep3stream.training.effects import most_rows, wants_effects
 
 # Factors.
@@ -95,6 +95,12 @@ def test_the_planted_cross_is_found_among_all_and_noise_is_not_taken_for_one():
     )
     chosen = chosen_crosses(factors, noise, noise.residual, SearchLimits())
     assert not fitted_effects(factors, chosen, noise, more, 6).is_better()
+
+
+def test_nothing_is_crossed_where_nothing_is_left():
+    factors, rows = noise_and_a_cross(500)
+    none = CellRows(rows.levels, np.zeros_like(rows.residual))
+    assert chosen_crosses(factors, none, rows.residual, SearchLimits()) == []
 
 
 def test_limits_bound_the_search():
@@ -362,6 +368,11 @@ def test_rows_and_minutes_are_counted():
     plain, scored = (SizeLimits(10_000, 10**6, n_for_effects=n) for n in (0, 10_000))
     assert scored.rows_per_center(2) - plain.rows_per_center(2) == pytest.approx(7000)
     assert scored.rows_per_center(0.5) - plain.rows_per_center(0.5) == pytest.approx(3500)
+    for n_for_effects in (0, 10**5, 10**7):
+        limits = SizeLimits(10**7, 2000, n_for_effects=n_for_effects)
+        sizes = sizes_for(limits, 2000 * 3e6)
+        assert sizes.n_centers == 2000
+        assert 2.8e6 < limits.rows_per_center(sizes.epochs) <= 3e6
 
 
 # Arrays, loaders and estimators.

@@ -59,16 +59,16 @@ def number_factors(feature: int, values: NDArray[Any], n_bins: tuple[int, ...]) 
     are left out. Edges lie half-way between values.
     """
     different = np.unique(values)
-    between = torch.from_numpy((different[1:] + different[:-1]) / 2).float().unique()
+    between = torch.from_numpy((different[1:] + different[:-1]) / 2).float()
+    if not len(between):
+        return []
     factors: list[Factor] = []
     for n_levels in n_bins:
-        if len(between) < n_levels:
-            return [*factors, Factor(feature, between)] if len(between) else factors
+        if len(different) <= n_levels:
+            return [*factors, Factor(feature, between.unique())]
         cuts = np.quantile(values, np.linspace(0, 1, n_levels + 1)[1:-1])
-        at = np.clip(np.searchsorted(different, cuts), 1, len(different) - 1)
-        factors.append(
-            Factor(feature, between[torch.from_numpy(at - 1).clamp_max(len(between) - 1)].unique())
-        )
+        above = np.searchsorted(different, cuts).clip(1)
+        factors.append(Factor(feature, between[torch.from_numpy(above - 1)].unique()))
     return factors
 
 

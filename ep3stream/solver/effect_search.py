@@ -78,6 +78,8 @@ def chosen_crosses(
 ) -> list[Choice]:
     """The crosses that explain most of the residual, coarse ones first. targets: coded, (c, n)."""
     rows = rows.first(limits.rows)
+    if not rows.residual.any():
+        return []
     search = _Search(factors, rows, limits)
     for cross in _singles_and_pairs(factors, rows.levels, targets[:, : limits.rows], limits.features):
         search.offer(cross)

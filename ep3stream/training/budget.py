@@ -115,7 +115,7 @@ class SizeLimits:
 
     def rows_per_center(self, epochs: float) -> float:
         """Kernel evaluations of a fit with so many epochs, for each center."""
-        scored = math.ceil(epochs) * self.n_validated + min(epochs, 1) * self.n_for_effects
+        scored = math.ceil(epochs) * self.n_validated + min(epochs * self.n_rows, self.n_for_effects)
         return epochs * self.n_rows + scored * _VALIDATION_SHARE + self.setup_rows
 
 
@@ -168,7 +168,9 @@ def _affordable_epochs(limits: SizeLimits, rows_per_center: float) -> float:
     whole = bisect_right(range(1, _MOST_EPOCHS + 1), rows_per_center, key=limits.rows_per_center)
     if whole:
         return whole
-    part = (rows_per_center - limits.rows_per_center(0) - limits.n_validated) / limits.n_rows
+    left = rows_per_center - limits.rows_per_center(0) - limits.n_validated
+    scored = min(left / (1 + _VALIDATION_SHARE), limits.n_for_effects)
+    part = (left - _VALIDATION_SHARE * scored) / limits.n_rows
     return max(_LEAST_EPOCHS, math.floor(100 * part) / 100)
 
 

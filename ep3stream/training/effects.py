@@ -36,7 +36,7 @@ _ROWS_SHARE, _EFFECTS_SHARE = 1 / 2, 1 / 8
 MOST_ROWS = 1 << 22
 # Crosses are chosen by so many rows for every minute that the fit may take, divided by the outputs.
 _ROWS_A_MINUTE = 1 << 17
-_USUAL_MINUTES, _MOST_MINUTES = 2.0, 8.0
+_LEAST_MINUTES, _USUAL_MINUTES, _MOST_MINUTES = 0.1, 2.0, 8.0
 
 
 def wants_effects(config: FitConfig, n_outputs: int) -> bool:
@@ -128,7 +128,7 @@ def learn_effects(
 
 def _limits(minutes: float, spare_bytes: int, n_outputs: int) -> SearchLimits:
     """What a search may take, by the memory and the minutes of the fit."""
-    minutes = min(minutes or _USUAL_MINUTES, _MOST_MINUTES)
+    minutes = min(max(minutes or _USUAL_MINUTES, _LEAST_MINUTES), _MOST_MINUTES)
     cells = int(spare_bytes * _EFFECTS_SHARE) // (8 * n_outputs)
     usual = SearchLimits()
     return replace(
