@@ -42,7 +42,10 @@ _local = threading.local()
 
 @dataclass
 class Counts:
-    """waits: how often the host waited for the device, by kind and line; launches: of operators, by name."""
+    """waits: how often the host waited for the device, by kind and line; launches: of operators, by name.
+
+    Of products in float32 it is told apart whether they are in TF32.
+    """
 
     waits: Counter = field(default_factory=Counter)
     launches: Counter = field(default_factory=Counter)
@@ -219,6 +222,7 @@ def _index(index: Any) -> Any:
 _WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "bincount"}
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "detach", "lift_fresh"}
+_PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm"}
 _MAKING = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_")
 
 
@@ -259,7 +263,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     else:
         found = func(*plain[0], **plain[1])
     if is_here and not func.is_view and name not in _FREE:
-        _launches(name)
+        in_tf32 = name in _PRODUCTS and torch.backends.cuda.matmul.allow_tf32
+        _launches(f"{name} in TF32" if in_tf32 else name)
     return tree_map(lambda value: _wrapped(value, ours), found) if is_here else found
 
 
@@ -454,7 +459,7 @@ def _stand_in_for_triton() -> None:
         mine, into = require(squared, out, contiguous=False)
         into.copy_(phi(mine.clamp_min(0), kind, shape))
 
-    def times(weights, a, b, kind, shape, constants=None, n_numbers=0, is_exact=True) -> Tensor:
+    def times(weights, a, b, kind, shape, constants=None, n_numbers=0) -> Tensor:
         _launches("times")
         _launches("sum of the parts")
         w, left, right = require(weights, a, b)

@@ -17,7 +17,7 @@ import ep3stream
 from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import fuses
+from ep3stream.solver.blocks import BatchBlock, fuses
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import build_eigenpro
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, RadialKernel
@@ -199,6 +199,23 @@ def test_a_torch_that_does_not_multiply_bfloat16_into_float32_takes_tf32(name, p
     monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: ["default", "out"])
     assert kernel.left(z).packed is None
     assert torch.allclose(kernel.block(kernel.left(z), kernel.right(x)).cpu(), in_half, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16x3", "tf32", "bfloat16"])
+@pytest.mark.parametrize("n_outputs", [3, 300])
+def test_products_with_a_block_keep_16_bits(precision, n_outputs):
+    gpu = torch.device("cuda")
+    kernel = RadialKernel("gaussian", 4.0, torch.zeros(40, device=gpu), precision=precision)
+    z, x = (points(n, 40, n, torch.float32).to(gpu) for n in (500, 200))
+    block = BatchBlock(kernel, kernel.left(z), kernel.right(x), torch.zeros(500 * 200, device=gpu))
+    values = block.whole().double().cpu()
+    weights, residual = (points(n_outputs, n, n, torch.float32) for n in (500, 200))
+    for found, left, right in (
+        (block.left_times(weights.to(gpu)), weights, values),
+        (block.times(residual.to(gpu)), residual, values.T),
+    ):
+        scale = left.double().abs() @ right
+        assert ((found.cpu() - left.double() @ right).abs() / scale).max() < 5e-6
 
 
 def test_a_plan_and_a_fit_with_class_weights(stores, tmp_path):

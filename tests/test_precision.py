@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from torch import Tensor
 import ep3stream
 from ep3stream.config import KernelConfig, Precision
 from ep3stream.errors import ConfigError
-from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.gpu import factors, rounded, tripled
 from ep3stream.solver.kernels import _PROFILES, RADIAL_KERNELS, RadialKernel, _rounding
 from ep3stream.solver.named_kernels import named_kernel, with_precision
@@ -176,25 +176,14 @@ def test_kernels_of_products_have_no_use_for_it() -> None:
         with_precision(kernel, "tf32")
 
 
-@pytest.mark.parametrize(("precision", "largest"), [("bf16x3", 1e-5), ("tf32", 3e-4), ("bfloat16", 3e-3)])
-def test_a_fit_as_a_gpu_does_it_is_as_good(tmp_path, monkeypatch, precision, largest) -> None:
-    """With tf32 and bfloat16 products with the block are in TF32, whose rounding of either factor is put in here."""
-    store = make_store(tmp_path / "store.zarr", n_rows=4000)
-    config = {"solver": {"centers": 300, "epochs": 3}, "run": {"checkpoint_minutes": 0.0}}
-    plain = ep3stream.fit(store, tmp_path / "plain", plain_config(**config))
-    for name in ("left_times", "times") if precision != "bf16x3" else ():
-        exact = getattr(BatchBlock, name)
-
-        def in_tf32(self, matrix, exact=exact):
-            if self._kept is not None:
-                rounded_block = rounded(self.whole(), "tf32")
-                self._kept.copy_(rounded_block)
-            return exact(self, rounded(matrix.contiguous(), "tf32"))
-
-        monkeypatch.setattr(BatchBlock, name, in_tf32)
-    config["solver"] |= {"precision": precision}
-    fast = ep3stream.fit(store, tmp_path / "fast", plain_config(**config))
-    monkeypatch.undo()
-    scores = [ep3stream.evaluate(run, store)["r2"] for run in (plain, fast)]
-    assert scores[0] > 0.94
-    assert abs(scores[1] - scores[0]) < largest, scores
+@pytest.mark.parametrize("kernel", ["laplacian", "gaussian"])
+def test_a_fit_is_as_good(tmp_path: Path, kernel: str) -> None:
+    """The Gaussian has weights that are large and of both signs, to which rounded products would do harm."""
+    store, scores = make_store(tmp_path / "store.zarr", n_rows=4000), {}
+    for precision, largest in (("float32", 0.0), ("bf16x3", 2e-5), ("tf32", 1e-3), ("bfloat16", 0.05)):
+        solver = {"centers": 300, "epochs": 3, "precision": precision}
+        config = plain_config(solver=solver, kernel={"name": kernel}, run={"checkpoint_minutes": 0.0})
+        run = ep3stream.fit(store, tmp_path / precision, config)
+        scores[precision] = ep3stream.evaluate(run, store)["r2"]
+        assert abs(scores[precision] - scores["float32"]) <= largest, scores
+    assert scores["float32"] > 0.94

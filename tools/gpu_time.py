@@ -7,10 +7,10 @@ dense, of which bf16x3 takes three for one), 70% of its memory's 4800 GB/s, 60% 
 lanes issue at 1.755 GHz, and 3 us a launch, of which `tests/test_pretended_cuda.py` counts some 80 a step. Rows come
 faster than they are used. The set-up is left out.
 
-A step of many features: one product forms the block; its m p entries are written, read and written by phi, and read by
-two products, 20 bytes each. A step of few features computes each entry twice, in 37 instructions (17.5 and two turns
-of 9.9 for 9 features, `tools/triton_registers.py`). Either passes over the Nystrom basis twice, over its leading fifth
-four times more, and over the local tail twice.
+A step of many features: one product forms the block; its m p entries are written, read and written by phi, 12 bytes
+each, and read by two products in float32, which take the longer of 8 bytes and 4 c FLOP. A step of few features
+computes each entry twice, in 37 instructions (17.5 and two turns of 9.9 for 9 features, `tools/triton_registers.py`).
+Either passes over the Nystrom basis twice, over its leading fifth four times more, and over the local tail twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ MEMORY_BYTES_PER_S = 0.7 * 4800e9
 INSTRUCTIONS_PER_S = 0.6 * 132 * 128 * 1.755e9
 INSTRUCTIONS = 37
 LAUNCHES_S = 80 * 3e-6
-BLOCK_BYTES = 20
 PASSES = 2 + 4 / 5
 GROUP = 256
 BATCH = 4096
@@ -63,7 +62,9 @@ def step_parts(problem: Problem, precision: Precision) -> dict[str, float]:
     if problem.d <= MAX_FEATURES["laplacian"]:
         return {"block": 2 * entries * INSTRUCTIONS / INSTRUCTIONS_PER_S, "passes over it": 0.0} | parts
     products = 2 * entries * factor_width(problem.d, precision) / FLOPS[precision]
-    return {"block": products, "passes over it": BLOCK_BYTES * entries / MEMORY_BYTES_PER_S} | parts
+    reads = max(8 / MEMORY_BYTES_PER_S, 4 * problem.c / FLOPS["float32"])
+    passes = entries * (12 / MEMORY_BYTES_PER_S + reads)
+    return {"block": products, "passes over it": passes} | parts
 
 
 def text() -> str:

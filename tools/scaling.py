@@ -1,7 +1,7 @@
 """What a fit would take on many GPUs, by the model of `run/planning/costs.py` from stated rates: docs/scaling.md.
 
     python tools/scaling.py [--rows 1e9] [--centers 1e6] [--features 1000] [--outputs 1000] [--devices 1,8,64]
-        [--memory 72GB] [--product-tflops 297] [--projection-tflops 40] [--memory-gb-per-s 2300] [--read-gb-per-s 5]
+        [--memory 72GB] [--product-tflops 297] [--float32-tflops 40] [--memory-gb-per-s 2300] [--read-gb-per-s 5]
         [--node-link-gb-per-s 300] [--link-gb-per-s 40] [--value-bytes 4]
 
 Every rate is an assumption until `tools/gpu_check.py` has measured it: 60% of what the data sheet of an H100 says of
@@ -25,12 +25,15 @@ from ep3stream.planning.costs import (
     reduced_bytes_of_step,
     seconds_of_step,
 )
+from ep3stream.solver.blocks import MOST_IN_FLOAT32
 from ep3stream.training.plan import ProblemSize, SizePlan
 
 GPUS_OF_A_MACHINE = 8
 SEGMENT_BYTES = 64 << 20
 # Of a value of a block unfused: written by the product, read and written by phi, read by both products.
 BLOCK_TRAFFIC_BYTES = 5 * 4
+# And for either of both products, where these are three of bfloat16, to be split: 26 bytes, less the 4 above.
+SPLIT_TRAFFIC_BYTES = 2 * 22
 OVERHEAD_S = 1e-3
 # Of the basis: those whose rounding is taken out again. A guess: a fifth.
 LEADING_SHARE = 0.2
@@ -38,10 +41,14 @@ LEADING_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Assumed:
-    """Rates of one GPU and of what connects it, in FLOP/s and bytes/s; value_bytes: of a stored feature."""
+    """Rates of one GPU and of what connects it, in FLOP/s and bytes/s; value_bytes: of a stored feature.
+
+    product: of the distances, in TF32; three products of bfloat16, of kernel values with many outputs, go at twice this
+    rate. in_float32: of those with fewer, and of the projection.
+    """
 
     product: float = 297e12
-    projection: float = 40e12
+    in_float32: float = 40e12
     memory: float = 2300e9
     read: float = 5e9
     node_link: float = 300e9
@@ -50,11 +57,14 @@ class Assumed:
 
     def rates(self, sizes: Sizes) -> Rates:
         """As `costs.py` takes them."""
-        flops = 2 * (sizes.n_features + 2) + 4 * sizes.n_outputs
+        distances_s = 2 * (sizes.n_features + 2) / self.product
+        products_s = 4 * sizes.n_outputs / self.in_float32
+        if sizes.n_outputs > MOST_IN_FLOAT32:
+            products_s = 3 * 4 * sizes.n_outputs / (2 * self.product) + SPLIT_TRAFFIC_BYTES / self.memory
         is_one_machine = sizes.devices <= GPUS_OF_A_MACHINE
         return Rates(
-            evaluation_s=flops / self.product + BLOCK_TRAFFIC_BYTES / self.memory,
-            flop_s=1 / self.projection,
+            evaluation_s=distances_s + products_s + BLOCK_TRAFFIC_BYTES / self.memory,
+            flop_s=1 / self.in_float32,
             overhead_s=OVERHEAD_S,
             read_bytes_per_s=self.read,
             link_bytes_per_s=self.node_link if is_one_machine else self.link,
@@ -136,7 +146,7 @@ def main() -> None:
     # Of each assumed rate: its option, and the option's unit.
     rates = {
         "product": ("--product-tflops", 1e12),
-        "projection": ("--projection-tflops", 1e12),
+        "in_float32": ("--float32-tflops", 1e12),
         "memory": ("--memory-gb-per-s", 1e9),
         "read": ("--read-gb-per-s", 1e9),
         "node_link": ("--node-link-gb-per-s", 1e9),

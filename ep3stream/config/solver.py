@@ -305,8 +305,7 @@ class SolverConfig:
     precision: Precision = setting(
         "float32",
         "precision of the inputs of radial kernels, for tensor cores: bf16x3 keeps 16 bits of each number and takes "
-        "three products, tf32 keeps 11 and bfloat16 8 bits, and with these two a GPU multiplies kernel blocks in TF32; "
-        "everything else is float32 or better",
+        "three products, tf32 keeps 11 bits and bfloat16 8; everything else is float32 or better",
     )
     effects: Literal["auto", "none"] = setting(
         "auto",

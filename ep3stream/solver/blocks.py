@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from ep3stream.solver.columns import ColumnKernel
-from ep3stream.solver.gpu import tensor_cores
+from ep3stream.solver.gpu import multiplies_half, split_product
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import LeftPoints, Points, skinny_product
-from ep3stream.solver.tiles import tile_rows, tiles
+from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
+
+# Of a GPU: with more outputs, by reckoning, three products of bfloat16, for which a block is read and written several
+# times, take less time than one in float32.
+MOST_IN_FLOAT32 = 256
 
 
 def _tiles_of(z: LeftPoints, x: Points) -> Iterator[slice]:
@@ -102,31 +106,41 @@ class BatchBlock:
 
     def left_times(self, matrix: Tensor) -> Tensor:
         """matrix @ k_zb: (k, p_shard) -> (k, m)."""
-        with tensor_cores(self._z.precision, matrix.device):
-            if self._kept is None:
-                return times_kernel(self._kernel, matrix, self._z, self._x)
-            if self._formed or _is_one_tile(self._kernel, self._z):
-                return matrix @ self.whole()
+        if self._kept is None:
+            return times_kernel(self._kernel, matrix, self._z, self._x)
+        if self._is_split(len(matrix)):
             product = matrix.new_zeros(matrix.shape[0], len(self._x))
-            for rows in _tiles_of(self._z, self._x):
-                self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
-                product.addmm_(matrix[:, rows], self._kept[rows])
-            self._formed = True
+            for rows in tiles_of(whole := self.whole()):
+                product += split_product(matrix[:, rows], whole[rows])
             return product
+        if self._formed or _is_one_tile(self._kernel, self._z):
+            return matrix @ self.whole()
+        product = matrix.new_zeros(matrix.shape[0], len(self._x))
+        for rows in _tiles_of(self._z, self._x):
+            self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
+            product.addmm_(matrix[:, rows], self._kept[rows])
+        self._formed = True
+        return product
 
     def times(self, matrix: Tensor) -> Tensor:
         """matrix @ k_zb': (k, m) -> (k, p_shard)."""
-        with tensor_cores(self._z.precision, matrix.device):
-            if self._kept is None:
-                return kernel_times(self._kernel, self._z, self._x, matrix.T).T
-            kept = self.whole()
-            if kept.device.type == "cuda":
-                return matrix @ kept.T
-            product = matrix.new_empty(matrix.shape[0], len(self._z))
-            # By tiles here too: on CPUs one skinny product with the whole tall block takes half as long again.
-            for rows in _tiles_of(self._z, self._x):
-                skinny_product(matrix, kept[rows], out=product[:, rows])
-            return product
+        if self._kept is None:
+            return kernel_times(self._kernel, self._z, self._x, matrix.T).T
+        kept = self.whole()
+        if self._is_split(len(matrix)):
+            return torch.cat([split_product(matrix, kept[rows].T) for rows in tiles_of(kept)], 1)
+        if kept.device.type == "cuda":
+            return matrix @ kept.T
+        product = matrix.new_empty(matrix.shape[0], len(self._z))
+        # By tiles here too: on CPUs one skinny product with the whole tall block takes half as long again.
+        for rows in _tiles_of(self._z, self._x):
+            skinny_product(matrix, kept[rows], out=product[:, rows])
+        return product
+
+    def _is_split(self, n_outputs: int) -> bool:
+        """Whether products of so many outputs are three of bfloat16, on a GPU: then float32 would take longer."""
+        is_short = isinstance(self._z, Points) and self._z.precision != "float32"
+        return is_short and n_outputs > MOST_IN_FLOAT32 and multiplies_half(self._z.device)
 
     def columns(self, rows_of_x: slice) -> Tensor:
         """K(Z_shard, X_b[rows_of_x]); a view of the block where it has memory, otherwise new memory."""

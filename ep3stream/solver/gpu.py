@@ -16,6 +16,11 @@ A product is z_h x_h + z_h x_l + z_l x_h, without z_l x_l. If the norms are |x|^
 |z - x|^2 - |z_l - x_l|^2. This is zero for z = x, and otherwise off by some 5e-6 of |x|^2, about twice what float32
 loses. The parts of a number lie side by side, so that one matrix product of three times the width does all.
 
+Products of kernel blocks with weights and residuals stay in float32: weights are large and of both signs where the
+kernel is smooth, and in TF32, with 11 bits of them, a fit with the Gaussian kernel diverges (emulated). With up to some
+24 outputs they take no longer than reading the block does. With more than 256 they are three products of bfloat16:
+16 bits are enough (emulated).
+
 Many features. A GPU adds the products one after another, and tensor cores cut off what a sum cannot hold: 3e-3 of
 K(x, x) = 1 would be lost at 784 features (Laplacian), where the sum comes to -2 z.x before the norms are added. So each
 46 features have their own norms behind them, [.., -2z_k, h_k, 1, ..] . [.., x_k, 1, g_k, ..], and no partial sum is far
@@ -152,14 +157,27 @@ def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def multiplies_half(device: torch.device) -> bool:
+    """Whether torch multiplies bfloat16 into float32 there."""
+    return device.type == "cuda" and "dtype_out" in torch.ops.aten.mm.overloads()
+
+
+def split_product(few: Tensor, block: Tensor) -> Tensor:
+    """few @ block, (k, m), of (k, n) and (n, m) in float32, by three products of bfloat16: 16 bits of each factor."""
+    k, high, block_high = len(few), few.bfloat16(), block.bfloat16()
+    both = torch.cat([high, (few - high).bfloat16()])
+    found = torch.mm(both, block_high, out_dtype=torch.float32)
+    rest = torch.mm(high, (block - block_high).bfloat16(), out_dtype=torch.float32)
+    return found[:k].add_(found[k:]).add_(rest)
+
+
 def in_half(prepared: Tensor, precision: Precision, is_left: bool) -> Tensor | None:
     """A copy in bfloat16, which holds these numbers exactly, for products on a GPU; None where these are in TF32.
 
     They are in another `precision`, and with a torch older than 2.8, which multiplies bfloat16 into float32 nowhere:
     TF32 holds the same numbers exactly too, at half the speed. In `bf16x3` the copy has three times the width.
     """
-    is_here = prepared.device.type == "cuda" and "dtype_out" in torch.ops.aten.mm.overloads()
-    if not is_here or precision not in ("bfloat16", "bf16x3"):
+    if not multiplies_half(prepared.device) or precision not in ("bfloat16", "bf16x3"):
         return None
     return (tripled(prepared, is_left) if precision == "bf16x3" else prepared).bfloat16()
 
@@ -200,12 +218,11 @@ def fused_product(
     kind: str,
     shape: float,
     n_features: int,
-    is_exact: bool,
 ) -> Tensor | None:
     """weights @ K(A, B), (k, n_b), of a radial kernel; None where Triton does not serve.
 
     a, b: (n_a, n_features or more) and (n_b, n_features or more); their first columns, times the number in `units`, are
-    the points in the unit of phi. is_exact, shape: as for `triton_products.times`.
+    the points in the unit of phi. shape: as for `triton_products.times`.
     """
     if not (fuses(kind, a.device, n_features, len(weights)) and weights.dtype == a.dtype == torch.float32):
         return None
@@ -215,7 +232,7 @@ def fused_product(
         torch.mul(points[:, :n_features].T, unit, out=points.new_empty(n_features, len(points)))
         for points, unit in zip((a, b), units, strict=True)
     )
-    return times(weights.contiguous(), left, right, KINDS.index(kind), shape, is_exact=is_exact)
+    return times(weights.contiguous(), left, right, KINDS.index(kind), shape)
 
 
 def fused_columns(weights: Tensor, a: Tensor, b: Tensor, of: ColumnConstants) -> Tensor | None:

@@ -230,9 +230,7 @@ class RadialKernel:
         """
         left, right = (z.prepared, -0.5), (x.prepared, 1.0)
         (a, a_unit), (b, b_unit) = (left, right) if over_left else (right, left)
-        is_exact = self.precision in ("float32", "bf16x3")
-        d = self.centre.numel()
-        return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, d, is_exact)
+        return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, self.centre.numel())
 
     def resolution(self, x: Tensor) -> Tensor:
         """The distance, in bandwidths, below which other points near x, (n, d), are taken for x itself, (n,).

@@ -103,11 +103,6 @@ class UnpreparedPoints:
         """The device of the points."""
         return self.points.device
 
-    @property
-    def precision(self) -> Precision:
-        """The precision of what `prepare` returns."""
-        return self[:0].precision
-
 
 LeftPoints = Points | UnpreparedPoints
 

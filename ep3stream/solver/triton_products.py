@@ -78,7 +78,7 @@ def _times_few(
 @triton.jit
 def _times_many(
     w, a, b, constants, out, n_rows, n_sum, n_out, shape, n_numbers, n_columns, stretch,
-    kind: tl.constexpr, d: tl.constexpr, degree: tl.constexpr, padded: tl.constexpr, precision: tl.constexpr,
+    kind: tl.constexpr, d: tl.constexpr, degree: tl.constexpr, padded: tl.constexpr,
     block_sum: tl.constexpr, block_out: tl.constexpr,
 ):  # fmt: skip
     """As `_times_few`, with the sums by tensor cores."""
@@ -95,7 +95,7 @@ def _times_many(
         )  # fmt: skip
         inside = (each < n_rows) & (places[:, None] < last)
         weights = tl.load(w + each.to(tl.int64) * n_sum + places[:, None], mask=inside, other=0.0)
-        totals += tl.dot(tile, weights, input_precision=precision)
+        totals += tl.dot(tile, weights, input_precision="tf32x3")
     place = (part * n_rows + each).to(tl.int64) * n_out + columns[:, None]
     tl.store(out + place, totals, mask=(each < n_rows) & (columns[:, None] < n_out))
 
@@ -108,13 +108,11 @@ def times(
     shape: float,
     constants: Tensor | None = None,
     n_numbers: int = 0,
-    is_exact: bool = True,
 ) -> Tensor:
     """weights @ K(A, B), (k, n_b), for weights of (k, n_a); k <= 128. O(k n_b) memory.
 
     a, b: (d, n_a) and (d, n_b), contiguous like all matrices here. kind: a place in `gpu.KINDS`; shape: the shape of a
-    radial kernel, the power of one on columns. constants, n_numbers: as for `triton_columns.column_block`. is_exact:
-    the products with weights keep the digits of float32, otherwise TF32's, 10 bits a factor, where k > 4.
+    radial kernel, the power of one on columns. constants, n_numbers: as for `triton_columns.column_block`.
     """
     (n_rows, n_sum), (d, n_out) = weights.shape, b.shape
     if not n_sum or not n_out:
@@ -135,10 +133,8 @@ def times(
             weights, *of_kernel, *sizes, n_rows=n_rows, padded=padded, **tiles, **blocks
         )
     else:
-        padded, precision = max(16, triton.next_power_of_2(n_rows)), "tf32x3" if is_exact else "tf32"
-        _times_many[(n_runs, n_parts)](
-            weights, *of_kernel, n_rows, *sizes, padded=padded, precision=precision, **tiles, **blocks
-        )
+        padded = max(16, triton.next_power_of_2(n_rows))
+        _times_many[(n_runs, n_parts)](weights, *of_kernel, n_rows, *sizes, padded=padded, **tiles, **blocks)
     return parts[0] if n_parts == 1 else parts.sum(0)
 
 
