@@ -65,8 +65,8 @@ _SHARP_ROWS, _SHARP_CENTERS = 12_000, 1200
 # More centers than the weights are for resolve sharper ones. Measured with 6000 and 20,000 centers: flights are best at
 # powers of 0.4 to 0.5; where noise is most of the variance (batting, faces) less would do as well.
 _GROWTH, _MOST_GROWTH = 0.4, 4.0
-# Rows of another split that weights are checked on; in how many neighbourhoods.
-CHECKED_ROWS, _CHECKS = 12_000, 10
+# Rows of another split that weights are checked on; in how many neighbourhoods: ten chose the worse ones on `loads`.
+CHECKED_ROWS, _CHECKS = 12_000, 30
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
 _NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 # A fit stops after few epochs, which damps its model too, so that a part of the noise is enough for its ridge.
