@@ -62,9 +62,10 @@ _JITTER = 1e-7
 
 # Of the small models that compare weights, and tell where a model errs.
 _SHARP_ROWS, _SHARP_CENTERS = 12_000, 1200
-# More centers than the weights are for resolve sharper ones. Measured with 6000 and 20,000 centers: flights are best at
-# powers of 0.4 to 0.5; where noise is most of the variance (batting, faces) less would do as well.
-_GROWTH, _MOST_GROWTH = 0.4, 4.0
+# More centers than the weights are for resolve sharper ones, by a power of their number: that between the weights of
+# the whole pool and of neighbourhoods, 0.6 on flights, 0.1 to 0.3 on blood values, illnesses, faces and loads, at most
+# this. Flights with 6000 and 20,000 centers are best at 0.4 to 0.5.
+_STEEPEST_GROWTH, _MOST_GROWTH = 0.4, 4.0
 # Rows of another split that weights are checked on; in how many neighbourhoods: ten chose the worse ones on `loads`.
 CHECKED_ROWS, _CHECKS = 12_000, 30
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
@@ -88,6 +89,7 @@ class Learnt:
     explained: that share, of a small problem: the fit will do better.
     known: the kernel with the weights that suit `n_known` centers; n_known: 0 where learning has not helped, and the
     weights are those of the start for any number of centers.
+    growth: the power of the number of centers that the weights grow with.
     noise: the ridge that suits held-out rows best, times the number of rows that were trained on.
     errors: what the model of `explained` is expected to err by, from place to place; None where that is the same.
     """
@@ -97,18 +99,19 @@ class Learnt:
     explained: float
     known: ColumnKernel
     n_known: int
+    growth: float
     noise: float
     errors: ExpectedError | None
 
 
-def grown(known: ColumnKernel, n_known: int, n_centers: int) -> ColumnKernel:
+def grown(known: ColumnKernel, n_known: int, growth: float, n_centers: int) -> ColumnKernel:
     """The kernel for a fit with `n_centers` centers, from the one that suits `n_known`; the same where that is 0.
 
-    Its weights are at most 4 times as large or as small.
+    growth: the power of the number of centers. The weights become at most 4 times as large or as small.
     """
     if not n_known:
         return known
-    factor = (n_centers / n_known) ** _GROWTH
+    factor = (n_centers / n_known) ** growth
     return known.scaled(min(max(factor, 1 / _MOST_GROWTH), _MOST_GROWTH))
 
 
@@ -151,12 +154,14 @@ def learnt_weights(
     descent = _Descent.of(start, pool[0])
     learnt = [descent.run(*pool, generator), descent.run_near(*pool, n_centers, generator)]
     noise, chosen = float(descent.log_noise.exp()), checked or held
-    at_density = [grown(*suited, learnt[1][1]) for suited in learnt]
+    growth = descent.growth(*learnt)
+    at_density = [grown(*suited, growth, learnt[1][1]) for suited in learnt]
     is_near = _prefers_last(at_density, pool, chosen, descent.sizes_near(len(pool[0]), n_centers), generator)
     small_pool = (pool[0][:_SHARP_ROWS], pool[1][:_SHARP_ROWS])
     n_small = min(n_centers, _SHARP_CENTERS, max(1, len(small_pool[0]) // 4))
     blunt, near, unlearnt = (
-        _Regression.of(grown(*suited, n_small), small_pool, held, n_small) for suited in (*learnt, (start, 0))
+        _Regression.of(grown(*suited, growth, n_small), small_pool, held, n_small)
+        for suited in (*learnt, (start, 0))
     )
     best, (known, n_known) = min(blunt, near, key=lambda each: each.loss), learnt[1]
     if not is_near:
@@ -168,8 +173,8 @@ def learnt_weights(
     importance = _importance(best, held, descent.typical(best.kernel)) / scale
     explained = (variance - best.loss) / scale
     errors = _expected_errors(best, held, (pool[0][_SHARP_ROWS:], pool[1][_SHARP_ROWS:]))
-    found = Learnt(known, importance, explained, known, n_known, noise, errors)
-    return replace(found, kernel=grown(known, n_known, n_centers))
+    kernel = grown(known, n_known, growth, n_centers)
+    return Learnt(kernel, importance, explained, known, n_known, growth, noise, errors)
 
 
 def _mixing(c: int, generator: torch.Generator) -> Tensor:
@@ -297,6 +302,16 @@ class _Descent:
         weights = kernel.weights.double()
         exponents = torch.where(kernel.is_category, weights, weights**kernel.power) * self.spread
         return exponents if kernel.name == "product" else exponents * kernel.shares / (1 + kernel.shares)
+
+    def growth(self, few: tuple[ColumnKernel, int], many: tuple[ColumnKernel, int]) -> float:
+        """The power of the number of centers by which exponents grow from one kernel to the other, 0 to 0.4.
+
+        Each with the number of centers that it suits.
+        """
+        sharper = float(self.typical(many[0]).sum() / self.typical(few[0]).sum())
+        if not sharper > 1 or many[1] <= few[1]:
+            return 0.0
+        return min(math.log(sharper) / math.log(many[1] / few[1]), _STEEPEST_GROWTH)
 
     def _prune(self) -> None:
         kept = self.in_use & (self.typical(self.current()) > _NEGLIGIBLE)

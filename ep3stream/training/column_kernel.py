@@ -50,14 +50,16 @@ def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[i
 class LearntColumns:
     """A kernel on columns whose weights were learnt, for any number of centers, the same on every rank.
 
-    known: the kernel that suits `n_known` centers; 0 of them where its weights are for any number. noise: the ridge
-    that suits it, times the number of rows, None where it is not known. told: what to tell of the columns, as JSON;
-    None where nothing was learnt. sharpness: a factor of all weights, as the settings have it. errors: on the leader
-    alone, where a small model is expected to err; None where that is the same everywhere, or not known.
+    known: the kernel that suits `n_known` centers; 0 of them where its weights are for any number. growth: the power of
+    the number of centers that the weights grow with. noise: the ridge that suits it, times the number of rows, None
+    where it is not known. told: what to tell of the columns, as JSON; None where nothing was learnt. sharpness: a
+    factor of all weights, as the settings have it. errors: on the leader alone, where a small model is expected to
+    err; None where that is the same everywhere, or not known.
     """
 
     known: ColumnKernel
     n_known: int = 0
+    growth: float = 0.0
     noise: float | None = None
     told: dict[str, Any] | None = None
     sharpness: float = 1.0
@@ -65,7 +67,7 @@ class LearntColumns:
 
     def for_centers(self, n_centers: int) -> ColumnKernel:
         """The kernel for a fit with so many centers."""
-        return grown(self.known, self.n_known, n_centers).scaled(self.sharpness)
+        return grown(self.known, self.n_known, self.growth, n_centers).scaled(self.sharpness)
 
     def ridge(self, n_rows: int) -> float:
         """The ridge of a fit to so many rows; 0 where the noise is not known."""
@@ -127,15 +129,15 @@ def learnt_columns(
         return {
             "metric": learnt.known.metric.tolist(),
             "n_known": learnt.n_known,
+            "growth": learnt.growth,
             "noise": learnt.noise,
             "told": _told(learnt, names),
         }
 
     found = mesh.broadcast_object(learn)
     known = ColumnKernel.of(plain.name, torch.tensor(found["metric"]), plain.power)
-    return LearntColumns(
-        known, found["n_known"], found["noise"], found["told"], errors=errors[0] if errors else None
-    )
+    suits = found["n_known"], found["growth"], found["noise"]
+    return LearntColumns(known, *suits, found["told"], errors=errors[0] if errors else None)
 
 
 def _told(learnt: Learnt, names: Sequence[str]) -> dict[str, Any]:
