@@ -71,11 +71,16 @@ def main(directory: Path) -> None:
         print(f"LightGBM         R2 {trees:.3f}")
 
     heading("6. What matters, by how much worse flights are predicted when a column is shuffled")
-    columns = json.loads((run / "run.json").read_text())["column_weights"]["columns"]
+    told = json.loads((run / "run.json").read_text())
+    columns = told["column_weights"]["columns"]
     whole = sum(column["importance"] for column in columns)
     for column in columns[:8]:
         share = column["importance"] / whole
         print(f"{column['name']:24} {share:5.1%}  {'#' * round(100 * share)}")
+    if "effects" in told:
+        print("\nColumns crossed, and what that explains of the kernel's squared error:")
+        for cross in told["effects"]["crosses"]:
+            print(f"{cross['explained']:5.1%}  {' x '.join(cross['columns'])}")
     print(f"\nOpen {report}")
 
 

@@ -176,3 +176,18 @@ def test_weights_that_tell_days_apart_are_for_rows_of_the_same_days(seed, are_th
     ]
     generator = torch.Generator().manual_seed(0)
     assert column_weights._prefers_last(kernels, pool, checked, (400, 100), generator) == are_the_same_days
+
+
+def test_weights_grow_with_the_centers_as_they_grew_while_they_were_learnt():
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    plain = ColumnKernel.of("product", torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]), 1.0)
+    descent = column_weights._Descent.of(plain, x)
+    few, sharper = (plain, 400), (plain.scaled(2.0), 6400)
+    assert descent.growth(few, sharper) == pytest.approx(0.25, abs=1e-6)
+    assert descent.growth(few, (plain.scaled(9.0), 6400)) == 0.4
+    assert descent.growth(few, (plain.scaled(0.5), 6400)) == 0.0
+    assert descent.growth(few, (plain.scaled(2.0), 400)) == 0.0
+    found = column_weights.grown(*sharper, 0.25, 16 * 6400)
+    assert found.weights.tolist() == pytest.approx([4.0, 4.0])
+    assert column_weights.grown(plain, 0, 0.4, 10**6) is plain
+    assert column_weights.grown(plain, 400, 0.4, 10**9).weights.tolist() == pytest.approx([4.0, 4.0])
