@@ -241,6 +241,23 @@ def test_a_kernel_model_and_an_estimator_train_and_load():
     assert estimator.score(x.numpy(), y.numpy()) > 0.8
 
 
+def test_a_fit_ends_with_effects_of_cells_that_its_model_adds(tmp_path):
+    random = np.random.default_rng(0)
+    first, second = random.integers(8, size=(2, 3000)).astype(np.float32)
+    y = np.random.default_rng(1).normal(size=(8, 8))[first.astype(int), second.astype(int)]
+    x = np.stack([first, second, random.normal(size=3000)], 1).astype(np.float32)
+    splits = ep3stream.ConvertConfig(splits={"train": 0.7, "validation": 0.3})
+    ep3stream.convert((x, y.astype(np.float32)), tmp_path / "store.zarr", splits)
+    settings = {"kernel": {"name": "product"}, "solver": {"centers": 50, "epochs": 0.5}}
+    config = ep3stream.FitConfig().with_settings(settings, "test")
+    model = ep3stream.load(ep3stream.fit(tmp_path / "store.zarr", tmp_path / "run", config))
+    assert model.effects is not None
+    rows = torch.from_numpy(x[:200])
+    on_gpu = model.to(torch.device("cuda:0")).outputs(rows.to("cuda:0")).cpu()
+    torch.testing.assert_close(on_gpu, model.outputs(rows), rtol=1e-4, atol=1e-4)
+    assert ep3stream.evaluate(tmp_path / "run", tmp_path / "store.zarr", "validation")["r2"] > 0.9
+
+
 def test_a_fit_on_the_gpu_that_was_killed_ends_with_the_same_bytes(tmp_path):
     store = make_store(tmp_path / "smooth.zarr")
     changes = {
