@@ -237,6 +237,11 @@ def test_a_column_may_have_another_type_with_the_same_values(first, second, tmp_
             "'k', row 1: .*is no midnight, but a date",
         ),
         (
+            pa.array([day.date() for day in DAYS[:3]]),
+            pa.array([0, 1, 2], pa.timestamp("ns")),
+            "'k', row 2: 1970-01-01 00:00:00 is no midnight, but a date",
+        ),
+        (
             pa.array([True, False, True]),
             pa.array([1, 0, 2]),
             "'k', row 3: 2 is neither 0 nor 1, but true or false",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ep3stream.config import ConvertConfig, Format
 from ep3stream.conversion import convert as convert_module
 from ep3stream.conversion.convert import ConvertProgress, convert
-from ep3stream.conversion.shuffle import RowSorter
+from ep3stream.conversion.shuffle import SORTER_SHARE, RowSorter
 from ep3stream.errors import InputError, SourceError
 from ep3stream.store.manifest import Manifest
 from ep3stream.store.reader import open_store
@@ -230,16 +230,16 @@ def test_progress_tells_rows_and_share_of_each_stage_up_to_all_of_them(tmp_path:
 
 def test_the_memory_held_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    spill = RowSorter._spill
+    spill = RowSorter._spill_full
 
     def note(sorter: RowSorter) -> None:
-        held.append(sum(part.nbytes for rows in sorter._buffers for part in rows.parts.values()))
+        held.append(sum(part.nbytes for part in sorter._memory.parts.values()))
         spill(sorter)
 
-    monkeypatch.setattr(RowSorter, "_spill", note)
+    monkeypatch.setattr(RowSorter, "_spill_full", note)
     run(numbered_arrays(tmp_path, 20_000), tmp_path / "store", SMALL)
     assert len(held) > 10
-    assert max(held) <= SMALL.memory_bytes // 2
+    assert max(held) <= SMALL.memory_bytes * SORTER_SHARE
 
 
 @pytest.mark.parametrize(

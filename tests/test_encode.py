@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep3stream.config import ConvertConfig
-from ep3stream.conversion.categories import DistinctValues
+from ep3stream.conversion.categories import CategoryCodes, DistinctValues
 from ep3stream.conversion.encode import RowEncoder
 from ep3stream.conversion.expand import Expansion
 from ep3stream.conversion.numbers import ColumnMeans, fill, missing_cells
@@ -270,6 +270,35 @@ def test_values_come_in_the_order_of_the_rows_whatever_that_of_their_dictionary(
     cells = pa.DictionaryArray.from_arrays(pa.array([2, 0, None, 2, 1, 0]), ["a", "b", "c", "d"])
     distinct = DistinctValues.of(cells)
     assert list(distinct.present()) == [(-1, "(missing)"), (2, "c"), (0, "a"), (1, "b")]
+
+
+def test_each_batch_may_have_a_dictionary_of_its_own_and_new_values() -> None:
+    codes, where = CategoryCodes("c", 10, "none"), BatchOrigin("t", 0)
+    found = []
+    for indices, dictionary in [
+        ([1, 0, 1], ["a", "b", "unused"]),
+        ([0, 1, None], ["a", "b"]),
+        ([0, 1, 2], ["b", "unused", "a"]),
+        ([2, 0, None], ["a", "b", "unused"]),
+    ]:
+        cells = pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), dictionary)
+        found.append(codes.encode(DistinctValues.of(cells), where).tolist())
+    assert codes.state() == ["b", "a", "(missing)", "unused"]
+    assert found == [[0, 1, 0], [1, 0, 2], [0, 3, 1], [3, 1, 2]]
+
+
+def test_a_known_value_that_is_called_like_a_gap_is_told_in_any_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    codes, told = CategoryCodes("c", 10, "none"), []
+    for number, values in enumerate((["a", None], ["a", "a"], ["a", "(missing)"], ["(missing)", "a"])):
+        cells = DistinctValues.of(pa.array(values).dictionary_encode())
+        assert codes.encode(cells, BatchOrigin("t", 10 * number)).tolist() == [
+            int(value == "a") for value in values
+        ]
+        told.append(len(caplog.records))
+    assert told == [0, 0, 1, 1]
+    assert "row 22: '(missing)': the text is what the gaps" in caplog.text
 
 
 def test_values_no_row_has_are_not_categories() -> None:

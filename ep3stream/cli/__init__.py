@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "command" not in options:
             _parser().print_help()
             return 0
+        options.is_own_process = arguments is None
         console = open_console(options.quiet or not is_main_process(), as_json)
         code = int(options.command(options, console) or 0)
         sys.stdout.flush()  # A reader that has gone away shows here, where it can be told.

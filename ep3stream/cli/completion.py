@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import shtab
 from rich.console import Console
 
 from ep3stream.cli.options import add_command
@@ -33,6 +32,8 @@ def add_completion(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 
 def _completion(parser: argparse.ArgumentParser, options: argparse.Namespace, console: Console) -> None:
+    import shtab
+
     for action in _actions(parser):
         takes_file = any(word in str(action.metavar) for word in ("FILE", "STORE", "ARRAY"))
         if action.choices is None and (takes_file or not action.option_strings):

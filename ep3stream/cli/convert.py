@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace, console: Console) -> None:
+    if options.is_own_process:
+        _leave_pandas_out()
     from ep3stream.cli.progress import convert_bar
     from ep3stream.conversion.convert import convert
     from ep3stream.inspection.describe import describe_new_store
@@ -88,3 +91,29 @@ def _stop(number: signal.Signals) -> None:
     """Ends the conversion where it is: what was done is kept, as after a kill."""
     if number != signal.SIGUSR1:
         raise KeyboardInterrupt(number.name)
+
+
+class _NoPandas:
+    """A finder of modules that finds no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        """Raises ModuleNotFoundError for pandas; leaves all other modules to the other finders."""
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+def _leave_pandas_out() -> None:
+    """Lets pyarrow work without pandas in this process, as it does where pandas is not installed.
+
+    The first value that pyarrow makes an array or a scalar of decides: pyarrow then imports pandas, to ask whether the
+    value is of pandas, which takes half a second. No value of a file is.
+    """
+    import pyarrow as pa
+
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _NoPandas)
+        try:
+            pa.scalar(0)
+        finally:
+            sys.meta_path.remove(_NoPandas)

@@ -33,6 +33,8 @@ MISSING_CATEGORY = "(missing)"
 
 # The code of an unseen category: as an index, the last entry of `ranks` and `hashes`.
 UNKNOWN = -1
+# Stands for a code while none is known.
+_NEW = -2
 _UNKNOWN_HASH = xxhash.xxh32_intdigest(b"(unknown)")
 
 # Beyond this number neighbouring whole numbers are the same float64, and different labels would become one.
@@ -127,7 +129,12 @@ class CategoryCodes:
         unless it is ignored: then its code is UNKNOWN.
         """
         # One entry more at the end, which the index -1 of missing values finds.
-        table = np.zeros(len(cells.values) + 1, np.int32)
+        table = np.array(
+            [self._codes.get(cell, _NEW) for cell in (*cells.values, MISSING_CATEGORY)], np.int32
+        )
+        codes: NDArray[np.int32] = table[cells.indices]
+        if len(codes) and codes.min() >= 0 and (self._is_told or MISSING_CATEGORY not in cells.values):
+            return codes
         for index, cell in cells.present():
             value = self._known(cell)
             if value not in self._codes:
@@ -159,6 +166,8 @@ class CategoryCodes:
 
     def unseen(self, cells: DistinctValues) -> dict[int, Any]:
         """The unseen values among the cells, by their index among the distinct values of the cells."""
+        if all(self._known(value) in self._codes for value in (*cells.values, MISSING_CATEGORY)):
+            return {}
         return {index: value for index, value in cells.present() if self._known(value) not in self._codes}
 
     def _known(self, value: Any) -> Any:

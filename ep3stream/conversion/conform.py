@@ -151,6 +151,7 @@ def _require(holds: pa.Array, values: pa.Array, said: str, name: str, where: Bat
     wrong = np.flatnonzero(~pc.fill_null(holds, True).to_numpy(zero_copy_only=False))
     if len(wrong):
         row = int(wrong[0])
-        raise SourceError(
-            f"{where.cell(name, row)}: {values[row].as_py()!s:.60} {said} is asked for; correct it"
-        )
+        value = values[row]
+        if pa.types.is_timestamp(value.type):  # Without pandas there are no nanoseconds in Python.
+            value = value.cast(pa.timestamp("us", value.type.tz), safe=False)
+        raise SourceError(f"{where.cell(name, row)}: {value.as_py()!s:.60} {said} is asked for; correct it")

@@ -28,7 +28,7 @@ from ep3stream.conversion.open_source import open_source
 from ep3stream.conversion.recorded_columns import RecordedColumns, take_over
 from ep3stream.conversion.row_reader import ReadState, Report, RowReader
 from ep3stream.conversion.rows import EncodedRows
-from ep3stream.conversion.shuffle import RowSorter
+from ep3stream.conversion.shuffle import SORTER_SHARE, RowSorter
 from ep3stream.conversion.spec import StoreSpec
 from ep3stream.conversion.split_sources import SplitSources, tell_same_content
 from ep3stream.conversion.upload import Upload, stand_in
@@ -190,7 +190,7 @@ def _plain(value: Any) -> Any:
 def _require_space(source: SplitSources, store: Path, config: ConvertConfig, work: ConversionWork) -> None:
     """Raises InputError, and removes the work directory, if the disk is too small for a source of this size."""
     store_bytes = source.expected_bytes * np.dtype(config.dtype).itemsize // 4
-    spill_bytes = store_bytes if config.shuffle and store_bytes > config.memory_bytes // 4 else 0
+    spill_bytes = store_bytes if config.shuffle and store_bytes > config.memory_bytes * SORTER_SHARE else 0
     needed = store_bytes + spill_bytes - work.size()
     free = shutil.disk_usage(work.path).free
     if needed > free:

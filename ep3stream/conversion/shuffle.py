@@ -6,6 +6,7 @@ bits are random, the sorted order is uniformly random. The order does not depend
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,9 +30,12 @@ from ep3stream.conversion.spill import (
 )
 from ep3stream.errors import ConfigError
 
-# What sorting needs for each row beside the row: a copy of the key, the sorted key and the place.
-_SORT_BYTES = 32
-_BUFFERS = 2
+# What sorting needs for each row beside the row: two copies of the key, three of the place.
+_SORT_BYTES = 40
+_BUFFERS = 3
+
+# Of the memory of a conversion: all buffers, and what sorting them takes.
+SORTER_SHARE = 3 / 4
 _SHUFFLE_PURPOSE = 1  # Of the random numbers: the seed serves other purposes too.
 
 
@@ -117,13 +121,28 @@ class _SortRange:
     n_rows: int
 
 
+@dataclass(slots=True)
+class _Buffer:
+    """Memory for rows, of which the first `filled` are there. read_state: as `RowSorter.add` takes it."""
+
+    rows: EncodedRows
+    first: int
+    filled: int = 0
+    read_state: Callable[[], Mapping[str, Any]] = dict
+
+    @property
+    def places(self) -> NDArray[np.intp]:
+        """The places of the rows in the memory of all buffers."""
+        return np.arange(self.first, self.first + self.filled)
+
+
 class RowSorter:
     """Sorts rows by key; rows of equal keys stay in the order in which they came.
 
-    Rows that do not fit in one buffer are spilled: written to the disk, grouped by cells of keys, and later read and
-    sorted one range of cells at a time. So each row is written once and read once. Holds half of `memory_bytes`: two
-    buffers, of which one is filled while the other goes to or comes from the disk, and the memory that sorting one
-    buffer takes. A context manager, because of its thread.
+    Rows that do not fit in three buffers are spilled: written to the disk, grouped by cells of keys, and later read and
+    sorted one range of cells at a time. So each row is written once and read once. Holds three quarters of
+    `memory_bytes`: the buffers, of which one is filled while others go to or come from the disk, and the memory that
+    sorting takes. A context manager, because of its thread.
     """
 
     def __init__(
@@ -135,14 +154,20 @@ class RowSorter:
         self._layout = layout
         self._n_splits = n_splits
         self._shuffled = shuffled
-        capacity = max(1, memory_bytes // 2 // _BUFFERS // (layout.row_bytes + _SORT_BYTES))
-        # Pages that are never written take no memory.
-        self._buffers = [layout.empty(capacity) for _ in range(_BUFFERS)]
-        self._filled = 0
-        self._read_state: Callable[[], Mapping[str, Any]] = dict
         self._spills: list[Spill] = []
-        self._spilling: Future[Spill] | None = None
+        self._spilling: deque[tuple[_Buffer, Future[Spill]]] = deque()
+        self._take_memory(
+            max(1, int(memory_bytes * SORTER_SHARE) // _BUFFERS // (layout.row_bytes + _SORT_BYTES))
+        )
         self._thread = ThreadPoolExecutor(1, "ep3stream-sorter")
+
+    def _take_memory(self, capacity: int) -> None:
+        """Makes new buffers of so many rows each, none of which is filled."""
+        # Pages that are never written take no memory.
+        self._memory = self._layout.empty(_BUFFERS * capacity)
+        starts = range(0, len(self._memory), capacity)
+        self._free = deque(_Buffer(self._memory[start : start + capacity], start) for start in starts)
+        self._current, self._full = self._free.popleft(), deque[_Buffer]()
 
     def __enter__(self) -> RowSorter:
         return self
@@ -162,11 +187,12 @@ class RowSorter:
 
     def room(self, n_rows: int) -> EncodedRows:
         """Memory for the next n rows, so that to `add` these copies nothing."""
-        if self._filled and self._filled + n_rows > len(self._buffers[0]):
-            self._spill()
-        if n_rows > len(self._buffers[0]):
-            self._buffers = [self._layout.empty(n_rows), self._buffers[1]]
-        return self._buffers[0][self._filled : self._filled + n_rows]
+        if self._current.filled and self._current.filled + n_rows > len(self._current.rows):
+            self._change_buffer()
+        if n_rows > len(self._current.rows):
+            self._spill_all()
+            self._take_memory(n_rows)
+        return self._current.rows[self._current.filled : self._current.filled + n_rows]
 
     def add(self, rows: EncodedRows, read_state: Callable[[], Mapping[str, Any]]) -> None:
         """Copies the rows, but those that lie in the last `room`.
@@ -174,31 +200,51 @@ class RowSorter:
         `read_state` returns, as JSON, what is needed to go on reading after them; see `restore`.
         """
         self.room(len(rows))
-        self._buffers[0].copy_from(self._filled, rows)
-        self._filled += len(rows)
-        self._read_state = read_state
+        self._current.rows.copy_from(self._current.filled, rows)
+        self._current.filled += len(rows)
+        self._current.read_state = read_state
 
     def finish(self) -> None:
-        """Ends the adding. If any rows were spilled, spills the rest; otherwise all rows stay in the buffer."""
-        if (self._spills or self._spilling) and self._filled:
-            self._spill()
-        self._wait_for_spill()
+        """Ends the adding. If any rows were spilled, spills the rest; otherwise all rows stay in memory."""
+        if self._spills or self._spilling:
+            self._spill_all()
 
-    def _spill(self) -> None:
-        """Starts to write the filled buffer in the thread; the other buffer is filled next."""
-        self._wait_for_spill()
-        path = spill_path(self._directory, len(self._spills))
-        rows = self._buffers[0][: self._filled]
-        self._spilling = self._thread.submit(
-            Spill.write, path, self._layout, rows, self._n_splits, self._read_state()
-        )
-        self._buffers.reverse()
-        self._filled = 0
+    def _change_buffer(self) -> None:
+        """Goes on with a free buffer; without one the full ones are spilled, and this waits for the first."""
+        self._full.append(self._current)
+        if self._spills or self._spilling or not self._free:
+            self._spill_full()
+        if not self._free:
+            self._wait_for_spill()
+        self._current = self._free.popleft()
+
+    def _spill_all(self) -> None:
+        self._full.append(self._current)
+        self._spill_full()
+        while self._spilling:
+            self._wait_for_spill()
+        self._current = self._free.popleft()
+
+    def _spill_full(self) -> None:
+        """Starts to write the full buffers, one after the other, in the thread."""
+        while self._full:
+            buffer = self._full.popleft()
+            if not buffer.filled:
+                self._free.append(buffer)
+                continue
+            path = spill_path(self._directory, len(self._spills) + len(self._spilling))
+            rows = buffer.rows[: buffer.filled]
+            written = self._thread.submit(
+                Spill.write, path, self._layout, rows, self._n_splits, buffer.read_state()
+            )
+            self._spilling.append((buffer, written))
 
     def _wait_for_spill(self) -> None:
-        if self._spilling is not None:
-            self._spills.append(self._spilling.result())
-            self._spilling = None
+        """Waits for the oldest spill on its way to the disk, whose buffer is free then."""
+        buffer, written = self._spilling.popleft()
+        self._spills.append(written.result())
+        buffer.filled = 0
+        self._free.append(buffer)
 
     def blocks(self, block_rows: int, done: Sequence[int]) -> Iterator[tuple[int, EncodedRows]]:
         """Yields all rows by ascending key, except the first done[s] rows of each split s.
@@ -213,45 +259,45 @@ class RowSorter:
                 yield part.split, rows.take(order[start : start + block_rows], out=block)
 
     def _from_memory(self) -> Iterator[tuple[_SortRange, EncodedRows, NDArray[np.intp]]]:
-        """Yields each split with its rows and their order."""
-        rows = self._buffers[0][: self._filled]
-        cells = cells_of(rows.key, self._n_splits)
+        """Yields each split with the memory of all rows and the order of its own."""
+        rows = self._memory.without_key()
+        places = np.concatenate([buffer.places for buffer in (*self._full, self._current)])
+        keys = self._memory.key
+        cells = cells_of(keys[places], self._n_splits) if self._n_splits > 1 else None
         for split in range(self._n_splits):
             first, end = cells_of_split(split, self._n_splits)
-            inside = rows
-            if self._n_splits > 1:
-                inside = rows.take(np.flatnonzero((cells >= first) & (cells < end)))
-            yield _SortRange(split, 0, (), first, end, len(inside)), inside, self._order(inside)
+            inside = places if cells is None else places[(cells >= first) & (cells < end)]
+            order = inside[self._order(keys[inside])]
+            yield _SortRange(split, 0, (), first, end, len(order)), rows, order
 
     def _from_disk(self, done: Sequence[int]) -> Iterator[tuple[_SortRange, EncodedRows, NDArray[np.intp]]]:
         """Yields each range with its rows and their order; meanwhile the thread reads and sorts the next range."""
         ranges = [part for part in self._sort_ranges() if part.start + part.n_rows > done[part.split]]
         largest = max((part.n_rows for part in ranges), default=0)
         # A single cell may have more rows than a buffer, and this process may have less memory than the one before.
-        if largest > min(map(len, self._buffers)):
-            self._buffers = [self._layout.empty(largest) for _ in self._buffers]
+        if largest > len(self._current.rows):
+            self._take_memory(largest)
+        self._loading = [self._current.rows, self._free[0].rows]
         following = [self._thread.submit(self._load, part) for part in ranges[:1]]
         for index, part in enumerate(ranges):
             rows, order = following.pop().result()
-            self._buffers.reverse()
+            self._loading.reverse()
             following = [self._thread.submit(self._load, later) for later in ranges[index + 1 : index + 2]]
             yield part, rows, order
 
     def _load(self, part: _SortRange) -> tuple[EncodedRows, NDArray[np.intp]]:
         """Runs in the thread: reads the rows of a range into the first buffer; returns them and their order."""
-        rows, start = self._buffers[0][: part.n_rows], 0
+        rows, start = self._loading[0][: part.n_rows], 0
         for spill in part.spills:
             count = spill.count(part.cell, part.end)
             if count:
                 spill.load(part.cell, part.end, rows[start : start + count])
             start += count
-        return rows, self._order(rows)
+        return rows, self._order(rows.key)
 
-    def _order(self, rows: EncodedRows) -> NDArray[np.intp]:
+    def _order(self, keys: NDArray[np.uint64]) -> NDArray[np.intp]:
         """Returns the places of one split's rows by ascending key; rows of equal keys keep their order."""
-        if not self._shuffled:
-            return np.arange(len(rows))
-        return random_order(rows.key)
+        return random_order(keys) if self._shuffled else np.arange(len(keys))
 
     def _sort_ranges(self) -> Iterator[_SortRange]:
         """Yields the ranges in the order of the store.
@@ -277,7 +323,7 @@ class RowSorter:
             inside = (spill.cells >= first) & (spill.cells < end)
             counts[spill.cells[inside] - first] += np.diff(spill.starts)[inside]
         # Half a buffer: the first range is soon there, and reading, sorting and writing overlap.
-        most = max(1, len(self._buffers[0]) // 2)
+        most = max(1, len(self._current.rows) // 2)
         start, cell, n_rows = 0, first, 0
         for last, count in enumerate(counts.tolist(), first):
             if n_rows and n_rows + count > most:

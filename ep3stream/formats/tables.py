@@ -288,7 +288,11 @@ def _parquet_records(
     """
     metadata = pq.read_metadata(file)
     schema = metadata.schema.to_arrow_schema()
-    encoded = [name for name in texts if pa.types.is_string(schema.field(name).type)]
+    encoded = [
+        name
+        for name in texts
+        if pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)
+    ]
     n_bytes = file.stat().st_size
     row_bytes = _VALUE_BYTES * len(names)
     block_rows = max(1, block_bytes // row_bytes)
