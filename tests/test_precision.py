@@ -180,7 +180,7 @@ def test_kernels_of_products_have_no_use_for_it() -> None:
 def test_a_fit_is_as_good(tmp_path: Path, kernel: str) -> None:
     """The Gaussian has weights that are large and of both signs, to which rounded products would do harm."""
     store, scores = make_store(tmp_path / "store.zarr", n_rows=4000), {}
-    for precision, largest in (("float32", 0.0), ("bf16x3", 2e-5), ("tf32", 1e-3), ("bfloat16", 0.05)):
+    for precision, largest in (("float32", 0.0), ("bf16x3", 1e-4), ("tf32", 1e-3), ("bfloat16", 0.05)):
         solver = {"centers": 300, "epochs": 3, "precision": precision}
         config = plain_config(solver=solver, kernel={"name": kernel}, run={"checkpoint_minutes": 0.0})
         run = ep3stream.fit(store, tmp_path / precision, config)

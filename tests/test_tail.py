@@ -134,7 +134,7 @@ def test_groups_multiplied_at_once_or_one_by_one_give_the_same(monkeypatch: pyte
     monkeypatch.setattr(tail_module, "_ROWS_AT_ONCE", 1)
     tail = problem().projection()[0].tail
     assert tail is not None
-    assert len(list(tail._runs(tail._layout, n_columns=3))) == P // B
+    assert len(list(tail._pieces(tail._layout, n_columns=3))) == -(-P // B)
     torch.testing.assert_close(q_matrix(problem()), whole, rtol=1e-12, atol=1e-14)
 
 

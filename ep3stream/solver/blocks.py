@@ -65,6 +65,19 @@ def kernel_block(kernel: Kernel, z: LeftPoints, x: Points, out: Tensor) -> Tenso
     return out
 
 
+def kernel_matrix(kernel: Kernel, points: Tensor) -> Tensor:
+    """K(X, X), (n, n), exactly symmetric, for points of (n, d); the blocks below the diagonal are those above it."""
+    z, x = kernel.left(points), kernel.right(points)
+    matrix = points.new_empty(len(points), len(points))
+    for rows in _tiles_of(z, x):
+        block = kernel.block(z[rows], x[rows.start :])
+        matrix[rows, rows.start :] = block
+        matrix[rows.stop :, rows] = block[:, rows.stop - rows.start :].T
+        own = matrix[rows, rows]
+        own.copy_((own + own.T) / 2)
+    return matrix
+
+
 def kernel_times(kernel: Kernel, z: LeftPoints, x: Points, matrix: Tensor) -> Tensor:
     """K(Z, X) @ matrix, (p, k), column by column in memory, for a matrix of (m, k); holds at most one tile of K."""
     if (fused := _fused(kernel, matrix.T, z, x, over_left=False)) is not None:

@@ -49,6 +49,7 @@ _MOST_OF_ROWS = 8
 
 # The values of rho tried: from the largest tau down by so many decades.
 _DECADES, _PER_DECADE = 8, 4
+_RHOS_AT_ONCE = 8
 
 # The largest number of outputs that choose rho for all.
 _JUDGES = 64
@@ -195,16 +196,21 @@ def head_start(
 
 def _best_rho(features: Tensor, tau: Tensor, moments: Tensor, coded: Tensor, least: float) -> float | None:
     """The rho > `least` with the smallest sum of squared leave-one-out residuals; None if zero weights have less."""
-    n_rows, squares = features.shape[1], features.square()
+    n_rows = features.shape[1]
+    shares = 10.0 ** (
+        -torch.arange(1, _DECADES * _PER_DECADE, dtype=tau.dtype, device=tau.device) / _PER_DECADE
+    )
+    rhos = (tau.max() * shares)[tau.max() * shares > least]
     best, smallest = None, float(coded.square().sum())
-    for step in range(1, _DECADES * _PER_DECADE):
-        rho = float(tau.max()) * 10 ** (-step / _PER_DECADE)
-        if not rho > least:
-            break
-        weight = 1 / (tau + rho)
-        hat = (weight @ squares) / n_rows
-        left_out = (coded - (moments * weight[:, None]).T @ features) / (1 - hat).clamp_min(1e-9)
-        error = float(left_out.square().sum())
-        if error < smallest:
-            best, smallest = rho, error
+    squares = features.square()
+    for some in rhos.split(_RHOS_AT_ONCE):
+        weights = 1 / (tau + some[:, None])
+        kept = 1 - (weights @ squares) / n_rows
+        found = ((moments.T * weights[:, None]).flatten(0, 1) @ features).unflatten(
+            0, (len(some), len(coded))
+        )
+        left_out = (coded - found) / kept.clamp_min(1e-9)[:, None]
+        for rho, error in zip(some.tolist(), left_out.square().sum((1, 2)).tolist(), strict=True):
+            if error < smallest:
+                best, smallest = rho, error
     return best

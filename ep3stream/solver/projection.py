@@ -14,6 +14,7 @@ beside an approximate projection does not have this property. Moreover, a step n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
-from ep3stream.solver.blocks import kernel_block, kernel_times
+from ep3stream.solver.blocks import kernel_block, kernel_times, times_kernel
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.spectrum import Flattening, LandmarkPairs, LeverageProfile
@@ -212,15 +213,12 @@ class NystromProjection:
 
     def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
         """Of each column k of k_zb: U'k, (r, m), and the leverage of its part outside U, (m,)."""
-        squares = k_zb.new_zeros(k_zb.shape[1], dtype=torch.float64)
-        if self.tail is not None:
-            k_zb = self.tail.whiten_rows(k_zb, out=torch.empty_like(k_zb))
-        inside, first = coordinates(self.basis, self.n_leading, k_zb, self.mesh, squares)
+        inside, first, squares = coordinates(self.basis, self.n_leading, k_zb, self.mesh, self.tail)
         rest = inside.clone()
         rest[: self.n_leading] -= first
         if self.center_damping is None:
             # By Pythagoras, without a pass over U: the leading directions are out, so that little cancels.
-            outside = self.mesh.all_reduce(squares) - rest.double().square().sum(0)
+            outside = squares - rest.double().square().sum(0)
             return inside, outside.clamp_min_(0).to(k_zb) / self.damping
         outside = k_zb.new_zeros(k_zb.shape[1])
         for rows in tiles_of(self.basis):
@@ -231,22 +229,38 @@ class NystromProjection:
 
 
 def coordinates(
-    basis: Tensor, n_leading: int, k_zb: Tensor, mesh: Mesh, squares: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Of each column k of k_zb: U'k, (r, m), and its leading part U_1'k, (n_leading, m).
+    basis: Tensor, n_leading: int, k_zb: Tensor, mesh: Mesh, tail: LocalTail | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each column k of k_zb, whitened: U'k, (r, m), its leading part U_1'k, (n_leading, m), and |k - U_1 U_1'k|^2.
 
-    U_1, the leading columns of U, are taken out of k before the product with U. squares: (m,), float64; the squared
-    norms of this shard of k - U_1 U_1'k are added to it.
+    U_1, the leading columns of U, are taken out of k before the product with U. The squares are (m,), float64.
     """
-    first = mesh.all_reduce(basis[:, :n_leading].T @ k_zb)
-    inside = k_zb.new_zeros(basis.shape[1], k_zb.shape[1])
-    for rows in tiles(len(basis), tile_rows(basis.device, k_zb.shape[1])):
-        deflated = torch.addmm(k_zb[rows], basis[rows, :n_leading], first, alpha=-1)
+    leading, n_columns = basis[:, :n_leading], k_zb.shape[1]
+    first, inside = k_zb.new_zeros(n_leading, n_columns), k_zb.new_zeros(basis.shape[1], n_columns)
+    squares = k_zb.new_zeros(n_columns, dtype=torch.float64)
+    for rows, part in _unwhitened(tail, leading):
+        first.addmm_(part.T, k_zb[rows])
+    mesh.all_reduce(first)
+    for rows, whitened in _whitened(tail, k_zb):
+        deflated = torch.addmm(whitened, leading[rows], first, alpha=-1)
         inside.addmm_(basis[rows].T, deflated)
-        if squares is not None:
-            squares += deflated.square_().sum(0)
+        squares += deflated.square_().sum(0)
     mesh.all_reduce(inside)[:n_leading] += first
-    return inside, first
+    return inside, first, mesh.all_reduce(squares)
+
+
+def _whitened(tail: LocalTail | None, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Pairs of a slice of rows and R' block there, for a block of (p_shard, n); R is the identity without a tail."""
+    if tail is not None:
+        return tail.whitened(block)
+    return ((rows, block[rows]) for rows in tiles_of(block))
+
+
+def _unwhitened(tail: LocalTail | None, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Pairs of a slice of rows and R block there, for a block of (p_shard, n); R is the identity without a tail."""
+    if tail is not None:
+        return tail.unwhitened(block)
+    return ((rows, block[rows]) for rows in tiles_of(block))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +305,8 @@ def build_nystrom(
         None if grouping is None or pairs.is_fast else build_tail(kernel, grouping, diagonal, features, mesh)
     )
     if tail is not None:
-        tail.whiten_rows(features, out=features)
+        for rows, whitened in tail.whitened(features):
+            features[rows] = whitened
     basis, eigenvalues = _orthonormal(features, mesh)
     rounding = _ROUNDING * torch.finfo(basis.dtype).eps * float(eigenvalues[0])
     if tail is None:
@@ -385,22 +400,43 @@ def _directions(
 
     tau and W are the eigenpairs of A A' / s for A = L^(-1/2) U'K(Z, X_s), L = diag(damped), and H = L^(-1/2) W.
     """
-    # As many columns at a time as take about the memory of a tile of all columns.
-    rows_each = tile_rows(basis.device, len(sample))
-    n_columns = max(_LEAST_COLUMNS, rows_each * len(sample) * mesh.size // n_centers)
-    parts = []
-    for start in range(0, len(sample), n_columns):
-        x = sample[start : start + n_columns]
-        block = kernel_block(kernel, centers, x, out=basis.new_empty(len(centers), len(x)))
-        if tail is not None:
-            tail.whiten_rows(block, out=block)
-        parts.append(coordinates(basis, n_leading, block, mesh)[0])
-    whitened = torch.cat(parts, 1).double() / damped.sqrt()[:, None]
+    if tail is None:
+        found = _sample_coordinates(kernel, centers, sample, n_centers, basis, n_leading, mesh)
+    else:
+        # By the unwhitened basis, R U: the kernel values are never whitened. With a tail the eigenvalues span so few
+        # digits that the leading directions need not be taken out first.
+        found = basis.new_zeros(basis.shape[1], len(sample))
+        sample = sample.for_products(-(-len(basis) // tile_rows(basis.device, len(sample))))
+        for rows, part in tail.unwhitened(basis):
+            found += times_kernel(kernel, part.T, centers[rows], sample)
+        mesh.all_reduce(found)
+    whitened = found.double() / damped.sqrt()[:, None]
     tau, w = torch.linalg.eigh(whitened @ whitened.T / len(sample))
     tau, w = mesh.broadcast(tau.flip(0)), mesh.broadcast(w.flip(1).contiguous())
     # Below this threshold, the rounding of h along the leading direction, divided by mu, would outweigh that direction.
     least = (_ROUNDING * torch.finfo(basis.dtype).eps) ** 2 * float(damped[0] / damped[-1])
     return w / damped.sqrt()[:, None], Flattening(tau, least * float(tau[0])), w.T @ whitened
+
+
+def _sample_coordinates(
+    kernel: Kernel,
+    centers: Points,
+    sample: Points,
+    n_centers: int,
+    basis: Tensor,
+    n_leading: int,
+    mesh: Mesh,
+) -> Tensor:
+    """U'K(Z, X_s), (r, s), with the leading directions taken out first."""
+    # As many columns at a time as take about the memory of a tile of all columns.
+    rows_each = tile_rows(basis.device, len(sample))
+    n_columns = max(_LEAST_COLUMNS, rows_each * len(sample) * mesh.size // n_centers)
+    parts = []
+    for columns in tiles(len(sample), n_columns):
+        x = sample[columns]
+        block = kernel_block(kernel, centers, x, out=basis.new_empty(len(centers), len(x)))
+        parts.append(coordinates(basis, n_leading, block, mesh, None)[0])
+    return torch.cat(parts, 1)
 
 
 def _numerical_rank(descending: Tensor, dtype: torch.dtype) -> int:

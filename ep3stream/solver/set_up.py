@@ -233,9 +233,6 @@ class SolverBuilder:
         batch_size = self._best_batch(first, epoch_rows)
         if batch_size == first.batch_size:
             return first
-        if batch_size < first.batch_size <= first.critical_batch_size(self.settings.used_momentum):
-            # The leverage limits the step already, and a part's leading eigenvalue is at most that of the whole batch.
-            return replace(first, batch_size=batch_size)
         return self.stability(projection, probes, batch_size, probe_y)
 
     def stability(
@@ -257,10 +254,15 @@ class SolverBuilder:
         return replace(found, batch_size=batch_size, lambda_max=found.lambda_max * batch_size / n_rows)
 
     def _first_batch(self, epoch_rows: int) -> int:
-        """The batch size to measure first: the one asked for, or 1024 rows as far as memory and rows go."""
+        """The batch size to measure first: the one asked for, or the least as far as memory and rows go."""
         if self.settings.batch_size:
             return min(self.settings.batch_size, epoch_rows)
-        return min(PROBE_ROWS, _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows))
+        largest = _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows)
+        return min(self._least_batch, largest)
+
+    @property
+    def _least_batch(self) -> int:
+        return MIN_COLUMNS_BATCH if isinstance(self.kernel, ColumnKernel) else MIN_BATCH
 
     def _best_batch(self, first: Stability, epoch_rows: int) -> int:
         """The batch size asked for, or else a power of two near a quarter of the critical one, at least 512.
@@ -273,8 +275,7 @@ class SolverBuilder:
             return first.batch_size
         critical = first.critical_batch_size(self.settings.used_momentum)
         largest = _largest_batch(self.settings, self.sizes.max_batch_size, epoch_rows)
-        least = MIN_COLUMNS_BATCH if isinstance(self.kernel, ColumnKernel) else MIN_BATCH
-        return min(1 << int(math.log2(max(critical / 4, least))), largest)
+        return min(1 << int(math.log2(max(critical / 4, self._least_batch))), largest)
 
     def _penalty(self, probe_y: Tensor | None, batches: tuple[Tensor, ...]) -> Penalty:
         """The ridge and the weights of the rows in `batches`, the first of the probes."""
@@ -320,13 +321,12 @@ class SolverBuilder:
         kappas = [profile.largest(flattening.eigenvalue_scale(t)) * self._heaviest() for _, t in falling]
         last = self._stage_stability(probe, stages[-1], kappas[-1], batch_size)
         best = self._best_batch(last, epoch_rows)
-        if best > last.critical_batch_size(self.settings.used_momentum):
+        if best > max(batch_size, last.critical_batch_size(self.settings.used_momentum)):
             probe = self._step_probe(shard, probes, probe_y, best)
             last = self._stage_stability(probe, stages[-1], kappas[-1], best)
-        elif best != batch_size:
+        elif best > batch_size:
             # The leverage limits the step already, and the leading eigenvalue grows at most as the number of rows.
-            growth = max(1, best / batch_size)
-            last = replace(last, batch_size=best, lambda_max=last.lambda_max * growth)
+            last = replace(last, batch_size=best, lambda_max=last.lambda_max * best / batch_size)
         return stages, [*self._earlier_stabilities(probe, stages[:-1], kappas[:-1], last), last]
 
     def _step_probe(

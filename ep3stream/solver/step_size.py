@@ -32,7 +32,8 @@ from ep3stream.solver.projection import NystromProjection, Projection
 from ep3stream.solver.spectrum import LeverageProfile
 from ep3stream.solver.tiles import column_strips, tiles
 
-_KRYLOV_VECTORS = 10
+# Vectors of a Krylov space at most, and before it may be taken to be large enough: when one more adds less than 1%.
+_KRYLOV_VECTORS, _LEAST_VECTORS, _GROWN = 10, 3, 1.01
 
 # Of CPUs: rows whose leverage is computed at once, and the largest number of their kernel values.
 _LEVERAGE_ROWS = 256
@@ -131,7 +132,7 @@ def measure_stability(
         weights = None if penalty.row_weights is None else penalty.row_weights[number]
         block = block_of(x)
         lambdas.append(largest_eigenvalue(block, x, weights, projection, mesh, generator))
-        slices = _leverage_slices(x, block.n_centers)
+        slices = _leverage_slices(projection, x, block.n_centers)
         kappas += [float(projection.leverage(block.columns(rows), x[rows]).max()) for rows in slices]
     tiny = torch.finfo(torch.float32).tiny
     m = len(batches[0])
@@ -139,8 +140,13 @@ def measure_stability(
     return Stability(m, lambda_max, max(*kappas, tiny) * penalty.heaviest)
 
 
-def _leverage_slices(x: Tensor, n_centers: int) -> Iterator[slice]:
-    """Slices of a few rows each: a projection may need several times the memory of their kernel values."""
+def _leverage_slices(projection: Projection, x: Tensor, n_centers: int) -> Iterator[slice]:
+    """Slices of a few rows each: a projection may need several times the memory of their kernel values.
+
+    The Nystrom projection works by tiles of centers, and takes all rows at once.
+    """
+    if isinstance(projection, NystromProjection):
+        return iter([slice(0, len(x))])
     if x.device.type == "cuda":
         return column_strips(n_centers, len(x), x.device)
     return tiles(len(x), max(1, min(_LEVERAGE_ROWS, _LEVERAGE_VALUES // max(1, n_centers))))
@@ -157,8 +163,8 @@ def largest_eigenvalue(
     """The largest eigenvalue of W^(1/2) K(X_b, Z) Q K(Z, X_b) W^(1/2), (m, m), which are those of B.
 
     Arnoldi's method (Saad, "Numerical methods for large eigenvalue problems", 2011, chapter 6), which is Lanczos'
-    where the operator is symmetric, as it is for all projections but EigenPro's. Its ten products tell more than ten
-    steps of a power iteration. weights: the diagonal of W, (m,), None for the identity.
+    where the operator is symmetric, as it is for all projections but EigenPro's. Its products, ten at most, tell more
+    than as many steps of a power iteration. weights: the diagonal of W, (m,), None for the identity.
     """
     half = x.new_ones(len(x)) if weights is None else weights.sqrt()
 
@@ -172,8 +178,11 @@ def largest_eigenvalue(
 
 
 def _largest_ritz_value(times_operator: Callable[[Tensor], Tensor], start: Tensor, n_vectors: int) -> float:
-    """The largest absolute eigenvalue of the operator's section on the Krylov space of `start`; nan if not finite."""
-    basis = [start]
+    """The largest absolute eigenvalue of the operator's section on the Krylov space of `start`; nan if not finite.
+
+    The space grows until this value hardly does, to `n_vectors` at most.
+    """
+    basis, found = [start], 0.0
     section = torch.zeros(n_vectors, n_vectors, dtype=torch.float64)
     for j in range(n_vectors):
         image = times_operator(basis[j])
@@ -185,14 +194,22 @@ def _largest_ritz_value(times_operator: Callable[[Tensor], Tensor], start: Tenso
         again = known @ image
         image = image - again @ known
         section[: j + 1, j] = (along + again).double().cpu()
-        left = float(image.norm())
+        left, last = float(image.norm()), found
+        within = section[: j + 1, : j + 1]
+        found = (
+            float(torch.linalg.eigvals(within).abs().max()) if bool(within.isfinite().all()) else float("nan")
+        )
         # `not ... >`, so that a nan ends the loop too.
-        if j + 1 == n_vectors or not left > torch.finfo(image.dtype).eps * len(image) ** 0.5 * size:
+        is_settled = j >= _LEAST_VECTORS and not found > _GROWN * last
+        if (
+            j + 1 == n_vectors
+            or is_settled
+            or not left > torch.finfo(image.dtype).eps * len(image) ** 0.5 * size
+        ):
             break
         section[j + 1, j] = left
         basis.append(image / left)
-    found = section[: len(basis), : len(basis)]
-    return float(torch.linalg.eigvals(found).abs().max()) if bool(found.isfinite().all()) else float("nan")
+    return found
 
 
 class _Slot(NamedTuple):
@@ -238,7 +255,7 @@ class StepProbe:
             x, whole = self.batches[number], self.block(number).whole()
             parts += [
                 projection.leverage_profile(whole[:, rows], x[rows])
-                for rows in _leverage_slices(x, len(self.shard))
+                for rows in _leverage_slices(projection, x, len(self.shard))
             ]
         return LeverageProfile.cat(parts)
 

@@ -30,7 +30,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import LOG2_E, CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import SPANNING, leading_eigenpairs
-from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
+from ep3stream.solver.tiles import TILE_ROWS, tile_rows, tiles, tiles_of
 
 # rho, as a share of the mean of the diagonal of S: of centers that nearly coincide, none gets a huge weight.
 RIDGE_SHARE = 0.1
@@ -40,8 +40,8 @@ KNOWN_SHARE = 0.98
 
 # Neighbours are looked for along the leading directions of wide inputs, estimated on so many centers.
 _DIRECTIONS, _DIRECTION_ROWS = 16, 1024
-# Rows of groups that are multiplied at once on CPUs.
-_ROWS_AT_ONCE = 1 << 12
+# Rows of groups that are multiplied at once on CPUs, and about how many numbers at most.
+_ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 1 << 12, 1 << 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,83 +73,80 @@ class LocalTail:
     def whiten(self, h: Tensor) -> Tensor:
         """R' h, (k, p_shard), for h of that shape; O(p b k), in new memory."""
         layout, product = self._layout, torch.empty_like(h)
-        for some in self._runs(layout, len(h)):
-            groups = h[:, some].unflatten(1, (-1, self.group_size)).transpose(0, 1)
-            product[:, some] = torch.bmm(groups, self._blocks(some)).transpose(0, 1).flatten(1)
-        if layout.small is not None:
-            torch.mm(h[:, layout.small], self._small(layout.small), out=product[:, layout.small])
-        if layout.parted:
-            sums = h.new_zeros(len(layout.parted), len(h), self.group_size)
-            for sum_, part in zip(sums, layout.parted, strict=True):
-                torch.mm(h[:, part.here], self.rows[part.here], out=sum_)
-            self.mesh.all_reduce(sums)
-            for sum_, part in zip(sums, layout.parted, strict=True):
-                product[:, part.here] = sum_[:, part.within]
+        for some, blocks in self._pieces(layout, len(h)):
+            groups = h[:, some].unflatten(1, (len(blocks), -1)).transpose(0, 1)
+            product[:, some] = torch.bmm(groups, blocks).transpose(0, 1).flatten(1)
+        for part, sum_ in zip(layout.parted, self._parted_sums(layout, h.T), strict=True):
+            product[:, part.here] = sum_[part.within].T
         return product
 
     def unwhiten(self, theta: Tensor) -> Tensor:
         """R theta, (k, p_shard), for theta of that shape; O(p b k), in new memory."""
         layout, product = self._layout, torch.empty_like(theta)
-        for some in self._runs(layout, len(theta)):
-            groups = theta[:, some].unflatten(1, (-1, self.group_size)).transpose(0, 1)
-            product[:, some] = torch.bmm(groups, self._blocks(some).mT).transpose(0, 1).flatten(1)
-        if layout.small is not None:
-            torch.mm(theta[:, layout.small], self._small(layout.small).T, out=product[:, layout.small])
+        for some, blocks in self._pieces(layout, len(theta)):
+            groups = theta[:, some].unflatten(1, (len(blocks), -1)).transpose(0, 1)
+            product[:, some] = torch.bmm(groups, blocks.mT).transpose(0, 1).flatten(1)
         for part, whole in zip(layout.parted, layout.gathered(theta), strict=True):
             torch.mm(whole, self.rows[part.here].T, out=product[:, part.here])
         return product
 
-    def whiten_rows(self, block: Tensor, out: Tensor) -> Tensor:
-        """R' block, (p_shard, n), written into `out`, which may be `block`; a few groups at a time."""
+    def whitened(self, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Pairs of a slice of rows and R' block there, for a block of (p_shard, n); a few groups at a time.
+
+        The rows of a pair may be overwritten in `block` before the next one is asked for.
+        """
         layout = self._layout
-        for some in self._runs(layout, block.shape[1]):
-            groups = block[some].unflatten(0, (-1, self.group_size))
-            out[some] = torch.bmm(self._blocks(some).mT, groups).flatten(0, 1)
-        if layout.small is not None:
-            out[layout.small] = self._small(layout.small).T @ block[layout.small]
-        if layout.parted:
-            sums = block.new_zeros(len(layout.parted), self.group_size, block.shape[1])
-            for sum_, part in zip(sums, layout.parted, strict=True):
-                torch.mm(self.rows[part.here].T, block[part.here], out=sum_)
-            self.mesh.all_reduce(sums)
-            for sum_, part in zip(sums, layout.parted, strict=True):
-                out[part.here] = sum_[part.within]
-        return out
+        for some, blocks in self._pieces(layout, block.shape[1]):
+            yield some, torch.bmm(blocks.mT, block[some].unflatten(0, (len(blocks), -1))).flatten(0, 1)
+        for part, sum_ in zip(layout.parted, self._parted_sums(layout, block), strict=True):
+            yield part.here, sum_[part.within]
+
+    def unwhitened(self, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Pairs of a slice of rows and R block there, for a block of (p_shard, n); a few groups at a time."""
+        layout = self._layout
+        for some, blocks in self._pieces(layout, block.shape[1]):
+            yield some, torch.bmm(blocks, block[some].unflatten(0, (len(blocks), -1))).flatten(0, 1)
+        for part, whole in zip(layout.parted, layout.gathered(block.T), strict=True):
+            yield part.here, self.rows[part.here] @ whole.T
 
     def solve(self, alpha: Tensor) -> Tensor:
         """L' alpha = R^(-1) alpha, (k, p_shard), for alpha of that shape; O(p b k), in new memory."""
-        layout, b, product = self._layout, self.group_size, torch.empty_like(alpha)
+        layout, product = self._layout, torch.empty_like(alpha)
 
         def solved(blocks: Tensor, right: Tensor) -> Tensor:
             found: Tensor = torch.linalg.solve_triangular(blocks, right.mT, upper=True)
             return found.mT
 
-        for some in self._runs(layout, len(alpha)):
-            groups = alpha[:, some].unflatten(1, (-1, b)).transpose(0, 1)
-            product[:, some] = solved(self._blocks(some), groups).transpose(0, 1).flatten(1)
-        if layout.small is not None:
-            product[:, layout.small] = solved(self._small(layout.small), alpha[:, layout.small])
-        blocks = layout.gathered(self.rows.T)
-        for part, block, whole in zip(layout.parted, blocks, layout.gathered(alpha), strict=True):
+        for some, blocks in self._pieces(layout, len(alpha)):
+            groups = alpha[:, some].unflatten(1, (len(blocks), -1)).transpose(0, 1)
+            product[:, some] = solved(blocks, groups).transpose(0, 1).flatten(1)
+        blocks_of = layout.gathered(self.rows.T)
+        for part, block, whole in zip(layout.parted, blocks_of, layout.gathered(alpha), strict=True):
             n = len(layout.members(part.group))
             product[:, part.here] = solved(block.T[:n, :n], whole[:, :n])[:, part.within]
         return product
 
-    def _runs(self, layout: Layout, n_columns: int) -> Iterator[slice]:
-        """Rows of groups that lie whole here, as many at once as are multiplied with so many columns."""
-        device, first = self.rows.device, layout.whole.start
-        n_rows = tile_rows(device, n_columns) if device.type == "cuda" else _ROWS_AT_ONCE
-        for run in tiles(layout.whole.stop - first, max(1, n_rows // self.group_size) * self.group_size):
-            yield slice(first + run.start, first + run.stop)
+    def _pieces(self, layout: Layout, n_columns: int) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of groups that lie whole here and their blocks of R, (n, b, b); a smaller last group by itself.
 
-    def _blocks(self, some: slice) -> Tensor:
-        """R of the groups that lie whole in these rows, (n, b, b)."""
-        blocks: Tensor = self.rows[some].unflatten(0, (-1, self.group_size))
-        return blocks
+        As many groups at once as are multiplied with so many columns.
+        """
+        device, first, b = self.rows.device, layout.whole.start, self.group_size
+        n_rows = min(_ROWS_AT_ONCE, max(TILE_ROWS, _NUMBERS_AT_ONCE // max(1, n_columns)))
+        if device.type == "cuda":
+            n_rows = tile_rows(device, n_columns)
+        for run in tiles(layout.whole.stop - first, max(1, n_rows // b) * b):
+            some = slice(first + run.start, first + run.stop)
+            yield some, self.rows[some].unflatten(0, (-1, b))
+        if (small := layout.small) is not None:
+            yield small, self.rows[small, : small.stop - small.start][None]
 
-    def _small(self, rows: slice) -> Tensor:
-        """R of the last group, which is smaller than b."""
-        return self.rows[rows, : rows.stop - rows.start]
+    def _parted_sums(self, layout: Layout, block: Tensor) -> Tensor:
+        """R' block of the groups that lie on several ranks, (n, b, k), from this rank's rows, (p_shard, k), of it."""
+        sums = block.new_zeros(len(layout.parted), self.group_size, block.shape[1])
+        for sum_, part in zip(sums, layout.parted, strict=True):
+            torch.mm(self.rows[part.here].T, block[part.here], out=sum_)
+        return self.mesh.all_reduce(sums) if layout.parted else sums
 
 
 class Part(NamedTuple):
@@ -290,8 +287,9 @@ def _inverse_factor(kernel: Kernel, centers: Tensor, features: Tensor, ridge: fl
         rest.diagonal().add_(ridge)
         factor, failed_at = torch.linalg.cholesky_ex(rest)
         if not int(failed_at):
-            eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-            inverse: Tensor = torch.linalg.solve_triangular(factor.T, eye, upper=True)
+            # The factor's condition is at most the root of that of D, some hundreds: float32 is exact enough.
+            eye = torch.eye(len(factor), dtype=features.dtype, device=factor.device)
+            inverse: Tensor = torch.linalg.solve_triangular(factor.T.to(eye), eye, upper=True)
             return inverse
         ridge *= 10  # The rounding of Phi Phi' can leave S a little below zero.
 
