@@ -263,9 +263,18 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     else:
         found = func(*plain[0], **plain[1])
     if is_here and not func.is_view and name not in _FREE:
-        in_tf32 = name in _PRODUCTS and torch.backends.cuda.matmul.allow_tf32
+        # bfloat16 into float32 is no product in TF32.
+        in_tf32 = (
+            name in _PRODUCTS and _multiplies_in_tf32() and found.dtype == plain[0][0].dtype == torch.float32
+        )
         _launches(f"{name} in TF32" if in_tf32 else name)
     return tree_map(lambda value: _wrapped(value, ours), found) if is_here else found
+
+
+def _multiplies_in_tf32() -> bool:
+    """What the program has set; torch before 2.9 has the older name alone."""
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
 def _wrapped(value: Any, ours: list[DeviceTensor]) -> Any:
@@ -429,7 +438,7 @@ def _patch_tensors() -> None:
 
 def _stand_in_for_triton() -> None:
     """The functions that launch Triton's programs, by torch, for matrices as the programs take them."""
-    from ep3stream.solver import gpu, triton_columns, triton_products, triton_radial
+    from ep3stream.solver import gpu, triton_columns, triton_gemm, triton_products, triton_radial
     from ep3stream.solver.kernels import _PROFILES
 
     def require(*matrices: Tensor, contiguous: bool = True) -> list[Tensor]:
@@ -458,6 +467,18 @@ def _stand_in_for_triton() -> None:
         _launches("radial_profile")
         mine, into = require(squared, out, contiguous=False)
         into.copy_(phi(mine.clamp_min(0), kind, shape))
+
+    def radial_gemm(a, b, kind, shape, weights=None, block=None) -> Tensor | None:
+        _launches("radial_gemm")
+        left, right = require(a, b)
+        assert left.dtype == right.dtype
+        formed = phi((left.float() @ right.float().T).clamp_min_(0), kind, shape)
+        if block is not None:
+            require(block, contiguous=False)[0].copy_(formed)
+        if weights is None:
+            return None
+        _launches("sum of the parts")
+        return DeviceTensor(require(weights)[0] @ formed)
 
     def times(weights, a, b, kind, shape, constants=None, n_numbers=0) -> Tensor:
         _launches("times")
@@ -494,6 +515,7 @@ def _stand_in_for_triton() -> None:
         return DeviceTensor(torch.cat([of_numbers, torch.stack([0 * differing, differing])], 1))
 
     triton_radial.radial_profile, triton_products.times = radial_profile, times
+    triton_gemm.radial_gemm = radial_gemm
     triton_columns.column_block, triton_columns.column_sums = column_block, column_sums
     gpu.triton_runs = lambda device_type: device_type == "cuda"
 

@@ -51,18 +51,21 @@ runpy.run_path({str(TOOLS / "gpu_check.py")!r}, run_name="__main__")
     not_here = {row["part"] for row in rows if row["what"] == "not here"}
     assert not_here == {"KernelModel", "stream"}
     steps = [row for row in rows if row["part"] == "step" and "rows_per_s" in row]
-    assert [row["what"].split()[-1] for row in steps] == 2 * ["float32", "bf16x3", "tf32", "bfloat16"]
+    shown = [f"{precision}, by torch" for precision in ("float32", "bf16x3", "tf32", "bfloat16")]
+    assert [", ".join(row["what"].split(", ")[-2:]) for row in steps] == 2 * shown
+    assert sum("Triton's product runs" in row["what"] for row in rows) == 2 * 2 * 3 * 2
     assert all(row["rows_per_s"] > 0 and row["plain_rows_per_s"] > 0 for row in steps)
 
 
 def test_on_a_pretended_gpu_every_path_is_right_and_waits_for_nothing(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is installed on no other system than Linux")
     tool, out = str(TOOLS / "gpu_check.py"), tmp_path / "found.json"
-    finished(start(tmp_path, tool, "--toy", "--out", str(out), "--only", "paths,columns,ring,fused"))
+    finished(start(tmp_path, tool, "--toy", "--out", str(out), "--only", "paths,columns,ring,step,fused"))
     rows = json.loads(out.read_text())["rows"]
     assert set(verdicts(rows)) == {"right"}
     assert sum("wait for the GPU" in row["what"] for row in rows) == 10
     assert sum("evaluations_per_s" in name for row in rows for name in row) >= 4
+    assert sum(row["what"].endswith("by one program") for row in rows) == 2 * 3
 
 
 @pytest.fixture

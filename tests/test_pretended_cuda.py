@@ -15,11 +15,13 @@ pytest.importorskip("triton", reason="Triton is installed on no other system tha
 TESTS = Path(__file__).parent
 
 
-# Steps of a few solvers: what each waits for and launches.
+# Steps of a few solvers: what each waits for and launches, in a program that lets torch take TF32.
 STEPS = """
 import json
 import ep3stream
 import torch
+torch.backends.cuda.matmul.allow_tf32 = True
+from ep3stream.solver import gpu
 from pretended_cuda import CUDA, Counts, counted
 from test_gpu import solver_of
 found = {}
@@ -27,8 +29,10 @@ for name, p, d, precision in (
     ("few features", 500, 8, "float32"), ("many", 2048, 40, "float32"), ("many centers", 16384, 40, "float32"),
     ("tf32", 2048, 40, "tf32"), ("bfloat16", 2048, 40, "bfloat16"), ("bf16x3", 2048, 40, "bf16x3"),
     ("columns", 500, 8, "product"),
-    ("callable", 500, 8, "callable"), ("eigenpro", 500, 40, "eigenpro"),
+    ("callable", 500, 8, "callable"), ("eigenpro", 500, 40, "eigenpro"), ("tf32 by torch", 2048, 40, "tf32"),
 ):
+    if "by torch" in name:
+        gpu.GEMM_KINDS = ()
     solver = solver_of(CUDA, p, d, precision)
     state, x = solver.initial_state(), torch.ones(64, d, device=CUDA)
     y = x[:, :3].sin()
@@ -37,8 +41,18 @@ for name, p, d, precision in (
         solver.step(state, x, y, 1e-3, score=True)
     found[name] = dict(counts.waits), dict(counts.launches.most_common())
 x = torch.ones(600, 40)
-model = ep3stream.KernelModel(x[:80], "laplacian", device="cuda:0", bandwidth=8.0)
-model.fit_epoch([(x[80:], x[80:, 0])])
+with counted(Counts()) as counts:
+    model = ep3stream.KernelModel(x[:80], "laplacian", device="cuda:0", bandwidth=8.0)
+    model.fit_epoch([(x[80:], x[80:, 0])])
+    model.predict(x[80:])
+found["a fit"] = {}, dict(counts.launches)
+predictor = model.predictor()
+for n_rows in (100, 6000):
+    rows = torch.ones(n_rows, 40, device=CUDA)
+    with counted(Counts()) as counts:
+        predictor.outputs(rows)
+    found[f"{n_rows} predictions"] = {}, dict(counts.launches)
+assert torch.backends.cuda.matmul.allow_tf32
 batch = x[:64].to(CUDA), x[:64, :1].to(CUDA)
 model._trainer.train_rows(*batch)
 with counted(Counts()) as counts:
@@ -127,21 +141,26 @@ def test_a_step_waits_for_nothing_and_launches_few_kernels(tmp_path):
     assert to_read[0].startswith("tolist at training/trainer.py")
     assert to_read[1] == 1
     assert {name: waits for name, (waits, _) in found.items() if waits} == {}
-    # Of tf32 the product that forms the block, whose factors TF32 holds exactly; no other one.
-    assert {name: of["mm in TF32"] for name, (_, of) in found.items() if "mm in TF32" in of} == {"tf32": 1}
-    assert not any("addmm" in each and "TF32" in each for _, of in found.values() for each in of)
+    # Where torch forms a block in tf32, that product, whose factors TF32 holds exactly; no other one.
+    in_tf32 = [(name, each, n) for name, (_, of) in found.items() for each, n in of.items() if "TF32" in each]
+    assert in_tf32 == [("tf32 by torch", "mm in TF32", 1)]
+    assert found.pop("a fit")[1]["addmm_"]
+    assert found.pop("6000 predictions") == found.pop("100 predictions")
+    by_one_program = {name for name, (_, of) in found.items() if "radial_gemm" in of}
+    assert by_one_program == {"tf32", "bfloat16", "bf16x3"}
     launches = {name: sum(of.values()) for name, (_, of) in found.items()}
     assert launches["many centers"] == launches["many"]
     most = {
-        "few features": 83,
-        "many": 77,
-        "many centers": 77,
-        "tf32": 89,
-        "bfloat16": 90,
-        "columns": 77,
-        "bf16x3": 120,
+        "few features": 86,
+        "many": 80,
+        "many centers": 80,
+        "tf32": 91,
+        "tf32 by torch": 92,
+        "bfloat16": 92,
+        "columns": 80,
+        "bf16x3": 110,
     }
-    most |= {"callable": 83, "eigenpro": 219}
+    most |= {"callable": 86, "eigenpro": 219}
     assert {name: n for name, n in launches.items() if n > most[name]} == {}, found
 
 

@@ -15,10 +15,12 @@ pytest.importorskip("triton", reason="Triton is installed on no other system tha
 from kernel_problem import Problem, points, unit_targets
 from torch import Tensor
 
+from ep3stream.config import Precision
 from ep3stream.solver import gpu
-from ep3stream.solver.blocks import fuses, kernel_times, times_kernel
+from ep3stream.solver.blocks import BatchBlock, fuses, kernel_times, times_kernel
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
-from ep3stream.solver.kernels import RADIAL_KERNELS, RadialKernel
+from ep3stream.solver.kernels import _PROFILES, RADIAL_KERNELS, RadialKernel
+from ep3stream.solver.points import Points
 from ep3stream.solver.step import Solver
 
 
@@ -145,6 +147,85 @@ def test_what_it_does_not_know_is_left_to_torch() -> None:
     z, x = points(5, 3, 1), points(4, 3, 2)
     exact = own.block(own.left(z), own.right(x))
     assert torch.allclose(times_kernel(own, torch.eye(5).double(), own.left(z), own.right(x)), exact)
+
+
+def gemm_problem(name: str, precision: Precision, d: int = 70) -> tuple[RadialKernel, Points, Points, Tensor]:
+    """A kernel, points for both sides, more than one tile of either, some of them the same, and the kernel's block.
+
+    The block is torch's in float64 of the points as the precision rounds them.
+    """
+    z, x = points(300, d, 1, torch.float32), points(150, d, 2, torch.float32)
+    x[:20] = z[:20]
+    own = RadialKernel(name, d**0.5, torch.full((d,), 0.25), precision=precision)
+    left, right = own.left(z), own.right(x)
+    exact = left.prepared.double() @ right.prepared.double().T
+    _PROFILES[name].apply(exact.clamp_min_(0), own.shape, exact)
+    return own, left, right, exact
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("precision", gpu.GEMM_PRECISIONS)
+@pytest.mark.parametrize("name", gpu.GEMM_KINDS)
+def test_one_program_forms_a_block_of_many_features_and_multiplies_it(
+    name: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, left, right, exact = gemm_problem(name, precision)
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    monkeypatch.setattr(gpu, "apply_profile", None)  # In the place of this program nothing else may run.
+    # Two products in bf16x3 are left out; in float32 roots of distances near zero lose most.
+    near = 5e-5 if precision == "bf16x3" else 5e-6
+    assert (own.block(left, right).diagonal()[:20] - 1).abs().max() < 1e-6
+    for k in (1, 20, gpu.GEMM_OUTPUTS):
+        weights = points(k, 300, 3, torch.float32)
+        memory = torch.full((310 * 150,), 7.0)
+        block = BatchBlock(own, left, right, memory)
+        found = block.left_times(weights)
+        kept = block.whole()
+        assert (kept - exact).abs().max() < near
+        assert (memory[300 * 150 :] == 7).all()
+        # The product has float32's digits of the block that was formed, and the same bits without a block.
+        off = (found - weights.double() @ kept.double()).abs().max()
+        assert off < 1e-6 * weights.abs().sum(1).max()
+        assert torch.equal(times_kernel(own, weights, left, right), found)
+        residual = points(150, k, 4, torch.float32)
+        other = kernel_times(own, left, right, residual) - kept.double() @ residual.double()
+        assert other.abs().max() < 1e-6 * residual.abs().sum(0).max()
+
+
+@pytest.mark.triton
+def test_where_that_program_does_not_run_it_is_said_once_and_torch_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ep3stream.solver import triton_gemm
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    own, left, right, exact = gemm_problem("laplacian", "bf16x3")
+    monkeypatch.setattr(gpu, "DEVICES", {"cpu"})
+    monkeypatch.setattr(triton_gemm, "radial_gemm", fails)
+    gpu.gemm_runs.cache_clear()
+    try:
+        for _ in range(2):
+            block = BatchBlock(own, left, right, torch.zeros(300 * 150))
+            assert (block.left_times(torch.eye(300)[:16]) - exact[:16]).abs().max() < 5e-5
+            assert (block.whole() - exact).abs().max() < 5e-5
+    finally:
+        gpu.gemm_runs.cache_clear()
+    told = [record for record in caplog.records if "out of resource" in record.getMessage()]
+    assert len(told) == 2  # Of the program with a product, and of the one without.
+
+
+@pytest.mark.triton
+@pytest.mark.usefixtures("_on_cpu")
+def test_that_program_takes_what_it_is_faster_at() -> None:
+    cpu = torch.device("cpu")
+    assert not gpu.gemm_serves("laplacian", cpu, "float32")
+    assert not gpu.gemm_serves("matern32", cpu, "bf16x3")
+    own, left, right, exact = gemm_problem("laplacian", "tf32")
+    weights = points(gpu.GEMM_OUTPUTS + 1, 300, 3, torch.float32)
+    assert own.fused(weights, left, right, over_left=True) is None
+    assert (times_kernel(own, weights, left, right) - weights.double() @ exact).abs().max() < 1e-3
 
 
 def column_problem(name: str, power: float, n_columns: int = 7) -> tuple[ColumnKernel, Tensor, Tensor]:

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is installed on no other system than Linux")
 
-from ep3stream.solver import triton_columns, triton_products, triton_radial
-from ep3stream.solver.gpu import KINDS, MAX_FEATURES, MAX_OUTPUTS
+from ep3stream.solver import triton_columns, triton_gemm, triton_products, triton_radial
+from ep3stream.solver.gpu import GEMM_OUTPUTS, KINDS, MAX_FEATURES, MAX_OUTPUTS
 
 
 @pytest.fixture
@@ -33,10 +33,11 @@ def test_no_kernel_spills_registers_where_it_needs_most_of_them(tool):
         tool.on_columns(triton_columns._column_block, True, 0.5),
         tool.on_columns(triton_columns._column_sums, False, 0.5),
         tool.profile("dispersal"),
+        tool.gemm("laplacian", "bf16", True, GEMM_OUTPUTS),
     ]
     spilled = {str(program): spills for program in programs if (spills := tool.figures(program).spills)}
     assert not spilled
-    modules = (triton_columns, triton_products, triton_radial)
+    modules = (triton_columns, triton_gemm, triton_products, triton_radial)
     kernels = [each for module in modules for each in vars(module).values() if hasattr(each, "params")]
     # What is not launched is part of these: tiles and their pieces.
     launched = {each for each in kernels if f"{each.__name__}[(" in "".join(map(inspect.getsource, modules))}

@@ -12,9 +12,9 @@ each row. After `--limit-s` seconds no further part begins. Exit code 1 where a 
     blocks, columns  products and blocks of every kernel against float64, K(x, x) = 1
     ring, nccl       pinned memory, and a group of one
     peak             the largest matrix products, in float32, TF32 and bfloat16
-    step             d = 1280, c = 10, p = 262,144 and 1,048,576: ep3stream's step, fed from pinned memory, beside five
-                     plain passes of torch over the block; rows/s, share of that precision's peak, of the time starved
-                     of data, seconds for 5 million rows beside published ones
+    step             d = 1280, c = 10, p = 262,144 and 1,048,576: ep3stream's step, fed from pinned memory, by one
+                     program and by torch, beside five plain passes over the block; rows/s, share of that precision's
+                     peak, of the time starved of data, seconds for 5 million rows beside published ones
     fused            d = 9 and 32, c = 1 and 10, p = 100,000: kernel evaluations per second of both products
     column kernels   the same for kernels on 8 columns
     fashion          the shape of Fashion-MNIST: d = 784, c = 10, p = 5000

@@ -13,6 +13,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,26 @@ def check_blocks(report: Report) -> None:
                 report.check("blocks", f"{what}: block", float((found - truth).abs().max()), limit)
                 itself = float((found.diagonal()[:20] - 1).abs().max())
                 report.check("blocks", f"{what}: K(x, x) - 1", itself, 1e-5)
+                if gpu.gemm_serves(name, report.device, precision):
+                    check_one_program(report, what, own, z, x, found)
+
+
+def check_one_program(
+    report: Report, what: str, kernel: RadialKernel, z: Tensor, x: Tensor, block: Tensor
+) -> None:
+    """That a program runs which forms a block and multiplies it, and gives the products of its block."""
+    for k in (1, 20):
+        w = report.randn(k, len(z), seed=3)
+        kept = torch.zeros_like(block)
+        found = kernel.fused(w, kernel.left(z), kernel.right(x), over_left=True, block=kept)
+        runs = found is not None
+        report.check("blocks", f"{what}, c={k}: Triton's product runs", float(not runs), 0)
+        if found is not None:
+            off = (found - w.double() @ block.double()).abs().max() / len(z) ** 0.5
+            report.check("blocks", f"{what}, c={k}: weights times block", float(off), 3e-5)
+            report.check(
+                "blocks", f"{what}, c={k}: the block beside it", float((kept - block).abs().max()), 0
+            )
 
 
 def check_products(
@@ -365,7 +386,7 @@ def bench_fashion(report: Report) -> None:
 
 
 def bench_step(report: Report, part: str, p: int, d: int, c: int, m: int) -> None:
-    """ep3stream's step, fed from pinned memory, in each precision, beside five plain passes of torch over the block."""
+    """ep3stream's step, fed from pinned memory, in each precision and way, beside five plain passes over the block."""
     began = time.perf_counter()
     built = solver_of(laplacian(d, report.device), "nystrom", p, d, c, m, report)
     synchronize(report.device)
@@ -375,39 +396,58 @@ def bench_step(report: Report, part: str, p: int, d: int, c: int, m: int) -> Non
         kernel = laplacian(d, report.device, precision)
         centers = UnpreparedPoints(report.randn(p, d, seed=1), kernel.left).whole()
         solver = replace(built, kernel=kernel, centers=centers)
-        state = solver.initial_state()
-        for x, y, _ in ring.batches(3):
-            solver.step(state, x, y, 1e-6)
-        synchronize(report.device)
-        began = time.perf_counter()
-        for x, y, _ in ring.batches(5):
-            solver.step(state, x, y, 1e-6)
-        synchronize(report.device)
-        n_steps = max(8, int(5 * report.seconds / (time.perf_counter() - began)))
-        began, waited = time.perf_counter(), 0.0
-        for step, (x, y, wait) in enumerate(ring.batches(n_steps)):
-            solver.step(state, x, y, 1e-6, score=step % 8 == 7)
-            waited += wait
-            if step % 8 == 7:
-                synchronize(report.device)  # As a fit does, to read its losses.
-        synchronize(report.device)
-        elapsed = time.perf_counter() - began
-        rows = n_steps * m / elapsed
-        found: dict[str, Any] = {"rows_per_s": rows, "ms_a_step": 1e3 * elapsed / n_steps}
-        if precision in report.peak:
-            found["of_gemm_peak"] = rows * 2 * p * d / report.peak[precision]
-        found |= {
-            "starved": waited / elapsed,
-            "s_for_5M_rows": 5e6 / rows,
-            "published_s": PUBLISHED_S.get(p, ""),
-        }
-        if report.device.type == "cuda":
-            found["gib"] = torch.cuda.max_memory_allocated(report.device) / 2**30
         plain = m * rate(plain_step(report, p, d, c, m, precision), report)
-        found |= {"plain_rows_per_s": plain, "times_plain": rows / plain}
-        report.add(part, f"p={p}, d={d}, c={c}, m={m}, {precision}", **found)
-        del solver, state, centers
+        ways = (True, False) if gpu.gemm_serves(kernel.name, report.device, precision) else (False,)
+        for by_one_program in ways:
+            with nullcontext() if by_one_program else by_torch():
+                found = timed_steps(report, solver, ring, 2 * p * d, precision)
+            found |= {"published_s": PUBLISHED_S.get(p, "")}
+            found |= {"plain_rows_per_s": plain, "times_plain": found["rows_per_s"] / plain}
+            by = "one program" if by_one_program else "torch"
+            report.add(part, f"p={p}, d={d}, c={c}, m={m}, {precision}, by {by}", **found)
+        del solver, centers
         free_memory(report.device)
+
+
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """Blocks of many features by torch's product and a pass of phi, where one program would serve."""
+    kinds, gpu.GEMM_KINDS = gpu.GEMM_KINDS, ()
+    try:
+        yield
+    finally:
+        gpu.GEMM_KINDS = kinds
+
+
+def timed_steps(
+    report: Report, solver: Solver, ring: Ring, flops_a_row: float, precision: Precision
+) -> dict[str, Any]:
+    """What steps fed by the ring take, for as long as the report says; flops_a_row: of the product for a row."""
+    state = solver.initial_state()
+    for x, y, _ in ring.batches(3):
+        solver.step(state, x, y, 1e-6, score=True)
+    synchronize(report.device)
+    began = time.perf_counter()
+    for x, y, _ in ring.batches(5):
+        solver.step(state, x, y, 1e-6)
+    synchronize(report.device)
+    n_steps = max(8, int(5 * report.seconds / (time.perf_counter() - began)))
+    began, waited = time.perf_counter(), 0.0
+    for step, (x, y, wait) in enumerate(ring.batches(n_steps)):
+        solver.step(state, x, y, 1e-6, score=step % 8 == 7)
+        waited += wait
+        if step % 8 == 7:
+            synchronize(report.device)  # As a fit does, to read its losses.
+    synchronize(report.device)
+    elapsed = time.perf_counter() - began
+    rows = n_steps * ring.m / elapsed
+    found: dict[str, Any] = {"rows_per_s": rows, "ms_a_step": 1e3 * elapsed / n_steps}
+    if precision in report.peak:
+        found["of_gemm_peak"] = rows * flops_a_row / report.peak[precision]
+    found |= {"starved": waited / elapsed, "s_for_5M_rows": 5e6 / rows}
+    if report.device.type == "cuda":
+        found["gib"] = torch.cuda.max_memory_allocated(report.device) / 2**30
+    return found
 
 
 def plain_step(report: Report, p: int, d: int, c: int, m: int, precision: Precision) -> Callable[[], Any]:
@@ -418,7 +458,7 @@ def plain_step(report: Report, p: int, d: int, c: int, m: int, precision: Precis
     bandwidth = math.sqrt(d)
 
     def step() -> Tensor:
-        with gpu.tensor_cores(precision, report.device):
+        with gpu.tensor_cores("float32" if precision == "bf16x3" else precision, report.device):
             in_half = precision == "bfloat16"
             block = (x.bfloat16() @ z.bfloat16().T).float() if in_half else x @ z.T
             block.mul_(-2).add_(z_norms).add_(x_norms[:, None])

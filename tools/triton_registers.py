@@ -4,8 +4,9 @@
 
 Of each program: registers a thread (255 at most; fewer let more threads run), instructions that spill registers to
 memory, shared memory, and instructions for each entry of a kernel block. These are the instructions of the outermost
-loop, or all where there is none, with one turn of the loop inside: over four features of a radial kernel, or over one
-number or category. It needs Triton, whose wheel brings ptxas and cuobjdump, and counts instructions, not time.
+loop, or all where there is none, with one turn of the loop inside: over four features of a radial kernel, over one
+number or category, or over as many features as a product takes at once (64 of bfloat16, 32 of TF32). It needs Triton,
+whose wheel brings ptxas and cuobjdump, and counts instructions, not time.
 """
 
 from __future__ import annotations
@@ -18,30 +19,39 @@ import tempfile
 from typing import Any, NamedTuple
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ep3stream.solver import triton_columns, triton_products, triton_radial
-from ep3stream.solver.gpu import KINDS
+from ep3stream.solver import triton_columns, triton_gemm, triton_products, triton_radial
+from ep3stream.solver.gpu import GEMM_KINDS, GEMM_OUTPUTS, KINDS
 
 _TARGET = GPUTarget("cuda", 90, 32)
 _FLOATS = ("shape", "power")
-_POINTERS = ("w", "a", "b", "constants", "out", "squared", "weighted")
+_POINTERS = ("w", "a", "b", "constants", "block", "out", "squared", "weighted")
 # What Triton is told of numbers that are multiples of 16.
 _ALIGNED = (*_POINTERS, "n_sum", "n_out", "n_a", "n_b", "n_columns", "stride", "out_stride", "stretch")
 _RADIAL = len(KINDS) - 2
 
 
 class Program(NamedTuple):
-    """A Triton kernel with its constants and options. entries: of a kernel block, in one turn of its loop."""
+    """A Triton kernel with its constants and options. entries: of a kernel block, in one turn of its loop.
+
+    factors: Triton's name of the type of `a` and `b`.
+    """
 
     kernel: Any
     constants: dict[str, Any]
     options: dict[str, int]
     entries: int
+    factors: str = "fp32"
 
     def __str__(self) -> str:
-        told = {name: value for name, value in self.constants.items() if "block" not in name}
+        told = {
+            name: value for name, value in self.constants.items() if "block" not in name and name != "short"
+        }
+        if self.factors != "fp32":
+            told["factors"] = self.factors
         if "kind" in told:
             told["kind"] = KINDS[told["kind"]]
         return f"{self.kernel.__name__} {', '.join(f'{name}={value}' for name, value in told.items())}"
@@ -85,6 +95,30 @@ def on_columns(kernel: Any, is_anova: bool, power: float) -> Program:
     return Program(kernel, constants, options, tile["rows"] * tile["columns"])
 
 
+def gemm(kind: str, factors: str, is_kept: bool, n_outputs: int) -> Program:
+    """The program of a block of many features and of its product; factors: bf16, or fp32 for TF32."""
+    tile = {name: triton_gemm.BLOCK[name] for name in ("block_out", "block_sum")}
+    options = {name: triton_gemm.BLOCK[name] for name in ("num_warps", "num_stages")}
+    constants = {
+        "kind": KINDS.index(kind),
+        "short": tl.bfloat16,
+        "is_kept": is_kept,
+        "padded": triton_gemm.padded(n_outputs),
+        "block_width": triton_gemm.BLOCK_BYTES // (2 if factors == "bf16" else 4),
+        **tile,
+    }
+    entries = tile["block_out"] * tile["block_sum"]
+    return Program(triton_gemm._gemm, constants, options, entries, factors)
+
+
+def gemms() -> list[Program]:
+    """Those that form a block, multiply it, or do both."""
+    shown = ((True, 0), (False, 16), (True, 16), (True, GEMM_OUTPUTS))
+    return [
+        gemm(kind, factors, *each) for kind in GEMM_KINDS for factors in ("bf16", "fp32") for each in shown
+    ]
+
+
 def profile(kind: str) -> Program:
     """The program of phi in one pass."""
     entries = triton_radial.PROFILE_ENTRIES
@@ -101,15 +135,22 @@ def programs() -> list[Program]:
         found += [times(kind, n_rows, power=power) for power in (1, 2, 0.5) for n_rows in (1, 4, 16, 128)]
     for kernel in (triton_columns._column_block, triton_columns._column_sums):
         found += [on_columns(kernel, is_anova, power) for is_anova in (False, True) for power in (1, 2, 0.5)]
-    return found + [profile(kind) for kind in KINDS[:_RADIAL]]
+    return found + [profile(kind) for kind in KINDS[:_RADIAL]] + gemms()
 
 
 def figures(program: Program) -> Figures:
     """What the program needs on an H100, from its machine code."""
     kinds = dict.fromkeys(_POINTERS, "*fp32") | dict.fromkeys(_FLOATS, "fp32")
-    names = [each.name for each in program.kernel.params]
+    kinds |= dict.fromkeys(("a", "b"), f"*{program.factors}")
+    params = program.kernel.params
+    names = [each.name for each in params]
     signature = {name: "constexpr" if name in program.constants else kinds.get(name, "i32") for name in names}
-    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if name in _ALIGNED}
+    free = [each.name not in program.constants and not each.do_not_specialize for each in params]
+    aligned = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if free[place] and name in _ALIGNED
+    }
     source = ASTSource(program.kernel, signature, program.constants, aligned)
     binary = triton.compile(source, target=_TARGET, options=program.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

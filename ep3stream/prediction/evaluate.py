@@ -135,7 +135,8 @@ def output_batches(
     model: ModelShard, reader: SplitReader, segments: Callable[[], Iterable[Segment]]
 ) -> Iterator[OutputBatch]:
     """The model's outputs for the rows of `segments`, a few rows at a time: outputs may far exceed the inputs."""
-    n_rows = max(1, min(_OUTPUT_ROWS, _OUTPUT_VALUES // model.targets.n_outputs))
+    n_rows = max(_OUTPUT_ROWS, model.rows_at_once())
+    n_rows = max(1, min(n_rows, _OUTPUT_VALUES // model.targets.n_outputs))
     for x, y in node_pieces(model.mesh, segments, reader.manifest.n_features, n_rows):
         if y is not None and model.change is not None and not model.targets.is_classification:
             y = y - model.change[1]  # In float64.

@@ -102,8 +102,8 @@ class BatchBlock:
     """k_zb = K(Z_shard, X_b) of one batch, for products from both sides.
 
     memory: room for (p_shard, m) numbers. With it the block is formed once, by the first call that needs it: tile by
-    tile, but that of a radial kernel on a GPU at once. Without it (None) every product forms the block again, in the
-    memory of one tile.
+    tile, but that of a radial kernel on a GPU at once, and by the same program as the first product where Triton has
+    one (`gpu.gemm`). Without it (None) every product forms the block again, in the memory of one tile.
     """
 
     def __init__(self, kernel: Kernel, z: LeftPoints, x: Points, memory: Tensor | None) -> None:
@@ -126,6 +126,11 @@ class BatchBlock:
             for rows in tiles_of(whole := self.whole()):
                 product += split_product(matrix[:, rows], whole[rows])
             return product
+        if not self._formed and isinstance(self._kernel, RadialKernel) and isinstance(self._z, Points):
+            found = self._kernel.fused(matrix, self._z, self._x, over_left=True, block=self._kept)
+            if found is not None:
+                self._formed = True
+                return found
         if self._formed or _is_one_tile(self._kernel, self._z):
             return matrix @ self.whole()
         product = matrix.new_zeros(matrix.shape[0], len(self._x))

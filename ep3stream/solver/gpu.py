@@ -29,7 +29,8 @@ the last features, which has three. `tests/test_precision.py` adds as tensor cor
 
 Triton. `triton_*.py` serve float32 tensors of radial kernels and of kernels on columns on a GPU. Everywhere else the
 functions here say that they did nothing, and the caller computes with torch. Triton is imported at the first use only,
-and tried once: where it cannot compile, torch serves, and a warning says so.
+and tried once: where it cannot compile, torch serves, and a warning says so. So is each program of `triton_gemm.py`,
+which needs a GPU with the registers and the shared memory of an H100.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +64,13 @@ KINDS = (*RADIAL_KINDS, "product", "anova")
 # the sums do not fit the registers of one program.
 MAX_FEATURES = dict.fromkeys(KINDS, 32) | {"anova": 8}
 MAX_OUTPUTS = 128
+
+# Where one program forms a block of many features and multiplies it with weights (`triton_gemm.py`), because that takes
+# less time by reckoning (`tools/gpu_time.py`). In float32 the block's product is nine tenths of a step, and torch's is
+# the best. Other kernels have too many instructions for so large a tile, and more sums do not fit its registers.
+GEMM_KINDS: tuple[str, ...] = ("laplacian", "gaussian")
+GEMM_PRECISIONS: tuple[Precision, ...] = ("bf16x3", "tf32", "bfloat16")
+GEMM_OUTPUTS = 32
 
 # Devices that Triton runs on; tests add the CPU, for Triton's interpreter.
 DEVICES = {"cuda"}
@@ -144,17 +152,33 @@ def tripled(prepared: Tensor, is_left: bool) -> Tensor:
 
 
 @contextmanager
-def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within this context float32 products on a GPU are computed in TF32, if `precision` is that or bfloat16."""
-    if precision in ("float32", "bf16x3") or device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+def float32_products(in_tf32: bool = False) -> Iterator[None]:
+    """Within this context a GPU's float32 products are in float32, or in TF32, whatever the program has set.
+
+    What the program has set is there again afterwards. It holds for the process: products that other threads of the
+    program start meanwhile are computed so too.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    # Before torch 2.9 there is only the older name, which later ones refuse to read beside the newer one.
+    is_older = not hasattr(matmul, "fp32_precision")
+    name = "allow_tf32" if is_older else "fp32_precision"
+    wanted = in_tf32 if is_older else "tf32" if in_tf32 else "ieee"
+    before = getattr(matmul, name)
+    setattr(matmul, name, wanted)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(matmul, name, before)
+
+
+@contextmanager
+def tensor_cores(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within this context float32 products on a GPU are computed in TF32, if `precision` is another than float32."""
+    if precision == "float32" or device.type != "cuda":
+        yield
+        return
+    with float32_products(in_tf32=True):
+        yield
 
 
 def multiplies_half(device: torch.device) -> bool:
@@ -202,6 +226,53 @@ def triton_runs(device_type: str) -> bool:
 def serves(kind: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton evaluates such a kernel for tensors of that dtype on that device."""
     return device.type in DEVICES and dtype == torch.float32 and kind in KINDS and triton_runs(device.type)
+
+
+@functools.cache
+def gemm_runs(kind: str, dtype: torch.dtype, is_kept: bool, n_padded: int, device: torch.device) -> bool:
+    """Whether this program of `triton_gemm.py` compiles and runs on this device, tried once; a failure is told.
+
+    dtype: of the factors; is_kept: whether a block is written; n_padded: outputs of the product, 0 for none.
+    """
+    try:
+        from ep3stream.solver.triton_gemm import radial_gemm
+
+        zeros = torch.zeros(16, 16, dtype=dtype, device=device)
+        block = torch.zeros(16, 16, device=device) if is_kept else None
+        weights = torch.ones(n_padded, 16, device=device) if n_padded else None
+        found = radial_gemm(zeros, zeros, KINDS.index(kind), 1.0, weights, block)
+        is_right = block is None or bool((block == 1).all())
+        return is_right and (found is None or bool((found == 16).all()))
+    except Exception as error:  # A compiler and a driver may raise whatever they like.
+        _LOGGER.warning(
+            "blocks take several passes over memory, for want of one Triton program: %.300s", error
+        )
+        return False
+
+
+def gemm_serves(kind: str, device: torch.device, precision: Precision) -> bool:
+    """Whether one program may form a block of so precise points and multiply it with weights."""
+    return kind in GEMM_KINDS and precision in GEMM_PRECISIONS and serves(kind, device, torch.float32)
+
+
+def gemm(
+    left: Tensor, right: Tensor, kind: str, shape: float, weights: Tensor | None, block: Tensor | None
+) -> Tensor | None:
+    """Writes phi(left right'), (n, m), into `block`, and returns weights @ phi, (k, m), of weights of (k, n).
+
+    left, right: (n, w) and (m, w), factors of squared distances for tensor cores, where `gemm_serves`. Without weights
+    it returns the block. None, and nothing written, where the program does not serve so many outputs, or does not run.
+    """
+    if weights is not None and (len(weights) > GEMM_OUTPUTS or weights.dtype != torch.float32):
+        return None
+    from ep3stream.solver.triton_gemm import padded, radial_gemm
+
+    n_padded = 0 if weights is None else padded(len(weights))
+    if not gemm_runs(kind, left.dtype, block is not None, n_padded, left.device):
+        return None
+    weights = None if weights is None else weights.contiguous()
+    found = radial_gemm(left.contiguous(), right.contiguous(), KINDS.index(kind), shape, weights, block)
+    return block if weights is None else found
 
 
 def fuses(kind: str, device: torch.device, n_features: int, n_outputs: int) -> bool:

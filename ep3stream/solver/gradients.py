@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.mesh import Mesh
+from ep3stream.solver.gpu import float32_products
 from ep3stream.solver.kernels import RadialKernel
 from ep3stream.solver.tiles import tile_rows, tiles
 
@@ -36,6 +37,7 @@ class GradientProducts:
         self._points = points - kernel.centre.to(points)
         self._generator = torch.Generator().manual_seed(seed)
 
+    @float32_products()
     def add(self, x: Tensor) -> None:
         """Adds the gradients at points x, (m, k); O(4 p_shard m k) time."""
         weights = self._weights

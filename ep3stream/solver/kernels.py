@@ -23,8 +23,18 @@ from torch import Tensor
 
 from ep3stream.config import KERNEL_DEFAULTS, Precision
 from ep3stream.errors import ConfigError
-from ep3stream.solver.gpu import apply_profile, factors, fused_product, fuses, in_half, rounded, serves
-from ep3stream.solver.points import Points, products
+from ep3stream.solver.gpu import (
+    apply_profile,
+    factors,
+    fused_product,
+    fuses,
+    gemm,
+    gemm_serves,
+    in_half,
+    rounded,
+    serves,
+)
+from ep3stream.solver.points import Points, products, sides
 from ep3stream.solver.tiles import column_strips
 
 KernelFunction = Callable[[Tensor, Tensor], Tensor]
@@ -202,6 +212,10 @@ class RadialKernel:
 
     def block(self, z: Points, x: Points, out: Tensor | None = None) -> Tensor:
         """K(Z, X). Squared distances that are zero within rounding become zero, so that K(x, x) = 1 to 1e-6."""
+        if gemm_serves(self.name, z.device, z.precision):
+            whole = z.prepared.new_empty(len(z), len(x)) if out is None else out
+            if gemm(*sides(z, x), self.name, self.shape, None, whole) is not None:
+                return whole
         by_triton = serves(self.name, z.device, z.prepared.dtype)
         squared = products(z, x, out, not_negative=not by_triton)
         out = squared if out is None else out
@@ -223,14 +237,27 @@ class RadialKernel:
         squared = products(z, x, not_negative=True) / _PROFILES[self.name].factor
         return _SLOPES[self.name](squared, self.shape).masked_fill_(squared == 0, 0.0)
 
-    def fused(self, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
-        """The product without forming the block, by Triton; None where Triton does not serve.
+    def fused(
+        self, weights: Tensor, z: Points, x: Points, over_left: bool, block: Tensor | None = None
+    ) -> Tensor | None:
+        """The product without forming the block, or while forming it, by Triton; None where Triton does not serve.
 
         weights @ K(Z, X) for weights of (k, len(z)) with `over_left`, else weights @ K(X, Z) for (k, len(x)).
+        block: where K(Z, X) is written, with `over_left`; nothing is written where the result is None.
         """
         left, right = (z.prepared, -0.5), (x.prepared, 1.0)
         (a, a_unit), (b, b_unit) = (left, right) if over_left else (right, left)
-        return fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, self.centre.numel())
+        n_features = self.centre.numel()
+        if (
+            block is None
+            and (found := fused_product(weights, a, b, (a_unit, b_unit), self.name, self.shape, n_features))
+            is not None
+        ):
+            return found
+        if not gemm_serves(self.name, z.device, z.precision):
+            return None
+        rows, columns = sides(z, x) if over_left else sides(z, x)[::-1]
+        return gemm(rows, columns, self.name, self.shape, weights, block)
 
     def resolution(self, x: Tensor) -> Tensor:
         """The distance, in bandwidths, below which other points near x, (n, d), are taken for x itself, (n,).

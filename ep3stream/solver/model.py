@@ -18,15 +18,15 @@ from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import times_kernel
 from ep3stream.solver.cell_effects import EFFECT_TENSORS, CellEffects
+from ep3stream.solver.gpu import float32_products
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction
 from ep3stream.solver.named_kernels import kernel_tensors, named_kernel
 from ep3stream.solver.points import Points, UnpreparedPoints
 from ep3stream.solver.targets import TargetCode
+from ep3stream.solver.tiles import predicted_rows
 from ep3stream.values.labels import LabelType, as_labels
 from ep3stream.values.offsets import Offsets, shifted
-
-_PREDICT_ROWS = 2048
 
 
 class FrameColumns(Protocol):
@@ -60,6 +60,12 @@ class ModelShard:
     change: tuple[Tensor, NDArray[np.float64]] | None = None
     effects: CellEffects | None = None
 
+    def rows_at_once(self) -> int:
+        """How many rows are computed at once, the same on every rank, all of which must ask."""
+        own = predicted_rows(self.weights.device, *self.centers.prepared.shape)
+        return -self.mesh.all_reduce_max([-own])[0]
+
+    @float32_products()
     def outputs(self, x: Tensor) -> Tensor:
         """f(x), (n, c), in the units of the targets, for x, (n, d), the same on every rank; O(n p_shard d) time.
 
@@ -68,7 +74,7 @@ class ModelShard:
         Raises InputError where x is not finite.
         """
         parts = []
-        for rows in torch.split(x, _PREDICT_ROWS):
+        for rows in torch.split(x, self.rows_at_once()):
             if self.change is not None:
                 rows = rows.double() - self.change[0]
             rows = rows.to(self.weights)

@@ -115,17 +115,24 @@ def products(z: Points, x: Points, out: Tensor | None = None, not_negative: bool
     """
     if x.packed is not None and z.is_factor and len(z):
         return _linear(z.prepared, x.packed, "relu" if not_negative else "none")
+    left, right = sides(z, x)
+    if left.dtype == torch.bfloat16:
+        found = torch.mm(left, right.T, out_dtype=torch.float32, out=out)
+    else:
+        with tensor_cores(z.precision, z.device):
+            found = torch.mm(left, right.T, out=out)
+    return found.clamp_min_(0) if not_negative else found
+
+
+def sides(z: Points, x: Points) -> tuple[Tensor, Tensor]:
+    """The factors as tensor cores multiply them, without a further rounding: both in bfloat16, or both as prepared."""
     if z.packed is not None and z.packed.dtype == torch.bfloat16:
         right = in_half(x.prepared, z.precision, is_left=False) if x.packed is None else x.packed
         assert right is not None
-        found = torch.mm(z.packed, right.T, out_dtype=torch.float32, out=out)
-    else:
-        left, right, precision = z.prepared, x.prepared, z.precision
-        if precision == "bf16x3":
-            left, right, precision = tripled(left, is_left=True), tripled(right, is_left=False), "tf32"
-        with tensor_cores(precision, z.device):
-            found = torch.mm(left, right.T, out=out)
-    return found.clamp_min_(0) if not_negative else found
+        return z.packed, right
+    if z.precision == "bf16x3":
+        return tripled(z.prepared, is_left=True), tripled(x.prepared, is_left=False)
+    return z.prepared, x.prepared
 
 
 def skinny_product(few: Tensor, block: Tensor, out: Tensor) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
+from ep3stream.solver.gpu import float32_products
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
 from ep3stream.solver.projection import Projection
@@ -100,6 +101,7 @@ class Solver:
         """K(Z_shard, X) for x of (m, d), in the solver's block memory."""
         return BatchBlock(self.kernel, self.centers, self.kernel.right(x), self.block_memory)
 
+    @float32_products()
     def step(
         self,
         state: SolverState,

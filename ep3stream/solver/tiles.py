@@ -16,6 +16,9 @@ from torch import Tensor
 TILE_ROWS = 512
 _STRIP_ENTRIES = 1 << 18
 
+# Of CPUs: rows that a model predicts at once, beside a tile of its centers.
+_PREDICTED_ROWS = 2048
+
 _GPU_SHARE = 512
 _FLOAT = 4
 
@@ -42,6 +45,18 @@ def column_strips(n_rows: int, n_columns: int, device: torch.device) -> Iterator
     """Consecutive runs of columns of 2^18 entries each, whose work tensors stay in a CPU's cache; of a tile on GPUs."""
     entries = gpu_tile_bytes(device) // _FLOAT if device.type == "cuda" else _STRIP_ENTRIES
     return tiles(n_columns, max(1, entries // max(n_rows, 1)))
+
+
+def predicted_rows(device: torch.device, n_centers: int, n_columns: int) -> int:
+    """How many rows a model of so many centers computes at once. n_columns: of the prepared points.
+
+    On GPUs at least as many as on CPUs, and so many more that neither their block nor their points exceed a tile: with
+    few centers the time would otherwise go to launches.
+    """
+    if device.type != "cuda":
+        return _PREDICTED_ROWS
+    entries = gpu_tile_bytes(device) // _FLOAT
+    return max(_PREDICTED_ROWS, entries // max(n_centers, n_columns, 1))
 
 
 @functools.cache

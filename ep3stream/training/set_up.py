@@ -34,6 +34,7 @@ from ep3stream.solver.column_weights import CHECKED_ROWS
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
+from ep3stream.solver.gpu import float32_products
 from ep3stream.solver.input_directions import narrowing
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, Kernel, KernelFunction, RadialKernel
@@ -220,6 +221,7 @@ def write_setup(
     mesh.on_leader(lambda: write_bundle(path, SETUP_KIND, setup.tensors, setup.description))
 
 
+@float32_products()
 def set_up_split(
     split: SplitReader,
     config: FitConfig,
@@ -389,6 +391,7 @@ def speed_of_fit(
     return Speed(*mesh.broadcast_object(measure))
 
 
+@float32_products()
 def set_up(
     problem: Problem,
     rows: SetUpRows,
