@@ -2,11 +2,10 @@
 
 NPY against a plain copy with crc32c of the same bytes, with and without fsync (a store is always brought to
 the disk before it gets its name); CSV and Parquet against pyarrow reading the same file and keeping nothing.
-Each conversion runs in a process of its own, whose peak memory is the figure. Parquet of numbers and categories is
-measured in processor seconds, the least of several runs, and with another checkout of the package too if one is named.
+Each conversion runs in a process of its own, whose peak memory is the figure. tools/bench_parquet.py has numbers and
+categories.
 
     python tools/bench_convert.py --gigabytes 4 --features 32 --directory /some/disk
-    python tools/bench_convert.py --only mixed --directory /dev/shm --beside ../checkout-of-before
 """
 
 from __future__ import annotations
@@ -43,29 +42,10 @@ began = time.perf_counter()
 config = ConvertConfig(**arguments["config"])
 def note(progress):
     stages.setdefault(progress.stage, time.perf_counter() - began)
-start_cpu = time.process_time()
 convert(arguments["source"], arguments["store"], config, progress=note, **arguments["files"])
 seconds = time.perf_counter() - began
-cpu = time.process_time()
 peak = peak_mib()
 found = {"seconds": seconds, "until_sync": stages.get("sync", seconds), "peak_mib": peak, "base_mib": base}
-print(json.dumps(found | {"start_cpu": start_cpu, "cpu": cpu - start_cpu}))
-"""
-# One thread reads the file: batch by batch, and as the table that a user gets.
-_READ = """
-import json, sys, time
-import pyarrow as pa
-import pyarrow.parquet as pq
-pa.set_cpu_count(1)
-file, found = sys.argv[1], {}
-began = time.process_time()
-with pq.ParquetFile(file) as table:
-    for _ in table.iter_batches(1 << 17, use_threads=False):
-        pass
-found["batches"] = time.process_time() - began
-began = time.process_time()
-table = pq.read_table(file, use_threads=False)
-found["table"] = time.process_time() - began
 print(json.dumps(found))
 """
 
@@ -78,12 +58,7 @@ def main() -> None:
     parser.add_argument("--text-megabytes", type=float, default=400, help="of the CSV file, about")
     parser.add_argument("--directory", type=Path, help="where to work; default: a temporary one")
     parser.add_argument("--memory", type=int, default=1 << 30)
-    parser.add_argument("--mixed-rows", type=int, default=2_000_000, help="of numbers and categories")
-    parser.add_argument("--repeats", type=int, default=4, help="of which the least is shown, for `mixed`")
-    parser.add_argument(
-        "--beside", type=Path, help="another checkout, which converts the same file, for `mixed`"
-    )
-    parts = {"npy": _npy, "csv": _csv, "parquet": _parquet, "mixed": _mixed}
+    parts = {"npy": _npy, "csv": _csv, "parquet": _parquet}
     parser.add_argument("--only", choices=list(parts))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
@@ -139,59 +114,12 @@ def _table_race(directory: Path, file: Path, read: Callable[[], None], options: 
     file.unlink()
 
 
-def _mixed(directory: Path, options: argparse.Namespace) -> None:
-    """Parquet of numbers and categories: processor seconds of reading and converting, one after the other."""
-    file, n_rows = directory / "mixed.parquet", options.mixed_rows
-    pq.write_table(_mixed_table(n_rows), file)
-    checkouts = {"": Path(__file__).parent.parent} | ({" beside": options.beside} if options.beside else {})
-    least: dict[str, float] = {}
-    for _ in range(options.repeats):
-        read = subprocess.run(
-            [sys.executable, "-c", _READ, str(file)], check=True, stdout=subprocess.PIPE, text=True
-        )
-        found: dict[str, float] = json.loads(read.stdout)
-        for name, checkout in checkouts.items():
-            for shuffle in (False, True):
-                config: dict[str, object] = {"target": "y", "shuffle": shuffle}
-                done = _convert(directory, [str(file)], config, options, {}, checkout)
-                found[f"{'shuffled' if shuffle else 'in order'}{name}"] = done["cpu"]
-                found[f"start{name}"] = done["start_cpu"]
-        least = {name: min(seconds, least.get(name, seconds)) for name, seconds in found.items()}
-    batches, table = least.pop("batches"), least.pop("table")
-    print(
-        f"Parquet, numbers and categories, {n_rows:,} rows, {file.stat().st_size / 1e6:.0f} MB: pyarrow reads it in "
-        f"{batches:.2f} s as batches, {table:.2f} s as a table (processor seconds, one thread)"
-    )
-    for name, seconds in least.items():
-        print(
-            f"  {name:16} {seconds:.2f} s, {seconds / batches:.1f} and {seconds / table:.1f} times pyarrow's reading"
-        )
-    file.unlink()
-
-
-def _mixed_table(n_rows: int) -> pa.Table:
-    """8 columns of numbers, a text, a dictionary, a time, and a target."""
-    rng = np.random.default_rng(0)
-    columns: dict[str, object] = {f"x{j}": rng.standard_normal(n_rows).round(6) for j in range(4)}
-    columns |= {f"x{j}": rng.standard_normal(n_rows).astype(np.float32) for j in (4, 5)}
-    columns |= {f"x{j}": rng.integers(0, 10_000, n_rows) for j in (6, 7)}
-    columns["city"] = np.array([f"city {i}" for i in range(50)])[rng.integers(0, 50, n_rows)]
-    carriers = pa.array([f"C{i}" for i in range(12)])
-    columns["carrier"] = pa.DictionaryArray.from_arrays(
-        pa.array(rng.integers(0, 12, n_rows), pa.int32()), carriers
-    )
-    seconds = rng.integers(0, 3 * 365 * 86_400, n_rows).astype("timedelta64[s]")
-    columns["when"] = np.datetime64("2020-01-01", "us") + seconds
-    return pa.table({**columns, "y": rng.standard_normal(n_rows)})
-
-
 def _convert(
     directory: Path,
     source: list[str],
     config: dict[str, object],
     options: argparse.Namespace,
     files: dict[str, str],
-    checkout: Path | None = None,
 ) -> dict[str, float]:
     store = directory / "out.zarr"
     arguments = {
@@ -201,8 +129,7 @@ def _convert(
         "files": files,
     }
     command = [sys.executable, "-c", _CHILD, json.dumps(arguments)]
-    # `python -c` imports from where it runs.
-    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=checkout)
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     shutil.rmtree(store)
     found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
     return found

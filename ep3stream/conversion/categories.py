@@ -90,6 +90,8 @@ class CategoryCodes:
         self._codes: dict[Any, int] = {}
         self._same: KnownValues | None = None
         self._hashes = np.empty(0, np.uint32)
+        self._last_values: list[Any] = []
+        self._table = np.empty(0, np.int32)
         self._is_told = self.is_closed
         self._is_sorted = store is not None
         self._remedy_of_unseen = "to learn it, convert both files anew as one store and fit that"
@@ -121,6 +123,7 @@ class CategoryCodes:
         self._codes = {value: code for code, value in enumerate(values)}
         self._same = None
         self._hashes = np.empty(0, np.uint32)
+        self._last_values, self._table = [], np.full(1, _NEW, np.int32)
 
     def encode(self, cells: DistinctValues, where: BatchOrigin) -> NDArray[np.int32]:
         """The code of each row's value, (b,); new values are added, missing ones are `(missing)`.
@@ -128,10 +131,7 @@ class CategoryCodes:
         Raises SourceError if there are more values than the limit, and for an unseen value of a closed column
         unless it is ignored: then its code is UNKNOWN.
         """
-        # One entry more at the end, which the index -1 of missing values finds.
-        table = np.array(
-            [self._codes.get(cell, _NEW) for cell in (*cells.values, MISSING_CATEGORY)], np.int32
-        )
+        table = self._table_of(cells.values)
         codes: NDArray[np.int32] = table[cells.indices]
         if len(codes) and codes.min() >= 0 and (self._is_told or MISSING_CATEGORY not in cells.values):
             return codes
@@ -163,6 +163,17 @@ class CategoryCodes:
                 )
             table[index] = self._codes[value]
         return table[cells.indices]
+
+    def _table_of(self, values: list[Any]) -> NDArray[np.int32]:
+        """The code of each value, _NEW without one, and behind them that of missing values, which their index -1 finds.
+
+        Batches that come one after the other often have the same dictionary, and share the table.
+        """
+        if values != self._last_values:
+            cells = (*values, MISSING_CATEGORY)
+            self._table = np.array([self._codes.get(cell, _NEW) for cell in cells], np.int32)
+            self._last_values = values
+        return self._table
 
     def unseen(self, cells: DistinctValues) -> dict[int, Any]:
         """The unseen values among the cells, by their index among the distinct values of the cells."""

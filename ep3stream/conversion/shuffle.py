@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +124,15 @@ class _SortRange:
 
 @dataclass(slots=True)
 class _Buffer:
-    """Memory for rows, of which the first `filled` are there. read_state: as `RowSorter.add` takes it."""
+    """Memory for rows, of which the first `filled` are there.
+
+    first: its place in the memory of all buffers. read_state: as `RowSorter.add` takes it.
+    """
 
     rows: EncodedRows
     first: int
     filled: int = 0
     read_state: Callable[[], Mapping[str, Any]] = dict
-
-    @property
-    def places(self) -> NDArray[np.intp]:
-        """The places of the rows in the memory of all buffers."""
-        return np.arange(self.first, self.first + self.filled)
 
 
 class RowSorter:
@@ -261,13 +260,20 @@ class RowSorter:
     def _from_memory(self) -> Iterator[tuple[_SortRange, EncodedRows, NDArray[np.intp]]]:
         """Yields each split with the memory of all rows and the order of its own."""
         rows = self._memory.without_key()
-        places = np.concatenate([buffer.places for buffer in (*self._full, self._current)])
-        keys = self._memory.key
-        cells = cells_of(keys[places], self._n_splits) if self._n_splits > 1 else None
+        buffers = (*self._full, self._current)
+        keys = np.concatenate([buffer.rows.key[: buffer.filled] for buffer in buffers])
+        cells = cells_of(keys, self._n_splits) if self._n_splits > 1 else None
         for split in range(self._n_splits):
             first, end = cells_of_split(split, self._n_splits)
-            inside = places if cells is None else places[(cells >= first) & (cells < end)]
-            order = inside[self._order(keys[inside])]
+            if cells is None:
+                order = self._order(keys)
+            else:
+                inside = np.flatnonzero((cells >= first) & (cells < end))
+                order = inside[self._order(keys[inside])]
+            for before, buffer in pairwise(buffers):
+                # The last places of the buffer before may be empty.
+                n_rows = before.first + before.filled
+                np.add(order, buffer.first - n_rows, out=order, where=order >= n_rows)
             yield _SortRange(split, 0, (), first, end, len(order)), rows, order
 
     def _from_disk(self, done: Sequence[int]) -> Iterator[tuple[_SortRange, EncodedRows, NDArray[np.intp]]]:

@@ -22,7 +22,6 @@ from ep3stream.conversion.spec import StoreSpec, checked_rows
 from ep3stream.disk import delete, make_directory, partial_path, rename, sync
 from ep3stream.errors import DamagedDataError, DiskError, InputError
 from ep3stream.store.backend import SplitLayout, WritingBackend, y_row
-from ep3stream.store.hdf5_store import Hdf5Writer
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import (
     Codec,
@@ -110,9 +109,7 @@ class StoreWriter:
             if delete(partial) and not keeps_partial:
                 _logger.warning("replaced %s, left by a writer that did not finish", partial)
             try:
-                backend: WritingBackend = (
-                    Hdf5Writer(partial) if format == "hdf5" else ZarrWriter.create(partial)
-                )
+                backend = _new_hdf5(partial) if format == "hdf5" else ZarrWriter.create(partial)
             except BaseException:
                 delete(partial)
                 raise
@@ -461,6 +458,12 @@ class _Written:
             np.array(state["class_counts"], np.int64),
             np.array(state["missing"], np.int64),
         )
+
+
+def _new_hdf5(path: Path) -> WritingBackend:
+    from ep3stream.store.hdf5_store import Hdf5Writer  # Stores of Zarr do not wait for h5py.
+
+    return Hdf5Writer(path)
 
 
 def _split_info(spec: StoreSpec, rows: _OpenSplit) -> SplitInfo:

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep3stream.errors import SourceError
-from ep3stream.formats.hdf5_arrays import open_hdf5
 from ep3stream.formats.row_array import (
     OpenStream,
     RowArray,
@@ -87,6 +86,8 @@ def open_row_array(path: Path, default: str) -> RowArray:
         if is_zarr(file):
             array = open_zarr(file, default, member)
         elif name.endswith(HDF5_SUFFIXES):
+            from ep3stream.formats.hdf5_arrays import open_hdf5  # Other formats do not wait for h5py.
+
             array = open_hdf5(file, member or "/", default)
         elif name.endswith(".npz"):
             array = _open_npz(file, member or default)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ep3stream.config import READ_TIMEOUT_S
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
-from ep3stream.store import hdf5_store, zarr_store
+from ep3stream.store import zarr_store
 from ep3stream.store.backend import ReadingBackend, ReadTimes, SegmentLayout, y_row
 from ep3stream.store.files import LocalFiles, Location, ObjectUrl, StoreFiles, location, path_kind
 from ep3stream.store.manifest import MANIFEST_NAME, Manifest, SplitInfo, segment_digest
@@ -62,6 +62,8 @@ def _open(path: Location) -> _Opened:
     if path.is_dir():
         return _open_zarr(path, LocalFiles(path))
     if path.is_file():
+        from ep3stream.store import hdf5_store  # Stores of Zarr do not wait for h5py.
+
         data = _manifest_bytes(lambda: hdf5_store.read_manifest(path), path)
         manifest = Manifest.from_json(data, f"{path}: {MANIFEST_NAME}")
         return path, manifest, hdf5_store.Hdf5Reader(path, manifest)
@@ -122,6 +124,8 @@ def _lost(path: Path) -> str:
     """What is lost of that which was a store, by its name or by what is left of it; empty for anything else."""
     is_named = path.suffix.lower() in _STORE_SUFFIXES
     if path.is_file():
+        from ep3stream.store import hdf5_store
+
         with path.open("rb") as file:
             head = file.read(len(hdf5_store.SIGNATURE))
         if not is_named or head == hdf5_store.SIGNATURE:
