@@ -270,7 +270,7 @@ class SolverConfig:
         None,
         "lambda of the objective 1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|^2 over scaled targets",
         limit=at_least(0, "0 for none, or a positive, finite number"),
-        default_means="0, but what suited held-out rows where weights of columns were learnt",
+        default_means="0, but with kernels on columns the best for validated rows of four",
         metavar="LAMBDA",
     )
     validate_every: float = setting(

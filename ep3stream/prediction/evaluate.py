@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,6 @@ from ep3stream.run.node_rows import node_pieces
 from ep3stream.run.state import open_store_of
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import ModelShard, Predictor
-from ep3stream.solver.targets import TargetCode
 from ep3stream.store.columns import code_values
 from ep3stream.store.files import ObjectUrl
 from ep3stream.store.reader import RowStore, SplitReader
@@ -100,17 +100,14 @@ def score_rows(
     model: ModelShard,
     reader: SplitReader,
     segments: Callable[[], Iterable[Segment]],
-    targets: TargetCode | None = None,
     diagnosis: ClassDiagnosis | RegressionDiagnosis | None = None,
 ) -> dict[str, Any]:
     """The scores on the rows of `segments`, the same on every rank.
 
-    targets: those of a fit; `weighted_error` then is the mean over rows and outputs of the fit's objective without the
-    ridge, in the units of the fit. diagnosis: is given the same rows.
+    diagnosis: is given the same rows.
     """
     classes = reader.manifest.class_names
     totals = ClassScores(classes) if classes is not None else RegressionScores()
-    weighted = 0.0
     for outputs, y in output_batches(model, reader, segments):
         if y is None:
             continue
@@ -118,16 +115,37 @@ def score_rows(
         totals.add(predicted, y)
         if diagnosis is not None:
             diagnosis.add(predicted, y)
-        if targets is not None:
-            weighted += float(targets.weighted_squares(outputs.cpu(), torch.from_numpy(y)))
+    scores: dict[str, Any] = model.mesh.broadcast_object(totals.result)
+    return scores
 
-    def result() -> dict[str, Any]:
-        scores = totals.result()
-        if targets is not None:
-            scores["weighted_error"] = weighted / (scores["n"] * targets.n_outputs)
-        return scores
 
-    scores: dict[str, Any] = model.mesh.broadcast_object(result)
+def score_ridges(
+    model: ModelShard, reader: SplitReader, segments: Callable[[], Iterable[Segment]]
+) -> list[dict[str, Any]]:
+    """The scores of the models of each ridge on the rows of `segments`, the same on every rank.
+
+    `weighted_error` is the mean over rows and outputs of the fit's objective without the ridge, in the units of the
+    fit.
+    """
+    classes, targets = reader.manifest.class_names, replace(model.targets, ridge_factors=(1.0,))
+    n_ridges = len(model.targets.ridge_factors)
+    totals = [ClassScores(classes) if classes is not None else RegressionScores() for _ in range(n_ridges)]
+    weighted = [0.0] * n_ridges
+    for outputs, y in output_batches(model, reader, segments):
+        if y is None:
+            continue
+        for number, some in enumerate(outputs.cpu().chunk(n_ridges, dim=1)):
+            totals[number].add(some.double().numpy(), y)
+            weighted[number] += float(targets.weighted_squares(some, torch.from_numpy(y)))
+
+    def result() -> list[dict[str, Any]]:
+        scores = [each.result() for each in totals]
+        return [
+            {**each, "weighted_error": error / (each["n"] * targets.n_outputs)}
+            for each, error in zip(scores, weighted, strict=True)
+        ]
+
+    scores: list[dict[str, Any]] = model.mesh.broadcast_object(result)
     return scores
 
 
@@ -136,7 +154,7 @@ def output_batches(
 ) -> Iterator[OutputBatch]:
     """The model's outputs for the rows of `segments`, a few rows at a time: outputs may far exceed the inputs."""
     n_rows = max(_OUTPUT_ROWS, model.rows_at_once())
-    n_rows = max(1, min(n_rows, _OUTPUT_VALUES // model.targets.n_outputs))
+    n_rows = max(1, min(n_rows, _OUTPUT_VALUES // model.targets.n_columns))
     for x, y in node_pieces(model.mesh, segments, reader.manifest.n_features, n_rows):
         if y is not None and model.change is not None and not model.targets.is_classification:
             y = y - model.change[1]  # In float64.

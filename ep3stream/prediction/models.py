@@ -90,10 +90,11 @@ def load(run: Path | str, kernel: KernelFunction | None = None) -> Predictor:
     if progress is None:
         raise InputError(f"{directory.path} has no checkpoint yet; wait for the first one")
     logger.warning("%s is unfinished: using its checkpoint at step %d", directory.path, progress.step)
-    require_shape(progress, setup.targets().n_outputs, setup.plan.n_centers, directory.checkpoints)
+    require_shape(progress, setup.ridge_targets(), setup.plan.n_centers, directory.checkpoints)
     # Steps since the best validation are for the better, unless a validation has shown that they are not.
     best = progress.best if progress.best is not None and progress.best.n_since else None
-    weights = progress.state.average if best is None else best.weights
+    n_outputs = setup.targets().n_outputs
+    weights = progress.average_weights(n_outputs) if best is None else best.weights
     model = build_model(setup, weights.T.contiguous(), kernel)
     return _with_columns(directory, model, setup.description.get("conversion"))
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # 2: a set-up may have stages. 3: a set-up of `nystrom` has half and shrink instead of core. 4: features of a set-up or
 # model may be codes, which `inputs` names; a set-up of `nystrom` may have a local tail. All earlier ones are read too.
-BUNDLE_VERSION = 4
+BUNDLE_VERSION = 5
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 4 << 20

@@ -18,6 +18,7 @@ from ep3stream.run.bundle import check_bundle, read_bundle, remove_bundle, write
 from ep3stream.run.state import checkpoint_path, list_checkpoints
 from ep3stream.solver.guard import Guard, RunningLoss, RunningScore
 from ep3stream.solver.step import SolverState
+from ep3stream.solver.targets import TargetCode
 from ep3stream.stream.prefetch import StreamTimes
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ class Best:
     """The best model that a fit has validated.
 
     weights: (c, p_shard). error: its weighted squared error after `step` steps. n_since: validations since then.
-    rows: the name of the rows that it was validated on, empty where that is not known.
+    rows: the name of the rows that it was validated on, empty where that is not known. ridge: the number of its ridge
+    among those of the fit.
     """
 
     weights: Tensor
@@ -39,6 +41,7 @@ class Best:
     step: int
     n_since: int = 0
     rows: str = ""
+    ridge: int = 0
 
 
 @dataclass(slots=True)
@@ -62,6 +65,11 @@ class Progress:
     stalled_s: float = 0.0
     validated_s: float = 0.0
     streamed: StreamTimes = field(default_factory=StreamTimes)
+
+    def average_weights(self, n_outputs: int) -> Tensor:
+        """The average, (c, p_shard), of the ridge that has validated best, or of the first one."""
+        ridge = 0 if self.best is None else self.best.ridge
+        return self.state.average[ridge * n_outputs : (ridge + 1) * n_outputs]
 
     def snapshot(self) -> Progress:
         """A copy that later steps do not change: it has its own weights, velocity and average, O(p c) memory."""
@@ -127,6 +135,7 @@ def _parts(progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "step": best.step,
             "n_since": best.n_since,
             "rows": best.rows,
+            "ridge": best.ridge,
         }
     return tensors, description
 
@@ -182,12 +191,15 @@ def load_newest_checkpoint(directory: Path, setup_digest: str, device: torch.dev
     return None
 
 
-def require_shape(progress: Progress, n_outputs: int, n_centers: int, directory: Path) -> None:
-    """DamagedDataError unless the weights are (c, p) as in the set-up: a digest says nothing of the shape."""
+def require_shape(progress: Progress, targets: TargetCode, n_centers: int, directory: Path) -> None:
+    """DamagedDataError unless the weights are (R c, p), those of the best model (c, p): a digest tells no shape."""
+    best, expected = progress.best, (targets.n_columns, n_centers)
     found = tuple(progress.state.weights.shape)
-    if found != (n_outputs, n_centers):
+    if found == expected and best is not None:
+        found, expected = tuple(best.weights.shape), (targets.n_outputs, n_centers)
+    if found != expected or (best is not None and best.ridge >= len(targets.ridge_factors)):
         raise DamagedDataError(
-            f"{directory} has weights of {found} at step {progress.step}, not {(n_outputs, n_centers)} as the set-up; "
+            f"{directory} has weights of {found} at step {progress.step}, not {expected} as the set-up; "
             "remove that checkpoint"
         )
 
@@ -200,8 +212,7 @@ def load_checkpoint(path: Path, setup_digest: str, device: torch.device) -> Prog
         if content["setup_digest"] != setup_digest:
             raise DamagedDataError(f"{path} belongs to another set-up than the one in its run; remove it")
         tensors = {name: tensor.to(device) for name, tensor in bundle.tensors.items()}
-        names = _TENSORS if content.get("best") is None else (*_TENSORS, "best_weights")
-        _require_alike([tensors[name] for name in names])
+        _require_alike([tensors[name] for name in _TENSORS])
         progress = _progress(tensors, content)
         if checkpoint_path(path.parent, progress.step) != path:
             raise ValueError(f"step {progress.step}")
@@ -249,7 +260,9 @@ def _decode_best(saved: Mapping[str, Any], weights: Tensor) -> Best:
     n_since, rows = _count(saved["n_since"]), saved.get("rows", "")
     if not isinstance(rows, str):
         raise ValueError(f"rows {rows!r:.50}")
-    return Best(weights, float(saved["error"]), _count(saved["step"]), n_since, rows)
+    _require_alike([weights])
+    ridge = _count(saved.get("ridge", 0))  # Formats 1 to 4 had one.
+    return Best(weights, float(saved["error"]), _count(saved["step"]), n_since, rows, ridge)
 
 
 def _require_alike(tensors: Sequence[Tensor]) -> None:

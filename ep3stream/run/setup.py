@@ -69,6 +69,7 @@ class SetupPlan:
     center_batch_size, center_step_size: of EigenPro's passes over the centers. start_rows: how many rows the head
     start was learnt from, 0 without one; start_ridge: its ridge. group_size: centers of a group of the local tail, 0
     without one. n_directions: how many directions of the inputs the kernel takes, 0 for the inputs themselves.
+    ridge_factors: multiples of the ridge that are fitted side by side, of which validations choose; none for one.
     """
 
     n_centers: int
@@ -95,6 +96,7 @@ class SetupPlan:
     center_step_size: float | None = None
     start_rows: int = 0
     start_ridge: float | None = None
+    ridge_factors: tuple[float, ...] = ()
     group_size: int = 0
     n_directions: int = 0
 
@@ -102,7 +104,7 @@ class SetupPlan:
         """The plan with the keys of RUN/setup and run.json; absent values are left out."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
         del content["kernel_parameters"]
-        for name in ("start_rows", "group_size", "n_directions"):
+        for name in ("start_rows", "ridge_factors", "group_size", "n_directions"):
             if not content[name]:
                 del content[name]
         stages = [
@@ -127,7 +129,12 @@ class SetupPlan:
             StagePlan(stage["first_row"], stage["pace"], stage.get("n_flattened"))
             for stage in content.get("stages", [])
         )
-        return cls(**known | {"kernel_parameters": {name: content[name] for name in names}, "stages": stages})
+        made = {
+            "kernel_parameters": {name: content[name] for name in names},
+            "stages": stages,
+            "ridge_factors": tuple(content.get("ridge_factors", ())),
+        }
+        return cls(**known | made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +199,10 @@ class Setup:
             tensors.get("target_weights"),
         )
 
+    def ridge_targets(self) -> TargetCode:
+        """`targets` with columns of alpha for each ridge of the fit."""
+        return replace(self.targets(), ridge_factors=self.plan.ridge_factors or (1.0,))
+
     def kernel(self, function: KernelFunction | None) -> Kernel:
         """The kernel of the set-up, or `function`; InputError unless the set-up was made with the same."""
         name = self.plan.kernel
@@ -227,17 +238,17 @@ class Setup:
         if isinstance(kernel, CallableKernel):
             kernel = kernel.without_waits(mesh.device)
         kernel = with_precision(kernel, config.solver.precision)
-        centers = self._points(kernel.left, mesh.device)
+        centers, targets = self._points(kernel.left, mesh.device), self.ridge_targets().to(mesh.device)
         stages = self._stages(config, kernel, centers, mesh)
         return Solver(
             kernel,
             centers,
             stages[0].projection,
-            self.targets().to(mesh.device),
+            targets,
             config.solver.used_momentum,
             config.solver.used_averaging,
             mesh,
-            self._block_memory(kernel, centers, config.run.memory_bytes, mesh),
+            self._block_memory(kernel, centers, targets.n_columns, config.run.memory_bytes, mesh),
             self.plan.ridge if config.solver.ridge is None else config.solver.ridge,
             stages[1:],
         )
@@ -250,7 +261,7 @@ class Setup:
         state = solver.initial_state()
         if (coefficients := self.tensors.get("start")) is not None:
             assert isinstance(solver.projection, NystromProjection)
-            state.weights.copy_(solver.projection.weights_of(coefficients))
+            solver.targets.by_ridge(state.weights).copy_(solver.projection.weights_of(coefficients))
             state.average.copy_(state.weights)
             state.averaged = self.plan.start_rows // self.plan.batch_size
         return state
@@ -262,7 +273,9 @@ class Setup:
             self.tensors["centers"], lambda some: prepare(inputs(some.to(device)))
         ).whole()
 
-    def _block_memory(self, kernel: Kernel, centers: Points, asked_bytes: int, mesh: Mesh) -> Tensor | None:
+    def _block_memory(
+        self, kernel: Kernel, centers: Points, n_columns: int, asked_bytes: int, mesh: Mesh
+    ) -> Tensor | None:
         """Memory for the kernel block of a shard.
 
         None where the products are fused, and where the set-up was planned for more devices than there are now: the
@@ -271,7 +284,7 @@ class Setup:
         plan = self.plan
         # On a GPU the set-up has found out what is free.
         memory_bytes = max(asked_bytes, plan.memory_bytes if mesh.device.type == "cuda" else 0)
-        batch_size, n_outputs = plan.batch_size, len(self.tensors["target_offset"])
+        batch_size = plan.batch_size
         largest_shard = -(-plan.n_centers // plan.devices)
         if 4 * largest_shard * batch_size > memory_bytes:
             raise DamagedDataError(
@@ -279,7 +292,7 @@ class Setup:
                 f"{memory_bytes} it was made for; use a new RUN"
             )
         # A step that is scored multiplies weights and their average at once.
-        is_fused = fuses(kernel, mesh.device, 2 * n_outputs)
+        is_fused = fuses(kernel, mesh.device, 2 * n_columns)
         if is_fused or 4 * len(centers) * batch_size > memory_bytes:
             return None
         return torch.zeros(len(centers) * batch_size, device=mesh.device)
@@ -400,6 +413,9 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
     started = plan.get("start_rows", 0)  # Formats 1 to 3 began without.
     if type(started) is not int or not 0 <= started < 1 << 40:
         raise ValueError(f"start_rows is {started!r:.50}")
+    factors = plan.get("ridge_factors", [])
+    if not isinstance(factors, list) or not all(_is_float32(each) and each > 0 for each in factors):
+        raise ValueError(f"ridge_factors is {factors!r:.50}")
     positive = ["step_size"]
     if plan["projection"] == "nystrom":
         positive.append("mu")

@@ -70,8 +70,6 @@ _STEEPEST_GROWTH, _MOST_GROWTH = 0.4, 4.0
 CHECKED_ROWS, _CHECKS = 12_000, 30
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
 _NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-# A fit stops after few epochs, which damps its model too, so that a part of the noise is enough for its ridge.
-_RIDGE_SHARE = 0.3
 _CHUNK = 2048
 # Rows that the expected error is learnt from, at most.
 _ERROR_ROWS = 24_000
@@ -117,7 +115,7 @@ def grown(known: ColumnKernel, n_known: int, growth: float, n_centers: int) -> C
 
 def ridge_of(noise: float, n_rows: int) -> float:
     """The ridge of a fit to so many rows. Noise has a variance that does not depend on n, and lambda = variance / n."""
-    return float(f"{_RIDGE_SHARE * noise / n_rows:.3g}")
+    return float(f"{noise / n_rows:.3g}")
 
 
 def learnt_weights(

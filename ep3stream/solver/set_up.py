@@ -134,7 +134,7 @@ class SolverBuilder:
     inputs: scales the centers where they are needed, on the device, so that no scaled copy of all is kept; None where
     they are scaled.
     sample: X_s, (s, d), scaled, whole on every device; sample_y: its targets, for a head start, or None.
-    targets: for weights of rows and for a head start, or None.
+    targets: for weights of rows and for a head start, or None. ridge_factors: multiples of the ridge that are fitted.
     """
 
     kernel: Kernel
@@ -147,6 +147,7 @@ class SolverBuilder:
     targets: TargetCode | None = None
     inputs: InputScaling | None = None
     sample_y: Tensor | None = None
+    ridge_factors: tuple[float, ...] = (1.0,)
 
     def projection(self) -> tuple[Projection, Spectra]:
         """The projection that the settings name, for this rank's shard of the centers, and the spectra it rests on."""
@@ -277,7 +278,7 @@ class SolverBuilder:
 
     def _penalty(self, probe_y: Tensor | None, batches: tuple[Tensor, ...]) -> Penalty:
         """The ridge and the weights of the rows in `batches`, the first of the probes."""
-        ridge, targets = self.settings.used_ridge, self.targets
+        ridge, targets = self.settings.used_ridge * max(self.ridge_factors), self.targets
         if targets is None or targets.weights is None:
             return Penalty(ridge)
         n_rows = sum(map(len, batches))

@@ -3,7 +3,7 @@
 One step on a batch (X_b, y_b), with weights alpha and velocity v, is algorithm 1 of Abedsoltan, Belkin, Pandit (2023),
 with Nesterov's look-ahead and polynomial-decay averaging (Shamir and Zhang, 2013) added:
 
-    g = K(X_b, Z)(alpha + beta v) - y_b                 (c, m), summed over the shards
+    g = K(X_b, Z)(alpha + beta v) - y_b                 (R c, m), summed over the shards
     h = K(Z, X_b) W g                                   W = diag(w), the weights of the rows' classes
     theta = Q (h + m lambda K^ (alpha + beta v))        K^ ~ K(Z, Z)
     v = beta v - eta theta;  alpha += v
@@ -32,7 +32,7 @@ from ep3stream.solver.targets import TargetCode
 
 @dataclass(slots=True)
 class SolverState:
-    """The tensors that a step changes, each (c, p_shard); averaged: the number of steps in the average."""
+    """The tensors that a step changes, each (R c, p_shard); averaged: the number of steps in the average."""
 
     weights: Tensor
     velocity: Tensor
@@ -89,7 +89,7 @@ class Solver:
 
     def initial_state(self) -> SolverState:
         """The state of the zero model."""
-        zero = self.centers.prepared.new_zeros(self.targets.n_outputs, len(self.centers))
+        zero = self.centers.prepared.new_zeros(self.targets.n_columns, len(self.centers))
         return SolverState(zero, zero.clone(), zero.clone())
 
     def stage(self, rows_seen: int) -> Stage:

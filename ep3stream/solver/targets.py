@@ -19,26 +19,39 @@ class TargetCode:
     offset, scale: (c,), in the unit of y. Regression standardises each target. Classes are one-hot rows, which are
     never formed, with their frequency as offset and the scale 1. weights: (c,), the weight of a row of each class, or
     of each target, in the sum of squares that a fit minimises; None for 1 each. The losses leave them out.
+    ridge_factors: R multiples of the ridge, each with c columns of alpha of its own, those of the first multiple first:
+    the kernel block, which most of the time goes into, serves them all. (1,) for a fit with one ridge.
     """
 
     is_classification: bool
     offset: Tensor
     scale: Tensor
     weights: Tensor | None = None
+    ridge_factors: tuple[float, ...] = (1.0,)
 
     @property
     def n_outputs(self) -> int:
         """c, the number of targets or classes."""
         return len(self.offset)
 
+    @property
+    def n_columns(self) -> int:
+        """R c, the number of columns of alpha."""
+        return len(self.ridge_factors) * self.n_outputs
+
+    def by_ridge(self, columns: Tensor) -> Tensor:
+        """The view (R, c, m) of (R c, m), one row for each column of alpha."""
+        return columns.view(len(self.ridge_factors), self.n_outputs, -1)
+
     def subtract_(self, prediction: Tensor, y: Tensor) -> None:
-        """Subtracts the coded targets from prediction, (c, m), in place. y: (m,) class ids, or (m, c) values."""
+        """Subtracts the coded targets from prediction, (R c, m), in place. y: (m,) class ids, or (m, c) values."""
+        predicted = self.by_ridge(prediction)
         if self.is_classification:
-            prediction.add_(self.offset[:, None])
+            predicted.add_(self.offset[:, None])
             rows = torch.arange(prediction.shape[1], device=prediction.device)
-            prediction[y.long(), rows] -= 1
+            predicted[:, y.long(), rows] -= 1
         else:
-            prediction.sub_(((y - self.offset) / self.scale).T)
+            predicted.sub_(((y - self.offset) / self.scale).T)
 
     def to(self, device: torch.device) -> TargetCode:
         """The same code on another device."""
@@ -46,7 +59,7 @@ class TargetCode:
         return replace(self, offset=self.offset.to(device), scale=self.scale.to(device), weights=weights)
 
     def weigh_(self, residual: Tensor, y: Tensor) -> None:
-        """Multiplies a coded residual g, (c, m), by the weights of the rows' classes, in place.
+        """Multiplies a coded residual g, (R c, m), by the weights of the rows' classes, in place.
 
         Weights v of targets are not applied here. Each target has a column of alpha of its own, so that the minimum of
         v |g|^2 / 2n + lambda |f|^2 / 2 is that of |g|^2 / 2n + (lambda / v) |f|^2 / 2: see `ridges`. A smaller ridge,
@@ -60,9 +73,10 @@ class TargetCode:
         return None if self.weights is None or not self.is_classification else self.weights[y.long()]
 
     def ridges(self, ridge: float) -> Tensor:
-        """lambda of each output, (c,): the ridge, divided by the weight of the target where it has one."""
+        """lambda of each column of alpha, (R c,): multiples of the ridge, divided by the weight of the target."""
         each = torch.full_like(self.offset, ridge)
-        return each if self.weights is None or self.is_classification else each / self.weights
+        each = each if self.weights is None or self.is_classification else each / self.weights
+        return torch.cat([each * factor for factor in self.ridge_factors])
 
     def weighted_squares(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The weighted sum of squared coded errors of outputs, (m, c), in the unit of y; float64, 0-d."""
@@ -74,13 +88,14 @@ class TargetCode:
         return squares.sum()
 
     def mean_squared_error(self, residual: Tensor) -> Tensor:
-        """The mean square of a coded residual, (c, m), in the squared unit of y; float64, 0-d."""
+        """The mean square of a coded residual, (R c, m), in the squared unit of y; float64, 0-d."""
         # In float64: with a unit above 1e19 float32 would overflow, and the guard would see a fit that blows up.
-        return (residual.square().mean(1).double() * self.scale.double().square()).mean()
+        return (self.by_ridge(residual).square().mean(2).double() * self.scale.double().square()).mean()
 
     def decode(self, prediction: Tensor) -> Tensor:
-        """Outputs in the unit of y, (m, c), from coded predictions, (c, m)."""
-        return torch.addcmul(self.offset, prediction.T, self.scale)
+        """Outputs in the unit of y, (m, R c), from coded predictions, (R c, m)."""
+        n_ridges = len(self.ridge_factors)
+        return torch.addcmul(self.offset.repeat(n_ridges), prediction.T, self.scale.repeat(n_ridges))
 
 
 def require_weights_of_task(is_classification: bool, settings: SolverConfig) -> None:

@@ -239,8 +239,7 @@ class FitRun:
         directory = self.directory.checkpoints
         saved = load_newest_checkpoint(directory, self.setup.digest, torch.device("cpu"))
         if saved is not None:
-            n_outputs = self.trainer.solver.targets.n_outputs
-            require_shape(saved, n_outputs, self.setup.plan.n_centers, directory)
+            require_shape(saved, self.trainer.solver.targets, self.setup.plan.n_centers, directory)
         return saved
 
     def _write_down(self, changes: tuple[Change, ...], step: int) -> None:
@@ -351,9 +350,15 @@ class FitRun:
 
     def _validate(self, validation: Validation) -> None:
         began, progress = time.perf_counter(), self.progress
-        scores = validation.score(self.trainer.model_shard(), self.setup.targets())
-        average = progress.state.average
-        progress.best = after_validation(progress.best, scores, average, progress.step, validation.name)
+        solver = self.trainer.solver
+        scores, number = validation.score(self.trainer.model_shard())
+        factors = solver.targets.ridge_factors
+        if len(factors) > 1:
+            scores = {**scores, "ridge": solver.ridge * factors[number]}
+        average = progress.state.average.chunk(len(factors))[number]
+        progress.best = after_validation(
+            progress.best, scores, average, progress.step, validation.name, number
+        )
         split, epoch = validation.name, progress.step / self.order.steps_per_epoch
         position = {"step": progress.step, "epoch": epoch, "rows": round(epoch * self.order.epoch_rows)}
         record = {"kind": "validation", **position, "elapsed_s": progress.elapsed_s, "split": split, **scores}
@@ -376,7 +381,8 @@ class FitRun:
     def _finish(self) -> None:
         """The last checkpoint, the model and the report."""
         progress, mesh = self.progress, self.mesh
-        weights = progress.state.average if progress.best is None else progress.best.weights
+        n_outputs = self.trainer.solver.targets.n_outputs
+        weights = progress.average_weights(n_outputs) if progress.best is None else progress.best.weights
         if any(mesh.all_reduce_max([not bool(torch.isfinite(weights).all())])):
             raise DivergedError(
                 "the weights are not finite at the end; try a larger bandwidth or a smaller data_rank"
@@ -398,7 +404,7 @@ class FitRun:
         if validation is None or not wants_effects(self.config, targets.n_outputs):
             return None
         manifest = self.reader.manifest
-        model = replace(self.trainer.model_shard(), weights=weights)
+        model = replace(self.trainer.model_shard(), weights=weights, targets=targets)
         run = self.config.run
         spare_bytes = self.setup.plan.spare_bytes(run, self.mesh.device)
         n_rows = most_rows(spare_bytes, manifest.n_features, targets.n_outputs)
@@ -446,16 +452,20 @@ class FitRun:
         save_model(self.directory, model, self.progress.step, setup.description.get("conversion"))
 
     def _ending(self) -> str:
-        progress = self.progress
-        best = progress.best
-        if best is None or best.step == progress.step:
+        progress, solver = self.progress, self.trainer.solver
+        best, factors = progress.best, solver.targets.ridge_factors
+        if best is None:
             return f"finished after {progress.step} steps"
+        each = ", ".join(f"{solver.ridge * factor:.3g}" for factor in sorted(factors))
+        chosen = f" with ridge {solver.ridge * factors[best.ridge]:.3g} of {each}" if len(factors) > 1 else ""
+        if best.step == progress.step:
+            return f"finished after {progress.step} steps{chosen}"
         early = ""
         if progress.step < self.n_steps:
             plural = "s" if best.n_since > 1 else ""
             early = f"stopped early: {best.n_since} validation{plural} without a better one; "
         return (
-            f"{early}finished after {progress.step} steps with the model of step {best.step}, the best of all "
+            f"{early}finished after {progress.step} steps{chosen} with the model of step {best.step}, the best of all "
             f"validations (weighted error {best.error:.4g})"
         )
 

@@ -78,6 +78,12 @@ class ProblemSize:
     of_columns: bool = False
     host_bytes: int | None = None
     tile_bytes: int = 0
+    n_ridges: int = 1
+
+    @property
+    def n_columns(self) -> int:
+        """R c, the number of columns of weights."""
+        return self.n_ridges * self.n_outputs
 
     @property
     def n_left(self) -> int:
@@ -294,8 +300,8 @@ def _memory(
     unscaled = 0 if shape.tile_bytes else _FLOAT * n_centers * shape.n_features
     parts = {
         "centers": unscaled + share * _point_bytes(shape, config),
-        "weights, velocity, average, their last good state": 5 * _FLOAT * share * shape.n_outputs,
-        "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_outputs,
+        "weights, velocity, average, their last good state": 5 * _FLOAT * share * shape.n_columns,
+        "copies of these for a checkpoint": 5 * _FLOAT * share * shape.n_columns,
     }
     if shape.host_bytes is None:
         parts["read-ahead"] = _window_bytes(shape, window)
@@ -326,7 +332,7 @@ def _point_bytes(shape: ProblemSize, config: SolverConfig) -> int:
 def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:
     """Bytes of one row of a batch: three copies in the read-ahead, two prepared ones, and its kernel values."""
     expanded = 2 * _FLOAT * shape.n_expanded
-    return _FLOAT * -(-n_centers // devices) + 5 * shape.row_bytes + expanded + 4 * _FLOAT * shape.n_outputs
+    return _FLOAT * -(-n_centers // devices) + 5 * shape.row_bytes + expanded + 4 * _FLOAT * shape.n_columns
 
 
 def _least_batch(shape: ProblemSize, config: SolverConfig) -> int:

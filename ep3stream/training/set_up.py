@@ -50,7 +50,13 @@ from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.training.budget import Speed, measured_speed, most_distinct
 from ep3stream.training.centers import CenterSource, drawn_centers
-from ep3stream.training.column_kernel import LearntColumns, learnt_columns, plain_kernel, pool_rows
+from ep3stream.training.column_kernel import (
+    LearntColumns,
+    learnt_columns,
+    plain_kernel,
+    pool_rows,
+    tried_ridges,
+)
 from ep3stream.training.defaults import (
     choices_of,
     is_timed,
@@ -281,7 +287,7 @@ def set_up_split(
         bytes_text(sum(plan.memory.values())),
         plan.max_batch_size,
     )
-    result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
+    result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times, shape.is_validated)
     description = {**result.setup.description, "choices": choices_of(asked, config, source.n_centers, speed)}
     if metric is not None and metric.told:
         description["metric"] = metric.told
@@ -385,7 +391,7 @@ def speed_of_fit(
             typical_kernel(config.kernel, function, x, problem.categories) if learnt is None else learnt.known
         )
         kernel = with_precision(kernel, config.solver.precision)
-        found = measured_speed(kernel, x, problem.shape.n_outputs, clock)
+        found = measured_speed(kernel, x, problem.shape.n_columns, clock)
         return [found.evaluation_s / mesh.size, found.center_s / mesh.size]
 
     return Speed(*mesh.broadcast_object(measure))
@@ -401,9 +407,11 @@ def set_up(
     mesh: Mesh,
     memory_bytes: int,
     times: StageTimes | None = None,
+    is_validated: bool = False,
 ) -> SetUpResult:
     """Kernel, preconditioner, stages, batch and step size, from the rows that were drawn.
 
+    is_validated: whether held-out rows will choose a ridge, where the settings leave it open.
     O(p (r' + s) d) kernel work, O(p r) memory. Raises ConfigError where inputs are out of range, the kernel cannot be
     used, or no row is left to train on. All ranks call it together.
     """
@@ -426,6 +434,7 @@ def set_up(
         with times.stage("bandwidth"):
             kernel = _measured_kernel(problem, rows, config.kernel, function, sample, mesh)
     kernel = with_precision(kernel, settings.precision)
+    ridge_factors = tried_ridges(config, problem.shape.n_outputs) if is_validated and function is None else ()
     if settings.ridge is None and settings.projection != "eigenpro":
         settings = replace(settings, ridge=0.0 if learnt is None else learnt.ridge(problem.shape.n_rows))
     _tell_lost_distances(
@@ -445,6 +454,7 @@ def set_up(
         targets=problem.targets.to(device),
         inputs=inputs.to(device),
         sample_y=None if rows.sample_y is None else rows.sample_y.to(device),
+        ridge_factors=ridge_factors or (1.0,),
     )
     with times.stage("preconditioner"):
         projection, spectra = builder.projection()
@@ -469,7 +479,7 @@ def set_up(
     tensors |= kernel_tensors(kernel)
     if problem.targets.weights is not None:
         tensors["target_weights"] = problem.targets.weights
-    setup_plan = _setup_plan(plan, kernel, settings, spectra, settled, mesh, memory_bytes)
+    setup_plan = _setup_plan(plan, kernel, settings, spectra, settled, mesh, memory_bytes, ridge_factors)
     if inputs.directions is not None:
         setup_plan = replace(setup_plan, n_directions=inputs.n_inputs)
     features, targets, classes = problem.names
@@ -645,6 +655,7 @@ def shape_of(split: Split, config: FitConfig, validation: ValidationRows = NO_VA
         validation.split is not None,
         sum(codes) - len(codes),
         config.kernel.name in COLUMN_KERNELS,
+        n_ridges=max(1, len(tried_ridges(config, manifest.n_outputs))) if validation.split is not None else 1,
     )
 
 
@@ -720,6 +731,7 @@ def _setup_plan(
     settled: Settled,
     mesh: Mesh,
     memory_bytes: int,
+    ridge_factors: tuple[float, ...],
 ) -> SetupPlan:
     projection = settled.projection
     found = SetupPlan(
@@ -739,6 +751,7 @@ def _setup_plan(
         stages=tuple(_stage_plan(stage) for stage in settled.stages),
         momentum=settings.used_momentum,
         ridge=settings.used_ridge,
+        ridge_factors=ridge_factors,
         mu=spectra.damping,
         devices=mesh.size,
         memory_bytes=memory_bytes,

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError
-from ep3stream.prediction.evaluate import score_rows
+from ep3stream.prediction.evaluate import score_ridges
 from ep3stream.run.checkpoint import Best
 from ep3stream.run.setup import HELD_ROWS, Setup
 from ep3stream.solver.model import ModelShard
-from ep3stream.solver.targets import TargetCode
 from ep3stream.store.manifest import Manifest, SplitInfo
 from ep3stream.store.reader import RowStore, SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
@@ -153,9 +152,11 @@ class Validation:
         rows = np.sort(sample_rows(reader.info, n_rows, config.run.seed, _ROWS))
         return cls(reader, rows, every_steps, chosen.split)
 
-    def score(self, model: ModelShard, targets: TargetCode) -> dict[str, Any]:
-        """The scores that `evaluate` gives, and `weighted_error`, the mean square that the fit minimises."""
-        return score_rows(model, self.reader, self.segments, targets)
+    def score(self, model: ModelShard) -> tuple[dict[str, Any], int]:
+        """The best model's scores as `evaluate` gives them and `weighted_error`, and the number of its ridge."""
+        each = score_ridges(model, self.reader, self.segments)
+        best = min(range(len(each)), key=lambda number: float(each[number]["weighted_error"]))
+        return each[best], best
 
     def segments(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """Yields x and y of the rows, those of one segment at a time."""
@@ -165,10 +166,13 @@ class Validation:
 
 
 def after_validation(
-    best: Best | None, scores: Mapping[str, Any], average: Tensor, step: int, rows: str = ""
+    best: Best | None, scores: Mapping[str, Any], average: Tensor, step: int, rows: str = "", ridge: int = 0
 ) -> Best:
-    """The best model after one more validation, on `rows`, of the weights `average`, (c, p_shard), at `step`."""
+    """The best model after one more validation, on `rows`, of the weights `average`, (c, p_shard), at `step`.
+
+    ridge: the number of their ridge.
+    """
     error = float(scores["weighted_error"])
     if best is None or error < best.error or math.isnan(best.error):
-        return Best(average.clone(), error, step, rows=rows)
+        return Best(average.clone(), error, step, 0, rows, ridge)
     return replace(best, n_since=best.n_since + 1)

@@ -25,7 +25,7 @@ from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import Rows
-from ep3stream.training.column_kernel import LearntColumns, pool_rows
+from ep3stream.training.column_kernel import LearntColumns, pool_rows, tried_ridges
 from ep3stream.training.plan import SizePlan, memory_budget
 from ep3stream.training.set_up import (
     SetUpRows,
@@ -135,11 +135,15 @@ class TrialFits:
         batches = self._batches(x[first : size.n_rows], y[first : size.n_rows], steps_per_epoch)
         n_steps = config.solver.n_steps(steps_per_epoch)
         trainer.train(islice(batches, n_steps), _NoRecords(), rows_per_step=batch_size)
-        outputs = trainer.model_shard().outputs
+        model = trainer.model_shard()
         scored = [
-            outputs(part.to(self.mesh.device)).double().cpu() for part in self.held[0].split(_SCORED_ROWS)
+            model.outputs(part.to(self.mesh.device)).double().cpu()
+            for part in self.held[0].split(_SCORED_ROWS)
         ]
-        return self._trial(candidate, size, torch.cat(scored), self.clock() - began)
+        # As a fit does, of all ridges the one that suits the held-out rows best.
+        of_ridges = torch.cat(scored).chunk(len(model.targets.ridge_factors), dim=1)
+        outputs = min(of_ridges, key=lambda some: float(self._losses(some).mean()))
+        return self._trial(candidate, size, outputs, self.clock() - began)
 
     def constant_losses(self) -> Tensor:
         """The losses, (h,), of what knows no input: the mean of the targets, or the frequencies of the classes."""
@@ -193,7 +197,10 @@ class TrialFits:
 
     def _set_up(self, config: FitConfig, size: Size, learnt: LearntColumns | None) -> Setup:
         problem = problem_of_split(self.reader, config)
-        shape = replace(problem.shape, n_rows=size.n_rows, segment_rows=size.n_rows)
+        n_ridges = max(1, len(tried_ridges(config, problem.shape.n_outputs)))
+        shape = replace(
+            problem.shape, n_rows=size.n_rows, segment_rows=size.n_rows, is_validated=True, n_ridges=n_ridges
+        )
         memory_bytes = memory_budget(config.run.memory_bytes, self.mesh)
         p = size.n_centers
         plan = SizePlan.of(shape, config.solver, p, memory_bytes)
@@ -204,7 +211,15 @@ class TrialFits:
         rows = replace(rows, learnt=learnt)
         times = StageTimes(logs=False)
         return set_up(
-            replace(problem, shape=shape), rows, plan, config, None, self.mesh, memory_bytes, times
+            replace(problem, shape=shape),
+            rows,
+            plan,
+            config,
+            None,
+            self.mesh,
+            memory_bytes,
+            times,
+            is_validated=True,
         ).setup
 
     def _batches(self, x: Tensor, y: Tensor, steps_per_epoch: int) -> Iterator[Batch]:
