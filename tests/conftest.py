@@ -39,10 +39,11 @@ def quick_columns() -> Iterator[None]:
     """Kernels on columns learn their weights from few rows in few steps: enough for small problems."""
     from ep3stream.solver import column_weights
 
-    few = {"_STEPS": 20, "_ROWS": 300, "_CENTERS": 50, "_SHARP_ROWS": 1000}
+    few = {"_STEPS": 20, "_SMALL_STEPS": 10, "_ROWS": 300, "_CENTERS": 50, "_SHARP_ROWS": 1000}
+    large = {"_LARGE_ROWS": 300, "_LARGE_CENTERS": 50}
     near = {"_NEAR_STEPS": 30, "_NEAR_ROWS": 400, "_FEWEST_NEAR_ROWS": 200, "_NEAR_CENTERS": 80}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (few | near).items():
+        for name, value in (few | large | near).items():
             patch.setattr(column_weights, name, value)
         yield
 

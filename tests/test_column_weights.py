@@ -15,6 +15,8 @@ from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 def _small(monkeypatch):
     monkeypatch.setattr(column_weights, "_ROWS", 500)
     monkeypatch.setattr(column_weights, "_CENTERS", 80)
+    monkeypatch.setattr(column_weights, "_LARGE_ROWS", 500)
+    monkeypatch.setattr(column_weights, "_LARGE_CENTERS", 80)
     monkeypatch.setattr(column_weights, "_NEAR_ROWS", 500)
     monkeypatch.setattr(column_weights, "_FEWEST_NEAR_ROWS", 200)
     monkeypatch.setattr(column_weights, "_NEAR_CENTERS", 100)
@@ -145,6 +147,19 @@ def test_sizes_of_a_step_are_bounded_where_columns_are_many(monkeypatch):
         assert n_centers >= 1
 
 
+def test_more_effort_is_larger_problems_and_more_of_them(monkeypatch):
+    monkeypatch.undo()
+    n_small = []
+    for effort in (0.5, 1.0, 2.0, 3.0):
+        sizes = column_weights._pool_sizes(effort)
+        n_small.append(sizes.count(sizes[0]))
+        assert len(sizes) == column_weights._STEPS
+        assert sizes == sorted(sizes)
+    assert n_small == sorted(n_small, reverse=True)
+    works = [column_weights.evaluations_of_learning(25, effort) for effort in (0.5, 1.0, 2.0, 3.0)]
+    assert works == sorted(set(works))
+
+
 def test_more_centers_never_ask_for_blunter_weights():
     x = normal(3000, 2)
     y = torch.sin(6 * x[:, :1])
@@ -181,7 +196,7 @@ def test_weights_that_tell_days_apart_are_for_rows_of_the_same_days(seed, are_th
 def test_weights_grow_with_the_centers_as_they_grew_while_they_were_learnt():
     x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     plain = ColumnKernel.of("product", torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]), 1.0)
-    descent = column_weights._Descent.of(plain, x)
+    descent = column_weights._Descent.of(plain, x, 1.0)
     few, sharper = (plain, 400), (plain.scaled(2.0), 6400)
     assert descent.growth(few, sharper) == pytest.approx(0.25, abs=1e-6)
     assert descent.growth(few, (plain.scaled(9.0), 6400)) == 0.4

@@ -40,6 +40,7 @@ from ep3stream.store.reader import open_store
 from ep3stream.stream.order import SAMPLED_SEGMENTS
 from ep3stream.training.budget import SizeLimits, Speed, most_distinct
 from ep3stream.training.centers import CenterSource
+from ep3stream.training.column_kernel import learning_effort
 from ep3stream.training.defaults import is_timed, size_limits, with_kernel, with_sizes
 from ep3stream.training.plan import (
     BATCHES,
@@ -172,7 +173,8 @@ def plan(
             expected = _expected(sizes, n_steps, pilot_run, link_bytes_per_s, shape, peak_bytes)
             if kernel is None and config.kernel.name in COLUMN_KERNELS:
                 # The leader learns, with one device, while the others wait.
-                learning_s = evaluations_of_learning(shape.n_features) * pilot_run.rates.evaluation_s
+                effort = learning_effort(config.run.minutes)
+                learning_s = evaluations_of_learning(shape.n_features, effort) * pilot_run.rates.evaluation_s
                 expected = replace(expected, setup_s=expected.setup_s + learning_s)
         most = largest_model(shape, config.solver, config.run.memory_bytes, devices)
         return FitPlan(
@@ -218,7 +220,8 @@ def _timed(
         speed = Speed(speed.evaluation_s / devices, speed.center_s / devices)
     learning_s = 0.0
     if kernel is None and config.kernel.name in COLUMN_KERNELS:
-        learning_s = evaluations_of_learning(shape.n_features) * speed.evaluation_s
+        effort = learning_effort(config.run.minutes)
+        learning_s = evaluations_of_learning(shape.n_features, effort) * speed.evaluation_s
     return with_sizes(config, limits, speed, learning_s, mesh)
 
 

@@ -23,6 +23,8 @@ _SEED = 5
 # The rows that weights are learnt from take at most this part of the memory.
 _POOL_SHARE = 1 / 32
 _TOLD_COLUMNS = 20
+# Learning takes some thirty seconds of a core where the fit has these minutes; with others a third to nine times that.
+_USUAL_MINUTES, _LEAST_EFFORT, _MOST_EFFORT = 2.0, 0.5, 3.0
 # The noise that a small problem finds is a guess. With the centers of the fit 1 to 10 times as much was best on tables
 # of illnesses, batting, blood values, faces and loads, by 0.3 to 1.3% of the mse, and a tenth on births.
 _RIDGE_FACTORS = (1.0, 0.25, 4.0, 16.0)
@@ -49,6 +51,11 @@ def tried_ridges(config: FitConfig, n_outputs: int) -> tuple[float, ...]:
     solver = config.solver
     learns = config.kernel.name in COLUMN_KERNELS and solver.ridge is None and solver.projection != "eigenpro"
     return _RIDGE_FACTORS if learns and n_outputs * len(_RIDGE_FACTORS) <= _MOST_COLUMNS else ()
+
+
+def learning_effort(minutes: float) -> float:
+    """How large the problems of the learning are, 1 for a fit of two minutes or without a limit."""
+    return min(max(minutes / _USUAL_MINUTES, _LEAST_EFFORT), _MOST_EFFORT) if minutes else 1.0
 
 
 def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[int]) -> ColumnKernel:
@@ -115,6 +122,7 @@ def learnt_columns(
     n_centers: int,
     mesh: Mesh,
     checked: tuple[Tensor, Tensor] | None = None,
+    effort: float = 1.0,
 ) -> LearntColumns:
     """Weights learnt from x, (n, d), scaled, and coded targets y, (n, c); n_centers: as many as the fit may have.
 
@@ -140,7 +148,7 @@ def learnt_columns(
     errors: list[ExpectedError | None] = []
 
     def learn() -> dict[str, Any]:
-        learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED), checked)
+        learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED), checked, effort)
         errors.append(learnt.errors)
         return {
             "metric": learnt.known.metric.tolist(),

@@ -52,6 +52,7 @@ from ep3stream.training.budget import Speed, measured_speed, most_distinct
 from ep3stream.training.centers import CenterSource, drawn_centers
 from ep3stream.training.column_kernel import (
     LearntColumns,
+    learning_effort,
     learnt_columns,
     plain_kernel,
     pool_rows,
@@ -355,7 +356,7 @@ def _learnt_first(
         )
         n_resolving = resolving_centers(n_centers, problem.shape.n_rows)
         of_split = (checked[0], checked[1]) if checked else None
-        return learn_columns(problem, (x, y), config.kernel, n_resolving, mesh, of_split)
+        return learn_columns(problem, (x, y), config, n_resolving, mesh, of_split)
 
 
 def _read_checked(split: SplitReader, validation: ValidationRows, config: FitConfig) -> tuple[Tensor, ...]:
@@ -428,7 +429,7 @@ def set_up(
     learnt, n_resolving = None, resolving_centers(len(rows.centers), problem.shape.n_rows)
     if is_of_columns:
         with nullcontext() if rows.learnt else times.stage("column weights"):
-            learnt = _learnt_columns(problem, rows, config.kernel, mesh)
+            learnt = _learnt_columns(problem, rows, config, mesh)
         kernel: Kernel = learnt.for_centers(n_resolving)
     else:
         with times.stage("bandwidth"):
@@ -680,14 +681,14 @@ def _measured_kernel(
     return named_kernel(kernel.name, parameters, kernel_tensors(kernel))
 
 
-def _learnt_columns(problem: Problem, rows: SetUpRows, settings: KernelConfig, mesh: Mesh) -> LearntColumns:
+def _learnt_columns(problem: Problem, rows: SetUpRows, config: FitConfig, mesh: Mesh) -> LearntColumns:
     """`rows.learnt`, or what is learnt from `rows.pool`; with neither all columns weigh the same."""
     if rows.learnt is not None:
         return rows.learnt
     if rows.pool is None:
-        return LearntColumns(plain_kernel(settings, rows.centers.shape[1], problem.categories))
+        return LearntColumns(plain_kernel(config.kernel, rows.centers.shape[1], problem.categories))
     n_centers = resolving_centers(len(rows.centers), problem.shape.n_rows)
-    return learn_columns(problem, rows.pool, settings, n_centers, mesh)
+    return learn_columns(problem, rows.pool, config, n_centers, mesh)
 
 
 def resolving_centers(n_centers: int, n_rows: int) -> int:
@@ -698,7 +699,7 @@ def resolving_centers(n_centers: int, n_rows: int) -> int:
 def learn_columns(
     problem: Problem,
     pool: tuple[Tensor, Tensor],
-    settings: KernelConfig,
+    config: FitConfig,
     n_centers: int,
     mesh: Mesh,
     checked: tuple[Tensor, Tensor] | None = None,
@@ -717,10 +718,11 @@ def learn_columns(
         return x, negative.neg_().T.contiguous()
 
     x, y = coded(pool)
-    plain = plain_kernel(settings, x.shape[1], problem.categories)
+    plain = plain_kernel(config.kernel, x.shape[1], problem.categories)
+    effort = learning_effort(config.run.minutes)
     of_split = None if checked is None else coded(checked)
-    learnt = learnt_columns(plain, x, y, problem.names[0], n_centers, mesh, of_split)
-    return replace(learnt, sharpness=settings.sharpness)
+    learnt = learnt_columns(plain, x, y, problem.names[0], n_centers, mesh, of_split, effort)
+    return replace(learnt, sharpness=config.kernel.sharpness)
 
 
 def _setup_plan(

@@ -189,9 +189,10 @@ class TrialFits:
             pool = self._read(n_rows)
             began = self.clock()
             plain = replace(kernel, sharpness=1.0)
-            problem = problem_of_split(self.reader, replace(self.config, kernel=plain))
+            config = replace(self.config, kernel=plain)
+            problem = problem_of_split(self.reader, config)
             pool = (pool[0][:n_rows], pool[1][:n_rows])
-            self.learnt[form] = learn_columns(problem, pool, plain, _LEARNT_CENTERS, self.mesh)
+            self.learnt[form] = learn_columns(problem, pool, config, _LEARNT_CENTERS, self.mesh)
             self.learning_s = max(self.learning_s, (self.clock() - began) / _learning_cost(kernel))
         return replace(self.learnt[form], sharpness=kernel.sharpness)
 
