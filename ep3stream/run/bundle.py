@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # 2: a set-up may have stages. 3: a set-up of `nystrom` has half and shrink instead of core. 4: features of a set-up or
-# model may be codes, which `inputs` names; a set-up of `nystrom` may have a local tail. All earlier ones are read too.
+# model may be codes, which `inputs` names; a set-up of `nystrom` may have a local tail. 5: a set-up may have several
+# ridges, with weights for each in a checkpoint. All earlier ones are read too.
 BUNDLE_VERSION = 5
 TENSORS, MANIFEST = "tensors.safetensors", "manifest.json"
 _MAX_MANIFEST_BYTES = 16 << 20
