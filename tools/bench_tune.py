@@ -48,12 +48,13 @@ def compared(store: Path, minutes: float, n_centers: int | None, by: str) -> str
     gain = default - tuned
     error = gain.std() / np.sqrt(len(gain))
     kernel = found.config.kernel
+    ridge = "auto" if found.config.solver.ridge is None else f"{found.config.solver.ridge:g}"
     return "\n".join(
         [
             f"{store.name}: default {1 - default.mean():.4f} in {default_s:.0f} s, "
             f"tuned {1 - tuned.mean():.4f} in {tuned_s:.0f} s: {gain.mean():+.4f} +- {error:.4f}; tune {tune_s:.0f} s, "
             f"{len(found.table)} trials",
-            f"    {kernel.name} {kernel.parameters()} x {kernel.sharpness:g}, ridge {found.config.solver.ridge:g}",
+            f"    {kernel.name} {kernel.parameters()} x {kernel.sharpness:g}, ridge {ridge}",
             *(f"    {note}" for note in found.notes),
         ]
     )
