@@ -11,6 +11,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.run.checkpoint import require_shape
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.setup import Setup
+from ep3stream.solver.targets import TargetCode
 from ep3stream.store.json_files import signed_bytes, signed_object
 from ep3stream.store.reader import open_store
 from ep3stream.store.verify import verify_store
@@ -539,7 +541,12 @@ def test_markup_in_names_stays_text_in_the_report(made, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_width_is_refused_by_name(tmp_path: Path) -> None:
-    progress = SimpleNamespace(state=SimpleNamespace(weights=torch.zeros(2, 7)), step=5)
-    require_shape(progress, 2, 7, tmp_path)
+    progress = SimpleNamespace(state=SimpleNamespace(weights=torch.zeros(2, 7)), step=5, best=None)
+    one, two = (TargetCode(False, torch.zeros(c), torch.ones(c)) for c in (1, 2))
+    require_shape(progress, two, 7, tmp_path)
+    require_shape(progress, replace(one, ridge_factors=(1.0, 4.0)), 7, tmp_path)
     with pytest.raises(DamagedDataError, match=r"weights of \(2, 7\) at step 5, not \(1, 7\)"):
-        require_shape(progress, 1, 7, tmp_path)
+        require_shape(progress, one, 7, tmp_path)
+    progress.best = SimpleNamespace(weights=torch.zeros(1, 7), ridge=0)
+    with pytest.raises(DamagedDataError, match=r"weights of \(1, 7\) at step 5, not \(2, 7\)"):
+        require_shape(progress, two, 7, tmp_path)

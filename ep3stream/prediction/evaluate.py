@@ -127,7 +127,8 @@ def score_ridges(
     `weighted_error` is the mean over rows and outputs of the fit's objective without the ridge, in the units of the
     fit.
     """
-    classes, targets = reader.manifest.class_names, replace(model.targets, ridge_factors=(1.0,))
+    classes = reader.manifest.class_names
+    targets = replace(model.targets, ridge_factors=(1.0,)).to(torch.device("cpu"))
     n_ridges = len(model.targets.ridge_factors)
     totals = [ClassScores(classes) if classes is not None else RegressionScores() for _ in range(n_ridges)]
     weighted = [0.0] * n_ridges
