@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.solver import tiles as tiling
-from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_matrix, kernel_times, times_kernel
+from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, times_kernel
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import leading_eigenpairs
 from ep3stream.solver.tiles import tile_rows, tiles
@@ -118,12 +118,3 @@ def test_leading_eigenpairs_are_those_of_the_dense_solver(size: int, n_pairs: in
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(len(values), dtype=torch.float64))
     assert (matrix @ vectors - vectors * values).norm(dim=0).max() < 1e-3 * values[0]
-
-
-def test_a_kernel_matrix_is_exactly_symmetric_and_has_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, kernel = points(53, 4, 0), RadialKernel("laplacian", 2.0, torch.zeros(4))
-    expected = kernel.block(kernel.left(x), kernel.right(x))
-    monkeypatch.setattr(tiling, "TILE_ROWS", 10)
-    found = kernel_matrix(kernel, x)
-    assert torch.equal(found, found.T)
-    torch.testing.assert_close(found, expected)

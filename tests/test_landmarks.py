@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from kernel_problem import ONE_RANK, generator, k, laplacian, levels, sphere
-from torch import Tensor
 
 from ep3stream import KernelModel
-from ep3stream.solver import spectrum
 from ep3stream.solver.kernels import CallableKernel, Kernel
-from ep3stream.solver.spectrum import LandmarkPairs, cuts_a_level, falls_fast, may_gain
+from ep3stream.solver.spectrum import LandmarkPairs, cuts_a_level, falls_fast
 
 D, P = 12, 240
 LEVEL = (
@@ -55,40 +51,6 @@ def test_the_wider_rank_is_taken_where_the_first_cuts_a_level_and_only_there() -
         assert pairs.rank == rank
         assert pairs.completes_a_level == (rank == 180)
         assert pairs.vectors.shape == (P, max(rank, pairs.judged) + 1)
-
-
-def test_where_the_eigenvalues_beyond_the_rank_hardly_spread_no_more_are_looked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of 240 points in twelve dimensions a narrow kernel makes near strangers, a wide one neighbours."""
-    z, x, asked = sphere(P, D, 0), sphere(300, D, 1), []
-    solved = spectrum.leading_eigenpairs
-
-    def counting(*given: Any) -> tuple[Tensor, Tensor]:
-        asked.append(given[1])
-        return solved(*given)
-
-    monkeypatch.setattr(spectrum, "leading_eigenpairs", counting)
-    for kernel, n_asked in ((laplacian(D, 1.0), [31]), (laplacian(D, 10.0), [31, 30])):
-        asked.clear()
-        pairs = LandmarkPairs.of(kernel, z, x, (30, 180), ONE_RANK, generator(5))
-        assert (asked, pairs.judged) == (n_asked, sum(n_asked) - 1)
-
-
-def test_more_eigenvalues_than_these_can_help_only_where_their_mean_is_below_half_of_the_last() -> None:
-    values = torch.tensor([8.0, 4.0, 2.0])
-    assert may_gain(values, 14 + 7 * 0.9, 10)
-    assert not may_gain(values, 14 + 7 * 1.1, 10)
-
-
-def test_pairs_that_are_added_are_those_of_the_dense_solver() -> None:
-    z = sphere(P, D, 0)
-    pairs = LandmarkPairs.of(laplacian(D, 10.0), z, sphere(300, D, 1), (30, 180), ONE_RANK, generator(5))
-    matrix = k(laplacian(D, 10.0), z, z).double()
-    eye = torch.eye(61, dtype=torch.float64)
-    torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, eye, rtol=0, atol=1e-6)
-    expected = torch.linalg.eigvalsh(matrix).flip(0)[:61]
-    torch.testing.assert_close(pairs.values, expected, rtol=0.1, atol=0)
 
 
 def test_a_fit_whose_rank_would_cut_a_level_is_as_good_as_with_the_exact_projection() -> None:

@@ -26,7 +26,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import kernel_block, kernel_times, times_kernel
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
-from ep3stream.solver.spectrum import USUAL_SHARE, Flattening, LandmarkPairs, LeverageProfile
+from ep3stream.solver.spectrum import Flattening, LandmarkPairs, LeverageProfile
 from ep3stream.solver.tail import Grouping, LocalTail, build_tail
 from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
 
@@ -37,8 +37,6 @@ _ROUNDING = 0.25
 # Directions with an eigenvalue above this many mu are taken out of h before the division by mu. With a tail, mu is so
 # much smaller that most are above 3 mu; the rounding of those below 30 mu does no harm.
 _LEADING, _LEADING_WITH_TAIL = 3, 30
-# With a tail a row's leverage is the difference of two sums of squares, without the directions above this many mu.
-_LEADING_OF_ROWS = 1000
 _LEAST_COLUMNS = 64
 
 
@@ -124,8 +122,7 @@ class NystromProjection:
     def leverage_profile(self, k_zb: Tensor, x: Tensor) -> LeverageProfile:
         """The leverage of each row of x, (m, d), for any threshold, from k_zb of (p_shard, m); O(prm)."""
         inside, outside = self._split(k_zb)
-        share = 1.0 if self.tail is None else USUAL_SHARE
-        return LeverageProfile((self.half.T @ inside.double()).square(), outside.double(), share)
+        return LeverageProfile((self.half.T @ inside.double()).square(), outside.double())
 
     def with_center_damping(self, unexplained: Tensor, leverage: float) -> NystromProjection:
         """The projection with T such that the leverage of a row through one center is at most `leverage`.
@@ -216,19 +213,16 @@ class NystromProjection:
 
     def _split(self, k_zb: Tensor) -> tuple[Tensor, Tensor]:
         """Of each column k of k_zb: U'k, (r, m), and the leverage of its part outside U, (m,)."""
-        n_first = self.n_leading
-        if self.tail is not None:
-            n_first = int((self.eigenvalues > _LEADING_OF_ROWS * self.damping).sum())
-        inside, first, squares = coordinates(self.basis, n_first, k_zb, self.mesh, self.tail)
+        inside, first, squares = coordinates(self.basis, self.n_leading, k_zb, self.mesh, self.tail)
         rest = inside.clone()
-        rest[:n_first] -= first
+        rest[: self.n_leading] -= first
         if self.center_damping is None:
             # By Pythagoras, without a pass over U: the leading directions are out, so that little cancels.
             outside = squares - rest.double().square().sum(0)
             return inside, outside.clamp_min_(0).to(k_zb) / self.damping
         outside = k_zb.new_zeros(k_zb.shape[1])
         for rows in tiles_of(self.basis):
-            part = torch.addmm(k_zb[rows], self.basis[rows, :n_first], first, alpha=-1)
+            part = torch.addmm(k_zb[rows], self.basis[rows, : self.n_leading], first, alpha=-1)
             part = part.addmm_(self.basis[rows], rest, alpha=-1).square_()
             outside += self.center_damping[rows] @ part
         return inside, self.mesh.all_reduce(outside) / self.damping
@@ -242,17 +236,10 @@ def coordinates(
     U_1, the leading columns of U, are taken out of k before the product with U. The squares are (m,), float64.
     """
     leading, n_columns = basis[:, :n_leading], k_zb.shape[1]
-    inside, squares = (
-        k_zb.new_zeros(basis.shape[1], n_columns),
-        k_zb.new_zeros(n_columns, dtype=torch.float64),
-    )
-    if tail is None:
-        # In one product: without a tail the sums are large, and those of tiles would be rounded once more each.
-        first = leading.T @ k_zb
-    else:
-        first = k_zb.new_zeros(n_leading, n_columns)
-        for rows, part in tail.unwhitened(leading):
-            first.addmm_(part.T, k_zb[rows])
+    first, inside = k_zb.new_zeros(n_leading, n_columns), k_zb.new_zeros(basis.shape[1], n_columns)
+    squares = k_zb.new_zeros(n_columns, dtype=torch.float64)
+    for rows, part in _unwhitened(tail, leading):
+        first.addmm_(part.T, k_zb[rows])
     mesh.all_reduce(first)
     for rows, whitened in _whitened(tail, k_zb):
         deflated = torch.addmm(whitened, leading[rows], first, alpha=-1)
@@ -266,6 +253,13 @@ def _whitened(tail: LocalTail | None, block: Tensor) -> Iterator[tuple[slice, Te
     """Pairs of a slice of rows and R' block there, for a block of (p_shard, n); R is the identity without a tail."""
     if tail is not None:
         return tail.whitened(block)
+    return ((rows, block[rows]) for rows in tiles_of(block))
+
+
+def _unwhitened(tail: LocalTail | None, block: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Pairs of a slice of rows and R block there, for a block of (p_shard, n); R is the identity without a tail."""
+    if tail is not None:
+        return tail.unwhitened(block)
     return ((rows, block[rows]) for rows in tiles_of(block))
 
 

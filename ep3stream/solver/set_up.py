@@ -34,7 +34,6 @@ from ep3stream.solver.projection import (
     build_nystrom,
     unexplained_diagonal,
 )
-from ep3stream.solver.spectrum import STABLE_SHARE
 from ep3stream.solver.step import Stage
 from ep3stream.solver.step_size import Penalty, PublishedStep, Stability, StepProbe, measure_stability
 from ep3stream.solver.tail import Grouping
@@ -54,6 +53,9 @@ _FEW_ROWS = 256
 _STAGED_EPOCHS = 4
 # With smaller batches a step costs more than its kernel values; the blocks of kernels on columns cost less.
 MIN_BATCH, MIN_COLUMNS_BATCH = 512, 1024
+
+# Of the leverage at which a row diverges. Just below that leverage the row's error alternates and dies away slowly.
+_STABLE_SHARE = 0.75
 
 # Centers that U explains less well than this share of all centers are rare; the probes have met rows near the others.
 _KNOWN_SHARE = 0.98
@@ -317,7 +319,7 @@ class SolverBuilder:
             left = [each for each in falling if each[1] <= rho] or falling[-1:]
             falling = [(0, left[0][1]), *left[1:]]
         stages = [Stage(first_row, projection.flattened(threshold)) for first_row, threshold in falling]
-        kappas = [profile.limiting(flattening.eigenvalue_scale(t)) * self._heaviest() for _, t in falling]
+        kappas = [profile.largest(flattening.eigenvalue_scale(t)) * self._heaviest() for _, t in falling]
         last = self._stage_stability(probe, stages[-1], kappas[-1], batch_size)
         best = self._best_batch(last, epoch_rows)
         if best > max(batch_size, last.critical_batch_size(self.settings.used_momentum)):
@@ -388,7 +390,7 @@ class SolverBuilder:
         """The stages with damped centers, so that rows that the probes did not meet do not diverge either.
 
         A row of leverage kappa diverges where eta kappa > 2 (1 - beta), since momentum repeats its push on itself. The
-        leverage through one center is damped to STABLE_SHARE of this, for the longest step of all stages, but not
+        leverage through one center is damped to _STABLE_SHARE of this, for the longest step of all stages, but not
         below the leverage at the least explained of the centers that are not rare.
         """
         longest = max(each.step_size for each in limits)
@@ -404,7 +406,7 @@ class SolverBuilder:
             unexplained = unexplained_diagonal(self._diagonal(), first.basis, first.eigenvalues)
             whole = self.mesh.all_gather_rows(unexplained, len(self.centers))
             known = float(torch.quantile(whole, _KNOWN_SHARE)) ** 2 / first.damping
-            leverage = STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / longest
+            leverage = _STABLE_SHARE * 2 * (1 - self.settings.used_momentum) / longest
             damped = first.with_center_damping(unexplained, max(leverage, known))
             projections = [
                 replace(each, center_damping=damped.center_damping, flattening=None, sample_features=None)

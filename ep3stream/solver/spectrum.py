@@ -21,7 +21,6 @@ rows need not be known beforehand.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -47,11 +46,6 @@ _LEVEL_SHARE, _LEVEL_SHARE_IF_FAST = 0.5, 0.75
 
 # Mean eigenvalue beyond the rank, as a share of the first one there. Measured: .6 to .8 where 1 / mu serves them all.
 _SPREAD_SHARE = 0.5
-
-# Of the leverage at which a row diverges. Just below that leverage the row's error alternates and dies away slowly.
-STABLE_SHARE = 0.75
-# Of the rows, with a local tail: those whose leverage is usual, and for which the step is chosen.
-USUAL_SHARE = 0.99
 
 # Stages: the e-foldings of a flattened direction, the rows of the first stage, how the rows grow from stage to stage,
 # and the largest share of the threshold before that is worth a new stage.
@@ -142,13 +136,9 @@ class LandmarkPairs:
         judged = rank
         k_ll = mesh.broadcast(kernel_matrix(kernel, landmarks)).double()
         values, vectors = _pairs(k_ll, rank, mesh, generator)
-        most = max(rank, min(_JUDGED_RANK, len(landmarks) // 4))
-        if most > rank and float(values[-1]) < torch.finfo(torch.float32).eps * float(values[0]):
-            # The last pairs are lost in the rounding of the iterations: a wider subspace holds them.
-            values, vectors = (part[..., : rank + 1] for part in _pairs(k_ll, most, mesh, generator))
         is_fast = is_cut = False
         if rank < widest_rank and may_gain(values, float(k_ll.trace()), len(k_ll)):
-            judged = most
+            judged = max(rank, min(_JUDGED_RANK, len(landmarks) // 4))
             values, vectors = _with_more(k_ll, values, vectors, judged, mesh, generator)
             rows = kernel.right(sample[:_LEVEL_ROWS])
             k_lx = mesh.broadcast(kernel.block(kernel.left(landmarks), rows).double())
@@ -269,7 +259,7 @@ class Flattening:
         low, high = lowest, float(max([lowest, *self.eigenvalues[:1].tolist()]))
 
         def enough(threshold: float) -> bool:
-            return n_rows * threshold >= FOLDINGS * profile.limiting(self.eigenvalue_scale(threshold))
+            return n_rows * threshold >= FOLDINGS * profile.largest(self.eigenvalue_scale(threshold))
 
         if enough(low):
             return low
@@ -284,25 +274,16 @@ class LeverageProfile:
     """The leverage kappa(x) = K(x, Z) Q K(Z, x) of n rows x, as a function of the eigenvalue scale.
 
     along: (q, n), the part of each direction at the scale 1; beyond: (n,), the part outside all directions. float64.
-    share: of the rows, those whose leverage limits the step as it is.
     """
 
     along: Tensor
     beyond: Tensor
-    share: float = 1.0
 
     @classmethod
     def cat(cls, parts: list[LeverageProfile]) -> LeverageProfile:
         """The profile of the rows of all parts."""
-        along = torch.cat([part.along for part in parts], 1)
-        return cls(along, torch.cat([part.beyond for part in parts]), parts[0].share)
+        return cls(torch.cat([p.along for p in parts], 1), torch.cat([p.beyond for p in parts]))
 
-    def limiting(self, eigenvalue_scale: Tensor) -> float:
-        """The kappa that limits the step, for a scale of (q,): the largest but for the rows beyond `share`.
-
-        A step of (1 - beta) / kappa does most for a row of this kappa. A row of more than twice as much diverges, since
-        momentum repeats its push on itself; so the largest of all may be `2 STABLE_SHARE` times as much.
-        """
-        leverage = eigenvalue_scale @ self.along + self.beyond
-        usual = float(leverage.kthvalue(math.ceil(self.share * len(leverage)))[0])
-        return max(usual, float(leverage.max()) / (2 * STABLE_SHARE))
+    def largest(self, eigenvalue_scale: Tensor) -> float:
+        """The largest kappa of any row, for a scale of (q,)."""
+        return float((eigenvalue_scale @ self.along + self.beyond).max())

@@ -7,9 +7,6 @@ leverage kappa(x) = w K(x, Z) Q K(Z, x) is how far a step on row x alone moves f
     eta <= safety (1 - beta) / kappa_max         for each row: momentum repeats its push 1 / (1 - beta) times
                                                  before the row comes again.
 
-With a local tail one row in a hundred may have more than kappa_max, within what does not diverge
-(`spectrum.LeverageProfile.limiting`).
-
 The first limit falls with m, the second does not depend on m. Ma, Bassily and Belkin ("The power of interpolation",
 2018) call the m at which the two meet critical: a larger batch wastes rows, a smaller one wastes steps.
 
