@@ -404,7 +404,7 @@ class FitRun:
         if validation is None or not wants_effects(self.config, targets.n_outputs):
             return None
         manifest = self.reader.manifest
-        model = replace(self.trainer.model_shard(), weights=weights, targets=targets)
+        model = replace(self.trainer.model_shard(), weights=weights, targets=targets.to(self.mesh.device))
         run = self.config.run
         spare_bytes = self.setup.plan.spare_bytes(run, self.mesh.device)
         n_rows = most_rows(spare_bytes, manifest.n_features, targets.n_outputs)
