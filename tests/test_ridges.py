@@ -66,7 +66,7 @@ def test_the_loss_of_several_ridges_is_their_mean() -> None:
 def store(tmp_path_factory) -> Path:
     """Mostly noise, so that a fit with a small ridge learns much of it."""
     random = np.random.default_rng(0)
-    x = random.normal(size=(4000, 3)).astype(np.float32)
+    x = random.normal(size=(4000, 4)).astype(np.float32)
     y = (np.sin(2 * x[:, 0]) + 2 * random.normal(size=4000)).astype(np.float32)
     path = tmp_path_factory.mktemp("stores") / "noisy.zarr"
     config = ep3stream.ConvertConfig(splits={"train": 0.5, "validation": 0.5})
@@ -146,19 +146,22 @@ def test_a_checkpoint_with_an_impossible_ridge_is_damage(store, fitted, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("kernel", "solver", "n_outputs", "n_ridges"),
+    ("kernel", "solver", "n_features", "n_outputs", "n_ridges"),
     [
-        ("product", {}, 1, 4),
-        ("anova", {}, 4, 4),
-        ("product", {}, 5, 0),
-        ("product", {"ridge": 0.1}, 1, 0),
-        ("product", {"projection": "eigenpro"}, 1, 0),
-        ("laplacian", {}, 1, 0),
+        ("product", {}, 4, 1, 4),
+        ("anova", {}, 100, 4, 4),
+        ("product", {}, 3, 1, 0),
+        ("product", {}, 100, 5, 0),
+        ("product", {"ridge": 0.1}, 4, 1, 0),
+        ("product", {"projection": "eigenpro"}, 4, 1, 0),
+        ("laplacian", {}, 4, 1, 0),
     ],
 )
-def test_ridges_are_tried_where_learning_finds_one_and_outputs_are_few(kernel, solver, n_outputs, n_ridges):
+def test_ridges_are_tried_where_learning_finds_one_and_they_are_cheap(
+    kernel, solver, n_features, n_outputs, n_ridges
+):
     config = plain_config(kernel={"name": kernel}, solver=solver)
-    assert len(tried_ridges(config, n_outputs)) == n_ridges
+    assert len(tried_ridges(config, n_features, n_outputs)) == n_ridges
 
 
 def test_without_validations_there_is_one_ridge(store, tmp_path):

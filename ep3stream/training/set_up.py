@@ -435,7 +435,11 @@ def set_up(
         with times.stage("bandwidth"):
             kernel = _measured_kernel(problem, rows, config.kernel, function, sample, mesh)
     kernel = with_precision(kernel, settings.precision)
-    ridge_factors = tried_ridges(config, problem.shape.n_outputs) if is_validated and function is None else ()
+    ridge_factors = (
+        tried_ridges(config, problem.shape.n_features, problem.shape.n_outputs)
+        if is_validated and function is None
+        else ()
+    )
     if settings.ridge is None and settings.projection != "eigenpro":
         settings = replace(settings, ridge=0.0 if learnt is None else learnt.ridge(problem.shape.n_rows))
     _tell_lost_distances(
@@ -656,7 +660,9 @@ def shape_of(split: Split, config: FitConfig, validation: ValidationRows = NO_VA
         validation.split is not None,
         sum(codes) - len(codes),
         config.kernel.name in COLUMN_KERNELS,
-        n_ridges=max(1, len(tried_ridges(config, manifest.n_outputs))) if validation.split is not None else 1,
+        n_ridges=max(1, len(tried_ridges(config, manifest.n_features, manifest.n_outputs)))
+        if validation.split is not None
+        else 1,
     )
 
 

@@ -198,7 +198,7 @@ class TrialFits:
 
     def _set_up(self, config: FitConfig, size: Size, learnt: LearntColumns | None) -> Setup:
         problem = problem_of_split(self.reader, config)
-        n_ridges = max(1, len(tried_ridges(config, problem.shape.n_outputs)))
+        n_ridges = max(1, len(tried_ridges(config, problem.shape.n_features, problem.shape.n_outputs)))
         shape = replace(
             problem.shape, n_rows=size.n_rows, segment_rows=size.n_rows, is_validated=True, n_ridges=n_ridges
         )
