@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -223,10 +224,21 @@ def test_a_kernel_model_is_told_which_features_are_codes(stores, tmp_path):
         KernelModel(x[:100], categories={4: 2})
 
 
-def test_an_estimator_on_a_split_ends_with_the_bytes_of_a_fit(stores, tmp_path):
-    run = ep3stream.fit(stores["codes"], tmp_path / "run", settings(nystrom_samples=300))
+@pytest.mark.parametrize("is_validated", [False, True], ids=["all rows", "validated"])
+@pytest.mark.parametrize("kernel", ["laplacian", "product"])
+def test_an_estimator_on_a_split_ends_with_the_bytes_of_a_fit(stores, tmp_path, kernel, is_validated):
+    config = settings(kernel, scale="auto", nystrom_samples=300)
+    config = replace(config, data=replace(config.data, validate="auto" if is_validated else "none"))
+    run = ep3stream.fit(stores["codes"], tmp_path / "run", config)
     with ep3stream.open_store(stores["codes"]) as store:
-        estimator = KernelRegressor(n_centers=150, epochs=2, random_state=0, nystrom_samples=300)
+        estimator = KernelRegressor(
+            kernel,
+            n_centers=150,
+            epochs=2,
+            random_state=0,
+            nystrom_samples=300,
+            validation_fraction=0.1 if is_validated else 0,
+        )
         estimator.fit(store.split("train"))
     assert torch.equal(estimator.model_.weights, ep3stream.load(run).weights)
     estimator.save(tmp_path / "saved")

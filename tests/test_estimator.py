@@ -40,7 +40,7 @@ X, TARGETS = smooth_rows(1200)
 Y = TARGETS[:, 0]
 LABELS = np.array(["low", "middle", "high"])[np.digitize(Y, np.quantile(Y, [1 / 3, 2 / 3]))]
 NONE = np.empty(0, np.int64)
-SMALL = {"n_centers": 100, "epochs": 4, "random_state": 0}
+SMALL = {"kernel": "laplacian", "n_centers": 100, "epochs": 4, "random_state": 0}
 
 
 def regressor(**changes) -> KernelRegressor:
@@ -356,9 +356,62 @@ def test_partial_fit_goes_through_parts_and_ends_where_the_losses_fall():
     assert list(labels.partial_fit(X[400:], LABELS[400:]).classes_) == ["high", "low", "middle"]
 
 
+def noisy(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(3)
+    x = random.normal(size=(n_rows, 4)).astype(np.float32)
+    return x, np.sin(2 * x[:, 0]) + 2 * random.normal(size=n_rows)
+
+
+@pytest.mark.parametrize(
+    "wrap", [np.asarray, lambda each: da.from_array(each, chunks=500)], ids=["array", "Dask"]
+)
+def test_held_out_rows_choose_the_epoch(wrap):
+    x, y = noisy(3000)
+    late = regressor(n_centers=500, epochs=12, bandwidth=1.0)
+    held, none = (
+        clone(late).set_params(validation_fraction=share).fit(wrap(x), wrap(y)) for share in (0.1, 0)
+    )
+    truth = np.sin(2 * x[:, 0])
+    errors = [np.square(np.asarray(model.predict(x)) - truth).mean() for model in (held, none)]
+    assert errors[0] < 0.9 * errors[1]
+    best = held._trained()._settled().progress.best
+    assert best.step < held._trained()._settled().progress.step
+
+
+def test_held_out_rows_choose_the_ridge_and_a_file_goes_on_with_it(tmp_path):
+    x, y = noisy(1500)
+    model = regressor(kernel="auto", n_centers=200, epochs=2, effects="none").fit(x, y)
+    ridge = model._trained()._settled().progress.best.ridge
+    assert ridge > 0  # Larger than the one that learning finds: most of the target is noise.
+    model.save(tmp_path / "saved")
+    again = KernelRegressor.load(tmp_path / "saved")
+    assert np.array_equal(again.predict(x), model.predict(x))
+    for each in (model, again):
+        each.partial_fit(x[:700], y[:700])
+    assert np.array_equal(again.predict(x), model.predict(x))
+    progress = again._trained()._settled().progress
+    assert progress.best.ridge == ridge
+    assert torch.equal(again.model_.weights.T, progress.state.average[ridge : ridge + 1])
+
+
+def test_few_rows_weighted_rows_and_parts_are_all_trained_on():
+    x, y = noisy(1500)
+    for model in (
+        regressor().fit(x[:900], y[:900]),
+        regressor().fit(x, y, np.ones(1500)),
+        regressor().partial_fit(x, y),
+    ):
+        assert model._trained()._settled().progress.best is None
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda s: regressor(validation_fraction=1.0).fit(X, Y),
+            "validation_fraction is 1.0; use a number from 0",
+        ),
+        (lambda s: regressor(validation_fraction="a").fit(X, Y), "validation_fraction is 'a'"),
         (lambda s: classifier().fit(X, np.full(1200, "one")), "one class"),
         (lambda s: classifier().partial_fit(X, LABELS), "classes must be passed"),
         (lambda s: classifier().fit(X, LABELS).partial_fit(X, np.full(1200, "new")), "the label .*'new'"),

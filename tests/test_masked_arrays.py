@@ -92,11 +92,11 @@ def test_a_mask_of_nothing_changes_nothing(tmp_path, mask):
 
 
 def regressor() -> KernelRegressor:
-    return KernelRegressor(n_centers=10, epochs=1, random_state=0)
+    return KernelRegressor("laplacian", n_centers=10, epochs=1, random_state=0)
 
 
 def classifier() -> KernelClassifier:
-    return KernelClassifier(n_centers=10, epochs=1, random_state=0)
+    return KernelClassifier("laplacian", n_centers=10, epochs=1, random_state=0)
 
 
 def kernel_model() -> KernelModel:

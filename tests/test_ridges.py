@@ -150,11 +150,11 @@ def test_a_checkpoint_with_an_impossible_ridge_is_damage(store, fitted, tmp_path
     [
         ("product", {}, 4, 1, 4),
         ("anova", {}, 100, 4, 4),
-        ("product", {}, 3, 1, 0),
-        ("product", {}, 100, 5, 0),
-        ("product", {"ridge": 0.1}, 4, 1, 0),
-        ("product", {"projection": "eigenpro"}, 4, 1, 0),
-        ("laplacian", {}, 4, 1, 0),
+        ("product", {}, 3, 1, 1),
+        ("product", {}, 100, 5, 1),
+        ("product", {"ridge": 0.1}, 4, 1, 1),
+        ("product", {"projection": "eigenpro"}, 4, 1, 1),
+        ("laplacian", {}, 4, 1, 1),
     ],
 )
 def test_ridges_are_tried_where_learning_finds_one_and_they_are_cheap(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -16,11 +16,12 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state, check_X_y
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ep3stream.config import FitConfig, KernelConfig, Scale, SolverConfig, Task, parse_bytes
+from ep3stream.config import FitConfig, KernelConfig, RunConfig, Scale, SolverConfig, Task, parse_bytes
 from ep3stream.conversion.offsets import array_offsets, sample_rows
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
+from ep3stream.mesh import Mesh
 from ep3stream.online.kernel_model import STATE_VERSION, KernelModel
 from ep3stream.online.sources import ArraySource, NumberedSource, RowForm, StoreSource
 from ep3stream.prediction.frames import FrameReader, encoded_frame, is_table
@@ -33,9 +34,17 @@ from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
-from ep3stream.training.centers import draw_centers
+from ep3stream.training.centers import drawn_centers
+from ep3stream.training.column_kernel import LearntColumns
 from ep3stream.training.defaults import with_kernel
-from ep3stream.training.set_up import scaling_by
+from ep3stream.training.set_up import (
+    learn_columns,
+    problem_of_split,
+    read_pool,
+    resolving_centers,
+    scaling_by,
+)
+from ep3stream.training.validation import ValidationRows, n_held_out
 from ep3stream.values.labels import label_type_of, names_of
 from ep3stream.values.offsets import Offsets, shifted
 
@@ -77,6 +86,24 @@ def rounded(x: Any, offsets: NDArray[np.float64]) -> Block:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a training starts with. centers: the numbers of the rows that become centers, in random order.
+
+    drawn: the same where these rows are not trained on. excluded: sorted numbers of rows that are not trained on.
+    held_rows: those of them that are held out, and held: their x, (h, d), and y; none without validations. learnt: the
+    kernel on columns, where the centers were drawn by it.
+    """
+
+    source: Source
+    centers: Rows
+    drawn: Rows | None = None
+    excluded: Rows = field(default_factory=lambda: NO_ROWS)
+    held_rows: Rows = field(default_factory=lambda: NO_ROWS)
+    held: tuple[Block, Block] | None = None
+    learnt: LearntColumns | None = None
+
+
 class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     """The common base of both estimators. Subclasses code the targets and decode the outputs."""
 
@@ -93,7 +120,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     _frames: FrameReader | None  # Of the columns of the store or DataFrame that it was fitted to.
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Trains from the start, for all epochs.
+        """Trains from the start, for all epochs, and keeps the model of the epoch that suits held-out rows best.
 
         X, y: arrays of (n, d) and (n,), or for regression (n, c); Dask arrays of these; or, without y, a store's
         path, an open store, or one of its splits: `train`, or the only one. X may be a DataFrame with texts,
@@ -101,13 +128,17 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         what each row counts, (n,), 0 or more; a row of weight 2 is as good as two rows. Raises ValueError for what is
         no such data, DivergedError where steps halved three times still blow up.
         """
-        source, excluded = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight))
-        trainer, n_epochs = self._trained(), self._n_epochs(source.n_rows - len(excluded))
         if self.effects not in ("auto", "none"):
             raise ConfigError(f"effects is {self.effects!r}; use 'auto' or 'none'")
-        self.losses_ = [trainer.train_epoch(source, excluded) for _ in range(n_epochs)]
+        start = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight), True)
+        source, excluded, held = start.source, start.excluded, start.held
+        trainer, self.losses_ = self._trained(), []
+        for _ in range(self._n_epochs(source.n_rows - len(excluded))):
+            self.losses_.append(trainer.train_epoch(source, excluded))
+            if held is not None:
+                trainer.validate(*held)
         if self.effects == "auto" and not isinstance(source, WeightedRows):
-            trainer.effects_of(source, excluded)
+            trainer.effects_of(source, excluded, held)
         self.model_ = self._predictor()
         return self
 
@@ -121,7 +152,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             )
         trainer = None if is_first else self._trained()
         if trainer is None:
-            source, excluded = self._start(source)
+            start = self._start(source, False)
+            source, excluded = start.source, start.excluded
         loss = (trainer or self._trained()).train_epoch(source, excluded)
         self.losses_ = [*([] if is_first else self.losses_), loss]
         self.model_ = self._predictor()
@@ -177,7 +209,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
                     "the model came from a run, which holds no training state for partial_fit; go on with "
                     "ep3stream.fit, or call fit"
                 )
-            self._trainer = self._new_trainer(None, NO_ROWS)
+            self._trainer = self._new_trainer(None)
             self._trainer.load_state_dict(self._unscaled(self._saved))
             self._saved = None
         return self._trainer
@@ -192,38 +224,86 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         rows = state["rows"].cpu() * spread + inputs.shift
         return state | {"centers": self._centers, "rows": rows}
 
-    def _start(self, source: Source) -> tuple[Source, Rows]:
-        """Draws the centers and makes the trainer. Returns the rows to train on and those to leave out."""
+    def _start(self, source: Source, holds_out: bool) -> _Start:
+        """Draws the centers, and rows to hold out where that is asked for, and makes the trainer."""
         given = self.random_state
         is_number = isinstance(given, int | np.integer) and not isinstance(given, bool)
         self._seed = int(given) if is_number else int(check_random_state(given).randint(2**31 - 1))
         self._kernel = self._settled_kernel(partial(self._kernel_of_fit, source.n_rows))
         self._scaling = self._input_scaling(source)
-        n_centers = self._n_centers(source.n_rows)
-        points: Any
-        if isinstance(source, NumberedSource):
-            split = source.split()
-            drawn = draw_centers(split.info, n_centers, self._seed)
-            points = split.read_rows(drawn)[0]
-        else:
-            drawn = source.draw_centers(n_centers, self._seed)
-            points = source.take(drawn)[0]
-        self._centers = torch.from_numpy(np.asarray(points, np.float32))
+        n_held = self._n_held_out(source) if holds_out else 0
+        n_centers = min(self._n_centers(source.n_rows), source.n_rows - n_held)
         # Training on centers overfits, but where they are many of the rows it costs less than to lose those.
-        excluded = np.sort(drawn) if _FEW_ROWS_PER_CENTER * n_centers <= source.n_rows else NO_ROWS
+        start = self._drawn(source, n_centers, n_held)
+        if _FEW_ROWS_PER_CENTER * n_centers <= source.n_rows:
+            left_out = np.union1d(start.centers, start.held_rows)
+            start = replace(start, drawn=start.centers, excluded=left_out)
+        if n_held:
+            start = replace(start, held=_taken(source, start.held_rows))
+        self._centers = torch.from_numpy(np.asarray(_taken(source, start.centers)[0], np.float32))
         self._saved = None
         if isinstance(source, NumberedSource):
-            self._trainer = self._new_trainer(drawn if len(excluded) else None, excluded)
-            return source, excluded
-        self._trainer = self._new_trainer(None, NO_ROWS)
-        return replace(source, excluded=excluded), NO_ROWS
+            self._trainer = self._new_trainer(start)
+            return start
+        self._trainer = self._new_trainer(replace(start, drawn=None, excluded=NO_ROWS))
+        return replace(start, source=replace(source, excluded=start.excluded), excluded=NO_ROWS)
 
-    def _new_trainer(self, drawn: Rows | None, excluded: Rows) -> KernelModel:
+    def _drawn(self, source: Source, n_centers: int, n_held: int) -> _Start:
+        """The centers and the rows to hold out, as a fit draws them where the rows have numbers."""
+        if not isinstance(source, NumberedSource):
+            drawn = source.draw_centers(n_centers + n_held, self._seed)
+            held = np.sort(drawn[n_centers:])
+            return _Start(source, drawn[:n_centers], excluded=held, held_rows=held)
+        split = source.split()
+        held = ValidationRows(split.info.name, n_held).held_rows(split.info, self._seed)
+        config = self._config
+        inputs, learnt, mesh = self._scaling, None, Mesh(0, 1, self._device)
+        if self._is_of_columns:
+            problem = replace(problem_of_split(split, config), inputs=inputs, categories=self._codes)
+            pool = read_pool(split, config, held)
+            assert pool is not None  # The kernel is on columns.
+            n_resolving = resolving_centers(n_centers, source.n_rows)
+            learnt = learn_columns(problem, pool, config, n_resolving, mesh)
+        errors = None if learnt is None else learnt.errors
+        drawn = drawn_centers(split, n_centers, errors, inputs, config, mesh, held)
+        return _Start(source, drawn, excluded=held, held_rows=held, learnt=learnt)
+
+    def _n_held_out(self, source: Source) -> int:
+        share = self.validation_fraction
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ConfigError(f"validation_fraction is {share!r}; use a number from 0 to below 1")
+        return 0 if isinstance(source, WeightedRows) else n_held_out(source.n_rows, share)
+
+    @property
+    def _config(self) -> FitConfig:
+        """What a fit would be told of the kernel, the seed and the memory."""
+        kernel = self._kernel if isinstance(self._kernel, KernelConfig) else KernelConfig()
+        if isinstance(self._kernel, str):
+            kernel = KernelConfig(self._kernel, self.bandwidth)  # type: ignore[arg-type]
+        run = RunConfig(seed=self._seed, memory_bytes=parse_bytes(self.memory))
+        return FitConfig(kernel=kernel, run=run)
+
+    @property
+    def _is_of_columns(self) -> bool:
+        kernel = self._kernel.name if isinstance(self._kernel, KernelConfig) else self._kernel
+        return kernel in COLUMN_KERNELS
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def _new_trainer(self, start: _Start | None) -> KernelModel:
+        """The trainer of this start; None for one whose state will be loaded."""
+        drawn, excluded, held, learnt = None, NO_ROWS, NO_ROWS, None
+        if start is not None:
+            drawn, excluded, held, learnt = start.drawn, start.excluded, start.held_rows, start.learnt
         return KernelModel.with_scaling(
             self._centers,
             self._scaling,
             drawn,
             excluded,
+            held,
+            learnt,
             self._kernel,
             self._n_outputs(),
             bandwidth=self.bandwidth,
@@ -264,8 +344,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             features = source.statistics()
         zero_one = () if self._frames is None else zero_one_features(self._frames)
         scaling = scaling_by(self.scale, features, zero_one, self._codes)
-        kernel = self._kernel.name if isinstance(self._kernel, KernelConfig) else self._kernel
-        return scaling if kernel in COLUMN_KERNELS else scaling.with_codes(self._codes)
+        return scaling if self._is_of_columns else scaling.with_codes(self._codes)
 
     @property
     def _codes(self) -> dict[int, int]:
@@ -507,6 +586,12 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self.feature_names_in_ = np.array(names, dtype=object)
         self.n_features_in_ = fitted.get("n_features", self.model_.n_features)
         self.losses_, self._seed = fitted.get("losses", []), fitted.get("seed", 0)
+
+
+def _taken(source: Source, rows: Rows) -> tuple[Block, Block]:
+    """x, (m, d), and y of the rows of these numbers."""
+    x, y = source.split().read_rows(rows) if isinstance(source, NumberedSource) else source.take(rows)
+    return np.asarray(x), np.asarray(y)
 
 
 def _reader(rows: Store, usual: str) -> SplitReader:

@@ -35,13 +35,14 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        kernel: AnyKernel = "laplacian",
+        kernel: AnyKernel = "auto",
         *,
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
         ridge: float | None = None,
         scale: str = "auto",
+        validation_fraction: float = 0.1,
         projection: str = "nystrom",
         nystrom_samples: int = 3000,
         data_rank: int = 0,
@@ -60,6 +61,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.epochs = epochs
         self.ridge = ridge
         self.scale = scale
+        self.validation_fraction = validation_fraction
         self.projection = projection
         self.nystrom_samples = nystrom_samples
         self.data_rank = data_rank

@@ -18,12 +18,16 @@ from ep3stream.store.reader import SplitReader
 class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     """f(x) = sum_i alpha_i K(x, z_i) fitted by least squares to one target or several.
 
-    kernel: a name, a `KernelConfig`, or a callable k(x, z); `auto` is what `fit` takes by default: `product` up to 200
-    features, `laplacian` beyond. bandwidth: of one given by name.
+    kernel: a name, a `KernelConfig`, or a callable k(x, z); `auto` is what `ep3stream.fit` takes: `product`, which
+    learns what each feature matters, up to 200 features; `laplacian` beyond, below 100 rows, and with a bandwidth.
+    bandwidth: of a kernel given by name.
     n_centers: p; `auto` is 2000, from 10,000 rows a fifth of them, 5000 at most. They are drawn from the rows, and
     left out of the training where five times as many rows are there.
     epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. ridge: lambda of the objective
     1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets; None for what `fit` takes.
+    validation_fraction: of 1000 rows or more this share, 20,000 at most, is not trained on by a `fit` without
+    sample_weight. After each epoch these rows choose the best model so far and, for `product` and `anova` with up to
+    4 outputs, the best of four ridges. 0 trains on all.
     scale: of the inputs, as in `DataConfig`. effects: `auto` ends a `fit` without sample_weight with the effects of
     crossed columns (`KernelModel.learn_effects`), `none` does without. The others are those of `KernelModel`.
 
@@ -33,13 +37,14 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        kernel: AnyKernel = "laplacian",
+        kernel: AnyKernel = "auto",
         *,
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
         ridge: float | None = None,
         scale: str = "auto",
+        validation_fraction: float = 0.1,
         projection: str = "nystrom",
         nystrom_samples: int = 3000,
         data_rank: int = 0,
@@ -57,6 +62,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.epochs = epochs
         self.ridge = ridge
         self.scale = scale
+        self.validation_fraction = validation_fraction
         self.projection = projection
         self.nystrom_samples = nystrom_samples
         self.data_rank = data_rank

@@ -33,6 +33,7 @@ from ep3stream.online.sources import (
     Array,
     Data,
     NumberedSource,
+    Pair,
     RowForm,
     Source,
     StoreSource,
@@ -53,7 +54,7 @@ from ep3stream.store.columns import code_features
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows
 from ep3stream.training.centers import offsets_left
-from ep3stream.training.column_kernel import pool_rows
+from ep3stream.training.column_kernel import LearntColumns, pool_rows
 from ep3stream.training.effects import Scored, learn_effects, most_rows, wants_effects
 from ep3stream.training.set_up import Problem, problem_of_split
 from ep3stream.values.offsets import Offsets, shifted
@@ -61,9 +62,9 @@ from ep3stream.values.offsets import Offsets, shifted
 _LOGGER = logging.getLogger(__name__)
 
 # 4: the set-up is that of a fit, with a head start. 2 and 3 are read too. A state with offsets is of version 5, one
-# with codes of categories of version 6.
+# with codes of categories of version 6, one with validations of version 7.
 STATE_VERSION = 4
-_STATE_WITH_OFFSETS, _STATE_WITH_CODES = 5, 6
+_STATE_WITH_OFFSETS, _STATE_WITH_CODES, _STATE_WITH_BEST = 5, 6, 7
 
 _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "tail", "momentum", "averaging", "step",
@@ -196,18 +197,29 @@ class KernelModel:
         inputs: InputScaling,
         drawn: Rows | None,
         excluded: Rows,
+        held: Rows,
+        learnt: LearntColumns | None,
         *args: Any,
         **settings: Any,
     ) -> KernelModel:
         """A model of inputs that are scaled by `inputs`, whose centers are in the units of the data.
 
         Centers and rows are less the offsets that they need already.
-        drawn: the numbers of the rows of the first source that became centers; excluded: those of them that are not
-        trained on, sorted. The further arguments are those of the constructor.
+        drawn: the numbers of the rows of the first source that became centers; excluded: those that are not trained
+        on, sorted; held: those that `validate` is going to be given, sorted. learnt: a kernel on
+        columns whose weights were learnt before. The further arguments are those of the constructor.
         """
         made = cls(centers, *args, **settings)
         inputs = inputs.to(made._form.device)
-        made._spec = replace(made._spec, inputs=inputs, drawn=drawn, excluded=excluded, offsets=None)
+        made._spec = replace(
+            made._spec,
+            inputs=inputs,
+            drawn=drawn,
+            excluded=excluded,
+            held=held,
+            learnt=learnt,
+            offsets=None,
+        )
         made._form, made._may_offset = replace(made._form, offsets=None), False
         return made
 
@@ -258,6 +270,13 @@ class KernelModel:
         self._is_warned = warning is not None
         return loss
 
+    def validate(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """Keeps the model of now if it is the best one on these rows so far; it is `predictor` until a further step.
+
+        x: (h, d), y: (h,) or (h, c), the rows `held` of `with_scaling`, the same each time.
+        """
+        self._settled().validate(x, y, self._names[2])
+
     def fit_batch(self, x: Array, y: Array) -> float:
         """Trains on the rows, in several steps where they are many; returns the error before, as `fit_epoch` does.
 
@@ -277,8 +296,11 @@ class KernelModel:
         self._look_at(data)
         return self.effects_of(source_of(data, self._form), np.empty(0, np.int64))
 
-    def effects_of(self, source: Source, excluded: Rows) -> bool:
-        """`learn_effects` without the rows `excluded`, sorted numbers, of a source whose rows have numbers."""
+    def effects_of(self, source: Source, excluded: Rows, held: Pair | None = None) -> bool:
+        """`learn_effects` without the rows `excluded`, sorted numbers, of a source whose rows have numbers.
+
+        held: x and y of rows that are not trained on, which show whether effects help, in place of every tenth.
+        """
         trainer, form, config = self._settled(), self._form, self._spec.config
         self._effects = None
         if self._spec.function is not None or not wants_effects(config, form.n_outputs):
@@ -295,10 +317,16 @@ class KernelModel:
                     break
                 n_rows += len(x)
                 scored = x, model.outputs(x, prepared), y
+                if held is not None:
+                    yield scored
+                    continue
                 is_held = torch.arange(len(x), device=x.device) % _HELD_OUT == 0
                 held_out.append(_parts(scored, is_held))
                 yield _parts(scored, ~is_held)
 
+        if held is not None:
+            x, y = form.pair(*held)
+            held_out.append((x, model.outputs(x, prepared), y))
         names, n_codes = model.feature_names, self._spec.categories
         learnt = learn_effects(training(), held_out, model.targets, names, n_codes, 0, spare_bytes)
         self._effects = None if learnt is None else learnt.effects
@@ -360,6 +388,8 @@ class KernelModel:
             # Texts, as JSON has keys.
             categories = {str(j): n for j, n in self._spec.categories.items()}
             head |= {"version": _STATE_WITH_CODES, "categories": categories}
+        if trainer.progress.best is not None:
+            head["version"] = _STATE_WITH_BEST
         return {**head, **self._given_points(), **trainer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -367,9 +397,9 @@ class KernelModel:
 
         Raises InputError naming the argument that differs.
         """
-        if state.get("version") not in (2, 3, STATE_VERSION, _STATE_WITH_OFFSETS, _STATE_WITH_CODES):
+        if state.get("version") not in range(2, _STATE_WITH_BEST + 1):
             raise InputError(
-                f"the state has the version {state.get('version')!r}; this one reads {_STATE_WITH_CODES}"
+                f"the state has the version {state.get('version')!r}; this one reads {_STATE_WITH_BEST}"
             )
         if "categories" in state:
             self._spec = self._spec.with_categories({int(j): n for j, n in state["categories"].items()})
@@ -462,7 +492,7 @@ class KernelModel:
         self._n_rows = source.n_rows
         if not isinstance(source, NumberedSource):
             self._names = self._form.names(None)
-            drawn = source.drawn(self._n_held, self._spec.config.run.seed)
+            drawn = source.drawn(max(self._n_held, self._n_pool), self._spec.config.run.seed)
             if drawn is not None:
                 self._set_up(*self._form.pair(*drawn))
             return
@@ -470,13 +500,24 @@ class KernelModel:
         split = source.split()
         if codes := code_features(split.manifest):
             self._spec = self._spec.with_categories(codes)
-        problem = self._spec.problem(replace(problem_of_split(split, self._spec.config), names=self._names))
+        problem = problem_of_split(split, self._spec.config)
+        shape = replace(problem.shape, n_held=len(self._spec.held))
+        problem = self._spec.problem(replace(problem, names=self._names, shape=shape))
         self._trainer = OnlineTrainer.of_split(self._spec, problem, split)
 
     @property
     def _n_held(self) -> int:
         """Rows that the set-up asks for: to probe the step size, and for the sample unless the user gave one."""
         return PROBE_ROWS + (self._spec.config.solver.nystrom_samples if self._spec.sample is None else 0)
+
+    @property
+    def _n_pool(self) -> int:
+        """Rows that weights of columns are learnt from, where as many can be had; 0 for other kernels."""
+        config, form = self._spec.config, self._form
+        if self._spec.function is not None:
+            return 0
+        n_rows, memory_bytes = self._n_rows or UNKNOWN_ROWS, config.run.memory_bytes
+        return pool_rows(config.kernel, n_rows, form.n_features, form.n_outputs, memory_bytes)
 
     def _take(self, x: Array, y: Array) -> None:
         """Trains on the batch, or holds a copy of the batch while there are too few rows for the set-up."""
@@ -515,8 +556,7 @@ class KernelModel:
         problem = spec.problem(problem)
         rows = set_up_rows(spec, x[:n_held], y[:n_held], spec.config.solver.nystrom_samples)
         if spec.function is None:
-            n_outputs, memory_bytes = problem.shape.n_outputs, spec.config.run.memory_bytes
-            n_pool = pool_rows(spec.config.kernel, len(x), x.shape[1], n_outputs, memory_bytes)
+            n_pool = min(self._n_pool, len(x))
             rows = replace(rows, pool=(x[:n_pool], y[:n_pool]) if n_pool else None)
         if self._n_rows in (0, UNKNOWN_ROWS):
             # A head start is for a sample that is few of the rows, and nobody knows how many there are.

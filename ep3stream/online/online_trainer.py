@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.online.sources import NumberedSource
-from ep3stream.run.checkpoint import Progress
+from ep3stream.prediction.evaluate import score_ridges
+from ep3stream.run.checkpoint import Best, Progress
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.guard import RunningLoss, RunningScore
 from ep3stream.solver.input_scaling import InputScaling
@@ -30,17 +32,20 @@ from ep3stream.solver.named_kernels import kernel_tensors
 from ep3stream.solver.set_up import probes_of
 from ep3stream.solver.step_size import PublishedStep
 from ep3stream.solver.targets import TargetCode
+from ep3stream.store.reader import Split
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
-from ep3stream.training.column_kernel import LearntColumns
+from ep3stream.training.column_kernel import LearntColumns, tried_ridges
 from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget, on_device
-from ep3stream.training.set_up import Problem, SetUpRows, Split, other_rows, read_pool, set_up
+from ep3stream.training.set_up import Problem, SetUpRows, other_rows, read_pool, set_up
 from ep3stream.training.trainer import Trainer
+from ep3stream.training.validation import after_validation, best_ridge
 from ep3stream.values.offsets import Offsets
 
 logger = logging.getLogger(__name__)
 
 _LEAST_MEASURED_ROWS = 16
+_BEST_NUMBERS = ("error", "step", "n_since", "ridge")
 _GUARD_NUMBERS = ("step_size", "good_averaged", "good_step", "due_step", "n_cuts")
 
 # What a saved state has of the rows of the set-up, where they are known.
@@ -53,7 +58,9 @@ class OnlineSpec:
 
     config: kernel, solver, seed and memory. function: a callable kernel, in place of the config's. centers: (p, d),
     in the units of the data. sample: X_s, (s, d), where the user gives it. inputs: the input transform of the model.
-    drawn: the rows of the first source that became centers; excluded: those of them that are not trained on, sorted.
+    drawn: the rows of the first source that became centers; excluded: those that are not trained on, sorted, be it for
+    that or because they are held out. held: rows that choose the best model and its ridge, sorted; none without
+    validations. learnt: a kernel on columns whose weights were learnt before.
     offsets: what centers, sample and rows are less than the user's values. categories: the features that are codes,
     by number, and how many codes each has; `inputs` makes 0/1 features of them, but for a kernel that compares codes.
     """
@@ -65,8 +72,10 @@ class OnlineSpec:
     inputs: InputScaling
     drawn: Rows | None = None
     excluded: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+    held: Rows = field(default_factory=lambda: np.empty(0, np.int64))
     offsets: Offsets | None = None
     categories: Mapping[int, int] = field(default_factory=dict)
+    learnt: LearntColumns | None = None
 
     @property
     def is_of_columns(self) -> bool:
@@ -84,6 +93,9 @@ class OnlineSpec:
         """What is known of the rows, with the inputs and categories of this model."""
         n_expanded = self.inputs.n_inputs - len(self.inputs.shift)
         shape = replace(known.shape, n_expanded=n_expanded, of_columns=self.is_of_columns)
+        if len(self.held):
+            factors = tried_ridges(self.config, shape.n_features, shape.n_outputs)
+            shape = replace(shape, is_validated=True, ridge_factors=factors)
         return replace(known, shape=shape, inputs=self.inputs, categories=self.categories)
 
     def plan(self, shape: ProblemSize, mesh: Mesh) -> tuple[SizePlan, int]:
@@ -103,7 +115,8 @@ class OnlineTrainer:
         rows: SetUpRows,
         planned: tuple[SizePlan, int] | None = None,
     ) -> None:
-        rows = replace(rows, centers=rows.centers.clone())  # The set-up may put them into another order.
+        # The set-up may put the centers into another order.
+        rows = replace(rows, centers=rows.centers.clone(), learnt=rows.learnt or spec.learnt)
         self.spec, self.problem, self.rows = spec, problem, rows
         mesh = Mesh(0, 1, spec.centers.device)
         plan, memory_bytes = planned or spec.plan(problem.shape, mesh)
@@ -115,17 +128,18 @@ class OnlineTrainer:
         # By power of two, each measured when a batch of that size first comes.
         self._step_sizes: dict[int, float] = {}
         self._loss_sum, self._loss_rows = 0.0, 0
+        self._validated_step = -1
 
     @classmethod
     def of_split(cls, spec: OnlineSpec, problem: Problem, split: Split) -> OnlineTrainer:
         """Draws the rows of the set-up from a split, as `fit` draws them."""
         planned = spec.plan(problem.shape, Mesh(0, 1, spec.centers.device))
         plan, _ = planned
-        numbers = other_rows(split.info, spec.drawn, plan, spec.config)
+        numbers = other_rows(split.info, spec.drawn, plan, spec.config, spec.held)
         x, y = (torch.from_numpy(part) for part in split.read_rows(numbers))
         rows = set_up_rows(spec, x.float(), y, plan.nystrom_samples)
-        if spec.function is None:
-            rows = replace(rows, pool=read_pool(split, spec.config))
+        if spec.function is None and spec.learnt is None:
+            rows = replace(rows, pool=read_pool(split, spec.config, spec.held))
         return cls(spec, problem, rows, planned)
 
     @property
@@ -227,6 +241,19 @@ class OnlineTrainer:
         """Never: the rows end by themselves."""
         return False
 
+    def validate(self, x: NDArray[Any], y: NDArray[Any], classes: tuple[str, ...] | None) -> None:
+        """Keeps the model of now, with the ridge that suits these rows best, if it is the best one so far.
+
+        x: (h, d), y: (h,) or (h, c); classes: their names, None for regression. `predictor` is the best model until the
+        next step.
+        """
+        self.trainer.watch(self)
+        progress = self.progress
+        scores, number = best_ridge(score_ridges(self.trainer.model_shard(), classes, lambda: [(x, y)]))
+        average = progress.average_weights(self.trainer.solver.targets.n_outputs, number)
+        progress.best = after_validation(progress.best, scores, average, progress.step, ridge=number)
+        self._validated_step = progress.step
+
     def mean_loss(self) -> float:
         """Mean squared error over the rows trained on since this was last asked, each before its step; nan for none."""
         self.trainer.watch(self)
@@ -238,12 +265,19 @@ class OnlineTrainer:
         """The model as it is now; further training does not change it."""
         self.trainer.watch(self)
         solver, device = self.trainer.solver, self.trainer.mesh.device
-        weights = self.progress.state.average.T.contiguous().clone()
+        progress = self.progress
+        if progress.best is not None and self._validated_step == progress.step:
+            weights = progress.best.weights
+        else:
+            weights = progress.average_weights(solver.targets.n_outputs)
+        weights = weights.T.contiguous().clone()
         inputs = self.spec.inputs.to(device)
         offsets = self.spec.offsets if self.spec.offsets else None
         # In the order of the set-up, which is not that of the user's centers where it has a local tail.
         centers = self.result.setup.tensors["centers"]
-        return Predictor(solver.kernel, centers, weights, inputs, solver.targets, *names, offsets)
+        return Predictor(
+            solver.kernel, centers, weights, inputs, self.problem.targets.to(device), *names, offsets
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers from which `load` goes on with the same bits. The tensors are copies."""
@@ -258,7 +292,11 @@ class OnlineTrainer:
         if problem.feature_mean is not None:
             tensors["feature_mean"] = problem.feature_mean
         tensors |= progress.state.tensors() | progress.guard.tensors()
-        guard = progress.guard
+        guard, validated = progress.guard, dict[str, Any]()
+        if (best := progress.best) is not None:
+            tensors["best_weights"] = best.weights
+            validated["best"] = {name: getattr(best, name) for name in _BEST_NUMBERS}
+            validated["validated_step"] = self._validated_step
         numbers = {name: getattr(guard, name) for name in _GUARD_NUMBERS}
         return {
             **{name: tensor.clone() for name, tensor in tensors.items()},
@@ -270,6 +308,7 @@ class OnlineTrainer:
             "averaged": progress.state.averaged,
             "scored": asdict(progress.running_score),
             "guard": {**numbers, "loss": asdict(guard.loss), "good_loss": asdict(guard.good_loss)},
+            **validated,
         }
 
     @classmethod
@@ -284,7 +323,7 @@ class OnlineTrainer:
             tensors.get("target_weights"),
         )
         problem = Problem(
-            shape=ProblemSize(**saved["shape"]),
+            shape=_saved_shape(saved["shape"]),
             task=task,
             names=names,
             inputs=spec.inputs,
@@ -312,6 +351,9 @@ class OnlineTrainer:
             setattr(progress.guard, name, guard[name])
         progress.guard.loss = RunningLoss(**guard["loss"])
         progress.guard.good_loss = RunningLoss(**guard["good_loss"])
+        if (best := saved.get("best")) is not None:
+            progress.best = Best(tensors["best_weights"], **best)
+            made._validated_step = saved["validated_step"]
         return made
 
 
@@ -324,6 +366,12 @@ def set_up_rows(spec: OnlineSpec, x: Tensor, y: Tensor, n_samples: int) -> SetUp
         return SetUpRows(spec.centers, spec.excluded, spec.sample, None, x, y)
     probes = probes_of(torch.cat([spec.sample, x.to(spec.sample)]), len(spec.sample))
     return SetUpRows(spec.centers, spec.excluded, spec.sample, None, probes, None)
+
+
+def _saved_shape(saved: Mapping[str, Any]) -> ProblemSize:
+    """The sizes that a state holds; before version 7 there was one ridge, whose number may be told."""
+    sizes = {name: value for name, value in saved.items() if name != "n_ridges"}
+    return ProblemSize(**sizes | {"ridge_factors": tuple(sizes.get("ridge_factors", (1.0,)))})
 
 
 def _saved_rows(

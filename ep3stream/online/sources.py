@@ -23,13 +23,12 @@ from ep3stream.solver.model import unmasked
 from ep3stream.solver.targets import TargetCode
 from ep3stream.store.json_files import created_by
 from ep3stream.store.manifest import STORE_FORMAT_VERSION, ColumnStatistics, Manifest, SplitInfo
-from ep3stream.store.reader import SplitReader
+from ep3stream.store.reader import Split, SplitReader
 from ep3stream.store.scan import scan
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder
 from ep3stream.stream.prefetch import BatchStream
 from ep3stream.training.plan import ProblemSize
-from ep3stream.training.set_up import Split
 from ep3stream.values.offsets import Offsets, shifted
 
 Array = Tensor | NDArray[Any]

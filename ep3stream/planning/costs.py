@@ -48,7 +48,8 @@ _DOUBLE, _EIGEN = 2, 10
 class Sizes:
     """Of a fit, in the letters of the formulas. n_rows: those of one epoch; row_bytes: of x and y as they are read.
 
-    n_expanded: how many features more the points have than the rows, where codes become 0/1 features.
+    n_expanded: how many features more the points have than the rows, where codes become 0/1 features. n_ridges: how
+    many ridges are fitted side by side, each with columns of weights of its own.
     """
 
     n_rows: int
@@ -66,6 +67,12 @@ class Sizes:
     devices: int = 1
     n_expanded: int = 0
     group_size: int = 0
+    n_ridges: int = 1
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of weights: c of the formulas."""
+        return self.n_ridges * self.n_outputs
 
     @property
     def n_inputs(self) -> int:
@@ -106,7 +113,7 @@ def evaluations_of_step(sizes: Sizes) -> int:
 
 def projection_flops(sizes: Sizes) -> int:
     """Of a step, on all devices, without kernel values; with l leading pairs `nystrom` takes 8 p l c more."""
-    p, q, r, c = sizes.n_centers, sizes.data_rank, sizes.model_rank, sizes.n_outputs
+    p, q, r, c = sizes.n_centers, sizes.data_rank, sizes.model_rank, sizes.n_columns
     if sizes.projection == "exact":
         return 4 * p**2 * c + 4 * p * q * c
     if sizes.projection == "eigenpro":
@@ -118,7 +125,7 @@ def flops_of_step(sizes: Sizes) -> int:
     """All of a step, on all devices, without the element-wise part of kernels."""
     block = sizes.batch_size * sizes.n_centers
     distances = 2 * (sizes.n_inputs + 2) * evaluations_of_step(sizes)
-    return distances + 4 * block * sizes.n_outputs + projection_flops(sizes)
+    return distances + 4 * block * sizes.n_columns + projection_flops(sizes)
 
 
 def reduced_bytes_of_step(sizes: Sizes, n_leading: int | None = None) -> int:
@@ -129,7 +136,7 @@ def reduced_bytes_of_step(sizes: Sizes, n_leading: int | None = None) -> int:
     """
     if sizes.devices == 1:
         return 0
-    p, r, c = sizes.n_centers, sizes.model_rank, sizes.n_outputs
+    p, r, c = sizes.n_centers, sizes.model_rank, sizes.n_columns
     if sizes.projection == "exact":
         return _FLOAT * c * (sizes.batch_size + p)
     if sizes.projection == "eigenpro":

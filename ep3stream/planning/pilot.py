@@ -90,7 +90,7 @@ def run_pilot(
         x[:n_centers], excluded, x[n_centers:], y[n_centers:], min(small.nystrom_samples, len(x) - n_centers)
     )
     times = StageTimes(clock, logs=False)
-    problem = problem_of_split(reader, config)
+    problem = replace(problem_of_split(reader, config), shape=shape)
     setup = set_up(problem, rows, small, config, function, mesh, memory_bytes, times).setup
     trainer = Trainer(setup, config, function, mesh)
     trainer.start()
@@ -130,6 +130,7 @@ def sizes_of(
         devices,
         shape.n_expanded,
         plan.group_size,
+        len(shape.ridge_factors),
     )
 
 

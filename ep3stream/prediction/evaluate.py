@@ -108,7 +108,7 @@ def score_rows(
     """
     classes = reader.manifest.class_names
     totals = ClassScores(classes) if classes is not None else RegressionScores()
-    for outputs, y in output_batches(model, reader, segments):
+    for outputs, y in output_batches(model, segments):
         if y is None:
             continue
         predicted = outputs.double().cpu().numpy()
@@ -120,19 +120,18 @@ def score_rows(
 
 
 def score_ridges(
-    model: ModelShard, reader: SplitReader, segments: Callable[[], Iterable[Segment]]
+    model: ModelShard, classes: tuple[str, ...] | None, segments: Callable[[], Iterable[Segment]]
 ) -> list[dict[str, Any]]:
     """The scores of the models of each ridge on the rows of `segments`, the same on every rank.
 
-    `weighted_error` is the mean over rows and outputs of the fit's objective without the ridge, in the units of the
-    fit.
+    classes: their names, None for regression. `weighted_error` is the mean over rows and outputs of the fit's
+    objective without the ridge, in the units of the fit.
     """
-    classes = reader.manifest.class_names
     targets = replace(model.targets, ridge_factors=(1.0,)).to(torch.device("cpu"))
     n_ridges = len(model.targets.ridge_factors)
     totals = [ClassScores(classes) if classes is not None else RegressionScores() for _ in range(n_ridges)]
     weighted = [0.0] * n_ridges
-    for outputs, y in output_batches(model, reader, segments):
+    for outputs, y in output_batches(model, segments):
         if y is None:
             continue
         for number, some in enumerate(outputs.cpu().chunk(n_ridges, dim=1)):
@@ -150,13 +149,11 @@ def score_ridges(
     return scores
 
 
-def output_batches(
-    model: ModelShard, reader: SplitReader, segments: Callable[[], Iterable[Segment]]
-) -> Iterator[OutputBatch]:
+def output_batches(model: ModelShard, segments: Callable[[], Iterable[Segment]]) -> Iterator[OutputBatch]:
     """The model's outputs for the rows of `segments`, a few rows at a time: outputs may far exceed the inputs."""
     n_rows = max(_OUTPUT_ROWS, model.rows_at_once())
     n_rows = max(1, min(n_rows, _OUTPUT_VALUES // model.targets.n_columns))
-    for x, y in node_pieces(model.mesh, segments, reader.manifest.n_features, n_rows):
+    for x, y in node_pieces(model.mesh, segments, len(model.inputs.shift), n_rows):
         if y is not None and model.change is not None and not model.targets.is_classification:
             y = y - model.change[1]  # In float64.
         yield model.outputs(x), y

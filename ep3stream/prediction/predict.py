@@ -97,7 +97,7 @@ def predict(
         with mesh.all_or_raise(lambda: open_store_of(run, store, read_timeout_s)) as rows:
             reader = mesh.all_or_raise(lambda: rows.split(split or default_split(rows)))
             shard = scatter_model(model, reader, mesh, kernel)
-            batches = output_batches(shard, reader, lambda: scan(reader))
+            batches = output_batches(shard, lambda: scan(reader))
             if model is None:
                 deque(batches, maxlen=0)  # All ranks compute the outputs, and the leader writes them.
             else:

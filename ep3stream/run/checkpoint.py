@@ -66,9 +66,10 @@ class Progress:
     validated_s: float = 0.0
     streamed: StreamTimes = field(default_factory=StreamTimes)
 
-    def average_weights(self, n_outputs: int) -> Tensor:
-        """The average, (c, p_shard), of the ridge that has validated best, or of the first one."""
-        ridge = 0 if self.best is None else self.best.ridge
+    def average_weights(self, n_outputs: int, ridge: int | None = None) -> Tensor:
+        """The average, (c, p_shard), of the ridge of this number; None: of the best validated one, or the first."""
+        if ridge is None:
+            ridge = 0 if self.best is None else self.best.ridge
         return self.state.average[ridge * n_outputs : (ridge + 1) * n_outputs]
 
     def snapshot(self) -> Progress:

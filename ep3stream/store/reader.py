@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,6 +236,24 @@ class RowStore:
             raise DamagedDataError(
                 f"{self.path}: split {split}, segment {index} cannot be read ({error!r:.300}); {remedy}"
             ) from error
+
+
+class Split(Protocol):
+    """Rows with statistics and numbers: a split of a store, or arrays in memory (`online.sources`)."""
+
+    @property
+    def info(self) -> SplitInfo:
+        """Number of rows, segments, and statistics of features and targets."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """Task, names and types of the columns."""
+        ...
+
+    def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """x, (m, d), and y of these row numbers, in their order."""
+        ...
 
 
 class SplitReader:

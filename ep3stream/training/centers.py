@@ -21,7 +21,7 @@ from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.store.columns import code_features, code_values
 from ep3stream.store.files import Location, ObjectUrl, location
 from ep3stream.store.manifest import SplitInfo
-from ep3stream.store.reader import SplitReader, open_store
+from ep3stream.store.reader import Split, SplitReader, open_store
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.values.offsets import shifted
 
@@ -73,7 +73,7 @@ def draw_centers(info: SplitInfo, n_centers: int, seed: int, held: Rows = NO_ROW
 
 
 def drawn_centers(
-    split: SplitReader,
+    split: Split,
     n_centers: int,
     errors: ExpectedError | None,
     inputs: InputScaling,

@@ -48,13 +48,13 @@ def pool_rows(settings: KernelConfig, n_rows: int, n_features: int, n_outputs: i
 def tried_ridges(config: FitConfig, n_features: int, n_outputs: int) -> tuple[float, ...]:
     """Multiples of the ridge that learning has found, to be fitted side by side: validations choose of them.
 
-    None where the ridge is given or the kernel learns none. None either where columns of weights for each ridge would
-    cost more than they bring: with many outputs, or where few features make the block itself cheap.
+    1 alone where the ridge is given or the kernel learns none, and where columns of weights for each ridge would cost
+    more than they bring: with many outputs, or where few features make the block itself cheap.
     """
     solver = config.solver
     learns = config.kernel.name in COLUMN_KERNELS and solver.ridge is None and solver.projection != "eigenpro"
     is_cheap = n_features >= _FEWEST_FEATURES and n_outputs * len(_RIDGE_FACTORS) <= _MOST_COLUMNS
-    return _RIDGE_FACTORS if learns and is_cheap else ()
+    return _RIDGE_FACTORS if learns and is_cheap else (1.0,)
 
 
 def learning_effort(minutes: float) -> float:

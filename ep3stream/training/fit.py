@@ -355,7 +355,7 @@ class FitRun:
         factors = solver.targets.ridge_factors
         if len(factors) > 1:
             scores = {**scores, "ridge": solver.ridge * factors[number]}
-        average = progress.state.average.chunk(len(factors))[number]
+        average = progress.average_weights(solver.targets.n_outputs, number)
         progress.best = after_validation(
             progress.best, scores, average, progress.step, validation.name, number
         )

@@ -63,7 +63,8 @@ class ProblemSize:
     is_validated: whether the fit keeps its best model by validations. n_expanded: how many features more the points of
     the kernel have, where codes of categories become 0/1 features. of_columns: whether the kernel is one on columns.
     Of GPUs, see `on_device`, host_bytes: what rows read ahead may take of the host's memory; None where the device is
-    the host. tile_bytes: of a part of a matrix that is worked on at once (`solver/tiles.py`).
+    the host. tile_bytes: of a part of a matrix that is worked on at once (`solver/tiles.py`). ridge_factors: R
+    multiples of the ridge that are fitted side by side, of which validations choose.
     """
 
     n_rows: int
@@ -78,12 +79,12 @@ class ProblemSize:
     of_columns: bool = False
     host_bytes: int | None = None
     tile_bytes: int = 0
-    n_ridges: int = 1
+    ridge_factors: tuple[float, ...] = (1.0,)
 
     @property
     def n_columns(self) -> int:
         """R c, the number of columns of weights."""
-        return self.n_ridges * self.n_outputs
+        return len(self.ridge_factors) * self.n_outputs
 
     @property
     def n_left(self) -> int:

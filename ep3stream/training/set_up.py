@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ from ep3stream.solver.tail import neighbour_order
 from ep3stream.solver.targets import TargetCode, require_weights_of_task, weighted
 from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.manifest import ColumnStatistics, Manifest, SplitInfo, told_two_valued
-from ep3stream.store.reader import SplitReader
+from ep3stream.store.reader import Split, SplitReader
 from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.training.budget import Speed, measured_speed, most_distinct
 from ep3stream.training.centers import CenterSource, drawn_centers
@@ -95,24 +95,6 @@ _NARROWED_ROWS = 4096
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
 # clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
 _LOST_SHARE, _LOST_DISTANCE = 0.02, 0.15
-
-
-class Split(Protocol):
-    """Rows with statistics and numbers: a split of a store, or arrays in memory (`online.sources`)."""
-
-    @property
-    def info(self) -> SplitInfo:
-        """Number of rows, segments, and statistics of features and targets."""
-        ...
-
-    @property
-    def manifest(self) -> Manifest:
-        """Task, names and types of the columns."""
-        ...
-
-    def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """x, (m, d), and y of these row numbers, in their order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +270,7 @@ def set_up_split(
         bytes_text(sum(plan.memory.values())),
         plan.max_batch_size,
     )
-    result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times, shape.is_validated)
+    result = set_up(problem, rows, plan, config, function, mesh, memory_bytes, times)
     description = {**result.setup.description, "choices": choices_of(asked, config, source.n_centers, speed)}
     if metric is not None and metric.told:
         description["metric"] = metric.told
@@ -408,11 +390,9 @@ def set_up(
     mesh: Mesh,
     memory_bytes: int,
     times: StageTimes | None = None,
-    is_validated: bool = False,
 ) -> SetUpResult:
     """Kernel, preconditioner, stages, batch and step size, from the rows that were drawn.
 
-    is_validated: whether held-out rows will choose a ridge, where the settings leave it open.
     O(p (r' + s) d) kernel work, O(p r) memory. Raises ConfigError where inputs are out of range, the kernel cannot be
     used, or no row is left to train on. All ranks call it together.
     """
@@ -435,11 +415,6 @@ def set_up(
         with times.stage("bandwidth"):
             kernel = _measured_kernel(problem, rows, config.kernel, function, sample, mesh)
     kernel = with_precision(kernel, settings.precision)
-    ridge_factors = (
-        tried_ridges(config, problem.shape.n_features, problem.shape.n_outputs)
-        if is_validated and function is None
-        else ()
-    )
     if settings.ridge is None and settings.projection != "eigenpro":
         settings = replace(settings, ridge=0.0 if learnt is None else learnt.ridge(problem.shape.n_rows))
     _tell_lost_distances(
@@ -459,7 +434,7 @@ def set_up(
         targets=problem.targets.to(device),
         inputs=inputs.to(device),
         sample_y=None if rows.sample_y is None else rows.sample_y.to(device),
-        ridge_factors=ridge_factors or (1.0,),
+        ridge_factors=problem.shape.ridge_factors,
     )
     with times.stage("preconditioner"):
         projection, spectra = builder.projection()
@@ -484,7 +459,9 @@ def set_up(
     tensors |= kernel_tensors(kernel)
     if problem.targets.weights is not None:
         tensors["target_weights"] = problem.targets.weights
-    setup_plan = _setup_plan(plan, kernel, settings, spectra, settled, mesh, memory_bytes, ridge_factors)
+    setup_plan = _setup_plan(
+        plan, kernel, settings, spectra, settled, mesh, memory_bytes, problem.shape.ridge_factors
+    )
     if inputs.directions is not None:
         setup_plan = replace(setup_plan, n_directions=inputs.n_inputs)
     features, targets, classes = problem.names
@@ -660,9 +637,9 @@ def shape_of(split: Split, config: FitConfig, validation: ValidationRows = NO_VA
         validation.split is not None,
         sum(codes) - len(codes),
         config.kernel.name in COLUMN_KERNELS,
-        n_ridges=max(1, len(tried_ridges(config, manifest.n_features, manifest.n_outputs)))
+        ridge_factors=tried_ridges(config, manifest.n_features, manifest.n_outputs)
         if validation.split is not None
-        else 1,
+        else (1.0,),
     )
 
 
@@ -759,7 +736,7 @@ def _setup_plan(
         stages=tuple(_stage_plan(stage) for stage in settled.stages),
         momentum=settings.used_momentum,
         ridge=settings.used_ridge,
-        ridge_factors=ridge_factors,
+        ridge_factors=ridge_factors if len(ridge_factors) > 1 else (),
         mu=spectra.damping,
         devices=mesh.size,
         memory_bytes=memory_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ _MAX_ROWS = 50_000
 VALIDATION_SPLITS = ("validation", "valid", "val", "dev")
 # Of a split with fewer rows none are held out.
 _FEWEST_ROWS = 1000
-_HELD_SHARE, _MOST_HELD = 10, 20_000
+HELD_SHARE, _MOST_HELD = 0.1, 20_000
 
 # Purposes of random numbers; the set-up has 1 and 2.
 _ROWS, _HELD = 3, 6
@@ -118,10 +118,13 @@ def _automatic(config: FitConfig, manifest: Manifest) -> ValidationRows:
     for split in VALIDATION_SPLITS:
         if split in manifest.splits and split != fitted:
             return ValidationRows(split)
-    n_rows = manifest.splits[fitted].n_rows
-    if n_rows < _FEWEST_ROWS:
-        return NO_VALIDATION
-    return ValidationRows(fitted, min(n_rows // _HELD_SHARE, _MOST_HELD))
+    n_held = n_held_out(manifest.splits[fitted].n_rows)
+    return ValidationRows(fitted, n_held) if n_held else NO_VALIDATION
+
+
+def n_held_out(n_rows: int, share: float = HELD_SHARE) -> int:
+    """How many of so many rows are held out: this share of them, 20,000 at most; none of fewer than 1000."""
+    return 0 if n_rows < _FEWEST_ROWS else min(int(n_rows * share), _MOST_HELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +157,19 @@ class Validation:
 
     def score(self, model: ModelShard) -> tuple[dict[str, Any], int]:
         """The best model's scores as `evaluate` gives them and `weighted_error`, and the number of its ridge."""
-        each = score_ridges(model, self.reader, self.segments)
-        best = min(range(len(each)), key=lambda number: float(each[number]["weighted_error"]))
-        return each[best], best
+        return best_ridge(score_ridges(model, self.reader.manifest.class_names, self.segments))
 
     def segments(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         """Yields x and y of the rows, those of one segment at a time."""
         starts = np.flatnonzero(np.diff(self.rows // self.reader.info.segment_rows)) + 1
         for part in np.split(self.rows, starts):
             yield self.reader.read_rows(part)
+
+
+def best_ridge(each: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], int]:
+    """The scores of the ridge with the least weighted error, and its number; each: those of all ridges."""
+    best = min(range(len(each)), key=lambda number: float(each[number]["weighted_error"]))
+    return each[best], best
 
 
 def after_validation(

@@ -198,9 +198,12 @@ class TrialFits:
 
     def _set_up(self, config: FitConfig, size: Size, learnt: LearntColumns | None) -> Setup:
         problem = problem_of_split(self.reader, config)
-        n_ridges = max(1, len(tried_ridges(config, problem.shape.n_features, problem.shape.n_outputs)))
         shape = replace(
-            problem.shape, n_rows=size.n_rows, segment_rows=size.n_rows, is_validated=True, n_ridges=n_ridges
+            problem.shape,
+            n_rows=size.n_rows,
+            segment_rows=size.n_rows,
+            is_validated=True,
+            ridge_factors=tried_ridges(config, problem.shape.n_features, problem.shape.n_outputs),
         )
         memory_bytes = memory_budget(config.run.memory_bytes, self.mesh)
         p = size.n_centers
@@ -211,17 +214,8 @@ class TrialFits:
         rows = SetUpRows.parted(x[:p], np.arange(p), x[more], y[more], plan.nystrom_samples)
         rows = replace(rows, learnt=learnt)
         times = StageTimes(logs=False)
-        return set_up(
-            replace(problem, shape=shape),
-            rows,
-            plan,
-            config,
-            None,
-            self.mesh,
-            memory_bytes,
-            times,
-            is_validated=True,
-        ).setup
+        problem = replace(problem, shape=shape)
+        return set_up(problem, rows, plan, config, None, self.mesh, memory_bytes, times).setup
 
     def _batches(self, x: Tensor, y: Tensor, steps_per_epoch: int) -> Iterator[Batch]:
         """Epoch after epoch in random order, the same for every candidate."""
