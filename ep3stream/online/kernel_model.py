@@ -322,14 +322,14 @@ class KernelModel:
                     continue
                 is_held = torch.arange(len(x), device=x.device) % _HELD_OUT == 0
                 held_out.append(_parts(scored, is_held))
-                yield _parts(scored, ~is_held)
+                yield _parts(scored, is_held.logical_not())
 
         if held is not None:
             x, y = form.pair(*held)
             held_out.append((x, model.outputs(x, prepared), y))
         names, n_codes = model.feature_names, self._spec.categories
         learnt = learn_effects(training(), held_out, model.targets, names, n_codes, 0, spare_bytes)
-        self._effects = None if learnt is None else learnt.effects
+        self._effects = None if learnt is None else learnt.effects.to(form.device)
         return learnt is not None
 
     def _rows_of(self, source: Source, excluded: Rows) -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from ep3stream.config import FitConfig, SolverConfig
 from ep3stream.mesh import Mesh
@@ -38,10 +37,9 @@ from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import open_store
 from ep3stream.stream.order import SAMPLED_SEGMENTS
-from ep3stream.training.budget import SizeLimits, Speed, most_distinct
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import learning_effort
-from ep3stream.training.defaults import is_timed, size_limits, with_kernel, with_sizes
+from ep3stream.training.defaults import with_kernel
 from ep3stream.training.plan import (
     BATCHES,
     LOCAL_TAIL,
@@ -56,7 +54,7 @@ from ep3stream.training.plan import (
     on_device,
     require_machine,
 )
-from ep3stream.training.set_up import Problem, first_rows, problem_of_split, shape_of, speed_of_fit
+from ep3stream.training.set_up import shape_of, with_expected_sizes
 from ep3stream.training.validation import ValidationRows
 
 
@@ -150,15 +148,10 @@ def plan(
         if kernel is None:
             config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows - len(held))
         shape = on_device(shape_of(reader, config, validation), config.run, device)
+        config = with_expected_sizes(
+            reader, config, kernel, validation, shape, budget, device, devices, clock
+        )
         source = CenterSource.of(config, reader, automatic_centers(shape), held)
-        if is_timed(config):
-            n_given = None if config.solver.centers == "auto" else source.n_centers
-            x, n_validated = first_rows(reader), validation.n_rows(rows.manifest)
-            limits = size_limits(shape, config, n_given, n_validated, budget, devices, most_distinct(x))
-            config = _timed(
-                problem_of_split(reader, config), x, shape, config, kernel, limits, device, devices, clock
-            )
-            source = CenterSource.of(config, reader, automatic_centers(shape), held)
         process_bytes = _resident_bytes()
         planned = SizePlan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
         require_machine(shape, config.solver, planned, device, devices)
@@ -197,32 +190,6 @@ def plan(
             host_bytes=host_bytes(shape, planned),
             host_memory_bytes=shape.host_bytes,
         )
-
-
-def _timed(
-    problem: Problem,
-    x: NDArray[Any],
-    shape: ProblemSize,
-    config: FitConfig,
-    kernel: KernelFunction | None,
-    limits: SizeLimits,
-    device: torch.device,
-    devices: int,
-    clock: Callable[[], float],
-) -> FitConfig:
-    """The config with the sizes that the minutes of the fit allow, as far as can be told without learning weights.
-
-    A fit leaves out columns without weight, so that it may choose a few more centers.
-    """
-    mesh = Mesh(0, 1, device)
-    speed = speed_of_fit(problem, lambda: x, config, kernel, None, mesh, clock)
-    if device.type == "cuda":
-        speed = Speed(speed.evaluation_s / devices, speed.center_s / devices)
-    learning_s = 0.0
-    if kernel is None and config.kernel.name in COLUMN_KERNELS:
-        effort = learning_effort(config.run.minutes)
-        learning_s = evaluations_of_learning(shape.n_features, effort) * speed.evaluation_s
-    return with_sizes(config, limits, speed, learning_s, mesh)
 
 
 def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:

@@ -167,7 +167,7 @@ class _Gathered:
         self.is_mirrored = targets.is_classification and targets.n_outputs == 2
         self.n_outputs = 1 if self.is_mirrored else targets.n_outputs
         self.n_rows = self.n_waiting = 0
-        self._code = targets
+        self._code = targets.to(torch.device("cpu"))
         self._waiting: list[Tensor] = []
         self._levels: list[NDArray[np.uint16]] = []
         self._residuals: list[NDArray[np.float64]] = []

@@ -30,7 +30,7 @@ from ep3stream.run.bundle import write_bundle
 from ep3stream.run.directory import SETUP_KIND
 from ep3stream.run.setup import STAGED, Setup, SetupPlan, StagePlan
 from ep3stream.run.text import bytes_text
-from ep3stream.solver.column_weights import CHECKED_ROWS
+from ep3stream.solver.column_weights import CHECKED_ROWS, evaluations_of_learning
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
@@ -378,6 +378,40 @@ def speed_of_fit(
         return [found.evaluation_s / mesh.size, found.center_s / mesh.size]
 
     return Speed(*mesh.broadcast_object(measure))
+
+
+def with_expected_sizes(
+    split: SplitReader,
+    config: FitConfig,
+    function: KernelFunction | None,
+    validation: ValidationRows,
+    shape: ProblemSize,
+    memory_bytes: int,
+    device: torch.device,
+    devices: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> FitConfig:
+    """The config with the sizes that the minutes of the fit allow, as far as can be told without learning weights.
+
+    A fit leaves out columns without weight, so that it may choose a few more centers. devices: so many like `device`.
+    """
+    if not is_timed(config):
+        return config
+    held = validation.held_rows(split.info, config.run.seed)
+    n_given = None
+    if config.solver.centers != "auto":
+        n_given = CenterSource.of(config, split, automatic_centers(shape), held).n_centers
+    x, n_validated = first_rows(split), validation.n_rows(split.manifest)
+    limits = size_limits(shape, config, n_given, n_validated, memory_bytes, devices, most_distinct(x))
+    mesh = Mesh(0, 1, device)
+    speed = speed_of_fit(problem_of_split(split, config), lambda: x, config, function, None, mesh, clock)
+    if device.type == "cuda":
+        speed = Speed(speed.evaluation_s / devices, speed.center_s / devices)
+    learning_s = 0.0
+    if function is None and config.kernel.name in COLUMN_KERNELS:
+        effort = learning_effort(config.run.minutes)
+        learning_s = evaluations_of_learning(shape.n_features, effort) * speed.evaluation_s
+    return with_sizes(config, limits, speed, learning_s, mesh)
 
 
 @float32_products()

@@ -3,7 +3,8 @@
 The first candidate is what `fit` does by default. Every rung fits the default and the candidates that are left, the
 best first, then neighbours of the best one. A candidate is left out once it is worse than the best by more than two
 standard errors of the difference. The rungs grow until the size of the fit is reached or the time is used. At the end
-the default is kept unless another candidate, fitted to as much, is better by more than one standard error.
+the default is kept unless another candidate, fitted to as much, is better by more than two standard errors: the best
+of many is better than it will prove.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from ep3stream.errors import ConfigError, DivergedError
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.tuning.trials import Candidate, Size, Trial
 
-# A candidate that is worse by so many standard errors is left out; the choice has to be better by so many.
-_WORSE, _BETTER = 2.0, 1.0
+# A candidate that is worse by so many standard errors is left out; the next one to climb from has to be better by so
+# many, and the choice by so many.
+_WORSE, _BETTER, _CHOSEN = 2.0, 1.0, 2.0
 # Of the loss: models that are almost the same differ by less, however small the error of that.
 _LEAST_GAIN = 1e-4
 
@@ -140,7 +142,8 @@ class Search:
     """The rungs, and every trial so far.
 
     fit: makes a trial. learning_seconds: of what a kernel has to learn before its first trial. bandwidth: of a
-    kernel, as a number. has_ridge: whether ridges are tried. late: what there was no time for.
+    kernel, as a number. has_one_ridge: whether trials of a candidate have one ridge, so that others are tried for it.
+    late: what there was no time for.
     """
 
     fit: Callable[[Candidate, Size], Trial]
@@ -148,7 +151,7 @@ class Search:
     bandwidth: Callable[[KernelConfig], float]
     sizes: Sequence[Size]
     ends_at: float
-    has_ridge: bool = True
+    has_one_ridge: Callable[[Candidate], bool] = lambda _: True
     clock: Callable[[], float] = time.monotonic
     costs: Costs = field(default_factory=Costs)
     trials: list[Trial] = field(default_factory=list)
@@ -156,7 +159,7 @@ class Search:
 
     def run(self, candidates: Sequence[Candidate]) -> Verdict:
         """Tries the candidates, the default first, and neighbours of the best, for as long as there is time."""
-        default = candidates[0]
+        given, default = candidates, candidates[0]
         for place, size in enumerate(self.sizes):
             fitting = self._fitting_size(candidates[:2], size, place)
             if fitting is None:
@@ -169,9 +172,13 @@ class Search:
             candidates = self._kept(last, default)
             if fitting != size:
                 break
+        # What there was no time for on the first rung.
+        known = {trial.candidate for trial in self.trials}
+        new = [each for each in given if each not in known]
+        last += self._try(new, last[0].size, self.ends_at)
         last = self._climb(last, self.ends_at, place)
         of_default = next(trial for trial in last if trial.candidate == default)
-        better = [trial for trial in last if _is_better(trial, of_default, _BETTER)]
+        better = [trial for trial in last if _is_better(trial, of_default, _CHOSEN)]
         return Verdict(_best(better or [of_default]), of_default)
 
     def _until(self, place: int) -> float:
@@ -246,7 +253,7 @@ class Search:
             found += [_with_power(kernel, near) for near in _nearest(_NEAR_POWERS, power)]
         elif "bandwidth" in KERNEL_DEFAULTS[kernel.name]:
             found = [_wider(kernel, x, self.bandwidth) for x in (step, 1 / step)]
-        ridges = _nearest(_NOISES, _noise(candidate)) if self.has_ridge else []
+        ridges = _nearest(_NOISES, _noise(candidate)) if self.has_one_ridge(candidate) else []
         return [
             *(replace(candidate, kernel=each) for each in found),
             *(replace(candidate, noise=noise) for noise in ridges),

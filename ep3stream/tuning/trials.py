@@ -32,12 +32,11 @@ from ep3stream.training.set_up import (
     StageTimes,
     learn_columns,
     problem_of_split,
+    resolving_centers,
     set_up,
 )
 from ep3stream.training.trainer import Trainer
 
-# Weights of columns are learnt once for up to so many centers.
-_LEARNT_CENTERS = 1500
 _MEDIAN_ROWS = 2000
 _SCORED_ROWS = 8192
 
@@ -102,8 +101,8 @@ class TrialFits:
     """Makes trials. Rows are read when a trial first needs them.
 
     reader, numbers: the split to fit, and which of its rows, in random order. held: x and y of the held-out rows.
-    config: the settings of the fit. learnt: kernels on columns by name and power. learning_s: seconds that learning
-    took, in those of the cheapest form.
+    config: the settings of the fit. n_centers: of the largest trial. learnt: kernels on columns by name and power.
+    learning_s: seconds that learning took, in those of the cheapest form.
     """
 
     reader: SplitReader
@@ -111,8 +110,9 @@ class TrialFits:
     held: tuple[Tensor, Tensor]
     config: FitConfig
     by_accuracy: bool
+    n_centers: int
     clock: Callable[[], float] = time.monotonic
-    mesh: Mesh = field(default_factory=lambda: Mesh(0, 1, _device()))
+    mesh: Mesh = field(default_factory=lambda: Mesh(0, 1, usual_device()))
     learnt: dict[tuple[str, float], LearntColumns] = field(default_factory=dict)
     learning_s: float = 0.0
     _rows: tuple[Tensor, Tensor] | None = None
@@ -164,6 +164,14 @@ class TrialFits:
         scaled = problem_of_split(self.reader, replace(self.config, kernel=kernel)).inputs(x[:_MEDIAN_ROWS])
         return float(measured_kernel(kernel, scaled, scaled.mean(0)).parameters["bandwidth"])
 
+    def has_one_ridge(self, candidate: Candidate) -> bool:
+        """Whether trials of the candidate have one ridge, which may be another one."""
+        if self.config.solver.projection == "eigenpro":
+            return False
+        manifest = self.reader.manifest
+        config = self._settings(candidate, Size(1, 1))
+        return len(tried_ridges(config, manifest.n_features, manifest.n_outputs)) == 1
+
     def _settings(self, candidate: Candidate, size: Size) -> FitConfig:
         ridge = None if candidate.noise is None else candidate.noise / size.n_rows
         solver = replace(self.config.solver, centers=size.n_centers, ridge=ridge)
@@ -192,7 +200,8 @@ class TrialFits:
             config = replace(self.config, kernel=plain)
             problem = problem_of_split(self.reader, config)
             pool = (pool[0][:n_rows], pool[1][:n_rows])
-            self.learnt[form] = learn_columns(problem, pool, config, _LEARNT_CENTERS, self.mesh)
+            n_resolving = resolving_centers(self.n_centers, len(self.numbers))
+            self.learnt[form] = learn_columns(problem, pool, config, n_resolving, self.mesh)
             self.learning_s = max(self.learning_s, (self.clock() - began) / _learning_cost(kernel))
         return replace(self.learnt[form], sharpness=kernel.sharpness)
 
@@ -211,7 +220,8 @@ class TrialFits:
         n_more = plan.nystrom_samples + n_probes(config.solver, plan.max_batch_size, size.n_rows - p)
         x, y = self._read(size.n_rows)
         more = slice(p, min(p + n_more, size.n_rows))
-        rows = SetUpRows.parted(x[:p], np.arange(p), x[more], y[more], plan.nystrom_samples)
+        # The set-up puts the centers into another order, in place.
+        rows = SetUpRows.parted(x[:p].clone(), np.arange(p), x[more], y[more], plan.nystrom_samples)
         rows = replace(rows, learnt=learnt)
         times = StageTimes(logs=False)
         problem = replace(problem, shape=shape)
@@ -275,5 +285,6 @@ def _form(kernel: KernelConfig) -> tuple[str, float]:
     return kernel.name, kernel.parameters()["power"]
 
 
-def _device() -> torch.device:
+def usual_device() -> torch.device:
+    """A GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,6 +16,7 @@ from torch import Tensor
 from ep3stream.config import KERNEL_DEFAULTS, FitConfig, KernelConfig, KernelName
 from ep3stream.disk import write_file
 from ep3stream.errors import ConfigError
+from ep3stream.mesh import Mesh
 from ep3stream.run.text import table_text
 from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.store.files import Location, ObjectUrl
@@ -23,11 +24,16 @@ from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.defaults import with_kernel
-from ep3stream.training.plan import automatic_centers
-from ep3stream.training.set_up import require_varied_features, require_varied_targets, shape_of
+from ep3stream.training.plan import automatic_centers, memory_budget, on_device
+from ep3stream.training.set_up import (
+    require_varied_features,
+    require_varied_targets,
+    shape_of,
+    with_expected_sizes,
+)
 from ep3stream.training.validation import ValidationRows
 from ep3stream.tuning.search import Search, Verdict, first_candidates, rungs
-from ep3stream.tuning.trials import Candidate, Trial, TrialFits, paired
+from ep3stream.tuning.trials import Candidate, Trial, TrialFits, paired, usual_device
 
 DEFAULT_KERNELS: tuple[KernelName, ...] = (
     "laplacian", "matern32", "matern52", "gaussian", "product", "anova",
@@ -109,14 +115,14 @@ def tune(
     Candidates are fitted as `fit` does it, to ever more rows and centers until those of the fit are reached or the
     time is used, and compared on the same held-out rows: 50,000 of the split that the fit validates on, or else of the
     fitted split, a fifth of it at most. The settings of `config`, which are the default, are a candidate on every
-    rung. They are kept unless another one is better by more than a standard error of the paired difference. The
+    rung. They are kept unless another one is better by more than two standard errors of the paired difference. The
     ridge for all n rows has the n lambda of the trials.
 
     kernels: the names to try; None for laplacian, matern32, matern52 and gaussian, product and anova. n_centers: p of
     the largest trial; None for that of the fit. minutes: how long it may take. The rows of the sample take a quarter
-    of config.run.memory_bytes at most. For a given config.run.seed trials are the same on every machine, but which of
-    them there is time for depends on its speed. out: the TOML file to write; an existing file is only replaced with
-    `force`. Raises ConfigError for settings that contradict each other or the store.
+    of config.run.memory_bytes at most. For a given config.run.seed and number of centers trials are the same on every
+    machine, but which of them there is time for depends on its speed. out: the TOML file to write; an existing file is
+    only replaced with `force`. Raises ConfigError for settings that contradict each other or the store.
     """
     began = clock()
     config = FitConfig() if config is None else config
@@ -130,18 +136,19 @@ def tune(
             raise ConfigError(
                 f"split {reader.info.name} has {reader.info.n_rows} rows; tune needs {_LEAST_ROWS} or more"
             )
-        config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows)
+        asked, config = config, with_kernel(config, reader.manifest.n_features, reader.info.n_rows)
         require_varied_features(reader)
         require_varied_targets(reader)
         numbers, held = _sampled(rows, reader, config)
-        fits = TrialFits(reader, numbers, held, config, by == "accuracy", clock)
+        most = _most_centers(rows, reader, config, len(numbers), n_centers, clock)
+        fits = TrialFits(reader, numbers, held, config, by == "accuracy", most, clock)
         search = Search(
             fit=fits.fit,
             learning_seconds=fits.learning_seconds,
             bandwidth=fits.bandwidth,
-            sizes=rungs(len(numbers), _most_centers(reader, config, len(numbers), n_centers)),
+            sizes=rungs(len(numbers), most),
             ends_at=began + _USED_SHARE * 60 * minutes,
-            has_ridge=config.solver.projection != "eigenpro",
+            has_one_ridge=fits.has_one_ridge,
             clock=clock,
         )
         n_rows = reader.info.n_rows
@@ -149,7 +156,7 @@ def tune(
         names = _default_names(reader, config) if kernels is None else kernels
         verdict = search.run(first_candidates(default, names, fits.bandwidth))
         constant = fits.constant_losses()
-    tuned = config if verdict.is_default else _with_choice(config, verdict.best.candidate, n_rows)
+    tuned = asked if verdict.is_default else _with_choice(config, verdict.best.candidate, n_rows)
     if file is not None:
         write_file(file, tuned.to_toml().encode())
     notes = tuple(_notes(search, verdict, constant, by))
@@ -196,17 +203,29 @@ def _default_names(reader: SplitReader, config: FitConfig) -> tuple[KernelName, 
     return tuple(name for name in DEFAULT_KERNELS if name not in COLUMN_KERNELS)
 
 
-def _most_centers(reader: SplitReader, config: FitConfig, n_rows: int, asked: int | None) -> int:
-    """The number of centers of the largest trial; ConfigError for one that was asked for and cannot be."""
+def _most_centers(
+    rows: RowStore,
+    reader: SplitReader,
+    config: FitConfig,
+    n_rows: int,
+    asked: int | None,
+    clock: Callable[[], float],
+) -> int:
+    """The number of centers of the largest trial, those of the fit unless asked for; ConfigError for too many."""
     most = n_rows // 2
     if asked is not None and not _LEAST_CENTERS <= asked <= most:
         raise ConfigError(
             f"centers of tune is {asked}, but there are {n_rows} rows of split {reader.info.name} to fit; "
             f"use {_LEAST_CENTERS} to {most}, or leave it out"
         )
-    return asked or min(
-        most, CenterSource.of(config, reader, automatic_centers(shape_of(reader, config))).n_centers
-    )
+    if asked is not None:
+        return asked
+    device = usual_device()
+    memory_bytes = memory_budget(config.run.memory_bytes, Mesh(0, 1, device))
+    validation = ValidationRows.of(config, rows.manifest)
+    shape = on_device(shape_of(reader, config, validation), config.run, device)
+    config = with_expected_sizes(reader, config, None, validation, shape, memory_bytes, device, clock=clock)
+    return min(most, CenterSource.of(config, reader, automatic_centers(shape)).n_centers)
 
 
 def _sampled(rows: RowStore, reader: SplitReader, config: FitConfig) -> tuple[Rows, tuple[Tensor, Tensor]]:
@@ -262,8 +281,9 @@ def _notes(search: Search, verdict: Verdict, constant: Tensor, by: Criterion) ->
     elif verdict.is_default:
         excess, error = min((trial.excess(default) for trial in others), key=lambda pair: pair[0])
         notes.append(
-            f"nothing tried beats the default by more than a standard error: the best of the others is {_gain(excess)} "
-            f"by {abs(excess):.2g} +- {error:.2g} in {score} on {n_held:,} held-out rows; keep the default"
+            "nothing tried beats the default by more than two standard errors: the best of the others is "
+            f"{_gain(excess)} by {abs(excess):.2g} +- {error:.2g} in {score} on {n_held:,} held-out rows; keep the "
+            "default"
         )
     else:
         excess, error = best.excess(default)
