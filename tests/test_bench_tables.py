@@ -68,9 +68,9 @@ def test_each_table_is_fitted_scored_and_written_into_the_page(tools, monkeypatc
     run(bench_tables, monkeypatch, tmp_path, *words, "quadrants", "--only", "peers")
     results = run(bench_tables, monkeypatch, tmp_path, *words, "numbers")
     methods = {name: entry["methods"] for name, entry in results.items()}
-    assert set(methods["numbers"]) == {"convert", "ep3stream", "ridge"}
+    assert set(methods["numbers"]) == {"convert", "ep3stream", "estimator", "ridge"}
     assert set(methods["quadrants"]) == {"ridge", "5 neighbours", "forest"}
-    assert all(methods["numbers"][name]["score"] > 0.5 for name in ("ep3stream", "ridge"))
+    assert all(methods["numbers"][name]["score"] > 0.5 for name in ("ep3stream", "estimator", "ridge"))
     assert all(methods["quadrants"][name]["score"] > 0.85 for name in ("5 neighbours", "forest"))
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")

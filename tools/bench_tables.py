@@ -1,12 +1,14 @@
 """Real tables: ep3stream out of the box beside what people would use instead.
 
-    python tools/bench_tables.py [--tables flights,places] [--minutes 10] [--only ours|peers] [--docs docs/tables.md]
+    python tools/bench_tables.py [--tables flights,places] [--minutes 10] [--only fits] [--docs docs/tables.md]
 
 The tables are those of tools/table_data.py, which makes them at the first call. All methods see the same rows; `test`
 is for the scores alone: R2 where a number is predicted, accuracy where a class is.
 
     ep3stream            `convert` and `fit STORE RUN`, without any option but `--split-file` and those of --fit-options
     ep3stream, N min     `fit STORE RUN --minutes N`; left out with --minutes 0
+    estimator            `KernelRegressor()` or `KernelClassifier()` on the frame of train and validation, of which it
+                         holds a tenth out itself
     the peers            of tools/table_peers.py: LightGBM, XGBoost, ridge; neighbours and a forest for few columns
 
 Prints a line a method. --json FILE keeps the results: tables and methods of this call replace their older ones, so
@@ -31,8 +33,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
 from table_data import DIRECTORY, SPLITS, TABLES, table_files
 from table_peers import PEERS, Rows
+
+from ep3stream import KernelClassifier, KernelRegressor
 
 BEGIN, END = "<!-- results: written by tools/bench_tables.py --docs -->", "<!-- end of results -->"
 
@@ -103,9 +110,11 @@ def measured(
     name: str, files: dict[str, Path], rows: Rows, options: argparse.Namespace
 ) -> Iterator[tuple[str, Result]]:
     """Every method in turn, and its result."""
-    if options.only != "peers":
+    if options.only in (None, "ours", "fits"):
         yield from ours(name, files, options)
-    if options.only != "ours":
+    if options.only in (None, "ours", "estimator"):
+        yield "estimator", estimator(rows, options.threads)
+    if options.only in (None, "peers"):
         for method, train in PEERS.items():
             if result := peer(train, rows, options.threads):
                 yield method, result
@@ -140,6 +149,19 @@ def ours(name: str, files: dict[str, Path], options: argparse.Namespace) -> Iter
             continue
         scores = json.loads(ended.stdout)
         yield method, Result(scores.get("accuracy", scores.get("r2")), *seconds)
+
+
+def estimator(rows: Rows, threads: int) -> Result:
+    """A scikit-learn estimator at its defaults."""
+    torch.set_num_threads(threads)
+    parts = [rows.x[split] for split in SPLITS[:2]]
+    made = KernelClassifier(random_state=0) if rows.n_classes else KernelRegressor(random_state=0)
+    clock = Clock.start()
+    made.fit(pd.concat(parts, ignore_index=True), np.concatenate([rows.y[split] for split in SPLITS[:2]]))
+    seconds = clock.seconds()
+    return Result(
+        rows.score(made.predict(rows.x["test"])), *seconds, note=f"{len(made.model_.centers)} centers"
+    )
 
 
 def command(threads: int, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -187,7 +209,7 @@ def page_table(results: dict[str, Any], clock: str) -> str:
     """The results as a table of Markdown, the tables in the order of TABLES, with every method that has a result."""
     present = {method for entry in results.values() for method in entry["methods"]}
     timed = sorted(method for method in present if method.startswith("ep3stream, "))
-    methods = [name for name in ("convert", "ep3stream", *timed, *PEERS) if name in present]
+    methods = [name for name in ("convert", "ep3stream", *timed, "estimator", *PEERS) if name in present]
     lines = [
         f"| table | rows | columns | measure | {' | '.join(methods)} |",
         "|---" * (4 + len(methods)) + "|",
@@ -225,7 +247,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tables", default=list(TABLES), type=table_names, metavar="NAME,...|none")
     parser.add_argument("--minutes", default=10.0, type=float, help="of the second fit; 0 for none")
-    parser.add_argument("--only", choices=("ours", "peers"))
+    parser.add_argument("--only", choices=("ours", "fits", "estimator", "peers"))
     parser.add_argument("--fit-options", default=[], type=str.split, help="of every fit, in one text")
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
