@@ -204,8 +204,11 @@ def test_slopes_do_not_depend_on_strips(monkeypatch):
 def test_slopes_in_float32_are_those_in_float64_with_any_number_of_threads(name, power, categories, threads):
     kernel = kernel_of(name, 5, power, categories=categories)
     kernel.weights[3] = 0
-    z, x = rows_of(600, kernel), rows_of(331, kernel, seed=2)
-    weighted = torch.randn(600, 331, generator=torch.Generator().manual_seed(3)) * block(kernel, z, x)
+    z, x = (
+        rows_of(603, kernel),
+        rows_of(331, kernel, seed=2),
+    )  # Loops take strips of 256 rows, and four at a time.
+    weighted = torch.randn(603, 331, generator=torch.Generator().manual_seed(3)) * block(kernel, z, x)
     expected = kernel.slopes(z, x, weighted)
     threads(1)
     found = kernel.slopes(z.float(), x.float(), weighted.float())

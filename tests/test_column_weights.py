@@ -73,6 +73,20 @@ def test_slopes_of_the_held_out_error_are_finite_differences(name, power):
 
 
 @pytest.mark.parametrize("name", COLUMN_KERNELS)
+def test_slopes_of_many_rows_in_float32_are_those_in_float64(name):
+    kernel = plain(name, 4, categories=(2,))
+    x, y = normal(5002, 4), normal(5002, 3, seed=1)
+    x[:, 2] = (x[:, 2] > 0).float()
+    y[:, 0] += x[:, 0] + x[:, 2]
+    log_rho, room = torch.tensor(-6.0, dtype=torch.float64), torch.full((5002, 41), torch.nan)
+    loss, *slopes = gradients_of(kernel, log_rho, x, y, 41, room)
+    exact, *expected = gradients_of(kernel, log_rho, x.double(), y.double(), 41)
+    assert loss == pytest.approx(exact, rel=1e-5)
+    for mine, theirs in zip(slopes, expected, strict=True):
+        assert float((mine - theirs).abs().max()) <= 2e-3 * float(theirs.abs().max())
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
 def test_the_same_generator_gives_the_same_weights(name):
     x = normal(800, 3)
     found = [learn(plain(name, 3), x, x[:, :1].sin()).kernel.metric for _ in range(2)]
@@ -191,6 +205,32 @@ def test_weights_that_tell_days_apart_are_for_rows_of_the_same_days(seed, are_th
     ]
     generator = torch.Generator().manual_seed(0)
     assert column_weights._prefers_last(kernels, pool, checked, (400, 100), generator) == are_the_same_days
+
+
+@pytest.mark.parametrize(
+    ("n", "mean", "is_clear"), [(30, 0.0, False), (30, 2.0, True), (30, -2.0, True), (7, 2.0, False)]
+)
+def test_checks_end_when_the_difference_is_beyond_its_error(n, mean, is_clear):
+    gains = normal(n).double()
+    assert column_weights._is_clear(gains - gains.mean() + mean) == is_clear
+
+
+def test_clear_differences_take_fewer_checks(monkeypatch):
+    pool, checked = in_days(3000, 60, seed=0), in_days(1000, 60, seed=1)
+    kernels = [
+        ColumnKernel.of("product", torch.tensor([[of_day, 1.0], [0, 0], [1, 1]])) for of_day in (0.01, 200.0)
+    ]
+    searched: list[int] = []
+    nearest = column_weights._nearest
+
+    def counted(kernel, row, x, n):
+        searched.append(len(x))
+        return nearest(kernel, row, x, n)
+
+    monkeypatch.setattr(column_weights, "_nearest", counted)
+    generator = torch.Generator().manual_seed(0)
+    assert not column_weights._prefers_last(kernels, pool, checked, (400, 100), generator)
+    assert column_weights._FEWEST_CHECKS <= searched.count(3000) < column_weights._CHECKS
 
 
 def test_weights_grow_with_the_centers_as_they_grew_while_they_were_learnt():

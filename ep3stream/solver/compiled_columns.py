@@ -261,7 +261,7 @@ def add_differences(
     """
     n_columns = len(numbers) + len(categories)
     of_x = np.zeros(n_columns * _STRETCH, np.float32)
-    sums, part = np.zeros_like(of_x), np.zeros(_STRETCH, np.float32)
+    sums, part = np.zeros_like(of_x), np.zeros(_UNROLLED * _STRETCH, np.float32)
     for strip in range(len(found)):
         end = min(len(z), (strip + 1) * STRIP_ROWS)
         for first in range(0, len(x), _STRETCH):
@@ -269,17 +269,32 @@ def add_differences(
             _lay_out(x, categories, first, of_x[len(numbers) * _STRETCH :])
             width = min(_STRETCH, len(x) - first)
             sums[:], part[:] = _ZERO, _ZERO
-            for r in range(strip * STRIP_ROWS, end):
-                for i in range(width):
-                    part[i] = weighted[r, first + i]
+            for r in range(strip * STRIP_ROWS, end, _UNROLLED):
+                # Four rows at a time, the last one again, with the weight 0, where there are fewer.
+                for row in range(_UNROLLED):
+                    for i in range(width):
+                        part[row * _STRETCH + i] = weighted[r + row, first + i] if r + row < end else _ZERO
+                r1, r2, r3 = min(r + 1, end - 1), min(r + 2, end - 1), min(r + 3, end - 1)
                 for j in range(len(numbers)):
-                    number, at = z[r, numbers[j]], j * _STRETCH
+                    at = j * _STRETCH
+                    z0, z1, z2, z3 = z[r, numbers[j]], z[r1, numbers[j]], z[r2, numbers[j]], z[r3, numbers[j]]
                     for i in range(_STRETCH):
-                        sums[at + i] += part[i] * _distance(of_x[at + i], number, is_squared)
+                        number = of_x[at + i]
+                        e0 = part[i] * _distance(number, z0, is_squared)
+                        e1 = part[_STRETCH + i] * _distance(number, z1, is_squared)
+                        e2 = part[2 * _STRETCH + i] * _distance(number, z2, is_squared)
+                        e3 = part[3 * _STRETCH + i] * _distance(number, z3, is_squared)
+                        sums[at + i] += (e0 + e1) + (e2 + e3)
                 for c in range(len(categories)):
-                    code, at = z[r, categories[c]], (len(numbers) + c) * _STRETCH
+                    at, place = (len(numbers) + c) * _STRETCH, categories[c]
+                    z0, z1, z2, z3 = z[r, place], z[r1, place], z[r2, place], z[r3, place]
                     for i in range(_STRETCH):
-                        sums[at + i] += part[i] if of_x[at + i] != code else _ZERO
+                        code = of_x[at + i]
+                        e0 = part[i] * (_ONE if code != z0 else _ZERO)
+                        e1 = part[_STRETCH + i] * (_ONE if code != z1 else _ZERO)
+                        e2 = part[2 * _STRETCH + i] * (_ONE if code != z2 else _ZERO)
+                        e3 = part[3 * _STRETCH + i] * (_ONE if code != z3 else _ZERO)
+                        sums[at + i] += (e0 + e1) + (e2 + e3)
             for j in range(n_columns):
                 for i in range(width):
                     found[strip, j] += sums[j * _STRETCH + i]
