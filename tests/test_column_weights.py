@@ -156,8 +156,8 @@ def test_of_many_outputs_random_combinations_are_learnt_on():
 def test_sizes_of_a_step_are_bounded_where_columns_are_many(monkeypatch):
     monkeypatch.undo()
     for d in (1, 25, 784, 20_000):
-        n_rows, n_centers = column_weights._sizes(8000, 640, d, 60_000)
-        assert 2 * n_rows * n_centers * d <= 1.01 * column_weights._MOST_DIFFERENCES
+        n_rows, n_centers = column_weights._Sizes(8000, 640, 4e8).among(d, 60_000)
+        assert 2 * n_rows * n_centers * d <= 1.01 * 4e8
         assert n_centers >= 1
 
 
@@ -165,12 +165,20 @@ def test_more_effort_is_larger_problems_and_more_of_them(monkeypatch):
     monkeypatch.undo()
     n_small = []
     for effort in (0.5, 1.0, 2.0, 3.0):
-        sizes = column_weights._pool_sizes(effort)
+        sizes = column_weights._pool_sizes(effort, 25)
         n_small.append(sizes.count(sizes[0]))
         assert len(sizes) == column_weights._STEPS
         assert sizes == sorted(sizes)
     assert n_small == sorted(n_small, reverse=True)
     works = [column_weights.evaluations_of_learning(25, effort) for effort in (0.5, 1.0, 2.0, 3.0)]
+    assert works == sorted(set(works))
+
+
+def test_many_columns_are_learnt_from_more_rows(monkeypatch):
+    monkeypatch.undo()
+    last = [column_weights._pool_sizes(1.0, d)[-1].rows for d in (2, 40, 60, 120, 1000)]
+    assert last == [4000, 4000, 6000, 12_000, 12_000]
+    works = [column_weights.evaluations_of_learning(d) * d for d in (2, 25, 124)]
     assert works == sorted(set(works))
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,10 +43,11 @@ _HELD_SHARE, _MOST_HELD = 0.2, 12_000
 
 # Steps on rows of the whole pool, rows on each side and centers of one, first of a few and then of more; rates of Adam,
 # first and last. With 400 centers alone columns of little effect get no weight: with 1200 the mse on blood values fell
-# by 0.7%, and with 12,000 rows, which take longer, on the 124 columns of `health` by 1.3%.
+# by 0.7%. Many columns take many rows to be told apart: with 12,000, on the 124 columns of `health`, it fell by 1.3%.
 _STEPS, _SMALL_STEPS = 40, 20
 _ROWS, _CENTERS = 3000, 400
 _LARGE_ROWS, _LARGE_CENTERS = 4000, 1200
+_ROWS_PER_COLUMN, _MOST_LARGE_ROWS = 100, 12_000
 _RATES = (0.25, 0.06)
 # Steps on neighbourhoods, the most and fewest rows on each side, and centers.
 _NEAR_STEPS, _NEAR_ROWS, _FEWEST_NEAR_ROWS, _NEAR_CENTERS = 60, 8000, 1280, 640
@@ -55,8 +57,9 @@ _AVERAGED = 1 / 3
 # Neighbourhoods suit fits with at most so many centers. For more they are too small to tell signal from noise: learnt
 # for 16,000 centers, weights of `health` were twice as large as is best there, and those of `flights` no better.
 _MOST_RESOLVED = 5000
-# A step has fewer rows and centers where there are so many columns that this many differences would not do.
-_MOST_DIFFERENCES = 4e8
+# A step has fewer rows and centers where there are so many columns that this many differences would not do: those of
+# few or of near rows, and those of more.
+_MOST_DIFFERENCES, _MOST_LARGE_DIFFERENCES = 4e8, 1.5e9
 
 # From this part of the first steps on, columns whose typical exponent has fallen below this are left out.
 _PRUNED_FROM, _NEGLIGIBLE = 1 / 2, 1e-3
@@ -245,8 +248,8 @@ class _Descent:
     def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[ColumnKernel, int]:
         """The steps on rows of the whole pool. Returns their average, and the number of centers that it suits."""
         adam, last = self._adam(), _Average(_STEPS)
-        for step, sizes in enumerate(_pool_sizes(self.effort)):
-            n_each, n_centers = _sizes(*sizes, int(self.in_use.sum()), len(x), self.effort)
+        for step, sizes in enumerate(_pool_sizes(self.effort, int(self.in_use.sum()))):
+            n_each, n_centers = sizes.among(int(self.in_use.sum()), len(x))
             rows = torch.randperm(len(x), generator=generator)[: 2 * n_each].to(x.device)
             self._step(adam, _RATES, step / _STEPS, x[rows], y[rows], n_centers)
             if step / _STEPS >= _PRUNED_FROM:
@@ -277,7 +280,7 @@ class _Descent:
     def sizes_near(self, n_rows: int, n_centers: int) -> tuple[int, int]:
         """Rows on each side and centers of a neighbourhood, as `run_near` takes them."""
         n_columns, rows = int(self.in_use.sum()), _near_rows(n_rows, n_centers)
-        n_each, n_small = _sizes(rows, _NEAR_CENTERS, n_columns, n_rows)
+        n_each, n_small = _Sizes(rows, _NEAR_CENTERS, _MOST_DIFFERENCES).among(n_columns, n_rows)
         return n_each, min(n_small, max(1, n_each // 2))
 
     def _parameters(self) -> list[Tensor]:
@@ -345,25 +348,34 @@ def _near_rows(n_rows: int, n_centers: int) -> int:
     return min(max(wanted, _FEWEST_NEAR_ROWS), _NEAR_ROWS)
 
 
-def _pool_sizes(effort: float) -> list[tuple[int, int]]:
-    """Rows on each side and centers of the steps on rows of the whole pool, where columns and rows allow them."""
+class _Sizes(NamedTuple):
+    """Rows on each side and centers of a step, where columns and rows allow them, and the most differences."""
+
+    rows: int
+    centers: int
+    most: float
+
+    def among(self, n_columns: int, n_rows: int) -> tuple[int, int]:
+        """Rows on each side and centers, with so many columns in use and rows to draw from."""
+        differences = 2 * self.rows * self.centers * max(1, n_columns)
+        fewer = min(1.0, math.sqrt(self.most / differences))
+        n_each = min(int(self.rows * fewer), n_rows // 2)
+        return n_each, min(max(1, int(self.centers * fewer)), n_each)
+
+
+def _pool_sizes(effort: float, n_columns: int) -> list[_Sizes]:
+    """The sizes of the steps on rows of the whole pool; n_columns: in use at the start."""
     n_small = min(_STEPS, round(_SMALL_STEPS / effort**2))
-    large = max(_ROWS, round(_LARGE_ROWS * effort)), _LARGE_CENTERS
-    return [(_ROWS, _CENTERS)] * n_small + [large] * (_STEPS - n_small)
-
-
-def _sizes(rows: int, centers: int, n_columns: int, n_rows: int, effort: float = 1.0) -> tuple[int, int]:
-    """Rows on each side and centers of a step, with so many columns in use and rows to draw from."""
-    most = _MOST_DIFFERENCES * effort**2
-    fewer = min(1.0, math.sqrt(most / (2 * rows * centers * max(1, n_columns))))
-    n_each = min(int(rows * fewer), n_rows // 2)
-    return n_each, min(max(1, int(centers * fewer)), n_each)
+    rows = min(max(_LARGE_ROWS, _ROWS_PER_COLUMN * n_columns) * effort, _MOST_LARGE_ROWS)
+    small = _Sizes(_ROWS, _CENTERS, _MOST_DIFFERENCES * effort**2)
+    large = _Sizes(max(_ROWS, round(rows)), _LARGE_CENTERS, _MOST_LARGE_DIFFERENCES * effort**2)
+    return [small] * n_small + [large] * (_STEPS - n_small)
 
 
 def evaluations_of_learning(n_columns: int, effort: float = 1.0) -> int:
     """Kernel evaluations that take as long as the learning, where all columns stay in use: slopes cost two each."""
-    near = _sizes(_NEAR_ROWS, _NEAR_CENTERS, n_columns, POOL_ROWS)
-    pool = [_sizes(*sizes, n_columns, POOL_ROWS, effort) for sizes in _pool_sizes(effort)]
+    near = _Sizes(_NEAR_ROWS, _NEAR_CENTERS, _MOST_DIFFERENCES).among(n_columns, POOL_ROWS)
+    pool = [sizes.among(n_columns, POOL_ROWS) for sizes in _pool_sizes(effort, n_columns)]
     evaluations = (_SHARP_ROWS + _MOST_HELD) * _SHARP_CENTERS * 3 + int(_WEIGHED_DIFFERENCES / n_columns)
     evaluations += sum(3 * 2 * n_each * n_centers for n_each, n_centers in [*pool, *[near] * _NEAR_STEPS])
     return evaluations
