@@ -233,8 +233,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         self._scaling = self._input_scaling(source)
         n_held = self._n_held_out(source) if holds_out else 0
         n_centers = min(self._n_centers(source.n_rows), source.n_rows - n_held)
-        # Training on centers overfits, but where they are many of the rows it costs less than to lose those.
         start = self._drawn(source, n_centers, n_held)
+        # Training on centers overfits, but where they are many of the rows it costs less than to lose those.
         if _FEW_ROWS_PER_CENTER * n_centers <= source.n_rows:
             left_out = np.union1d(start.centers, start.held_rows)
             start = replace(start, drawn=start.centers, excluded=left_out)
