@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ep3stream.solver import tiles as tiling
 from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, times_kernel
+from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import leading_eigenpairs
 from ep3stream.solver.tiles import tile_rows, tiles
@@ -118,3 +119,21 @@ def test_leading_eigenpairs_are_those_of_the_dense_solver(size: int, n_pairs: in
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(len(values), dtype=torch.float64))
     assert (matrix @ vectors - vectors * values).norm(dim=0).max() < 1e-3 * values[0]
+
+
+@pytest.mark.parametrize("name", COLUMN_KERNELS)
+def test_two_threads_form_the_block_of_one(name):
+    x = torch.randn(1500, 4, generator=torch.Generator().manual_seed(0))
+    kernel = ColumnKernel.of(name, torch.tensor([[0.5, 1.0, 0.2, 0.7], [0.0] * 4, [1.0] * 4]), 1.0)
+    weights = torch.ones(2, 1300)
+    n_before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            block = BatchBlock(kernel, kernel.left(x[:1300]), kernel.right(x[1300:]), torch.empty(1300 * 200))
+            found.append((block.left_times(weights), block.whole()))
+    finally:
+        torch.set_num_threads(n_before)
+    (product, whole), (other_product, other_whole) = found
+    assert torch.equal(other_whole, whole)
+    torch.testing.assert_close(other_product, product)

@@ -35,6 +35,14 @@ def _is_one_tile(kernel: Kernel, z: LeftPoints) -> bool:
     return z.device.type == "cuda" and isinstance(kernel, RadialKernel) and isinstance(z, Points)
 
 
+def _has_own_threads(kernel: Kernel, z: LeftPoints) -> bool:
+    """Whether threads beside torch's form the block. After a product torch's threads spin on the cores for a while.
+
+    So the whole block is formed before its first product: tile by tile two threads took longer than one.
+    """
+    return isinstance(kernel, ColumnKernel) and z.device.type == "cpu" and torch.get_num_threads() > 1
+
+
 def fuses(kernel: Kernel, device: torch.device, n_outputs: int) -> bool:
     """Whether products of so many outputs with blocks of the kernel form no block on this device."""
     return isinstance(kernel, RadialKernel | ColumnKernel) and kernel.fuses(device, n_outputs)
@@ -134,8 +142,12 @@ class BatchBlock:
         if self._formed or _is_one_tile(self._kernel, self._z):
             return matrix @ self.whole()
         product = matrix.new_zeros(matrix.shape[0], len(self._x))
+        is_whole = _has_own_threads(self._kernel, self._z)
+        if is_whole:
+            self._kernel.block(self._z[:], self._x, out=self._kept)
         for rows in _tiles_of(self._z, self._x):
-            self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
+            if not is_whole:
+                self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
             product.addmm_(matrix[:, rows], self._kept[rows])
         self._formed = True
         return product
