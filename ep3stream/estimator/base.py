@@ -22,7 +22,7 @@ from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
 from ep3stream.estimator.saved import load_estimator, save_estimator
 from ep3stream.mesh import Mesh
-from ep3stream.online.kernel_model import STATE_VERSION, KernelModel
+from ep3stream.online.kernel_model import STATE_VERSION, KernelModel, kernel_choice
 from ep3stream.online.sources import ArraySource, NumberedSource, RowForm, StoreSource
 from ep3stream.prediction.frames import FrameReader, encoded_frame, is_table
 from ep3stream.prediction.predict import is_dask_array, map_rows
@@ -209,7 +209,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
                     "the model came from a run, which holds no training state for partial_fit; go on with "
                     "ep3stream.fit, or call fit"
                 )
-            self._trainer = self._new_trainer(None)
+            self._trainer = self._new_trainer()
             self._trainer.load_state_dict(self._unscaled(self._saved))
             self._saved = None
         return self._trainer
@@ -242,10 +242,12 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             start = replace(start, held=_taken(source, start.held_rows))
         self._centers = torch.from_numpy(np.asarray(_taken(source, start.centers)[0], np.float32))
         self._saved = None
+        held, learnt = start.held_rows, start.learnt
         if isinstance(source, NumberedSource):
-            self._trainer = self._new_trainer(start)
+            rows = {"drawn": start.drawn, "excluded": start.excluded}
+            self._trainer = self._new_trainer(**rows, held=held, learnt=learnt)
             return start
-        self._trainer = self._new_trainer(replace(start, drawn=None, excluded=NO_ROWS))
+        self._trainer = self._new_trainer(held=held)
         return replace(start, source=replace(source, excluded=start.excluded), excluded=NO_ROWS)
 
     def _drawn(self, source: Source, n_centers: int, n_held: int) -> _Start:
@@ -277,9 +279,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     @property
     def _config(self) -> FitConfig:
         """What a fit would be told of the kernel, the seed and the memory."""
-        kernel = self._kernel if isinstance(self._kernel, KernelConfig) else KernelConfig()
-        if isinstance(self._kernel, str):
-            kernel = KernelConfig(self._kernel, self.bandwidth)  # type: ignore[arg-type]
+        kernel, _ = kernel_choice(self._kernel, self.bandwidth)
         run = RunConfig(seed=self._seed, memory_bytes=parse_bytes(self.memory))
         return FitConfig(kernel=kernel, run=run)
 
@@ -292,18 +292,11 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _device(self) -> torch.device:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def _new_trainer(self, start: _Start | None) -> KernelModel:
-        """The trainer of this start; None for one whose state will be loaded."""
-        drawn, excluded, held, learnt = None, NO_ROWS, NO_ROWS, None
-        if start is not None:
-            drawn, excluded, held, learnt = start.drawn, start.excluded, start.held_rows, start.learnt
+    def _new_trainer(self, **rows: Any) -> KernelModel:
+        """rows: what `KernelModel.with_scaling` is told of them; nothing for a trainer whose state will be loaded."""
         return KernelModel.with_scaling(
             self._centers,
             self._scaling,
-            drawn,
-            excluded,
-            held,
-            learnt,
             self._kernel,
             self._n_outputs(),
             bandwidth=self.bandwidth,
@@ -320,6 +313,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             device=self.device,
             seed=self._seed,
             memory=self.memory,
+            **rows,
         )
 
     @property

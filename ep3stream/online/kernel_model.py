@@ -52,7 +52,7 @@ from ep3stream.solver.set_up import PROBE_ROWS
 from ep3stream.solver.targets import require_weights_of_task, weighted
 from ep3stream.store.columns import code_features
 from ep3stream.store.reader import SplitReader
-from ep3stream.stream.order import Rows
+from ep3stream.stream.order import NO_ROWS, Rows
 from ep3stream.training.centers import offsets_left
 from ep3stream.training.column_kernel import LearntColumns, pool_rows
 from ep3stream.training.effects import Scored, learn_effects, most_rows, wants_effects
@@ -156,7 +156,7 @@ class KernelModel:
             raise ConfigError(f"nystrom_samples is {n_samples}; use a positive number, or rows of (s, d)")
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed is {seed}; use a number in [0, 2^63)")
-        name, function = _kernel_choice(kernel, bandwidth)
+        name, function = kernel_choice(kernel, bandwidth)
         solver = SolverConfig(
             projection=projection,
             model_rank=model_rank,
@@ -195,19 +195,19 @@ class KernelModel:
         cls,
         centers: Tensor,
         inputs: InputScaling,
-        drawn: Rows | None,
-        excluded: Rows,
-        held: Rows,
-        learnt: LearntColumns | None,
         *args: Any,
+        drawn: Rows | None = None,
+        excluded: Rows = NO_ROWS,
+        held: Rows = NO_ROWS,
+        learnt: LearntColumns | None = None,
         **settings: Any,
     ) -> KernelModel:
         """A model of inputs that are scaled by `inputs`, whose centers are in the units of the data.
 
         Centers and rows are less the offsets that they need already.
         drawn: the numbers of the rows of the first source that became centers; excluded: those that are not trained
-        on, sorted; held: those that `validate` is going to be given, sorted. learnt: a kernel on
-        columns whose weights were learnt before. The further arguments are those of the constructor.
+        on, sorted; held: those that `validate` is going to be given, sorted. learnt: a kernel on columns whose weights
+        were learnt before. The further arguments are those of the constructor.
         """
         made = cls(centers, *args, **settings)
         inputs = inputs.to(made._form.device)
@@ -620,7 +620,7 @@ def _with_all_digits(points: Array) -> NDArray[Any] | None:
     return None if np.can_cast(values.dtype, np.float32) else values.copy()
 
 
-def _kernel_choice(
+def kernel_choice(
     kernel: str | KernelConfig | KernelFunction, bandwidth: float | Literal["median"]
 ) -> tuple[KernelConfig, KernelFunction | None]:
     """The kernel's settings, and the callable that stands in their place if one was given."""

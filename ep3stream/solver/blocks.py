@@ -31,16 +31,16 @@ def _n_tiles(z: LeftPoints, x: Points) -> int:
 
 
 def _is_one_tile(kernel: Kernel, z: LeftPoints) -> bool:
-    """Whether a block that has memory is computed as a whole: on GPUs radial kernels need no other memory for it."""
-    return z.device.type == "cuda" and isinstance(kernel, RadialKernel) and isinstance(z, Points)
+    """Whether a block that has memory is computed as a whole: on GPUs radial kernels need no other memory for it.
 
-
-def _has_own_threads(kernel: Kernel, z: LeftPoints) -> bool:
-    """Whether threads beside torch's form the block. After a product torch's threads spin on the cores for a while.
-
-    So the whole block is formed before its first product: tile by tile two threads took longer than one.
+    On several threads of CPUs kernels on columns too: after a product torch's threads spin for a while on the cores
+    that the threads of the next tile need. Tile by tile, two threads took longer than one.
     """
-    return isinstance(kernel, ColumnKernel) and z.device.type == "cpu" and torch.get_num_threads() > 1
+    if not isinstance(z, Points):
+        return False
+    if z.device.type == "cuda":
+        return isinstance(kernel, RadialKernel)
+    return isinstance(kernel, ColumnKernel) and torch.get_num_threads() > 1
 
 
 def fuses(kernel: Kernel, device: torch.device, n_outputs: int) -> bool:
@@ -110,8 +110,8 @@ class BatchBlock:
     """k_zb = K(Z_shard, X_b) of one batch, for products from both sides.
 
     memory: room for (p_shard, m) numbers. With it the block is formed once, by the first call that needs it: tile by
-    tile, but that of a radial kernel on a GPU at once, and by the same program as the first product where Triton has
-    one (`gpu.gemm`). Without it (None) every product forms the block again, in the memory of one tile.
+    tile, or at once (`_is_one_tile`), and that of a radial kernel by the same program as the first product where Triton
+    has one (`gpu.gemm`). Without it (None) every product forms the block again, in the memory of one tile.
     """
 
     def __init__(self, kernel: Kernel, z: LeftPoints, x: Points, memory: Tensor | None) -> None:
@@ -142,12 +142,8 @@ class BatchBlock:
         if self._formed or _is_one_tile(self._kernel, self._z):
             return matrix @ self.whole()
         product = matrix.new_zeros(matrix.shape[0], len(self._x))
-        is_whole = _has_own_threads(self._kernel, self._z)
-        if is_whole:
-            self._kernel.block(self._z[:], self._x, out=self._kept)
         for rows in _tiles_of(self._z, self._x):
-            if not is_whole:
-                self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
+            self._kernel.block(self._z[rows], self._x, out=self._kept[rows])
             product.addmm_(matrix[:, rows], self._kept[rows])
         self._formed = True
         return product
