@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from ep3stream.errors import ConfigError
-from ep3stream.solver import column_loops, columns
+from ep3stream.solver import columns
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
+from ep3stream.solver.loops import compiled_loops
 from ep3stream.solver.points import Points
 
 POWERS = (0.5, 1.0, 1.5, 2.0)
@@ -25,9 +26,9 @@ def loops(request, monkeypatch):
     """All that is said of blocks is said of compiled loops, and of torch where Numba cannot be imported."""
     if request.param == "torch":
         monkeypatch.setitem(sys.modules, LOOPS, None)
-    column_loops.compiled_loops.cache_clear()
+    compiled_loops.cache_clear()
     yield request.param
-    column_loops.compiled_loops.cache_clear()
+    compiled_loops.cache_clear()
 
 
 def kernel_of(
@@ -349,7 +350,7 @@ def test_blocks_may_be_views():
 
 def test_without_numba_torch_serves_and_this_is_told_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, LOOPS, None)
-    column_loops.compiled_loops.cache_clear()
+    compiled_loops.cache_clear()
     kernel = kernel_of("product", 3, 1.0)
     x = rows_of(5, kernel).float()
     with caplog.at_level(logging.WARNING):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import torch
 
@@ -49,14 +50,22 @@ def test_machine_code_that_cannot_be_kept_or_is_damaged_is_compiled_again(tmp_pa
     run()
 
 
-def test_no_thread_is_left_when_a_block_is_done():
+def test_threads_stay_for_the_next_call_and_end_with_another_number_of_them():
     kernel = ColumnKernel.of("product", torch.ones(3, 7) * torch.tensor([[0.3], [0], [1]]))
     points = kernel.left(torch.randn(2048, 7, generator=torch.Generator().manual_seed(0)))
     alone = kernel.block(points, points)
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
     try:
-        assert torch.equal(kernel.block(points, points), alone)
+        for n_threads in (3, 3, 2):
+            torch.set_num_threads(n_threads)
+            assert torch.equal(kernel.block(points, points), alone)
+            wait_for_threads(n_threads - 1)
     finally:
         torch.set_num_threads(before)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("ep3stream")] == []
+
+
+def wait_for_threads(n: int) -> None:
+    until = time.monotonic() + 30
+    while [thread.name.startswith("ep3stream-loops") for thread in threading.enumerate()].count(True) != n:
+        assert time.monotonic() < until
+        time.sleep(0.01)

@@ -21,6 +21,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import file_digest, read_bundle
 from ep3stream.run.directory import SETUP_KIND
 from ep3stream.solver.blocks import fuses
+from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passes
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.input_scaling import InputScaling
@@ -363,6 +364,7 @@ class Setup:
             eigenvalues,
             tensors.get("tempering"),
             LocalTail(tensors["tail"], plan.n_centers, mesh) if "tail" in tensors else None,
+            isinstance(kernel, ColumnKernel),
         )
 
 

@@ -15,6 +15,7 @@ from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.gpu import multiplies_half, split_product
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import LeftPoints, Points, skinny_product
+from ep3stream.solver.skinny import few_times_transposed
 from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
 
 # Of a GPU: with more outputs, by reckoning, three products of bfloat16, for which a block is read and written several
@@ -49,7 +50,7 @@ def fuses(kernel: Kernel, device: torch.device, n_outputs: int) -> bool:
 
 
 def _fused(kernel: Kernel, weights: Tensor, z: LeftPoints, x: Points, over_left: bool) -> Tensor | None:
-    """The product by Triton, without a block; None where Triton does not serve."""
+    """The product without a block, by Triton or compiled loops; None where neither serves."""
     if not isinstance(kernel, RadialKernel | ColumnKernel) or not isinstance(z, Points):
         return None
     return kernel.fused(weights, z, x, over_left)
@@ -110,8 +111,8 @@ class BatchBlock:
     """k_zb = K(Z_shard, X_b) of one batch, for products from both sides.
 
     memory: room for (p_shard, m) numbers. With it the block is formed once, by the first call that needs it: tile by
-    tile, or at once (`_is_one_tile`), and that of a radial kernel by the same program as the first product where Triton
-    has one (`gpu.gemm`). Without it (None) every product forms the block again, in the memory of one tile.
+    tile, or at once (`_is_one_tile`), or while it is multiplied, where the kernel has such a program (`fused`). Without
+    it (None) every product forms the block again, in the memory of one tile.
     """
 
     def __init__(self, kernel: Kernel, z: LeftPoints, x: Points, memory: Tensor | None) -> None:
@@ -134,7 +135,11 @@ class BatchBlock:
             for rows in tiles_of(whole := self.whole()):
                 product += split_product(matrix[:, rows], whole[rows])
             return product
-        if not self._formed and isinstance(self._kernel, RadialKernel) and isinstance(self._z, Points):
+        if (
+            not self._formed
+            and isinstance(self._kernel, RadialKernel | ColumnKernel)
+            and isinstance(self._z, Points)
+        ):
             found = self._kernel.fused(matrix, self._z, self._x, over_left=True, block=self._kept)
             if found is not None:
                 self._formed = True
@@ -157,6 +162,8 @@ class BatchBlock:
             return torch.cat([split_product(matrix, kept[rows].T) for rows in tiles_of(kept)], 1)
         if kept.device.type == "cuda":
             return matrix @ kept.T
+        if isinstance(self._kernel, ColumnKernel):
+            return few_times_transposed(matrix, kept, by_loops=True)
         product = matrix.new_empty(matrix.shape[0], len(self._z))
         # By tiles here too: on CPUs one skinny product with the whole tall block takes half as long again.
         for rows in _tiles_of(self._z, self._x):

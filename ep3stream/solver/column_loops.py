@@ -1,45 +1,24 @@
-"""The way from tensors to the compiled loops of kernels on columns: which serve, in which threads.
-
-`compiled_columns.py` is imported at the first use, and with it Numba.
-"""
+"""The way from tensors to the compiled loops of kernels on columns: which loop serves, on what."""
 
 from __future__ import annotations
 
-import functools
-import importlib
-import itertools
-import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_LOGGER = logging.getLogger(__name__)
+from ep3stream.solver.loops import Loops, in_threads
 
-# Fewer differences than this take less time than to wake another thread.
-_THREAD_DIFFERENCES = 1 << 19
+# At most so many sums of parts of a product are kept until their sum.
+_MOST_PARTS = 64
 
 # The loops take rows of the right side in stretches: fewer cost as much as a stretch.
-_FEWEST_ROWS = 64
+FEWEST_ROWS = 64
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
-
-
-@functools.cache
-def compiled_loops() -> ModuleType | None:
-    """`compiled_columns.py`, or None where it cannot be used, which is told once."""
-    try:
-        return importlib.import_module("ep3stream.solver.compiled_columns")
-    except ImportError as error:
-        _LOGGER.warning(
-            "kernels on columns take several times as long, because Numba is not there: %s", error
-        )
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +30,7 @@ class ColumnLoops:
     All matrices are float32, contiguous, in host memory.
     """
 
-    loops: Any
+    loops: Loops
     is_anova: bool
     is_squared: bool
     n_numbers: int
@@ -62,24 +41,59 @@ class ColumnLoops:
         """Where numbers are, and where categories."""
         return np.arange(self.n_numbers), np.arange(self.n_numbers, self.constants.shape[1])
 
+    def _filling(self, x: Numbers) -> Callable[[Numbers, Numbers], None]:
+        """What writes K(Z, X) into `out`, (n, m), for rows z of (n, k), when it is called with z and out."""
+        numbers, categories = self._places
+        constants: tuple[Numbers, ...] = (self.constants[0, categories],)
+        loop = self.loops.columns.fill_product
+        if self.is_anova:
+            loop, constants = self.loops.columns.fill_anova, (*self.constants[:, numbers], *constants)
+        arrays = (numbers, categories, *constants, self.is_squared)
+        return lambda z, out: loop(z, x, *arrays, out)
+
     def fill(self, z: Tensor, x: Tensor, out: Tensor) -> None:
         """Writes K(Z, X) into `out`, (n, m), for prepared points of (n, k) and (m, k)."""
-        if len(x) < _FEWEST_ROWS <= len(z):  # The matrix is symmetric, to the last bit.
+        if len(x) < FEWEST_ROWS <= len(z):  # The matrix is symmetric, to the last bit.
             turned = z.new_empty(len(x), len(z))
             self.fill(x, z, turned)
             out.copy_(turned.T)
             return
-        numbers, categories = self._places
-        constants: tuple[Numbers, ...] = (self.constants[0, categories],)
-        loop = self.loops.fill_product
-        if self.is_anova:
-            loop, constants = self.loops.fill_anova, (*self.constants[:, numbers], *constants)
-        arrays = (numbers, categories, *constants, self.is_squared)
+        fill, z_array, out_array = self._filling(x.numpy()), z.numpy(), out.numpy()
+        in_threads(
+            lambda rows: fill(z_array[rows], out_array[rows]), len(z), len(x) * self.constants.shape[1]
+        )
 
-        def fill_rows(rows: slice) -> None:
-            loop(z[rows].numpy(), x.numpy(), *arrays, out[rows].numpy())
+    def product(
+        self, few: Tensor, z: Tensor, x: Tensor, over_left: bool, block: Tensor | None = None
+    ) -> Tensor:
+        """few @ K(Z, X), (c, m), for few vectors of (c, n) with `over_left`; else few @ K(X, Z), (c, n), for (c, m).
 
-        _in_threads(fill_rows, len(z), len(x) * self.constants.shape[1])
+        Strip by strip: each is formed, in `block`, (n, m), where there is one, and multiplied while it is in the cache.
+        """
+        height, fill, z_array = self.loops.columns.STRIP_ROWS, self._filling(x.numpy()), z.numpy()
+        n_strips = -(-len(z) // height)
+        # The number of parts does not depend on that of threads, and so the order of additions does not either.
+        strips_each = -(-n_strips // _MOST_PARTS) if over_left else 1
+        n_parts = -(-n_strips // strips_each)
+        shape = (n_parts, len(few), len(x)) if over_left else (1, len(few), len(z))
+        # By numpy, also the sum: torch's own threads, once woken, stay on their cores for a while.
+        found = np.zeros(shape, np.float32)
+        products, array = self.loops.products, np.ascontiguousarray(few.numpy())
+
+        def multiply(parts: slice) -> None:
+            room = z.new_empty(height if block is None else 0, len(x))
+            for strip in range(parts.start * strips_each, min(parts.stop * strips_each, n_strips)):
+                rows = slice(strip * height, min((strip + 1) * height, len(z)))
+                part = (room[: rows.stop - rows.start] if block is None else block[rows]).numpy()
+                fill(z_array[rows], part)
+                if over_left:
+                    own = np.ascontiguousarray(array[:, rows])
+                    products.add_product(own, part, 0, len(x), found[strip // strips_each])
+                else:
+                    products.set_product(array, part, rows.start, found[0])
+
+        in_threads(multiply, n_parts, strips_each * height * len(x) * self.constants.shape[1])
+        return torch.from_numpy(found.sum(0))
 
     def sums(self, z: Tensor, x: Tensor, weighted: Tensor) -> Tensor:
         """For each column the sum of t and of t e, (2, k), float64, as for `triton_columns.column_sums`."""
@@ -87,16 +101,18 @@ class ColumnLoops:
         n_columns = self.constants.shape[1]
         found = np.zeros((2, n_columns))
         if not self.is_anova:
-            loop = self.loops.add_differences
+            loop = self.loops.columns.add_differences
             found[1] = self._summed(loop, z, x, weighted, (numbers, categories), (n_columns,))
             return torch.from_numpy(found)
         if len(numbers):
             arrays = (numbers, *self.constants[:, numbers])
-            found[:, numbers] = self._summed(self.loops.add_shared, z, x, weighted, arrays, (2, len(numbers)))
+            found[:, numbers] = self._summed(
+                self.loops.columns.add_shared, z, x, weighted, arrays, (2, len(numbers))
+            )
         if len(categories):
             arrays = (numbers[:0], categories)
             found[1, categories] = self._summed(
-                self.loops.add_differences, z, x, weighted, arrays, (len(categories),)
+                self.loops.columns.add_differences, z, x, weighted, arrays, (len(categories),)
             )
         return torch.from_numpy(found)
 
@@ -110,29 +126,13 @@ class ColumnLoops:
         shape: tuple[int, ...],
     ) -> Numbers:
         """The sum of what `loop` adds for each strip of rows of z; of the shape `shape`."""
-        height = self.loops.STRIP_ROWS
+        height = self.loops.columns.STRIP_ROWS
         sums = np.zeros((-(-len(z) // height), *shape))
 
         def add(strips: slice) -> None:
             rows = slice(strips.start * height, strips.stop * height)
             loop(z[rows].numpy(), x.numpy(), *arrays, self.is_squared, weighted[rows].numpy(), sums[strips])
 
-        _in_threads(add, len(sums), height * len(x) * self.constants.shape[1])
+        in_threads(add, len(sums), height * len(x) * self.constants.shape[1])
         found: Numbers = sums.sum(0)
         return found
-
-
-def _in_threads(work: Callable[[slice], None], n_items: int, differences_each: int) -> None:
-    """Calls `work` for consecutive runs of items that cover `n_items`, each in one of torch's number of threads."""
-    n_threads = min(torch.get_num_threads(), n_items, n_items * differences_each // _THREAD_DIFFERENCES + 1)
-    bounds = [n_items * i // n_threads for i in range(n_threads + 1)]
-    mine, *others = (slice(*pair) for pair in itertools.pairwise(bounds))
-    if not others:
-        work(mine)
-        return
-    # Threads of this call alone: none is left, and a forked process misses none.
-    with ThreadPoolExecutor(len(others), "ep3stream-columns") as pool:
-        under_way = [pool.submit(work, items) for items in others]
-        work(mine)
-        for each in under_way:
-            each.result()

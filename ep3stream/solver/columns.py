@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
-from ep3stream.solver.column_loops import ColumnLoops, compiled_loops
+from ep3stream.solver.column_loops import FEWEST_ROWS, ColumnLoops
 from ep3stream.solver.gpu import ColumnConstants, filled_columns, fused_columns, fuses, summed_columns
 from ep3stream.solver.kernels import LOG2_E
+from ep3stream.solver.loops import compiled_loops
 from ep3stream.solver.points import Points
+from ep3stream.solver.skinny import are_few
 from ep3stream.solver.tiles import tile_rows, tiles
 
 COLUMN_KERNELS = ("product", "anova")
@@ -176,11 +178,19 @@ class ColumnKernel:
         """Whether products of so many outputs form no block on this device."""
         return fuses(self.name, device, len(self.used), n_outputs)
 
-    def fused(self, weights: Tensor, z: Points, x: Points, over_left: bool) -> Tensor | None:
-        """The product without forming the block, by Triton; None where Triton does not serve.
+    def fused(
+        self, weights: Tensor, z: Points, x: Points, over_left: bool, block: Tensor | None = None
+    ) -> Tensor | None:
+        """The product without forming the block, or while forming it; None where neither loops nor Triton serve.
 
         weights @ K(Z, X) for weights of (k, len(z)) with `over_left`, else weights @ K(X, Z) for (k, len(x)).
+        block: where K(Z, X) is written, with `over_left`; nothing is written where the result is None.
         """
+        operands = (z.prepared, x.prepared) if block is None else (z.prepared, x.prepared, block)
+        if are_few(weights) and len(x) >= FEWEST_ROWS and (loops := self._loops(*operands)) is not None:
+            return loops.product(weights, z.prepared, x.prepared, over_left, block)
+        if block is not None:
+            return None
         a, b = (z, x) if over_left else (x, z)
         constants = self._table(z.device, z.prepared.dtype).constants
         return fused_columns(weights, a.prepared, b.prepared, constants)

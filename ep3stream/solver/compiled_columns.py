@@ -4,27 +4,19 @@ torch makes a pass over a strip for each operation, and each pass loads and stor
 row goes through four columns at a time in registers, and 2^t is a polynomial that the compiler turns into vector
 instructions: no call for each value, no table.
 
-Only this module imports Numba, and only `columns.py` imports this module, at the first block that can use it: fits with
-other kernels do not wait for it. Machine code is kept beside this file or in the user's cache directory, so that a
-process compiles only what none has compiled before. A value depends on its two rows alone: neither on the place in
-the block nor on the number of threads.
+A value depends on its two rows alone: neither on the place in the block nor on the number of threads.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-_LOGGER = logging.getLogger(__name__)
-_Function = TypeVar("_Function", bound=Callable[..., None])
+from ep3stream.solver.compiling import ARITHMETIC, compiled
 
 # Rows of x whose columns are laid out one after the other in the nearest caches. Shorter stretches write the block in
 # pieces too short for the processor to fetch ahead: 128 take half as long again with 7 columns, where the block is not
@@ -48,47 +40,12 @@ _P1, _P2, _P3, _P4, _P5 = (
 )
 # Adding 1.5 * 2^23 to a small float32 rounds it to a whole number, which then stands in the lowest bits.
 _ROUNDER = np.float32(12582912)
-# Products and sums may become one instruction; no other rule of float arithmetic is given up. A check of every division
-# would keep loops from becoming vector instructions.
-_ARITHMETIC: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
 _ONE, _ZERO = np.float32(1), np.float32(0)
 # Below it 2^t is 0 rather than a number that is too small to be normal, with which processors are slow.
 _LEAST, _BELOW = np.float32(-125.5), np.float32(-127)
 _MANTISSA_BITS = np.int32(23)
 # 2^t and its product with another such power are normal numbers.
 _NEAR = np.float32(60)
-
-
-def _compiled(function: _Function) -> _Function:
-    """The function as machine code from its first call on, which runs without Python's lock.
-
-    The machine code is kept on disk. Where that fails (no place, a full disk, a damaged file), this process compiles
-    for itself.
-    """
-    options: dict[str, Any] = {"nogil": True, **_ARITHMETIC}
-    in_use: list[Callable[..., Any]] = []
-    lock = threading.Lock()
-
-    def first(*arguments: Any) -> None:
-        try:
-            found = numba.njit(cache=True, **options)(function)
-            found(*arguments)
-        except Exception as error:  # Whatever a damaged file may lead to.
-            _LOGGER.info("%s: machine code is not kept on disk: %s", function.__name__, error)
-            found = numba.njit(**options)(function)
-            found(*arguments)
-        in_use.append(found)
-
-    @functools.wraps(function)
-    def run(*arguments: Any) -> None:
-        if not in_use:
-            with lock:
-                if not in_use:
-                    first(*arguments)
-                    return
-        in_use[0](*arguments)
-
-    return cast("_Function", run)
 
 
 @intrinsic
@@ -107,7 +64,7 @@ def _number(typing: Any, bits: Any) -> Any:
     )
 
 
-@numba.njit(inline="always", **_ARITHMETIC)
+@numba.njit(inline="always", **ARITHMETIC)
 def _power_of_two(t: Any) -> Any:
     """2^t for t <= 100, exactly 1 at 0, exactly 0 below -125.5, NaN for NaN."""
     t = _BELOW if t < _LEAST else t
@@ -118,7 +75,7 @@ def _power_of_two(t: Any) -> Any:
     return _number(bits)
 
 
-@numba.njit(inline="always", **_ARITHMETIC)
+@numba.njit(inline="always", **ARITHMETIC)
 def _distance(a: Any, b: Any, is_squared: bool) -> Any:
     difference = a - b
     return difference * difference if is_squared else abs(difference)
@@ -126,31 +83,41 @@ def _distance(a: Any, b: Any, is_squared: bool) -> Any:
 
 @numba.njit
 def _lay_out(x: Any, columns: Any, first: int, laid_out: Any) -> None:
-    """Columns of the rows of x from `first` on, one after the other, into laid_out, (columns * _STRETCH,)."""
+    """Columns of the rows of x from `first` on, one after the other, into laid_out, (columns, _STRETCH)."""
     for j in range(len(columns)):
         for i in range(min(_STRETCH, len(x) - first)):
-            laid_out[j * _STRETCH + i] = x[first + i, columns[j]]
+            laid_out[j, i] = x[first + i, columns[j]]
 
 
 @numba.njit(inline="always")
 def _smaller(a: Any, b: Any) -> Any:
-    """The smaller of a and b, and at most 1; NaN if either is."""
-    smaller = b if b < a else a
-    return _ONE if smaller > _ONE else smaller
+    """The smaller of a and b; NaN if both are."""
+    return b if b < a else a
 
 
-@numba.njit(**_ARITHMETIC)
-def _set_powers(t: Any, up: Any, down: Any) -> None:
-    """2^t and 2^-t for |t| <= 60, with a product that rounds to 1 or the next number above; something for other t."""
+@numba.njit(**ARITHMETIC)
+def _set_powers(t: Any, share: Any, up: Any, down: Any) -> None:
+    """sqrt(share) 2^t and sqrt(share) 2^-t for |t| <= 60; something for other t.
+
+    Their product rounds to the share or the next number above.
+    """
+    root = np.sqrt(share)
     for i in range(len(t)):
-        up[i] = _power_of_two(_NEAR if abs(t[i]) > _NEAR else t[i])
-        inverse = _ONE / up[i]
-        if up[i] * inverse < _ONE:
+        up[i] = root * _power_of_two(_NEAR if abs(t[i]) > _NEAR else t[i])
+        inverse = share / up[i] if share > _ZERO else _ZERO
+        if up[i] * inverse < share:
             inverse = _number(_bits(inverse) + np.int32(1))  # type: ignore[call-arg]
         down[i] = inverse
 
 
-@_compiled
+@numba.njit(inline="always", **ARITHMETIC)
+def _shared(by_parts: Any, near: Any, number: Any, z: Any, share: Any, is_squared: bool) -> Any:
+    """share 2^-|number - z|^power: `by_parts`, or where the number is not near, by a power of its own."""
+    whole = share * _power_of_two(-_distance(number, z, is_squared))
+    return by_parts if abs(number) <= near else whole
+
+
+@compiled(ARITHMETIC)
 def fill_product(
     z: Any, x: Any, numbers: Any, categories: Any, losses: Any, is_squared: bool, out: Any
 ) -> None:
@@ -160,35 +127,37 @@ def fill_product(
     int64; losses: one for each category, float32; is_squared: power is 2 rather than 1; out: (n, m).
     """
     n_padded = -(-len(numbers) // _UNROLLED) * _UNROLLED
-    of_x = np.zeros(n_padded * _STRETCH, np.float32)  # Columns of zeros on both sides fill it up to fours.
-    codes = np.zeros(len(categories) * _STRETCH, np.float32)
+    of_x = np.zeros((n_padded, _STRETCH), np.float32)  # Columns of zeros on both sides fill it up to fours.
+    codes = np.zeros((len(categories), _STRETCH), np.float32)
     of_z = np.zeros(n_padded, np.float32)
     total = np.zeros(_STRETCH, np.float32)
     for first in range(0, len(x), _STRETCH):
         _lay_out(x, numbers, first, of_x)
         _lay_out(x, categories, first, codes)
+        width = min(_STRETCH, len(x) - first)
         for r in range(len(z)):
             for j in range(len(numbers)):
                 of_z[j] = z[r, numbers[j]]
             total[:] = _ZERO
             for j in range(0, n_padded, _UNROLLED):
                 z0, z1, z2, z3 = of_z[j], of_z[j + 1], of_z[j + 2], of_z[j + 3]
-                at = j * _STRETCH
+                x0, x1, x2, x3 = of_x[j], of_x[j + 1], of_x[j + 2], of_x[j + 3]
                 for i in range(_STRETCH):
-                    d0 = _distance(of_x[at + i], z0, is_squared)
-                    d1 = _distance(of_x[at + _STRETCH + i], z1, is_squared)
-                    d2 = _distance(of_x[at + 2 * _STRETCH + i], z2, is_squared)
-                    d3 = _distance(of_x[at + 3 * _STRETCH + i], z3, is_squared)
+                    d0 = _distance(x0[i], z0, is_squared)
+                    d1 = _distance(x1[i], z1, is_squared)
+                    d2 = _distance(x2[i], z2, is_squared)
+                    d3 = _distance(x3[i], z3, is_squared)
                     total[i] -= (d0 + d1) + (d2 + d3)
             for c in range(len(categories)):
-                code, loss, at = z[r, categories[c]], losses[c], c * _STRETCH
+                code, loss, own = z[r, categories[c]], losses[c], codes[c]
                 for i in range(_STRETCH):
-                    total[i] -= loss if codes[at + i] != code else _ZERO
-            for i in range(min(_STRETCH, len(x) - first)):
-                out[r, first + i] = _power_of_two(total[i])
+                    total[i] -= loss if own[i] != code else _ZERO
+            row = out[r, first : first + width]
+            for i in range(width):
+                row[i] = _power_of_two(total[i])
 
 
-@_compiled
+@compiled(ARITHMETIC)
 def fill_anova(
     z: Any,
     x: Any,
@@ -205,52 +174,64 @@ def fill_anova(
     rests, shares: two for each of `numbers`, with the sum 1; kept: one for each category. The others as for
     `fill_product`.
 
-    2^-|z - x| is the smaller of 2^z 2^-x and 2^x 2^-z, and these powers are those of a row rather than of a pair. Where
-    they could overflow, and with the power 2, every pair takes a power of its own.
+    share 2^-|z - x| is the smaller of two products, of 2^z and 2^-x or 2^x and 2^-z, each times sqrt(share), and these
+    powers are those of a row rather than of a pair. Where they could overflow, and with the power 2, every pair takes a
+    power of its own. On equal rows each factor is 1 or a little more, and what is above 1 in the end is set to 1.
     """
-    size = len(numbers) * _STRETCH
-    of_x, up, down = np.zeros(size, np.float32), np.zeros(size, np.float32), np.zeros(size, np.float32)
-    codes = np.zeros(len(categories) * _STRETCH, np.float32)
-    is_near = np.zeros(len(numbers), np.bool_)
-    total = np.zeros(_STRETCH, np.float32)
-    of_z = np.zeros((len(z), len(numbers)), np.float32)
-    for r in range(len(z)):
-        for j in range(len(numbers)):
-            of_z[r, j] = z[r, numbers[j]]
+    n_padded = len(numbers) + len(numbers) % 2  # A column that is 1 everywhere fills it up to twos.
+    of_x, of_z = np.zeros((n_padded, _STRETCH), np.float32), np.zeros((n_padded, len(z)), np.float32)
+    up, down = np.zeros_like(of_x), np.zeros_like(of_x)
     up_of_z, down_of_z = np.zeros_like(of_z), np.zeros_like(of_z)
-    _set_powers(of_z.reshape(-1), up_of_z.reshape(-1), down_of_z.reshape(-1))
+    rest, share = np.ones(n_padded, np.float32), np.zeros(n_padded, np.float32)
+    codes = np.zeros((len(categories), _STRETCH), np.float32)
+    is_near = np.zeros(n_padded, np.bool_)
+    total = np.zeros(_STRETCH, np.float32)
+    for j in range(len(numbers)):
+        rest[j], share[j] = rests[j], shares[j]
+        for r in range(len(z)):
+            of_z[j, r] = z[r, numbers[j]]
+        _set_powers(of_z[j], share[j], up_of_z[j], down_of_z[j])
     for first in range(0, len(x), _STRETCH):
         _lay_out(x, numbers, first, of_x)
         _lay_out(x, categories, first, codes)
-        _set_powers(of_x, up, down)
-        for j in range(len(numbers)):
+        width = min(_STRETCH, len(x) - first)
+        for j in range(n_padded):
+            _set_powers(of_x[j], share[j], up[j], down[j])
             is_near[j] = not is_squared
-            for i in range(j * _STRETCH, (j + 1) * _STRETCH):
-                is_near[j] &= abs(of_x[i]) <= _NEAR
+            for i in range(_STRETCH):
+                is_near[j] &= abs(of_x[j, i]) <= _NEAR
         for r in range(len(z)):
             total[:] = _ONE
-            for j in range(len(numbers)):
-                rest, share, at = rests[j], shares[j], j * _STRETCH
-                number, z_up, z_down = of_z[r, j], up_of_z[r, j], down_of_z[r, j]
-                is_z_near = not is_squared and abs(number) <= _NEAR
-                if is_z_near and is_near[j]:
+            for j in range(0, n_padded, 2):
+                rest0, up0, down0, z_up0, z_down0 = rest[j], up[j], down[j], up_of_z[j, r], down_of_z[j, r]
+                k = j + 1
+                rest1, up1, down1, z_up1, z_down1 = rest[k], up[k], down[k], up_of_z[k, r], down_of_z[k, r]
+                z0, z1 = of_z[j, r], of_z[k, r]
+                near0 = -_ONE if is_squared or abs(z0) > _NEAR else _NEAR
+                near1 = -_ONE if is_squared or abs(z1) > _NEAR else _NEAR
+                if is_near[j] and is_near[k] and near0 > _ZERO and near1 > _ZERO:
                     for i in range(_STRETCH):
-                        total[i] *= rest + share * _smaller(up[at + i] * z_down, down[at + i] * z_up)
+                        factor0 = rest0 + _smaller(up0[i] * z_down0, down0[i] * z_up0)
+                        factor1 = rest1 + _smaller(up1[i] * z_down1, down1[i] * z_up1)
+                        total[i] *= factor0 * factor1
                     continue
-                near = _NEAR if is_z_near else -_ONE
+                x0, x1, share0, share1 = of_x[j], of_x[k], share[j], share[k]
                 for i in range(_STRETCH):
-                    by_parts = _smaller(up[at + i] * z_down, down[at + i] * z_up)
-                    whole = _power_of_two(-_distance(of_x[at + i], number, is_squared))
-                    total[i] *= rest + share * (by_parts if abs(of_x[at + i]) <= near else whole)
+                    parts0 = _smaller(up0[i] * z_down0, down0[i] * z_up0)
+                    parts1 = _smaller(up1[i] * z_down1, down1[i] * z_up1)
+                    factor0 = rest0 + _shared(parts0, near0, x0[i], z0, share0, is_squared)
+                    factor1 = rest1 + _shared(parts1, near1, x1[i], z1, share1, is_squared)
+                    total[i] *= factor0 * factor1
             for c in range(len(categories)):
-                code, factor, at = z[r, categories[c]], kept[c], c * _STRETCH
+                code, factor, own = z[r, categories[c]], kept[c], codes[c]
                 for i in range(_STRETCH):
-                    total[i] *= factor if codes[at + i] != code else _ONE
-            for i in range(min(_STRETCH, len(x) - first)):
-                out[r, first + i] = total[i]
+                    total[i] *= factor if own[i] != code else _ONE
+            row = out[r, first : first + width]
+            for i in range(width):
+                row[i] = _ONE if total[i] > _ONE else total[i]
 
 
-@_compiled
+@compiled(ARITHMETIC)
 def add_differences(
     z: Any, x: Any, numbers: Any, categories: Any, is_squared: bool, weighted: Any, found: Any
 ) -> None:
@@ -260,47 +241,48 @@ def add_differences(
     float32, one for each row of a stretch of x.
     """
     n_columns = len(numbers) + len(categories)
-    of_x = np.zeros(n_columns * _STRETCH, np.float32)
-    sums, part = np.zeros_like(of_x), np.zeros(_UNROLLED * _STRETCH, np.float32)
+    of_x = np.zeros((n_columns, _STRETCH), np.float32)
+    sums, part = np.zeros_like(of_x), np.zeros((_UNROLLED, _STRETCH), np.float32)
+    p0, p1, p2, p3 = part[0], part[1], part[2], part[3]
     for strip in range(len(found)):
         end = min(len(z), (strip + 1) * STRIP_ROWS)
         for first in range(0, len(x), _STRETCH):
             _lay_out(x, numbers, first, of_x)
-            _lay_out(x, categories, first, of_x[len(numbers) * _STRETCH :])
+            _lay_out(x, categories, first, of_x[len(numbers) :])
             width = min(_STRETCH, len(x) - first)
             sums[:], part[:] = _ZERO, _ZERO
             for r in range(strip * STRIP_ROWS, end, _UNROLLED):
                 # Four rows at a time, the last one again, with the weight 0, where there are fewer.
                 for row in range(_UNROLLED):
-                    for i in range(width):
-                        part[row * _STRETCH + i] = weighted[r + row, first + i] if r + row < end else _ZERO
+                    if r + row < end:
+                        part[row, :width] = weighted[r + row, first : first + width]
+                    else:
+                        part[row] = _ZERO
                 r1, r2, r3 = min(r + 1, end - 1), min(r + 2, end - 1), min(r + 3, end - 1)
                 for j in range(len(numbers)):
-                    at = j * _STRETCH
-                    z0, z1, z2, z3 = z[r, numbers[j]], z[r1, numbers[j]], z[r2, numbers[j]], z[r3, numbers[j]]
+                    at, own, total = numbers[j], of_x[j], sums[j]
+                    z0, z1, z2, z3 = z[r, at], z[r1, at], z[r2, at], z[r3, at]
                     for i in range(_STRETCH):
-                        number = of_x[at + i]
-                        e0 = part[i] * _distance(number, z0, is_squared)
-                        e1 = part[_STRETCH + i] * _distance(number, z1, is_squared)
-                        e2 = part[2 * _STRETCH + i] * _distance(number, z2, is_squared)
-                        e3 = part[3 * _STRETCH + i] * _distance(number, z3, is_squared)
-                        sums[at + i] += (e0 + e1) + (e2 + e3)
+                        e0 = p0[i] * _distance(own[i], z0, is_squared)
+                        e1 = p1[i] * _distance(own[i], z1, is_squared)
+                        e2 = p2[i] * _distance(own[i], z2, is_squared)
+                        e3 = p3[i] * _distance(own[i], z3, is_squared)
+                        total[i] += (e0 + e1) + (e2 + e3)
                 for c in range(len(categories)):
-                    at, place = (len(numbers) + c) * _STRETCH, categories[c]
-                    z0, z1, z2, z3 = z[r, place], z[r1, place], z[r2, place], z[r3, place]
+                    at, own, total = categories[c], of_x[len(numbers) + c], sums[len(numbers) + c]
+                    z0, z1, z2, z3 = z[r, at], z[r1, at], z[r2, at], z[r3, at]
                     for i in range(_STRETCH):
-                        code = of_x[at + i]
-                        e0 = part[i] * (_ONE if code != z0 else _ZERO)
-                        e1 = part[_STRETCH + i] * (_ONE if code != z1 else _ZERO)
-                        e2 = part[2 * _STRETCH + i] * (_ONE if code != z2 else _ZERO)
-                        e3 = part[3 * _STRETCH + i] * (_ONE if code != z3 else _ZERO)
-                        sums[at + i] += (e0 + e1) + (e2 + e3)
+                        e0 = p0[i] * (_ONE if own[i] != z0 else _ZERO)
+                        e1 = p1[i] * (_ONE if own[i] != z1 else _ZERO)
+                        e2 = p2[i] * (_ONE if own[i] != z2 else _ZERO)
+                        e3 = p3[i] * (_ONE if own[i] != z3 else _ZERO)
+                        total[i] += (e0 + e1) + (e2 + e3)
             for j in range(n_columns):
                 for i in range(width):
-                    found[strip, j] += sums[j * _STRETCH + i]
+                    found[strip, j] += sums[j, i]
 
 
-@_compiled
+@compiled(ARITHMETIC)
 def add_shared(
     z: Any, x: Any, numbers: Any, rests: Any, shares: Any, is_squared: bool, weighted: Any, found: Any
 ) -> None:
@@ -310,7 +292,7 @@ def add_shared(
 
     found: (-(-n // STRIP_ROWS), 2, len(numbers)), float64. The others as for `add_differences`.
     """
-    of_x = np.zeros(len(numbers) * _STRETCH, np.float32)
+    of_x = np.zeros((len(numbers), _STRETCH), np.float32)
     sums, with_e = np.zeros_like(of_x), np.zeros_like(of_x)
     part = np.zeros(_STRETCH, np.float32)
     for strip in range(len(found)):
@@ -320,17 +302,17 @@ def add_shared(
             width = min(_STRETCH, len(x) - first)
             sums[:], with_e[:], part[:] = _ZERO, _ZERO, _ZERO
             for r in range(strip * STRIP_ROWS, end):
-                for i in range(width):
-                    part[i] = weighted[r, first + i]
+                part[:width] = weighted[r, first : first + width]
                 for j in range(len(numbers)):
-                    number, rest, share, at = z[r, numbers[j]], rests[j], shares[j], j * _STRETCH
+                    number, rest, share = z[r, numbers[j]], rests[j], shares[j]
+                    own, sums_of_t, sums_of_te = of_x[j], sums[j], with_e[j]
                     for i in range(_STRETCH):
-                        e = _distance(of_x[at + i], number, is_squared)
+                        e = _distance(own[i], number, is_squared)
                         factor = share * _power_of_two(-e)
                         t = part[i] * factor / (rest + factor)
-                        sums[at + i] += t
-                        with_e[at + i] += t * e
+                        sums_of_t[i] += t
+                        sums_of_te[i] += t * e
             for j in range(len(numbers)):
                 for i in range(width):
-                    found[strip, 0, j] += sums[j * _STRETCH + i]
-                    found[strip, 1, j] += with_e[j * _STRETCH + i]
+                    found[strip, 0, j] += sums[j, i]
+                    found[strip, 1, j] += with_e[j, i]

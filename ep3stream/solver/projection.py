@@ -24,8 +24,10 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import kernel_block, kernel_times, times_kernel
+from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.points import Points
+from ep3stream.solver.skinny import few_times_transposed, plus_few_times
 from ep3stream.solver.spectrum import Flattening, LandmarkPairs, LeverageProfile
 from ep3stream.solver.tail import Grouping, LocalTail, build_tail
 from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
@@ -86,7 +88,7 @@ class NystromProjection:
     eigenvalue_scale: s = t / tau, (q,), float64, what is left of each eigenvalue of the data, at most 1. damping: mu.
     n_leading: the number of columns of U with l > 3 mu, or 30 mu with a tail. eigenvalues: l, (r,). center_damping: the
     diagonal of T, (p_shard,), at most 1, and below 1 only at the centers `damped_rows`; None for T = I. tail: R, None
-    for I.
+    for I. by_loops: products with U are those of compiled loops, where these serve (`skinny.py`).
     Only during a set-up: flattening, which gives the scale for other thresholds; sample_features, H'U'K(Z, X_s),
     (q, s), float64.
     """
@@ -100,6 +102,7 @@ class NystromProjection:
     eigenvalues: Tensor
     center_damping: Tensor | None = None
     tail: LocalTail | None = None
+    by_loops: bool = False
     flattening: Flattening | None = None
     sample_features: Tensor | None = None
     damped_rows: Tensor = field(init=False, repr=False)
@@ -163,10 +166,10 @@ class NystromProjection:
         same range of sizes, hence float64.
         """
         leading = self.basis[:, : self.n_leading]
-        first = self.mesh.all_reduce(gradient @ leading)
-        deflated = torch.addmm(gradient, first, leading.T, alpha=-1)
+        first = self._onto(gradient, leading)
+        deflated = self._plus_along(gradient, first, leading, -1)
         both = deflated if penalized is None else torch.cat([deflated, penalized])
-        rest, of_penalized = self.mesh.all_reduce(both @ self.basis).tensor_split([len(gradient)])
+        rest, of_penalized = self._onto(both, self.basis).tensor_split([len(gradient)])
         inside = rest.to(torch.float64, copy=True)
         inside[:, : self.n_leading] += first
         theta, within = deflated.mul_(1 / self.damping), rest / self.damping
@@ -182,11 +185,19 @@ class NystromProjection:
             taken = torch.addmm(theta[:, self.damped_rows], within, few.T, alpha=-1)
             taken *= 1 - self.center_damping[self.damped_rows]
             coefficients += self.mesh.all_reduce(taken @ few)
-        theta = theta.addmm_(coefficients, self.basis.T)
+        theta = self._plus_along(theta, coefficients, self.basis)
         if self.center_damping is not None:
             theta[:, self.damped_rows] -= taken
-        excess = self.mesh.all_reduce(theta @ leading) - along[:, : self.n_leading]
-        return theta.addmm_(excess, leading.T, alpha=-1)
+        excess = self._onto(theta, leading) - along[:, : self.n_leading]
+        return self._plus_along(theta, excess, leading, -1)
+
+    def _onto(self, weights: Tensor, basis: Tensor) -> Tensor:
+        """weights @ basis, (c, r), summed over the shards."""
+        return self.mesh.all_reduce(few_times_transposed(weights, basis.T, self.by_loops))
+
+    def _plus_along(self, weights: Tensor, coefficients: Tensor, basis: Tensor, scale: float = 1) -> Tensor:
+        """weights + scale coefficients @ basis', (c, p_shard)."""
+        return plus_few_times(weights, coefficients, basis.T, scale, self.by_loops)
 
     def weights_of(self, coefficients: Tensor) -> Tensor:
         """The weights R U b, (c, p_shard), of coefficients b, (r, c), on the basis."""
@@ -334,6 +345,7 @@ def build_nystrom(
         eigenvalues.to(basis),
         None,
         tail,
+        isinstance(kernel, ColumnKernel),
         flattening,
         sample_features,
     )

@@ -24,6 +24,7 @@ from ep3stream.solver.blocks import BatchBlock, fuses
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.set_up import MIN_BATCH, MIN_COLUMNS_BATCH
+from ep3stream.solver.skinny import few_times_transposed, plus_few_times
 from ep3stream.training.plan import COLUMNS_MODEL_RANK, MODEL_RANK
 
 Limit = Literal["time", "rows", "memory", "epochs"]
@@ -200,7 +201,8 @@ def measured_speed(
     is_fused = fuses(kernel, device, 2 * n_outputs)
     memory = None if is_fused else torch.zeros(n_centers * batch, device=device)
     weights = torch.full((n_outputs, n_centers), 1 / n_centers, device=device)
-    basis = torch.full((rank, n_centers), 1 / n_centers, device=device).T
+    basis = torch.full((rank, n_centers), 1 / n_centers, device=device)
+    by_loops = isinstance(kernel, ColumnKernel)
     landmarks, vectors = (torch.ones(size, _LANDMARKS, device=device) for size in (batch, rank))
 
     def step() -> None:
@@ -208,7 +210,8 @@ def measured_speed(
         residual = block.left_times(weights).contiguous()
         gradient = block.times(residual)
         for _ in range(_PASSES):
-            gradient = (gradient @ basis) @ basis.T
+            inside = few_times_transposed(gradient, basis, by_loops)
+            gradient = plus_few_times(gradient, inside, basis, -1, by_loops)
         float(gradient.sum())  # Waits for the device.
 
     def product() -> None:
