@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ep3stream.solver import column_weights
-from ep3stream.solver.column_weights import gradients_of, learnt_weights, ridge_of
+from ep3stream.solver.column_weights import Adam, gradients_of, learnt_weights, ridge_of
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 
 
@@ -254,3 +254,19 @@ def test_weights_grow_with_the_centers_as_they_grew_while_they_were_learnt():
     assert found.weights.tolist() == pytest.approx([4.0, 4.0])
     assert column_weights.grown(plain, 0, 0.4, 10**6) is plain
     assert column_weights.grown(plain, 400, 0.4, 10**9).weights.tolist() == pytest.approx([4.0, 4.0])
+
+
+def test_adam_takes_the_steps_of_torchs():
+    random = torch.Generator().manual_seed(0)
+    ours = [torch.randn(3, generator=random, dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    theirs = [each.clone() for each in ours]
+    adam, reference = Adam(ours), torch.optim.Adam(theirs, betas=(0.9, 0.95))
+    for step in range(5):
+        gradients = [torch.randn(each.shape, generator=random, dtype=torch.float64) for each in ours]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient
+        reference.param_groups[0]["lr"] = 0.2 / (step + 1)
+        reference.step()
+        adam.step(0.2 / (step + 1), gradients)
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=0)

@@ -52,6 +52,7 @@ _RATES = (0.25, 0.06)
 # Steps on neighbourhoods, the most and fewest rows on each side, and centers.
 _NEAR_STEPS, _NEAR_ROWS, _FEWEST_NEAR_ROWS, _NEAR_CENTERS = 60, 8000, 1280, 640
 _NEAR_RATES = (0.2, 0.04)
+_BETAS, _EPSILON = (0.9, 0.95), 1e-8
 # Of the steps of either kind, at the end.
 _AVERAGED = 1 / 3
 # Neighbourhoods suit fits with at most so many centers. For more they are too small to tell signal from noise: learnt
@@ -219,6 +220,26 @@ class _Average:
             parameter.copy_(torch.stack(values).mean(0))
 
 
+class Adam:
+    """Adam (Kingma and Ba, 2015, algorithm 1) on tensors of float64, in place.
+
+    `torch.optim` takes two seconds to import, twenty times as long as all its steps here.
+    """
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self._n_steps = 0
+        self._states = [(each, torch.zeros_like(each), torch.zeros_like(each)) for each in parameters]
+
+    def step(self, rate: float, gradients: list[Tensor]) -> None:
+        """One step of the size `rate` against the gradients, one for each tensor and of its shape."""
+        self._n_steps += 1
+        first, second = (1 - beta**self._n_steps for beta in _BETAS)
+        for (parameter, mean, square), gradient in zip(self._states, gradients, strict=True):
+            mean.lerp_(gradient, 1 - _BETAS[0])
+            square.lerp_(gradient.square(), 1 - _BETAS[1])
+            parameter.sub_(rate / first * mean / ((square / second).sqrt() + _EPSILON))
+
+
 @dataclass(slots=True)
 class _Descent:
     """The steps of Adam. log_weights, log_shares: (d,), float64; spread: (d,), mean |difference|^power of two rows.
@@ -247,7 +268,7 @@ class _Descent:
 
     def run(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[ColumnKernel, int]:
         """The steps on rows of the whole pool. Returns their average, and the number of centers that it suits."""
-        adam, last = self._adam(), _Average(_STEPS)
+        adam, last = Adam(self._parameters()), _Average(_STEPS)
         for step, sizes in enumerate(_pool_sizes(self.effort, int(self.in_use.sum()))):
             n_each, n_centers = sizes.among(int(self.in_use.sum()), len(x))
             rows = torch.randperm(len(x), generator=generator)[: 2 * n_each].to(x.device)
@@ -266,7 +287,7 @@ class _Descent:
         n_centers: as many as the fit may have.
         """
         n_each, n_small = self.sizes_near(len(x), n_centers)
-        adam, last = self._adam(), _Average(_NEAR_STEPS)
+        adam, last = Adam(self._parameters()), _Average(_NEAR_STEPS)
         for step in range(_NEAR_STEPS):
             kernel = self.current()
             row = x[torch.randint(len(x), (1,), generator=generator).to(x.device)]
@@ -286,12 +307,9 @@ class _Descent:
     def _parameters(self) -> list[Tensor]:
         return [self.log_weights, self.log_shares, self.log_noise]
 
-    def _adam(self) -> torch.optim.Adam:
-        return torch.optim.Adam(self._parameters(), betas=(0.9, 0.95))
-
     def _step(
         self,
-        adam: torch.optim.Adam,
+        adam: Adam,
         rates: tuple[float, float],
         done: float,
         x: Tensor,
@@ -299,16 +317,13 @@ class _Descent:
         n_centers: int,
     ) -> None:
         """One step down."""
-        adam.param_groups[0]["lr"] = rates[0] * (rates[1] / rates[0]) ** done
         log_rho = self.log_noise - math.log(len(x) // 2)
         if self.room.numel() < len(x) * n_centers:
             self.room = x.new_empty(len(x) * n_centers)
         room = self.room[: len(x) * n_centers].view(len(x), n_centers)
         loss, *gradients = gradients_of(self.current(), log_rho, x, y, n_centers, room)
         _LOGGER.debug("column weights: held-out loss %.4f", loss)
-        for parameter, gradient in zip(self._parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        adam.step()
+        adam.step(rates[0] * (rates[1] / rates[0]) ** done, gradients)
         for parameter in self._parameters():
             parameter.clamp_(*_LOG_RANGE)
 
