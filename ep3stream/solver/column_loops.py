@@ -73,7 +73,7 @@ class ColumnLoops:
         height, fill, z_array = self.loops.columns.STRIP_ROWS, self._filling(x.numpy()), z.numpy()
         n_strips = -(-len(z) // height)
         # The number of parts does not depend on that of threads, and so the order of additions does not either.
-        strips_each = -(-n_strips // _MOST_PARTS) if over_left else 1
+        strips_each = max(1, -(-n_strips // _MOST_PARTS)) if over_left else 1
         n_parts = -(-n_strips // strips_each)
         shape = (n_parts, len(few), len(x)) if over_left else (1, len(few), len(z))
         # By numpy, also the sum: torch's own threads, once woken, stay on their cores for a while.

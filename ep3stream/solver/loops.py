@@ -46,7 +46,8 @@ def in_threads(work: Callable[[slice], None], n_items: int, operations_each: int
 
     operations_each: about how many an item takes; little work stays in this thread. `work` must not call this itself.
     """
-    n_threads = min(torch.get_num_threads(), n_items, n_items * operations_each // _THREAD_OPERATIONS + 1)
+    sensible = n_items * operations_each // _THREAD_OPERATIONS + 1
+    n_threads = max(1, min(torch.get_num_threads(), n_items, sensible))
     bounds = [n_items * i // n_threads for i in range(n_threads + 1)]
     mine, *others = (slice(*pair) for pair in itertools.pairwise(bounds))
     under_way = [_pool(torch.get_num_threads() - 1).submit(work, items) for items in others]
