@@ -132,7 +132,7 @@ class CategoryCodes:
         unless it is ignored: then its code is UNKNOWN.
         """
         table = self._table_of(cells.values)
-        codes: NDArray[np.int32] = table[cells.indices]
+        codes: NDArray[np.int32] = table.take(cells.indices)
         if len(codes) and codes.min() >= 0 and (self._is_told or MISSING_CATEGORY not in cells.values):
             return codes
         for index, cell in cells.present():

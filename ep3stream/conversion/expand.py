@@ -33,12 +33,12 @@ class _Category:
     """The features of one category column.
 
     offset: the first of them. ranks: the index of each code's value among the sorted values, (codes + 1,); behind
-    them what an unknown value becomes as a code, or 0.
+    them what an unknown value becomes as a code, or 0. In the type of x, unless one-hot.
     is_onehot: one feature for each value; else a single feature, which holds the index.
     """
 
     offset: int
-    ranks: NDArray[np.int32]
+    ranks: NDArray[Any]
     is_onehot: bool
 
 
@@ -88,9 +88,10 @@ class Expansion:
                     names.append(indicator_name(whole))
             else:
                 category, is_onehot = codes[column.name], column.encoding == "onehot"
-                ranks = category.ranks()
+                ranks: NDArray[Any] = category.ranks()
                 if not is_onehot:
                     ranks[-1] = UNKNOWN
+                    ranks = ranks.astype(encoder.layout.dtypes["x"])
                 categories.append(_Category(len(names), ranks, is_onehot))
                 features = [f"{column.name}={value}" for value in category.sorted_values()]
                 names.extend(features if is_onehot else [column.name])
@@ -174,7 +175,7 @@ class Expansion:
                 x[:, first : first + len(category.ranks) - 1] = 0
                 x[np.arange(len(rows)), first + category.ranks[codes]] = codes != UNKNOWN
             else:
-                x[:, first] = category.ranks[codes]
+                x[:, first] = category.ranks.take(codes)  # In a third of the time of ranks[codes].
         if missing is None:
             return None
         filled = np.zeros((len(rows), self.n_features), np.bool_)
