@@ -16,12 +16,14 @@ from pyarrow import csv
 from small_stores import plain_config
 
 import ep3stream
-from ep3stream import ConvertConfig, FitConfig, KernelConfig, KernelModel
+from ep3stream import ConvertConfig, FitConfig, KernelConfig, KernelModel, RunConfig, SolverConfig
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.estimator import KernelRegressor
+from ep3stream.online.online_trainer import OnlineTrainer
 from ep3stream.prediction.predict import predict_tables
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.export import exported_program
+from ep3stream.training import set_up as set_up_module
 from ep3stream.training.set_up import shape_of
 
 pytestmark = pytest.mark.usefixtures("quick_columns")
@@ -245,6 +247,46 @@ def test_an_estimator_on_a_split_ends_with_the_bytes_of_a_fit(stores, tmp_path, 
     again = KernelRegressor.load(tmp_path / "saved")
     np.testing.assert_array_equal(again.predict(stores["codes"]), estimator.predict(stores["codes"]))
     again.partial_fit(stores["codes"])
+
+
+@pytest.mark.parametrize("kernel", ["laplacian", "auto"])
+@pytest.mark.parametrize("epochs", ["auto", 2])
+def test_an_estimator_with_minutes_takes_the_sizes_of_a_fit(stores, tmp_path, kernel, epochs):
+    """Of so few rows the minutes allow more than the rows do, so that no clock decides."""
+    solver = SolverConfig(epochs=epochs, nystrom_samples=300)
+    config = FitConfig(kernel=KernelConfig(name=kernel), solver=solver, run=RunConfig(minutes=10))
+    run = ep3stream.fit(stores["codes"], tmp_path / "run", config)
+    with ep3stream.open_store(stores["codes"]) as store:
+        n_rows = store.split("train").info.n_rows
+        estimator = KernelRegressor(kernel, epochs=epochs, minutes=10, nystrom_samples=300, random_state=0)
+        estimator.fit(store.split("train"))
+    fitted = ep3stream.load(run)
+    assert n_rows // 10 < len(fitted.centers) < n_rows // 4
+    assert torch.equal(estimator.model_.weights, fitted.weights)
+    if epochs == 2:
+        assert len(estimator.losses_) == 2
+    else:
+        assert len(estimator.losses_) > 2
+
+
+def test_an_estimator_whose_minutes_are_short_sees_a_part_of_the_rows(stores, monkeypatch):
+    seen = []
+    train = OnlineTrainer.after_watch
+    monkeypatch.setattr(
+        OnlineTrainer, "after_watch", lambda *given: (seen.append(sum(given[2])), train(*given))
+    )
+    for epochs in (0.25, 1):
+        monkeypatch.setattr(set_up_module, "with_sizes", sized(centers=100, epochs=epochs, patience=3))
+        with ep3stream.open_store(stores["codes"]) as store:
+            KernelRegressor("laplacian", minutes=1, random_state=0).fit(store.split("train"))
+        seen.append(0)
+    part, whole = (sum(seen[: seen.index(0)]), sum(seen[seen.index(0) :]))
+    assert 0 < part < 0.4 * whole
+
+
+def sized(**sizes):
+    """What settles the sizes of a fit, whatever there is time for."""
+    return lambda config, *_: config.settled(sizes)
 
 
 @pytest.mark.parametrize("part", ["model", "setup"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,15 +38,19 @@ from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
 from ep3stream.training.centers import drawn_centers
 from ep3stream.training.column_kernel import LearntColumns
-from ep3stream.training.defaults import with_kernel
+from ep3stream.training.defaults import is_timed, with_kernel
+from ep3stream.training.plan import memory_budget, on_device
 from ep3stream.training.set_up import (
+    StageTimes,
     learn_columns,
     problem_of_split,
     read_pool,
     resolving_centers,
     scaling_by,
+    shape_of,
+    with_measured_sizes,
 )
-from ep3stream.training.validation import ValidationRows, n_held_out
+from ep3stream.training.validation import NO_VALIDATION, ValidationRows, n_held_out
 from ep3stream.values.labels import label_type_of, names_of
 from ep3stream.values.offsets import Offsets, shifted
 
@@ -92,7 +98,7 @@ class _Start:
 
     drawn: the same where these rows are not trained on. excluded: sorted numbers of rows that are not trained on.
     held_rows: those of them that are held out, and held: their x, (h, d), and y; none without validations. learnt: the
-    kernel on columns, where the centers were drawn by it.
+    kernel on columns, where the centers were drawn by it. epochs, patience: as the minutes allow; None, 0 without them.
     """
 
     source: Source
@@ -102,6 +108,8 @@ class _Start:
     held_rows: Rows = field(default_factory=lambda: NO_ROWS)
     held: tuple[Block, Block] | None = None
     learnt: LearntColumns | None = None
+    epochs: float | None = None
+    patience: int = 0
 
 
 class KernelEstimator(BaseEstimator):  # type: ignore[misc]
@@ -110,6 +118,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     model_: Predictor
     losses_: list[float]
     n_features_in_: int
+    minutes: float | None
     _trainer: KernelModel | None
     _saved: dict[str, Any] | None
     _kernel: AnyKernel  # That of the settings, with `auto` settled.
@@ -133,10 +142,12 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         start = self._start(self._training_rows(X, y, is_first=True, sample_weight=sample_weight), True)
         source, excluded, held = start.source, start.excluded, start.held
         trainer, self.losses_ = self._trained(), []
-        for _ in range(self._n_epochs(source.n_rows - len(excluded))):
-            self.losses_.append(trainer.train_epoch(source, excluded))
-            if held is not None:
-                trainer.validate(*held)
+        epochs = start.epochs or self._n_epochs(source.n_rows - len(excluded))
+        for _ in range(math.ceil(epochs)):
+            self.losses_.append(trainer.train_epoch(source, excluded, min(1, epochs)))
+            n_since_best = 0 if held is None else trainer.validate(*held)
+            if 0 < start.patience <= n_since_best:
+                break
         if self.effects == "auto" and not isinstance(source, WeightedRows):
             trainer.effects_of(source, excluded, held)
         self.model_ = self._predictor()
@@ -232,10 +243,11 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         self._kernel = self._settled_kernel(partial(self._kernel_of_fit, source.n_rows))
         self._scaling = self._input_scaling(source)
         n_held = self._n_held_out(source) if holds_out else 0
-        n_centers = min(self._n_centers(source.n_rows), source.n_rows - n_held)
-        start = self._drawn(source, n_centers, n_held)
-        # Training on centers overfits, but where they are many of the rows it costs less than to lose those.
-        if _FEW_ROWS_PER_CENTER * n_centers <= source.n_rows:
+        self._require_sizes(source, holds_out)
+        start = self._drawn(source, n_held)
+        # Training on centers overfits, but where they are many of the rows it costs less than to lose those. A fit's
+        # sizes leave rows enough.
+        if start.epochs or _FEW_ROWS_PER_CENTER * len(start.centers) <= source.n_rows:
             left_out = np.union1d(start.centers, start.held_rows)
             start = replace(start, drawn=start.centers, excluded=left_out)
         if n_held:
@@ -250,25 +262,66 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         self._trainer = self._new_trainer(held=held)
         return replace(start, source=replace(source, excluded=start.excluded), excluded=NO_ROWS)
 
-    def _drawn(self, source: Source, n_centers: int, n_held: int) -> _Start:
+    def _drawn(self, source: Source, n_held: int) -> _Start:
         """The centers and the rows to hold out, as a fit draws them where the rows have numbers."""
+        n_centers = min(self._n_centers(source.n_rows), source.n_rows - n_held)
         if not isinstance(source, NumberedSource):
             drawn = source.draw_centers(n_centers + n_held, self._seed)
             held = np.sort(drawn[n_centers:])
             return _Start(source, drawn[:n_centers], excluded=held, held_rows=held)
-        split = source.split()
-        held = ValidationRows(split.info.name, n_held).held_rows(split.info, self._seed)
-        config = self._config
-        inputs, learnt, mesh = self._scaling, None, Mesh(0, 1, self._device)
-        if self._is_of_columns:
-            problem = replace(problem_of_split(split, config), inputs=inputs, categories=self._codes)
+        began, split, config = time.perf_counter(), source.split(), self._config
+        mesh, inputs, sizes = Mesh(0, 1, self._device), self._scaling, dict[str, Any]()
+        validation = ValidationRows(split.info.name, n_held) if n_held else NO_VALIDATION
+        held = validation.held_rows(split.info, self._seed)
+        problem = replace(problem_of_split(split, config), inputs=inputs, categories=self._codes)
+
+        def learn(n_most: int) -> LearntColumns | None:
             pool = read_pool(split, config, held)
-            assert pool is not None  # The kernel is on columns.
-            n_resolving = resolving_centers(n_centers, source.n_rows)
-            learnt = learn_columns(problem, pool, config, n_resolving, mesh)
+            n_resolving = resolving_centers(n_most, source.n_rows)
+            return None if pool is None else learn_columns(problem, pool, config, n_resolving, mesh)
+
+        if is_timed(config):
+            problem = replace(
+                problem, shape=on_device(shape_of(split, config, validation), config.run, mesh.device)
+            )
+            config, learnt, _ = with_measured_sizes(
+                problem,
+                split,
+                config,
+                kernel_choice(self._kernel, self.bandwidth)[1],
+                None if self.n_centers == "auto" else n_centers,
+                n_held,
+                memory_budget(config.run.memory_bytes, mesh),
+                mesh,
+                learn,
+                began,
+                StageTimes(),
+            )
+            n_centers = int(config.solver.centers)
+            sizes = {"epochs": config.solver.used_epochs, "patience": config.solver.used_patience}
+        else:
+            learnt = learn(n_centers)
         errors = None if learnt is None else learnt.errors
         drawn = drawn_centers(split, n_centers, errors, inputs, config, mesh, held)
-        return _Start(source, drawn, excluded=held, held_rows=held, learnt=learnt)
+        return _Start(source, drawn, excluded=held, held_rows=held, learnt=learnt, **sizes)
+
+    def _require_sizes(self, source: Source, is_whole_fit: bool) -> None:
+        """Raises ConfigError for sizes that cannot be, and for `minutes` but for a `fit` of rows that have numbers."""
+        self._n_centers(source.n_rows), self._n_epochs(source.n_rows)
+        if self.minutes is None:
+            return
+        if (
+            isinstance(self.minutes, bool)
+            or not isinstance(self.minutes, int | float)
+            or not self.minutes > 0
+        ):
+            raise ConfigError(f"minutes is {self.minutes!r}; use None or a positive number")
+        if not is_whole_fit or not isinstance(source, NumberedSource):
+            rows = "a Dask array" if isinstance(source, DaskRows) else "rows with sample_weight"
+            raise ConfigError(
+                f"minutes is {self.minutes}, but {rows if is_whole_fit else 'partial_fit'} cannot be timed; leave it "
+                "out, and give n_centers and epochs"
+            )
 
     def _n_held_out(self, source: Source) -> int:
         share = self.validation_fraction
@@ -278,10 +331,24 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
 
     @property
     def _config(self) -> FitConfig:
-        """What a fit would be told of the kernel, the seed and the memory."""
-        kernel, _ = kernel_choice(self._kernel, self.bandwidth)
-        run = RunConfig(seed=self._seed, memory_bytes=parse_bytes(self.memory))
-        return FitConfig(kernel=kernel, run=run)
+        """What a fit would be told."""
+        run = RunConfig(seed=self._seed, memory_bytes=parse_bytes(self.memory), minutes=self.minutes or 0)
+        centers, epochs = (
+            given if given == "auto" else int(given) for given in (self.n_centers, self.epochs)
+        )
+        solver = SolverConfig(
+            centers=centers,
+            epochs=epochs,
+            projection=self.projection,
+            nystrom_samples=self.nystrom_samples,
+            data_rank=self.data_rank,
+            model_rank=self.model_rank,
+            tail=self.tail,
+            ridge=self.ridge,
+            precision=self.precision,
+            effects=self.effects if self._class_weights() == "none" else "none",
+        )
+        return FitConfig(kernel=kernel_choice(self._kernel, self.bandwidth)[0], solver=solver, run=run)
 
     @property
     def _is_of_columns(self) -> bool:

@@ -40,6 +40,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
+        minutes: float | None = None,
         ridge: float | None = None,
         scale: str = "auto",
         validation_fraction: float = 0.1,
@@ -59,6 +60,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.bandwidth = bandwidth
         self.n_centers = n_centers
         self.epochs = epochs
+        self.minutes = minutes
         self.ridge = ridge
         self.scale = scale
         self.validation_fraction = validation_fraction

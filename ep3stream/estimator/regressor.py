@@ -23,7 +23,10 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     bandwidth: of a kernel given by name.
     n_centers: p; `auto` is 2000, from 10,000 rows a fifth of them, 5000 at most. They are drawn from the rows, and
     left out of the training where five times as many rows are there.
-    epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes. ridge: lambda of the objective
+    epochs: `auto` shows the solver 30,000 rows, in 2 to 20 passes.
+    minutes: of these two, those that are `auto` become what `ep3stream.fit` takes for so many minutes on this device;
+    for a `fit` of a store, arrays or a DataFrame. Two fits may differ then; without minutes they do not.
+    ridge: lambda of the objective
     1/(2n) sum_i |f(x_i) - y_i|^2 + lambda/2 |f|_H^2 over scaled targets; None for what `fit` takes.
     validation_fraction: of 1000 rows or more this share, 20,000 at most, is not trained on by a `fit` without
     sample_weight. After each epoch these rows choose the best model so far and, for `product` and `anova` with up to
@@ -42,6 +45,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         bandwidth: float | str = "median",
         n_centers: int | str = "auto",
         epochs: int | str = "auto",
+        minutes: float | None = None,
         ridge: float | None = None,
         scale: str = "auto",
         validation_fraction: float = 0.1,
@@ -60,6 +64,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.bandwidth = bandwidth
         self.n_centers = n_centers
         self.epochs = epochs
+        self.minutes = minutes
         self.ridge = ridge
         self.scale = scale
         self.validation_fraction = validation_fraction

@@ -200,6 +200,7 @@ class KernelModel:
         excluded: Rows = NO_ROWS,
         held: Rows = NO_ROWS,
         learnt: LearntColumns | None = None,
+        epochs: float = 1,
         **settings: Any,
     ) -> KernelModel:
         """A model of inputs that are scaled by `inputs`, whose centers are in the units of the data.
@@ -207,12 +208,14 @@ class KernelModel:
         Centers and rows are less the offsets that they need already.
         drawn: the numbers of the rows of the first source that became centers; excluded: those that are not trained
         on, sorted; held: those that `validate` is going to be given, sorted. learnt: a kernel on columns whose weights
-        were learnt before. The further arguments are those of the constructor.
+        were learnt before. epochs: how many there will be; less than one has smaller batches. The further arguments are
+        those of the constructor.
         """
         made = cls(centers, *args, **settings)
-        inputs = inputs.to(made._form.device)
+        inputs, config = inputs.to(made._form.device), made._spec.config
         made._spec = replace(
             made._spec,
+            config=replace(config, solver=replace(config.solver, epochs=min(1, epochs))),
             inputs=inputs,
             drawn=drawn,
             excluded=excluded,
@@ -242,15 +245,18 @@ class KernelModel:
         self._look_at(data)
         return self.train_epoch(source_of(data, self._form), np.empty(0, np.int64))
 
-    def train_epoch(self, source: Source, excluded: Rows) -> float:
-        """`fit_epoch` without the rows `excluded`, sorted numbers, of a source whose rows have numbers."""
+    def train_epoch(self, source: Source, excluded: Rows, share: float = 1.0) -> float:
+        """`fit_epoch` without the rows `excluded`, sorted numbers, of a source whose rows have numbers.
+
+        share: of the steps of an epoch that are taken, of such a source.
+        """
         self._effects = None
         if self._trainer is None:
             self._meet(source)
         else:
             self._trainer.mean_loss()  # What was not asked for is of another epoch.
         if isinstance(source, NumberedSource) and self._trainer is not None:
-            n_batches = self._trainer.train_epoch(source, self._epoch, excluded)
+            n_batches = self._trainer.train_epoch(source, self._epoch, excluded, share)
         else:
             assert not isinstance(source, NumberedSource)  # `_meet` has made its set-up.
             n_batches = 0
@@ -270,12 +276,13 @@ class KernelModel:
         self._is_warned = warning is not None
         return loss
 
-    def validate(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+    def validate(self, x: NDArray[Any], y: NDArray[Any]) -> int:
         """Keeps the model of now if it is the best one on these rows so far; it is `predictor` until a further step.
 
-        x: (h, d), y: (h,) or (h, c), the rows `held` of `with_scaling`, the same each time.
+        x: (h, d), y: (h,) or (h, c), the rows `held` of `with_scaling`, the same each time. Returns how many
+        validations there were after the best one.
         """
-        self._settled().validate(x, y, self._names[2])
+        return self._settled().validate(x, y, self._names[2])
 
     def fit_batch(self, x: Array, y: Array) -> float:
         """Trains on the rows, in several steps where they are many; returns the error before, as `fit_epoch` does.

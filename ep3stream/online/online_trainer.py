@@ -152,13 +152,14 @@ class OnlineTrainer:
         """State, guard and running scores of the trainer."""
         return self.trainer.progress
 
-    def train_epoch(self, source: NumberedSource, epoch: int, excluded: Rows) -> int:
+    def train_epoch(self, source: NumberedSource, epoch: int, excluded: Rows, share: float = 1.0) -> int:
         """Trains on every row of the source but the excluded ones, sorted, once; returns how many steps that took.
 
-        The order is that of epoch `epoch`, counted from 0, of a fit.
+        The order is that of epoch `epoch`, counted from 0, of a fit; share: of its steps that are taken.
         """
         order = self.order(source.n_rows, source.segment_rows, excluded)
-        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        first = epoch * order.steps_per_epoch
+        steps = range(first, first + max(1, round(share * order.steps_per_epoch)))
         with source.batches(order, steps, self.trainer.mesh.device) as batches:
             self.trainer.train(batches, self, rows_per_step=order.batch_size)
         return len(steps)
@@ -241,11 +242,11 @@ class OnlineTrainer:
         """Never: the rows end by themselves."""
         return False
 
-    def validate(self, x: NDArray[Any], y: NDArray[Any], classes: tuple[str, ...] | None) -> None:
+    def validate(self, x: NDArray[Any], y: NDArray[Any], classes: tuple[str, ...] | None) -> int:
         """Keeps the model of now, with the ridge that suits these rows best, if it is the best one so far.
 
         x: (h, d), y: (h,) or (h, c); classes: their names, None for regression. `predictor` is the best model until the
-        next step.
+        next step. Returns how many validations there were after the best one.
         """
         self.trainer.watch(self)
         progress = self.progress
@@ -253,6 +254,7 @@ class OnlineTrainer:
         average = progress.average_weights(self.trainer.solver.targets.n_outputs, number)
         progress.best = after_validation(progress.best, scores, average, progress.step, ridge=number)
         self._validated_step = progress.step
+        return progress.best.n_since
 
     def mean_loss(self) -> float:
         """Mean squared error over the rows trained on since this was last asked, each before its step; nan for none."""

@@ -245,23 +245,29 @@ def set_up_split(
     learnt, speed = None, None
     if is_timed(config):
         n_given = None if config.solver.centers == "auto" else source.n_centers
+        learn = partial(_learnt_first, problem, split, config, function, validation, held, mesh, times)
         n_validated = validation.n_rows(split.manifest)
-        first = cache(partial(first_rows, split))
-        distinct = None if n_given else mesh.broadcast_object(lambda: most_distinct(first()))
-        limits = size_limits(shape, config, n_given, n_validated, memory_bytes, mesh.size, distinct)
-        learnt = _learnt_first(
-            problem, split, config, function, validation, held, limits.most_centers, mesh, times
+        config, learnt, speed = with_measured_sizes(
+            problem,
+            split,
+            config,
+            function,
+            n_given,
+            n_validated,
+            memory_bytes,
+            mesh,
+            learn,
+            began,
+            times,
+            clock,
         )
-        with times.stage("speed"):
-            speed = speed_of_fit(problem, first, config, function, learnt, mesh, clock)
-        config = with_sizes(config, limits, speed, clock() - began, mesh)
         source = CenterSource.of(config, split, automatic_centers(shape), held)
     require_enough_centers(source.n_centers, mesh.size)
     plan = SizePlan.of(shape, config.solver, source.n_centers, memory_bytes, mesh.size)
     require_machine(shape, config.solver, plan, mesh.device, mesh.local_size)
     if learnt is None:
         learnt = _learnt_first(
-            problem, split, config, function, validation, held, source.n_centers, mesh, times
+            problem, split, config, function, validation, held, mesh, times, source.n_centers
         )
     with times.stage("centers and samples"):
         rows = rows_of_split(split, source, problem.inputs, plan, config, mesh, held, learnt)
@@ -276,6 +282,34 @@ def set_up_split(
         description["metric"] = metric.told
     setup = replace(result.setup, description=description)
     return replace(result, setup=validation.recorded(setup, held))
+
+
+def with_measured_sizes(
+    problem: Problem,
+    split: Split,
+    config: FitConfig,
+    function: KernelFunction | None,
+    n_centers: int | None,
+    n_validated: int,
+    memory_bytes: int,
+    mesh: Mesh,
+    learn: Callable[[int], LearntColumns | None],
+    began: float,
+    times: StageTimes,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[FitConfig, LearntColumns | None, Speed]:
+    """The config with the sizes that its minutes allow, the weights of columns, and the speed of the fit on the device.
+
+    n_centers: the number that is given, None to have it chosen. n_validated: rows that are scored after each epoch.
+    learn: learns the weights for at most so many centers. began: when the clock of the minutes did.
+    """
+    first = cache(partial(first_rows, split))
+    distinct = None if n_centers else mesh.broadcast_object(lambda: most_distinct(first()))
+    limits = size_limits(problem.shape, config, n_centers, n_validated, memory_bytes, mesh.size, distinct)
+    learnt = learn(limits.most_centers)
+    with times.stage("speed"):
+        speed = speed_of_fit(problem, first, config, function, learnt, mesh, clock)
+    return with_sizes(config, limits, speed, clock() - began, mesh), learnt, speed
 
 
 def _narrowed(
@@ -322,9 +356,9 @@ def _learnt_first(
     function: KernelFunction | None,
     validation: ValidationRows,
     held: Rows,
-    n_centers: int,
     mesh: Mesh,
     times: StageTimes,
+    n_centers: int,
 ) -> LearntColumns | None:
     """The weights of a kernel on columns for at most `n_centers` centers, whose number may not be known yet.
 
