@@ -1,6 +1,5 @@
 """`python -m ep3stream`, and the command `ep3stream`: the command line of a process."""
 
-import gc
 import sys
 
 # Objects made before a search for cycles, 700 by default: imports make many and leave no cycles, and searching them
@@ -15,13 +14,15 @@ def main() -> int:
     late to change the exit code: the signals are held back before rich, numpy and torch are imported, which takes
     seconds.
     """
-    gc.set_threshold(_BEFORE_COLLECTION)
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
     if command in ("fit", "convert"):
         import signal
 
         # What `hold_signals` does; its module would take another 20 ms.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+    import gc
+
+    gc.set_threshold(_BEFORE_COLLECTION)
     from ep3stream.cli import main as run_command
 
     return run_command()

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import torch
 
@@ -21,9 +20,9 @@ x = torch.linspace(0, 1, 8)[:, None]
 radial = RadialKernel("laplacian", 1.0, torch.zeros(1))
 radial.block(radial.left(x), radial.right(x))
 assert "numba" not in sys.modules, "a radial kernel waits for Numba"
-kernel = ColumnKernel.of("anova", torch.tensor([[1.0], [0.0], [1.0]]))
+kernel = ColumnKernel.of("product", torch.tensor([[1.0], [0.0], [1.0]]))
 block = kernel.block(kernel.left(x), kernel.right(x))
-assert torch.allclose(block, (1 + (-(x - x.T).abs()).exp()) / 2, atol=1e-6)
+assert torch.allclose(block, (-(x - x.T).abs()).exp(), atol=1e-6)
 assert "numba" in sys.modules
 """
 
@@ -50,22 +49,19 @@ def test_machine_code_that_cannot_be_kept_or_is_damaged_is_compiled_again(tmp_pa
     run()
 
 
-def test_threads_stay_for_the_next_call_and_end_with_another_number_of_them():
+def test_threads_stay_for_the_next_calls_as_many_as_one_has_needed():
     kernel = ColumnKernel.of("product", torch.ones(3, 7) * torch.tensor([[0.3], [0], [1]]))
     points = kernel.left(torch.randn(2048, 7, generator=torch.Generator().manual_seed(0)))
     alone = kernel.block(points, points)
-    before = torch.get_num_threads()
+    before, there = torch.get_num_threads(), len(own_threads())
     try:
         for n_threads in (3, 3, 2):
             torch.set_num_threads(n_threads)
             assert torch.equal(kernel.block(points, points), alone)
-            wait_for_threads(n_threads - 1)
+        assert 1 <= len(own_threads()) <= max(2, there)
     finally:
         torch.set_num_threads(before)
 
 
-def wait_for_threads(n: int) -> None:
-    until = time.monotonic() + 30
-    while [thread.name.startswith("ep3stream-loops") for thread in threading.enumerate()].count(True) != n:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+def own_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("kernel-loops")]

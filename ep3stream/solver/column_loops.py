@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ep3stream.solver.loops import Loops, in_threads
+from ep3stream.solver.loops import Loops, in_torchs_threads
 
 # At most so many sums of parts of a product are kept until their sum.
 _MOST_PARTS = 64
@@ -59,7 +59,7 @@ class ColumnLoops:
             out.copy_(turned.T)
             return
         fill, z_array, out_array = self._filling(x.numpy()), z.numpy(), out.numpy()
-        in_threads(
+        in_torchs_threads(
             lambda rows: fill(z_array[rows], out_array[rows]), len(z), len(x) * self.constants.shape[1]
         )
 
@@ -92,7 +92,7 @@ class ColumnLoops:
                 else:
                     products.set_product(array, part, rows.start, found[0])
 
-        in_threads(multiply, n_parts, strips_each * height * len(x) * self.constants.shape[1])
+        in_torchs_threads(multiply, n_parts, strips_each * height * len(x) * self.constants.shape[1])
         return torch.from_numpy(found.sum(0))
 
     def sums(self, z: Tensor, x: Tensor, weighted: Tensor) -> Tensor:
@@ -133,6 +133,6 @@ class ColumnLoops:
             rows = slice(strips.start * height, strips.stop * height)
             loop(z[rows].numpy(), x.numpy(), *arrays, self.is_squared, weighted[rows].numpy(), sums[strips])
 
-        in_threads(add, len(sums), height * len(x) * self.constants.shape[1])
+        in_torchs_threads(add, len(sums), height * len(x) * self.constants.shape[1])
         found: Numbers = sums.sum(0)
         return found

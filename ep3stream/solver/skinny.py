@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ep3stream.solver.loops import compiled_loops, in_threads
+from ep3stream.solver.loops import compiled_loops, in_torchs_threads
 
 # With more vectors torch is as fast.
 _MOST_VECTORS = 16
@@ -42,7 +42,7 @@ def plus_few_times(onto: Tensor, few: Tensor, matrix: Tensor, scale: float, by_l
     def add(columns: slice) -> None:
         loops.products.add_product(*arrays, columns.start, columns.stop, found)
 
-    in_threads(add, matrix.shape[1], matrix.shape[0] * len(few))
+    in_torchs_threads(add, matrix.shape[1], matrix.shape[0] * len(few))
     return torch.from_numpy(found)
 
 
@@ -56,5 +56,5 @@ def few_times_transposed(few: Tensor, matrix: Tensor, by_loops: bool) -> Tensor:
     def set_rows(rows: slice) -> None:
         loops.products.set_product(array, whole[rows], rows.start, found)
 
-    in_threads(set_rows, matrix.shape[0], matrix.shape[1] * len(few))
+    in_torchs_threads(set_rows, matrix.shape[0], matrix.shape[1] * len(few))
     return torch.from_numpy(found)
