@@ -16,7 +16,7 @@ import numpy as np
 import ep3stream
 
 
-def main(directory: Path, n_rows: int = 100_000, n_centers: int = 2000) -> bool:
+def main(directory: Path, n_rows: int = 100_000, n_centers: int = 2000, kernel: str = "auto") -> bool:
     """Whether both models are the same, byte for byte."""
     x = np.random.default_rng(0).standard_normal((n_rows, 8)).astype(np.float32)
     y = np.sin(x[:, 0]) + x[:, 1] * x[:, 2]
@@ -25,6 +25,7 @@ def main(directory: Path, n_rows: int = 100_000, n_centers: int = 2000) -> bool:
 
     fit = [sys.executable, "-m", "ep3stream", "--quiet", "fit", str(store)]
     options = ["--centers", str(n_centers), "--epochs", "2", "--batch-size", "256", "--checkpoint-steps", "5"]
+    options += ["--kernel", kernel]
     command = [*fit, str(directory / "struck"), *options]
 
     process = subprocess.Popen(command)

@@ -36,6 +36,7 @@ EXEMPT = {
 )
 # scikit-learn's checks give column vectors and unnamed columns on purpose.
 @pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("quick_columns")
 def test_it_is_a_scikit_learn_estimator(estimator, check, monkeypatch):
     # One check runs with scikit-learn's array API on, and skips itself unless this is set.
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")

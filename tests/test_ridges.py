@@ -24,6 +24,8 @@ from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.targets import TargetCode
 from ep3stream.training.column_kernel import tried_ridges
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 FACTORS = (1.0, 0.25, 4.0, 16.0)
 
 

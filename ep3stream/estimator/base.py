@@ -30,6 +30,7 @@ from ep3stream.prediction.frames import FrameReader, encoded_frame, is_table
 from ep3stream.prediction.predict import is_dask_array, map_rows
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.solver.columns import COLUMN_KERNELS
+from ep3stream.solver.gpu import usual_device
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor, unmasked
@@ -357,7 +358,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
 
     @property
     def _device(self) -> torch.device:
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return torch.device(self.device or usual_device())
 
     def _new_trainer(self, **rows: Any) -> KernelModel:
         """rows: what `KernelModel.with_scaling` is told of them; nothing for a trainer whose state will be loaded."""

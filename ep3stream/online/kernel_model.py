@@ -45,6 +45,7 @@ from ep3stream.prediction.models import save_model
 from ep3stream.prediction.scores import ClassScores, RegressionScores
 from ep3stream.run.directory import RunDirectory
 from ep3stream.solver.cell_effects import CellEffects
+from ep3stream.solver.gpu import usual_device
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, KernelFunction
 from ep3stream.solver.model import Predictor
@@ -140,7 +141,7 @@ class KernelModel:
         seed: int = 0,
         memory: int | str = RunConfig().memory_bytes,
     ) -> None:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = torch.device(device or usual_device())
         _require_outputs(n_outputs, task)
         self._form = RowForm(np.shape(centers)[-1], n_outputs, task, where)
         self._form = replace(self._form, offsets=self._first_offsets(centers, None))

@@ -33,6 +33,7 @@ from ep3stream.reporting.quantities import duration
 from ep3stream.run.text import bytes_text
 from ep3stream.solver.column_weights import evaluations_of_learning
 from ep3stream.solver.columns import COLUMN_KERNELS
+from ep3stream.solver.gpu import usual_device
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import open_store
@@ -135,7 +136,7 @@ def plan(
     Raises ConfigError where the fit would not start, naming what would fit, and InputError for the store.
     """
     config = config or FitConfig()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = usual_device()
     budget = memory_budget(config.run.memory_bytes, Mesh(0, 1, device))
     config = replace(config, run=replace(config.run, memory_bytes=budget))
     if devices is None:

@@ -20,6 +20,7 @@ from ep3stream.config import FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.planning.costs import Rates, Sizes, evaluations_of_step, projection_flops
 from ep3stream.solver.eigenpro import EigenProProjection
+from ep3stream.solver.gpu import usual_device
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.set_up import PROBE_ROWS, PROBES
@@ -78,7 +79,7 @@ def run_pilot(
     """
     require_varied_features(reader)
     require_varied_targets(reader)
-    mesh = Mesh.of_this_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    mesh = Mesh.of_this_process(usual_device())
     n_wanted = _MOST_CENTERS + plan.nystrom_samples + max(PROBES * plan.max_batch_size, PROBE_ROWS)
     x, y, segment_s, read_bytes_per_s = _read(reader, shape, n_wanted, clock)
     n_centers = min(plan.n_centers, _MOST_CENTERS, max(1, len(x) // 2))

@@ -43,6 +43,7 @@ from ep3stream.prediction.evaluate import (
 from ep3stream.prediction.models import load, recorded_columns
 from ep3stream.run.launch import Job, n_ranks_to_launch, run_on_ranks
 from ep3stream.run.state import open_store_of
+from ep3stream.solver.gpu import usual_device
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.model import Predictor
 from ep3stream.store.files import ObjectUrl, location, path_kind
@@ -230,7 +231,7 @@ def predict_tables(
 
 def _predicted_columns(model: Predictor, features: FeatureRows, scores: bool) -> Iterator[list[pa.Array]]:
     """For each batch of rows, the columns of the output as text, with null for the rows that are not usable."""
-    model = model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(usual_device())
     prepared = model.prepared()
     for x, usable in features.batches():
         rows = torch.from_numpy(np.asarray(x, np.float32)).to(model.centers)

@@ -15,7 +15,7 @@ from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.gpu import multiplies_half, split_product
 from ep3stream.solver.kernels import Kernel, RadialKernel
 from ep3stream.solver.points import LeftPoints, Points, skinny_product
-from ep3stream.solver.skinny import few_times_transposed
+from ep3stream.solver.skinny import are_few, few_times_transposed
 from ep3stream.solver.tiles import tile_rows, tiles, tiles_of
 
 # Of a GPU: with more outputs, by reckoning, three products of bfloat16, for which a block is read and written several
@@ -162,7 +162,7 @@ class BatchBlock:
             return torch.cat([split_product(matrix, kept[rows].T) for rows in tiles_of(kept)], 1)
         if kept.device.type == "cuda":
             return matrix @ kept.T
-        if isinstance(self._kernel, ColumnKernel):
+        if isinstance(self._kernel, ColumnKernel) and are_few(matrix):
             return few_times_transposed(matrix, kept, by_loops=True)
         product = matrix.new_empty(matrix.shape[0], len(self._z))
         # By tiles here too: on CPUs one skinny product with the whole tall block takes half as long again.

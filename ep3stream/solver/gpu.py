@@ -151,6 +151,11 @@ def tripled(prepared: Tensor, is_left: bool) -> Tensor:
     return torch.stack([high, high, low] if is_left else [high, low, high], 2).flatten(1)
 
 
+def usual_device() -> torch.device:
+    """The current GPU where there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
 def float32_products(in_tf32: bool = False) -> Iterator[None]:
     """Within this context a GPU's float32 products are in float32, or in TF32, whatever the program has set.

@@ -20,6 +20,7 @@ from ep3stream.config import FitConfig, KernelConfig
 from ep3stream.mesh import Mesh
 from ep3stream.run.setup import Setup
 from ep3stream.solver.columns import COLUMN_KERNELS
+from ep3stream.solver.gpu import usual_device
 from ep3stream.solver.named_kernels import measured_kernel
 from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import SplitReader
@@ -283,8 +284,3 @@ def _learning_cost(kernel: KernelConfig) -> float:
 
 def _form(kernel: KernelConfig) -> tuple[str, float]:
     return kernel.name, kernel.parameters()["power"]
-
-
-def usual_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

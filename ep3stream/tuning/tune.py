@@ -19,6 +19,7 @@ from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.run.text import table_text
 from ep3stream.solver.columns import COLUMN_KERNELS
+from ep3stream.solver.gpu import usual_device
 from ep3stream.store.files import Location, ObjectUrl
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows, sample_rows
@@ -33,7 +34,7 @@ from ep3stream.training.set_up import (
 )
 from ep3stream.training.validation import ValidationRows
 from ep3stream.tuning.search import Search, Verdict, first_candidates, rungs
-from ep3stream.tuning.trials import Candidate, Trial, TrialFits, paired, usual_device
+from ep3stream.tuning.trials import Candidate, Trial, TrialFits, paired
 
 DEFAULT_KERNELS: tuple[KernelName, ...] = (
     "laplacian", "matern32", "matern52", "gaussian", "product", "anova",
