@@ -1,8 +1,7 @@
 """Products of a few vectors with a large matrix, whose time is that of reading the matrix.
 
 For kernels on columns, with which Numba is there all the same, the loops of `compiled_products.py` form them on CPUs:
-with 4 vectors in half the time of torch on one thread, and in a third on two (`tools/bench_skinny.py`).
-Otherwise torch does.
+for 4 vectors in a half to a quarter of torch's time (`tools/bench_skinny.py`). Otherwise torch does.
 """
 
 from __future__ import annotations
