@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 _MOST_THREADS = 256
 
@@ -20,7 +20,10 @@ def in_threads(work: Callable[[slice], None], n_items: int, n_threads: int) -> N
     bounds = [n_items * i // n_runs for i in range(n_runs + 1)]
     mine, *others = (slice(*pair) for pair in itertools.pairwise(bounds))
     under_way = [_pool().submit(work, items) for items in others]
-    work(mine)
+    try:
+        work(mine)
+    finally:
+        wait(under_way)  # Nothing is written any more when this ends, in any way.
     for each in under_way:
         each.result()
 

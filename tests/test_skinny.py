@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from ep3stream.solver.blocks import BatchBlock, kernel_times, times_kernel
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.skinny import are_few, few_times_transposed, plus_few_times
+from ep3stream.threads import in_threads
 
 # Of vectors, rows and columns: one and many, not multiples of what is taken at once, more than a stretch.
 SHAPES = [(1, 1, 1), (1, 3, 65), (2, 5, 1030), (4, 64, 1024), (5, 7, 2049), (8, 300, 500), (16, 6, 100)]
@@ -108,3 +111,31 @@ def test_the_number_of_threads_does_not_change_a_bit(name):
         torch.set_num_threads(before)
     for others in found[1:]:
         assert all(map(torch.equal, found[0], others))
+
+
+def test_an_error_in_one_thread_waits_for_the_others_and_is_raised():
+    done = []
+
+    def work(items: slice) -> None:
+        if items.start == 0:
+            raise ValueError("mine")
+        time.sleep(0.2)
+        done.append(items)
+
+    with pytest.raises(ValueError, match="mine"):
+        in_threads(work, 3, 3)
+    assert done == [slice(1, 2), slice(2, 3)] or done == [slice(2, 3), slice(1, 2)]
+
+    def fails_elsewhere(items: slice) -> None:
+        if items.start > 0:
+            raise ValueError("theirs")
+
+    with pytest.raises(ValueError, match="theirs"):
+        in_threads(fails_elsewhere, 2, 2)
+
+
+def test_items_are_covered_once_whatever_their_number():
+    for n_items, n_threads in [(0, 3), (1, 4), (2, 3), (7, 3), (10, 1)]:
+        seen = []
+        in_threads(lambda items, seen=seen: seen.extend(range(items.start, items.stop)), n_items, n_threads)
+        assert sorted(seen) == list(range(n_items))
