@@ -162,7 +162,7 @@ class CategoryCodes:
                     f"{where.cell(self.column, cells.first_row(index))}: {value!r}",
                 )
             table[index] = self._codes[value]
-        return table[cells.indices]
+        return table.take(cells.indices)
 
     def _table_of(self, values: list[Any]) -> NDArray[np.int32]:
         """The code of each value, _NEW without one, and behind them that of missing values, which their index -1 finds.

@@ -258,7 +258,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         held, learnt = start.held_rows, start.learnt
         if isinstance(source, NumberedSource):
             rows = {"drawn": start.drawn, "excluded": start.excluded}
-            self._trainer = self._new_trainer(**rows, held=held, learnt=learnt)
+            self._trainer = self._new_trainer(**rows, held=held, learnt=learnt, epochs=start.epochs or 1)
             return start
         self._trainer = self._new_trainer(held=held)
         return replace(start, source=replace(source, excluded=start.excluded), excluded=NO_ROWS)
@@ -308,7 +308,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _require_sizes(self, source: Source, is_whole_fit: bool) -> None:
         """Raises ConfigError for sizes that cannot be, and for `minutes` but for a `fit` of rows that have numbers."""
-        self._n_centers(source.n_rows), self._n_epochs(source.n_rows)
+        self._n_centers(source.n_rows)
+        self._n_epochs(source.n_rows)
         if self.minutes is None:
             return
         if (
@@ -340,16 +341,16 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         solver = SolverConfig(
             centers=centers,
             epochs=epochs,
-            projection=self.projection,
-            nystrom_samples=self.nystrom_samples,
-            data_rank=self.data_rank,
-            model_rank=self.model_rank,
-            tail=self.tail,
-            ridge=self.ridge,
-            precision=self.precision,
+            **self._solver_settings,
             effects=self.effects if self._class_weights() == "none" else "none",
         )
         return FitConfig(kernel=kernel_choice(self._kernel, self.bandwidth)[0], solver=solver, run=run)
+
+    @property
+    def _solver_settings(self) -> dict[str, Any]:
+        """The settings that `SolverConfig` and `KernelModel` call as this estimator does."""
+        names = "projection", "nystrom_samples", "data_rank", "model_rank", "tail", "ridge", "precision"
+        return {name: getattr(self, name) for name in names}
 
     @property
     def _is_of_columns(self) -> bool:
@@ -369,14 +370,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             self._n_outputs(),
             bandwidth=self.bandwidth,
             task=self._task,
-            projection=self.projection,
-            nystrom_samples=self.nystrom_samples,
-            data_rank=self.data_rank,
-            model_rank=self.model_rank,
-            tail=self.tail,
-            ridge=self.ridge,
+            **self._solver_settings,
             class_weights=self._class_weights(),
-            precision=self.precision,
             categories=self._codes,
             device=self.device,
             seed=self._seed,

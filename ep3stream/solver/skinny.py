@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ep3stream.solver.loops import compiled_loops, in_torchs_threads
+from ep3stream.solver.loops import Loops, compiled_loops, in_torchs_threads
 
 # With more vectors torch is as fast.
 _MOST_VECTORS = 16
@@ -23,8 +23,10 @@ def are_few(vectors: Tensor) -> bool:
     )
 
 
-def _is_looped(few: Tensor, matrix: Tensor) -> bool:
-    return are_few(few) and matrix.dtype == torch.float32 and matrix.is_contiguous() and matrix.numel() > 0
+def _loops(few: Tensor, matrix: Tensor, by_loops: bool) -> Loops | None:
+    """The loops, where they are wanted, serve these operands and are there."""
+    is_plain = matrix.dtype == torch.float32 and matrix.is_contiguous() and matrix.numel() > 0
+    return compiled_loops() if by_loops and are_few(few) and is_plain else None
 
 
 def plus_few_times(onto: Tensor, few: Tensor, matrix: Tensor, scale: float, by_loops: bool) -> Tensor:
@@ -32,7 +34,7 @@ def plus_few_times(onto: Tensor, few: Tensor, matrix: Tensor, scale: float, by_l
 
     by_loops: by the compiled loops, where they serve these operands and Numba is there.
     """
-    if not by_loops or not _is_looped(few, matrix) or (loops := compiled_loops()) is None:
+    if (loops := _loops(few, matrix, by_loops)) is None:
         return torch.addmm(onto, few, matrix, alpha=scale)
     # By numpy: torch's own threads, once woken, stay on their cores for a while.
     found = np.array(onto.numpy(), order="C")
@@ -47,7 +49,7 @@ def plus_few_times(onto: Tensor, few: Tensor, matrix: Tensor, scale: float, by_l
 
 def few_times_transposed(few: Tensor, matrix: Tensor, by_loops: bool) -> Tensor:
     """few @ matrix', (k, n), for few of (k, m) and a matrix of (n, m); by_loops as for `plus_few_times`."""
-    if not by_loops or not _is_looped(few, matrix) or (loops := compiled_loops()) is None:
+    if (loops := _loops(few, matrix, by_loops)) is None:
         return few @ matrix.T
     found = np.empty((len(few), len(matrix)), np.float32)
     array, whole = np.ascontiguousarray(few.numpy()), matrix.numpy()
