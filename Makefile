@@ -19,9 +19,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready
 	$(BIN)/python examples/flights_demo.py .demo
 
-# Everything that must hold before a change lands: the checks, then every test that needs no GPU.
+# Everything that must hold before a change lands: the checks, then every test that needs no GPU. The package is kept
+# compiled, whatever the environment says: tests start hundreds of processes.
 test: check
-	TMPDIR=$(or $(SCRATCH),$(TMPDIR)) OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+	TMPDIR=$(or $(SCRATCH),$(TMPDIR)) OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= \
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
