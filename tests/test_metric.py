@@ -14,6 +14,7 @@ import ep3stream
 from ep3stream import FitConfig
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
+from ep3stream.planning.forecast import describe_plan
 from ep3stream.run.bundle import write_bundle
 from ep3stream.run.directory import RunDirectory
 from ep3stream.store.reader import open_store
@@ -167,3 +168,13 @@ def test_a_full_metric_of_too_many_inputs_is_refused_before_anything_is_fitted(s
     monkeypatch.setattr(metric, "_MOST_INPUTS", D - 1)
     with pytest.raises(ConfigError, match="metric is 'full', but there are 12 inputs, more than 11"):
         ep3stream.fit(store, tmp_path / "run", settings("full"))
+
+
+def test_plan_counts_the_rounds(store):
+    plain, learnt = (ep3stream.plan(store, settings(kind)) for kind in ("none", "diagonal"))
+    assert plain.expected.metric_s == 0 < learnt.expected.metric_s
+    # Three rounds of one epoch, and the fit itself of two.
+    assert learnt.evaluations == pytest.approx(2.5 * plain.evaluations, rel=0.05)
+    assert "of learning the metric" in describe_plan(learnt)
+    with pytest.raises(ConfigError, match="takes no distances"):
+        ep3stream.plan(store, settings("full", kernel={"name": "product"}))

@@ -25,7 +25,7 @@ and, since devices have p / G centers each and rows are read while the step befo
 hands to its others.
 
 evaluation_s includes the element-wise part of a kernel and its value's share of both products: it is measured on the
-step itself (`rehearsal.py`), because a formula for it would have to know the caches.
+step itself (`pilot.py`), because a formula for it would have to know the caches.
 """
 
 from __future__ import annotations

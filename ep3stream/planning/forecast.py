@@ -36,11 +36,12 @@ from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.gpu import usual_device
 from ep3stream.solver.kernels import KernelFunction
 from ep3stream.solver.set_up import n_probes
-from ep3stream.store.reader import open_store
+from ep3stream.store.reader import RowStore, open_store
 from ep3stream.stream.order import SAMPLED_SEGMENTS
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import learning_effort
 from ep3stream.training.defaults import with_kernel
+from ep3stream.training.metric import ROUNDS_SHARE, require_metric, round_settings
 from ep3stream.training.plan import (
     BATCHES,
     LOCAL_TAIL,
@@ -63,10 +64,10 @@ from ep3stream.training.validation import ValidationRows
 class Expected:
     """Times and rates of a fit, computed from what a pilot run has measured.
 
-    setup_s: drawing rows, preconditioner, step size; fit_s: all steps. limit: `arithmetic`, `reading` or `links`;
-    starved: the share of fit_s that is spent waiting for data. peak_bytes: on each device, of what the plan sets aside
-    that which the batch and the rank found leave room for, with interpreter and libraries. step_s, read_bytes_per_s:
-    as measured and scaled; link_bytes_per_s: as stated.
+    metric_s: all rounds of learning a metric, which may end sooner; setup_s: drawing rows, preconditioner, step size;
+    fit_s: all steps. limit: `arithmetic`, `reading` or `links`; starved: the share of fit_s that is spent waiting for
+    data. peak_bytes: on each device, of what the plan sets aside that which the batch and the rank found leave room
+    for, with interpreter and libraries. step_s, read_bytes_per_s: as measured and scaled; link_bytes_per_s: as stated.
     """
 
     setup_s: float
@@ -78,6 +79,7 @@ class Expected:
     starved: float
     peak_bytes: int
     link_bytes_per_s: float | None = None
+    metric_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ def plan(
     devices: GPUs like the one at hand, or where there is none, shares of this machine's cores; as many as the config
     says unless given. link_bytes_per_s: between two of them, each way, stated since it cannot be measured from one;
     None leaves links out of the times. clock: time.process_time tells what a machine would take that has nothing
-    else to do, on one thread.
+    else to do, on one thread. Of a metric to learn, all rounds are counted.
 
     Raises ConfigError where the fit would not start, naming what would fit, and InputError for the store.
     """
@@ -144,53 +146,98 @@ def plan(
         devices = max(1, torch.cuda.device_count()) if asked == "auto" else int(asked)
     with open_store(store, config.run.read_timeout_s) as rows:
         reader = rows.split(config.data.split)
-        validation = ValidationRows.of(config, rows.manifest)
-        held = validation.held_rows(reader.info, config.run.seed)
-        if kernel is None:
-            config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows - len(held))
-        shape = on_device(shape_of(reader, config, validation), config.run, device)
-        config = with_expected_sizes(
-            reader, config, kernel, validation, shape, budget, device, devices, clock
+        require_metric(config, kernel, reader)
+
+        def planned(config: FitConfig) -> FitPlan:
+            return _planned(
+                rows, config, kernel, device, devices, link_bytes_per_s, measure=measure, clock=clock
+            )
+
+        if config.data.metric == "none":
+            return planned(config)
+        n_rounds, of_round = config.data.metric_rounds + 1, planned(round_settings(config, reader))
+        left = (1 - ROUNDS_SHARE) * config.run.minutes
+        behind = planned(replace(config, run=replace(config.run, minutes=left)))
+        return _with_rounds(behind, of_round, n_rounds)
+
+
+def _planned(
+    rows: RowStore,
+    config: FitConfig,
+    kernel: KernelFunction | None,
+    device: torch.device,
+    devices: int,
+    link_bytes_per_s: float | None,
+    *,
+    measure: bool,
+    clock: Callable[[], float],
+) -> FitPlan:
+    """The plan of one fit, without rounds of learning a metric before it."""
+    reader = rows.split(config.data.split)
+    validation = ValidationRows.of(config, rows.manifest)
+    held = validation.held_rows(reader.info, config.run.seed)
+    if kernel is None:
+        config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows - len(held))
+    shape = on_device(shape_of(reader, config, validation), config.run, device)
+    config = with_expected_sizes(
+        reader, config, kernel, validation, shape, config.run.memory_bytes, device, devices, clock
+    )
+    source = CenterSource.of(config, reader, automatic_centers(shape), held)
+    process_bytes = _resident_bytes()
+    planned = SizePlan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
+    require_machine(shape, config.solver, planned, device, devices)
+    sizes = sizes_of(shape, planned, config, planned.max_batch_size, devices)
+    pilot_run = run_pilot(reader, shape, config, kernel, planned, clock) if measure else None
+    if pilot_run is not None:
+        sizes = _as_measured(sizes, pilot_run.sizes)
+    n_steps = config.solver.n_steps(sizes.steps_per_epoch)
+    expected = None
+    if pilot_run is not None:
+        peak_bytes = process_bytes + _used(planned, sizes, config.solver)
+        expected = _expected(sizes, n_steps, pilot_run, link_bytes_per_s, shape, peak_bytes)
+        if kernel is None and config.kernel.name in COLUMN_KERNELS:
+            # The leader learns, with one device, while the others wait.
+            effort = learning_effort(config.run.minutes)
+            learning_s = evaluations_of_learning(shape.n_features, effort) * pilot_run.rates.evaluation_s
+            expected = replace(expected, setup_s=expected.setup_s + learning_s)
+    most = largest_model(shape, config.solver, config.run.memory_bytes, devices)
+    return FitPlan(
+        store=str(rows.path),
+        split=config.data.split,
+        epochs=config.solver.used_epochs,
+        sizes=sizes,
+        n_steps=n_steps,
+        memory=dict(planned.memory),
+        memory_bytes=config.run.memory_bytes,
+        machine_bytes=machine_bytes(device),
+        process_bytes=process_bytes,
+        largest_centers=min(most, shape.n_left - 1) if source.points is None else most,
+        bytes_read=_setup_segments(sizes, shape) * shape.segment_rows * shape.row_bytes
+        + math.ceil(n_steps / sizes.steps_per_epoch * shape.n_rows) * shape.row_bytes,
+        evaluations=n_steps * evaluations_of_step(sizes),
+        flops=n_steps * flops_of_step(sizes),
+        reduced_bytes=n_steps * reduced_bytes_of_step(sizes),
+        expected=expected,
+        host_bytes=host_bytes(shape, planned),
+        host_memory_bytes=shape.host_bytes,
+    )
+
+
+def _with_rounds(plan: FitPlan, of_round: FitPlan, n_rounds: int) -> FitPlan:
+    """The plan with what so many rounds of a metric add."""
+    expected = plan.expected
+    if expected is not None and of_round.expected is not None:
+        expected = replace(
+            expected, metric_s=n_rounds * (of_round.expected.setup_s + of_round.expected.fit_s)
         )
-        source = CenterSource.of(config, reader, automatic_centers(shape), held)
-        process_bytes = _resident_bytes()
-        planned = SizePlan.of(shape, config.solver, source.n_centers, config.run.memory_bytes, devices)
-        require_machine(shape, config.solver, planned, device, devices)
-        sizes = sizes_of(shape, planned, config, planned.max_batch_size, devices)
-        pilot_run = run_pilot(reader, shape, config, kernel, planned, clock) if measure else None
-        if pilot_run is not None:
-            sizes = _as_measured(sizes, pilot_run.sizes)
-        n_steps = config.solver.n_steps(sizes.steps_per_epoch)
-        expected = None
-        if pilot_run is not None:
-            peak_bytes = process_bytes + _used(planned, sizes, config.solver)
-            expected = _expected(sizes, n_steps, pilot_run, link_bytes_per_s, shape, peak_bytes)
-            if kernel is None and config.kernel.name in COLUMN_KERNELS:
-                # The leader learns, with one device, while the others wait.
-                effort = learning_effort(config.run.minutes)
-                learning_s = evaluations_of_learning(shape.n_features, effort) * pilot_run.rates.evaluation_s
-                expected = replace(expected, setup_s=expected.setup_s + learning_s)
-        most = largest_model(shape, config.solver, config.run.memory_bytes, devices)
-        return FitPlan(
-            store=str(rows.path),
-            split=config.data.split,
-            epochs=config.solver.used_epochs,
-            sizes=sizes,
-            n_steps=n_steps,
-            memory=dict(planned.memory),
-            memory_bytes=config.run.memory_bytes,
-            machine_bytes=machine_bytes(device),
-            process_bytes=process_bytes,
-            largest_centers=min(most, shape.n_left - 1) if source.points is None else most,
-            bytes_read=_setup_segments(sizes, shape) * shape.segment_rows * shape.row_bytes
-            + math.ceil(n_steps / sizes.steps_per_epoch * shape.n_rows) * shape.row_bytes,
-            evaluations=n_steps * evaluations_of_step(sizes),
-            flops=n_steps * flops_of_step(sizes),
-            reduced_bytes=n_steps * reduced_bytes_of_step(sizes),
-            expected=expected,
-            host_bytes=host_bytes(shape, planned),
-            host_memory_bytes=shape.host_bytes,
-        )
+    return replace(
+        plan,
+        bytes_read=plan.bytes_read + n_rounds * of_round.bytes_read,
+        evaluations=plan.evaluations + n_rounds * of_round.evaluations,
+        flops=plan.flops + n_rounds * of_round.flops,
+        reduced_bytes=plan.reduced_bytes + n_rounds * of_round.reduced_bytes,
+        expected=expected,
+    )
 
 
 def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:
@@ -344,10 +391,11 @@ def _expected_lines(expected: Expected | None, devices: int) -> list[str]:
     per_second = f"{expected.rows_per_s:,.0f} rows/s"
     is_counted = devices == 1 or expected.link_bytes_per_s is not None
     links = "" if is_counted else "; without the links between devices, whose --link-gb-per-s is not given"
+    rounds = f"up to {duration(expected.metric_s)} of learning the metric, " if expected.metric_s else ""
     return [
         f"measured here: {1000 * expected.step_s:.3g} ms a step, {bytes_text(int(expected.read_bytes_per_s))}/s read",
-        f"takes about {duration(expected.setup_s)} of set-up and {duration(expected.fit_s)} of steps, {per_second}, "
-        f"starved {100 * expected.starved:.0f}%{links}",
+        f"takes {rounds}about {duration(expected.setup_s)} of set-up and {duration(expected.fit_s)} of steps, "
+        f"{per_second}, starved {100 * expected.starved:.0f}%{links}",
         f"resident memory{' of each' if devices > 1 else ''} peaks at about {bytes_text(expected.peak_bytes)}",
         _LIMITS[expected.limit],
     ]

@@ -48,7 +48,7 @@ _STREAM, _SIGNS = 10, 11
 _MOST_INPUTS = 4096
 _TOLD_COLUMNS = 20
 # Of the minutes of a fit, for its rounds.
-_ROUNDS_SHARE = 0.5
+ROUNDS_SHARE = 0.5
 
 # Fits to the directory with these settings and metric, on all ranks.
 FitRound = Callable[[RunDirectory, FitConfig, LearntMetric], None]
@@ -95,7 +95,7 @@ def learn_metric(
     Ends with the first round that is no better than all before. Raises what a fit raises.
     """
     began = time.perf_counter()
-    settings = _round_settings(with_kernel(config, reader.manifest.n_features, reader.info.n_rows))
+    settings = round_settings(config, reader)
     mesh.on_leader(lambda: _drop_others(directory, settings, reader))
     rounds: list[_Round] = []
     while len(rounds) <= config.data.metric_rounds and _improves(rounds):
@@ -143,10 +143,11 @@ def _improves(rounds: Sequence[_Round]) -> bool:
     return len(rounds) < 2 or rounds[-1].error < min(each.error for each in rounds[:-1])
 
 
-def _round_settings(config: FitConfig) -> FitConfig:
+def round_settings(config: FitConfig, reader: SplitReader) -> FitConfig:
     """Of each round: an epoch at most, its part of half of the minutes, and all inputs: what is left out stays out."""
+    config = with_kernel(config, reader.manifest.n_features, reader.info.n_rows)
     epochs = config.solver.epochs
-    minutes = _ROUNDS_SHARE * config.run.minutes / (config.data.metric_rounds + 1)
+    minutes = ROUNDS_SHARE * config.run.minutes / (config.data.metric_rounds + 1)
     return replace(
         config,
         data=replace(config.data, metric="none", inputs_rank="full"),
