@@ -23,8 +23,8 @@ from ep3stream.online.online_trainer import OnlineTrainer
 from ep3stream.prediction.predict import predict_tables
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.export import exported_program
-from ep3stream.training import set_up as set_up_module
-from ep3stream.training.set_up import shape_of
+from ep3stream.training import measured_sizes
+from ep3stream.training.problem import shape_of
 
 pytestmark = pytest.mark.usefixtures("quick_columns")
 
@@ -276,7 +276,7 @@ def test_an_estimator_whose_minutes_are_short_sees_a_part_of_the_rows(stores, mo
         OnlineTrainer, "after_watch", lambda *given: (seen.append(sum(given[2])), train(*given))
     )
     for epochs in (0.25, 1):
-        monkeypatch.setattr(set_up_module, "with_sizes", sized(centers=100, epochs=epochs, patience=3))
+        monkeypatch.setattr(measured_sizes, "with_sizes", sized(centers=100, epochs=epochs, patience=3))
         with ep3stream.open_store(stores["codes"]) as store:
             KernelRegressor("laplacian", minutes=1, random_state=0).fit(store.split("train"))
         seen.append(0)

@@ -37,20 +37,15 @@ from ep3stream.solver.model import Predictor, unmasked
 from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows
+from ep3stream.training.budget import StageTimes
 from ep3stream.training.centers import drawn_centers
 from ep3stream.training.column_kernel import LearntColumns
 from ep3stream.training.defaults import is_timed, with_kernel
+from ep3stream.training.measured_sizes import with_measured_sizes
 from ep3stream.training.plan import memory_budget, on_device
-from ep3stream.training.set_up import (
-    StageTimes,
-    learn_columns,
-    problem_of_split,
-    read_pool,
-    resolving_centers,
-    scaling_by,
-    shape_of,
-    with_measured_sizes,
-)
+from ep3stream.training.problem import problem_of_split, scaling_by, shape_of
+from ep3stream.training.set_up import learn_columns, resolving_centers
+from ep3stream.training.set_up_rows import read_pool
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows, n_held_out
 from ep3stream.values.labels import label_type_of, names_of
 from ep3stream.values.offsets import Offsets, shifted

@@ -14,7 +14,7 @@ from ep3stream.store.files import ObjectUrl
 from ep3stream.store.reader import SplitReader, open_store
 from ep3stream.stream.order import SHARES, RowOrder, order_quality
 from ep3stream.training.plan import window_segments
-from ep3stream.training.set_up import shape_of
+from ep3stream.training.problem import shape_of
 
 # The batch size of a fit whose memory budget is not the limit.
 _BATCH_ROWS = 4096

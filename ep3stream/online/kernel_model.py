@@ -57,7 +57,7 @@ from ep3stream.stream.order import NO_ROWS, Rows
 from ep3stream.training.centers import offsets_left
 from ep3stream.training.column_kernel import LearntColumns, pool_rows
 from ep3stream.training.effects import Scored, learn_effects, most_rows, wants_effects
-from ep3stream.training.set_up import Problem, problem_of_split
+from ep3stream.training.problem import Problem, problem_of_split
 from ep3stream.values.offsets import Offsets, shifted
 
 _LOGGER = logging.getLogger(__name__)

@@ -37,7 +37,9 @@ from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import RowOrder, Rows
 from ep3stream.training.column_kernel import LearntColumns, tried_ridges
 from ep3stream.training.plan import ProblemSize, SizePlan, memory_budget, on_device
-from ep3stream.training.set_up import Problem, SetUpRows, other_rows, read_pool, set_up
+from ep3stream.training.problem import Problem
+from ep3stream.training.set_up import set_up
+from ep3stream.training.set_up_rows import SetUpRows, other_rows, read_pool
 from ep3stream.training.trainer import Trainer
 from ep3stream.training.validation import after_validation, best_ridge
 from ep3stream.values.offsets import Offsets

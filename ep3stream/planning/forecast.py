@@ -41,6 +41,7 @@ from ep3stream.stream.order import SAMPLED_SEGMENTS
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import learning_effort
 from ep3stream.training.defaults import with_kernel
+from ep3stream.training.measured_sizes import with_expected_sizes
 from ep3stream.training.metric import ROUNDS_SHARE, require_metric, round_settings
 from ep3stream.training.plan import (
     BATCHES,
@@ -56,7 +57,7 @@ from ep3stream.training.plan import (
     on_device,
     require_machine,
 )
-from ep3stream.training.set_up import shape_of, with_expected_sizes
+from ep3stream.training.problem import shape_of
 from ep3stream.training.validation import ValidationRows
 
 

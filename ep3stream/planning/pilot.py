@@ -26,15 +26,11 @@ from ep3stream.solver.projection import NystromProjection
 from ep3stream.solver.set_up import PROBE_ROWS, PROBES
 from ep3stream.store.reader import SplitReader
 from ep3stream.store.scan import scan
+from ep3stream.training.budget import StageTimes
 from ep3stream.training.plan import ProblemSize, SizePlan
-from ep3stream.training.set_up import (
-    SetUpRows,
-    StageTimes,
-    problem_of_split,
-    require_varied_features,
-    require_varied_targets,
-    set_up,
-)
+from ep3stream.training.problem import problem_of_split, require_varied_features, require_varied_targets
+from ep3stream.training.set_up import set_up
+from ep3stream.training.set_up_rows import SetUpRows
 from ep3stream.training.trainer import WATCH_STEPS, Trainer
 
 Clock = Callable[[], float]

@@ -2,16 +2,18 @@
 
 A fit of p centers with e passes over n rows takes as long as p (e n + s) kernel evaluations, where s stands for its
 set-up and its validations. What an evaluation takes, with its share of a step, and a center in the set-up, is measured
-on the device (`Speed`); `sizes_for` is a pure function of the result.
+on the device (`Speed`); `sizes_for` is a pure function of the result. `StageTimes` tells what a set-up has taken.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,6 +28,8 @@ from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.set_up import MIN_BATCH, MIN_COLUMNS_BATCH
 from ep3stream.solver.skinny import few_times_transposed, plus_few_times
 from ep3stream.training.plan import COLUMNS_MODEL_RANK, MODEL_RANK
+
+logger = logging.getLogger(__name__)
 
 Limit = Literal["time", "rows", "memory", "epochs"]
 
@@ -230,3 +234,20 @@ def _usual_seconds(work: Callable[[], None], clock: Callable[[], float]) -> floa
         work()
         took.append(clock() - began)
     return max(statistics.quantiles(took)[0], 1e-9)
+
+
+class StageTimes:
+    """Seconds of each stage of a set-up, by its name. logs: whether the log tells of each as it ends."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, logs: bool = True) -> None:
+        self.elapsed_s: dict[str, float] = {}
+        self._clock, self._logs = clock, logs
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures the seconds of the block and keeps them under `name`."""
+        began = self._clock()
+        yield
+        self.elapsed_s[name] = self._clock() - began
+        if self._logs:
+            logger.info("set-up: %s, %.1f s", name, self.elapsed_s[name])

@@ -35,7 +35,8 @@ from ep3stream.solver.kernels import RADIAL_KERNELS, KernelFunction, RadialKerne
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.defaults import with_kernel
-from ep3stream.training.set_up import LearntMetric, shape_of
+from ep3stream.training.problem import shape_of
+from ep3stream.training.set_up import LearntMetric
 from ep3stream.training.validation import ValidationRows
 
 logger = logging.getLogger(__name__)

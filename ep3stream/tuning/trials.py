@@ -26,16 +26,12 @@ from ep3stream.solver.set_up import n_probes
 from ep3stream.store.reader import SplitReader
 from ep3stream.stream.batch_slots import Batch
 from ep3stream.stream.order import Rows
+from ep3stream.training.budget import StageTimes
 from ep3stream.training.column_kernel import LearntColumns, pool_rows, tried_ridges
 from ep3stream.training.plan import SizePlan, memory_budget
-from ep3stream.training.set_up import (
-    SetUpRows,
-    StageTimes,
-    learn_columns,
-    problem_of_split,
-    resolving_centers,
-    set_up,
-)
+from ep3stream.training.problem import problem_of_split
+from ep3stream.training.set_up import learn_columns, resolving_centers, set_up
+from ep3stream.training.set_up_rows import SetUpRows
 from ep3stream.training.trainer import Trainer
 
 _MEDIAN_ROWS = 2000

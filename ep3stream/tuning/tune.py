@@ -25,13 +25,9 @@ from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.defaults import with_kernel
+from ep3stream.training.measured_sizes import with_expected_sizes
 from ep3stream.training.plan import automatic_centers, memory_budget, on_device
-from ep3stream.training.set_up import (
-    require_varied_features,
-    require_varied_targets,
-    shape_of,
-    with_expected_sizes,
-)
+from ep3stream.training.problem import require_varied_features, require_varied_targets, shape_of
 from ep3stream.training.validation import ValidationRows
 from ep3stream.tuning.search import Search, Verdict, first_candidates, rungs
 from ep3stream.tuning.trials import Candidate, Trial, TrialFits, paired
