@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ep3stream.solver import column_weights
-from ep3stream.solver.column_weights import Adam, gradients_of, learnt_weights, ridge_of
+from ep3stream.solver.column_weights import Adam, learnt_weights, ridge_of
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
+from ep3stream.solver.small_regression import gradients_of
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ from torch import Tensor
 from ep3stream.errors import ConfigError
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.expected_error import ExpectedError
-from ep3stream.solver.tiles import predicted_rows, tiles
+from ep3stream.solver.small_regression import SmallRegression, gradients_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -67,7 +67,6 @@ _PRUNED_FROM, _NEGLIGIBLE = 1 / 2, 1e-3
 _FIRST_SHARE, _FIRST_NOISE = 1.0, 6.0
 _LOG_RANGE = (-14.0, 9.0)
 _OUTPUTS = 16
-_JITTER = 1e-7
 
 # Of the small models that compare weights, and tell where a model errs.
 _SHARP_ROWS, _SHARP_CENTERS = 12_000, 1200
@@ -78,11 +77,7 @@ _STEEPEST_GROWTH, _MOST_GROWTH = 0.4, 4.0
 # Rows of another split that weights are checked on; in how many neighbourhoods: ten chose the worse ones on `loads`.
 # A difference of so many standard errors ends the checks.
 CHECKED_ROWS, _CHECKS, _FEWEST_CHECKS, _CLEAR = 12_000, 30, 8, 3.0
-# The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
-_NOISES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_CHUNK, _SEARCHED_ROWS = 2048, 1 << 14
-# Of a triangle of K' K: more leave out more, and make matrix products too narrow to be fast.
-_GRAM_STRIPS = 4
+_SEARCHED_ROWS = 1 << 14
 # Rows that the expected error is learnt from, at most.
 _ERROR_ROWS = 24_000
 
@@ -172,8 +167,8 @@ def learnt_weights(
     small_pool = (pool[0][:_SHARP_ROWS], pool[1][:_SHARP_ROWS])
     n_small = min(n_centers, _SHARP_CENTERS, max(1, len(small_pool[0]) // 4))
 
-    def small(suited: tuple[ColumnKernel, int]) -> _Regression:
-        return _Regression.of(grown(*suited, growth, n_small), small_pool, held, n_small)
+    def small(suited: tuple[ColumnKernel, int]) -> SmallRegression:
+        return SmallRegression.of(grown(*suited, growth, n_small), small_pool, held, n_small)
 
     best, unlearnt = small(learnt[0]), small((start, 0))
     if is_near:
@@ -396,124 +391,6 @@ def evaluations_of_learning(n_columns: int, effort: float = 1.0) -> int:
     return evaluations
 
 
-def gradients_of(
-    kernel: ColumnKernel,
-    log_rho: Tensor,
-    x: Tensor,
-    y: Tensor,
-    n_centers: int,
-    room: Tensor | None = None,
-) -> tuple[float, Tensor, Tensor, Tensor]:
-    """The loss, and its slopes by log w, log c, (d,) each, and log rho.
-
-    x: (2n, d), y: (2n, c): n rows to train on, of which the first `n_centers` are the centers, then n held out.
-    room: (2n, n_centers), to be overwritten by the block.
-    """
-    n, rho = len(x) // 2, float(log_rho.exp())
-    z = x[:n_centers]
-    block = kernel.block(kernel.left(x), kernel.right(z), out=room)
-    trained, held, k_zz = block[:n], block[n:], block[:n_centers]
-    gram = torch.zeros(n_centers, n_centers, dtype=torch.float64, device=x.device)
-    _add_gram(trained, gram)
-    factor = _factor(gram.div_(n).add_(k_zz, alpha=rho))
-    weights = torch.cholesky_solve(_turned_product(trained, y[:n]).double() / n, factor).to(y)
-    fitted = block @ weights
-    errors = fitted[n:] - y[n:]
-    adjoint = torch.cholesky_solve(_turned_product(held, errors).double() * (2 / n), factor).to(y)
-    of_rho = (adjoint * fitted[:n_centers]).sum().double().cpu() * -rho  # K_zz a is part of K_tz a.
-    # dL/dK of all rows is left @ right'.
-    right = torch.cat([weights, adjoint], 1)
-    of_trained = torch.cat([trained @ adjoint * -1, y[:n] - fitted[:n]], 1)
-    left = torch.cat([of_trained, torch.cat([errors * 2, torch.zeros_like(errors)], 1)]) / n
-    left[:n_centers, : y.shape[1]] -= adjoint * rho
-    of_weights, of_shares = torch.zeros(2, x.shape[1], dtype=torch.float64)
-    for rows in tiles(len(x), predicted_rows(x.device, n_centers, x.shape[1])):
-        slopes = kernel.slopes(x[rows], z, (left[rows] @ right.T).mul_(block[rows]))
-        of_weights += slopes[0]
-        of_shares += slopes[1]
-    return float(errors.square().sum() / n), of_weights, of_shares, of_rho
-
-
-def _add_gram(block: Tensor, gram: Tensor) -> None:
-    """Adds K' K to the lower triangle of `gram`, (m, m); what it adds above is arbitrary. block: K, (n, m).
-
-    In a few strips, of which each leaves out what lies to its right: 5/8 of the work of the whole product.
-    """
-    for strip in tiles(len(gram), max(1, -(-len(gram) // _GRAM_STRIPS))):
-        gram[strip, : strip.stop] += block[:, strip].T @ block[:, : strip.stop]
-
-
-def _turned_product(block: Tensor, y: Tensor) -> Tensor:
-    """K' Y, (m, c). With few outputs this order takes a tenth of the time of the other on CPUs."""
-    return (y.T @ block).T
-
-
-def _factor(matrix: Tensor) -> Tensor:
-    """The Cholesky factor of a matrix that is positive semidefinite but for the rounding of float32; overwrites it."""
-    jitter = _JITTER
-    while True:
-        matrix.diagonal().add_(jitter)
-        factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if not int(failed):
-            return factor
-        jitter *= 10
-
-
-@dataclass(frozen=True, slots=True)
-class _Regression:
-    """A Nystrom ridge regression, with the ridge, noise / n, of a few that suits the held-out rows. weights: (m, c)."""
-
-    kernel: ColumnKernel
-    z: Tensor
-    weights: Tensor
-    noise: float
-    loss: float
-
-    @classmethod
-    def of(
-        cls,
-        kernel: ColumnKernel,
-        pool: tuple[Tensor, Tensor],
-        held: tuple[Tensor, Tensor],
-        m: int,
-    ) -> _Regression:
-        """Of all rows of the pool, with the first m of them as centers; O(n m^2) time."""
-        x, y = pool
-        z, n = x[:m], len(x)
-        right = kernel.right(z)
-        gram = torch.zeros(m, m, dtype=torch.float64, device=x.device)
-        moment = torch.zeros(m, y.shape[1], dtype=torch.float64, device=x.device)
-        for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-            block = kernel.block(kernel.left(some_x), right)
-            _add_gram(block, gram)
-            moment += _turned_product(block, some_y)
-        k_zz = kernel.block(kernel.left(z), right)
-        gram, moment = gram.div_(n), moment.div_(n)
-        solved = [
-            torch.cholesky_solve(moment, _factor(torch.add(gram, k_zz, alpha=noise / n))).to(y)
-            for noise in _NOISES
-        ]
-        # All ridges with the same blocks: forming these is most of the work.
-        together = cls(kernel, z, torch.cat(solved, 1), 0.0, 0.0)
-        squares = together.squares(held[0], held[1].repeat(1, len(_NOISES)))
-        losses = squares.double().mean(0).unflatten(0, (len(_NOISES), -1)).sum(1).tolist()
-        return cls(kernel, z, *min(zip(solved, _NOISES, losses, strict=True), key=lambda each: each[2]))
-
-    def error(self, x: Tensor, y: Tensor) -> float:
-        """Mean of |f(x) - y|^2."""
-        return float(self.squares(x, y).sum(1).double().mean())
-
-    def squares(self, x: Tensor, y: Tensor) -> Tensor:
-        """(f(x) - y)^2 of each row and output, (n, c)."""
-        right = self.kernel.right(self.z)
-        found = [
-            self.kernel.block(self.kernel.left(some_x), right) @ self.weights - some_y
-            for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True)
-        ]
-        return torch.cat(found).square()
-
-
 def _prefers_last(
     kernels: list[ColumnKernel],
     pool: tuple[Tensor, Tensor],
@@ -535,7 +412,9 @@ def _prefers_last(
         around = _nearest(last, row, checked_x, n_around)
         mean = y[near].mean(0)
         rows, others = (x[near], y[near] - mean), (checked_x[around], checked_y[around] - mean)
-        first_loss, last_loss = (_Regression.of(kernel, rows, others, n_centers).loss for kernel in kernels)
+        first_loss, last_loss = (
+            SmallRegression.of(kernel, rows, others, n_centers).loss for kernel in kernels
+        )
         gains = torch.cat([gains, gains.new_tensor([first_loss - last_loss])])
         if _is_clear(gains):
             break
@@ -558,7 +437,7 @@ def _is_clear(gains: Tensor) -> bool:
 
 
 def _expected_errors(
-    regression: _Regression, held: tuple[Tensor, Tensor], spare: tuple[Tensor, Tensor]
+    regression: SmallRegression, held: tuple[Tensor, Tensor], spare: tuple[Tensor, Tensor]
 ) -> ExpectedError | None:
     """A regression of the errors on rows that the model has not seen: held out, and `spare` of the pool.
 
@@ -571,13 +450,13 @@ def _expected_errors(
     # The centers are those of the model, which have no error of their own.
     at_centers = torch.zeros(len(regression.z), 1, device=x.device)
     pool = (torch.cat([regression.z, x[n_held:]]), torch.cat([at_centers, centred[n_held:]]))
-    found = _Regression.of(regression.kernel, pool, (x[:n_held], centred[:n_held]), len(regression.z))
+    found = SmallRegression.of(regression.kernel, pool, (x[:n_held], centred[:n_held]), len(regression.z))
     if found.loss >= float(centred[:n_held].double().square().mean()):
         return None
     return ExpectedError(found.kernel, found.z, found.weights, mean)
 
 
-def _importance(regression: _Regression, held: tuple[Tensor, Tensor], typical: Tensor) -> Tensor:
+def _importance(regression: SmallRegression, held: tuple[Tensor, Tensor], typical: Tensor) -> Tensor:
     """(d,), by how much the held-out loss rises when a column's values change rows; of the 20 largest `typical`."""
     order = torch.argsort(typical, descending=True, stable=True)[:_WEIGHED_COLUMNS]
     columns = order[typical[order] > 0].tolist()
