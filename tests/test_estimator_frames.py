@@ -268,3 +268,14 @@ def test_what_no_conversion_takes_is_refused_by_name(change, message):
         regressor().fit(change(FRAME), Y[: len(change(FRAME))])
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         regressor().fit(FRAME, Y[1:])
+
+
+@pytest.mark.parametrize("tails", ["codes for gaps", "lognormal"])
+def test_columns_with_long_tails_tell_as_much_as_without(tails):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((1500, 3))
+    y = np.sin(2 * x[:, 0]) + x[:, 1]
+    columns = np.exp(3 * x) if tails == "lognormal" else np.where(random.random(x.shape) < 0.02, 99_999, x)
+    for kernel in ("laplacian", "product"):
+        made = KernelRegressor(kernel, n_centers=200, epochs=5, random_state=0, effects="none")
+        assert made.fit(columns[:1000], y[:1000]).score(columns[1000:], y[1000:]) > 0.75

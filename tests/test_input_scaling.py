@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -74,37 +72,60 @@ def test_a_description_that_cannot_be_is_refused(inputs):
         InputScaling.described(CODED.tensors(), {"inputs": inputs})
 
 
-MEAN, STD = torch.tensor([0.1, 5.0, 0.0, 1.0]).double(), torch.tensor([0.5, 2.0, 1.0, 0.0]).double()
-LEAST, MOST = torch.tensor([0.0, 1.0, -20.0, 1.0]).double(), torch.tensor([40.0, 9.0, 20.0, 1.0]).double()
+SAMPLE = torch.randn(3000, 6, generator=torch.Generator().manual_seed(0)).double()
+SAMPLE[:, 1] = SAMPLE[:, 1].mul(3).exp()  # Lognormal.
+SAMPLE[::50, 2] = 99_999  # A code for gaps.
+SAMPLE[:, 3] = (SAMPLE[:, 3] > 2.5).double()  # A rare mark.
+SAMPLE[:, 4] = 1.0
+SAMPLE[:, 5] = 7.0  # It varies in other rows alone.
 
 
 def bent_scaling() -> InputScaling:
-    """A count with a long tail, a number without, one with two long tails, and a constant."""
-    statistics = (MEAN, STD, LEAST, MOST)
-    return InputScaling.of("standard", *statistics).bent(*statistics)
+    """Of a normal column, those with long tails above, and a constant."""
+    least, most = SAMPLE.min(0).values, SAMPLE.max(0).values
+    most[5] = 1e6
+    statistics = (SAMPLE.mean(0), SAMPLE.std(0), least, most)
+    return InputScaling.of("standard", *statistics).bent(SAMPLE.float(), least, most)
 
 
 def test_only_numbers_with_long_tails_are_bent():
-    assert bent_scaling().bends == (4.0, 0.0, 2.0, 0.0)
-    points = bent_scaling()(torch.tensor([[0.0, 7.0, 0.0, 1.0], [40.0, 3.0, -20.0, 1.0]]))
-    expected = [[0, 1, 0, 0], [math.asinh(160), -1, math.asinh(-40), 0]]
-    torch.testing.assert_close(points, torch.tensor(expected))
+    assert [bend != 0 for bend in bent_scaling().bends] == [False, True, True, True, False, True]
 
 
-def test_bent_numbers_keep_their_order_and_small_ones_their_distances():
-    x = torch.linspace(0, 40, 1000)
-    points = bent_scaling()(torch.stack([x, x, x, x], 1))[:, 0]
-    assert (points.diff() > 0).all()
-    assert points[1] == pytest.approx(4 * float(x[1]), rel=0.01)
+def test_what_is_not_far_out_is_spread_as_if_nothing_else_was_there():
+    points = bent_scaling()(SAMPLE.float())
+    for column in (0, 1, 2):
+        low, first, third, high = points[:, column].quantile(torch.tensor([0.02, 0.25, 0.75, 0.97])).tolist()
+        assert 1.0 < third - first < 2.0  # 1.35 for a normal sample.
+        assert 2.5 < high - low < 5.0  # 3.9.
+    # A code for gaps is apart from the others, but not by as much as it was.
+    assert 3 < float(points[0, 2] - points[1:50, 2].max()) < 20
+    assert points[:, 3].unique().diff().item() == pytest.approx(2**0.5, rel=0.05)
+
+
+def test_the_logarithm_of_a_lognormal_column_is_found():
+    points = bent_scaling()(SAMPLE.float())[:, 1]
+    inside = (SAMPLE[:, 1] > SAMPLE[:, 1].quantile(0.1)) & (SAMPLE[:, 1] < SAMPLE[:, 1].quantile(0.9))
+    correlation = torch.corrcoef(torch.stack([points.double(), SAMPLE[:, 1].log()])[:, inside])[0, 1]
+    assert float(correlation) > 0.995
+
+
+def test_bent_numbers_keep_their_order():
+    x = SAMPLE.sort(0).values
+    x[:, 4] = 0
+    points = bent_scaling()(x.float())
+    assert (points.diff(dim=0) >= 0).all()
+    assert bent_scaling()(torch.full((1, 6), 1e30)).isfinite().all()
 
 
 def test_bends_come_back_from_a_description_and_from_points():
     scaling = bent_scaling()
     again = InputScaling.described(scaling.tensors(), scaling.description())
     assert again.bends == scaling.bends
-    rows = torch.tensor([[0.5, 7.0, -3.0, 1.0], [40.0, 3.0, 20.0, 1.0]])
+    rows = SAMPLE[:2].float()
+    rows[1, 5] = 1e6
     torch.testing.assert_close(scaling.typical_rows(scaling(rows)), rows)
-    assert torch.equal(scaling.sparing([0])(rows)[:, 0], rows[:, 0])
+    assert torch.equal(scaling.sparing([1])(rows)[:, 1], rows[:, 1])
 
 
 @pytest.mark.parametrize(

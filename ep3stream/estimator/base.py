@@ -43,7 +43,7 @@ from ep3stream.training.column_kernel import LearntColumns
 from ep3stream.training.defaults import is_timed, with_kernel
 from ep3stream.training.measured_sizes import with_measured_sizes
 from ep3stream.training.plan import memory_budget, on_device
-from ep3stream.training.problem import problem_of_split, scaling_by, shape_of
+from ep3stream.training.problem import n_to_scale, problem_of_split, rows_to_scale, scaling_by, shape_of
 from ep3stream.training.set_up import learn_columns, resolving_centers
 from ep3stream.training.set_up_rows import read_pool
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows, n_held_out
@@ -388,14 +388,18 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     def _input_scaling(self, source: Source) -> InputScaling:
         if self.scale not in get_args(Scale):
             raise ConfigError(f"scale is {self.scale!r}; choose one of {', '.join(get_args(Scale))}")
+        is_auto, rows = self.scale == "auto", None
         if isinstance(source, NumberedSource):
-            features = source.split().info.features
+            split = source.split()
+            features = split.info.features
+            rows = rows_to_scale(split, self._seed) if is_auto else None
         elif self.scale == "none" and not self._codes:  # No pass over the rows.
             return InputScaling.identity(self._n_features)
         else:
             features = source.statistics()
+            rows = np.asarray(source.drawn(n_to_scale(self._n_features), self._seed)[0]) if is_auto else None
         zero_one = () if self._frames is None else zero_one_features(self._frames)
-        scaling = scaling_by(self.scale, features, zero_one, self._codes)
+        scaling = scaling_by(self.scale, features, zero_one, self._codes, rows)
         return scaling if self._is_of_columns else scaling.with_codes(self._codes)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self
@@ -129,6 +130,12 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
             raise ConfigError(
                 f"class_weight is {self.class_weight!r:.80}; use 'balanced', a weight for each label, or None"
             )
+        for label, weight in self.class_weight.items():
+            is_number = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
+            if not is_number or not 0 < weight < math.inf:
+                raise ConfigError(
+                    f"class_weight of {_shown(label)} is {weight!r:.80}; use a positive, finite number"
+                )
         labels = np.array(list(self.class_weight))
         if labels.dtype.kind == "U" and self.classes_.dtype.kind != "U":
             # As a store names its classes.
@@ -136,7 +143,13 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
             labels = np.array([by_name.get(label, label) for label in labels.tolist()])
         if self.classes_.dtype.kind in "mM":
             labels = labels.astype(self.classes_.dtype)  # Of dates as Python and pandas have them.
-        return dict(zip(_ids(labels, self.classes_).tolist(), self.class_weight.values(), strict=True))
+        return dict(
+            zip(
+                _ids(labels, self.classes_, " of class_weight").tolist(),
+                self.class_weight.values(),
+                strict=True,
+            )
+        )
 
     def _n_outputs(self) -> int:
         return len(self.classes_)
@@ -144,7 +157,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
     def _take_classes(self, classes: Block) -> None:
         if len(classes) < 2:
             raise ValueError(
-                f"y has one class, {classes[0]!r}; a classifier needs rows of at least two classes"
+                f"y has one class, {_shown(classes[0])}; a classifier needs rows of at least two classes"
             )
         self.classes_ = classes
 
@@ -197,13 +210,20 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.classes_ = self.model_.labels if classes is None else labels_from_json(classes)
 
 
-def _ids(labels: Block, classes: Block) -> Block:
-    """Class ids, (n,), of the labels; ValueError for a label that is not among the classes."""
+def _shown(label: Any) -> str:
+    """A label in a message: a number or text of NumPy as Python has it."""
+    is_plain = isinstance(label, np.generic) and label.dtype.kind not in "mM"
+    return repr(label.item() if is_plain else label)
+
+
+def _ids(labels: Block, classes: Block, where: str = "") -> Block:
+    """Class ids, (n,), of the labels; ValueError for a label that is not among the classes. where: it comes from."""
     unmasked(labels, "y")
     found: Block = np.searchsorted(classes, labels).clip(max=len(classes) - 1).astype(np.int64)
     unknown = np.flatnonzero(classes[found] != labels)
     if len(unknown):
-        raise ValueError(f"the label {labels[unknown[0]]!r} is not among the classes {classes!r:.100}")
+        label, known = _shown(labels[unknown[0]]), ", ".join(map(_shown, classes))
+        raise ValueError(f"the label {label}{where} is not among the classes, which are {known:.100}")
     return found
 
 

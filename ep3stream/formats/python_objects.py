@@ -189,14 +189,27 @@ def _from_pandas(table: Any, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _as_arrow_knows(table: Any) -> Any:
-    """The table with sparse columns made dense, and long floats made double, which arrow does not do itself."""
+    """The table with what arrow does not do itself: sparse columns are made dense, long floats double, intervals texts,
+    and periods the times at which they begin.
+    """
     changed: dict[int, Any] = {}
     for j, dtype in enumerate(table.dtypes):
+        column = table.iloc[:, j]
+        kinds = str(dtype), str(getattr(getattr(dtype, "categories", None), "dtype", ""))
         if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
-            changed[j] = dtype.subtype
+            changed[j] = column.astype(dtype.subtype)
         elif dtype == np.longdouble:
-            changed[j] = np.float64
-    return table.set_axis(range(table.shape[1]), axis="columns").astype(changed) if changed else table
+            changed[j] = column.astype(np.float64)
+        elif kinds[0].startswith("interval"):
+            changed[j] = column.astype("string")
+        elif kinds[0].startswith("period"):
+            changed[j] = column.dt.to_timestamp()
+        elif kinds[1].startswith(("interval", "period")):
+            changed[j] = column.cat.rename_categories([str(value) for value in dtype.categories])
+    if not changed:
+        return table
+    columns = [changed.get(j, table.iloc[:, j]) for j in range(table.shape[1])]
+    return type(table)(dict(enumerate(columns)), index=table.index)
 
 
 def _tell_index(table: Any) -> None:

@@ -17,15 +17,10 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import Scale
+from ep3stream.solver.bends import chosen_bend
 
 # Of the description in set-ups and models: 1 has codes alone, 2 codes and bends.
 INPUTS_VERSION = 3
-
-# A number with values so many standard deviations from the mean is bent; the bend begins at half a deviation.
-_LONG_TAIL = 8.0
-_BENDS_PER_DEVIATION = 2.0
-# The bend is around the least or largest value where that lies as near as this, else around the mean.
-_SHORT_TAIL = 3.0
 
 # float32 holds all whole numbers up to here.
 _MOST_CODES = 1 << 24
@@ -159,21 +154,18 @@ class InputScaling:
             return {"inputs": {"version": 2, "codes": codes, "bent": bent}}
         return {"inputs": {"version": 1, "codes": codes}} if codes else {}
 
-    def bent(self, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
-        """The same scaling, with numbers bent whose largest or least value is over 8 deviations from the mean.
+    def bent(self, rows: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
+        """The same scaling, with numbers bent that have long tails: counts, amounts, codes for gaps far from the rest.
 
-        Statistics as for `of`. Such are counts, amounts, rain: numbers of which most are small and few are huge.
+        rows: (n, d), random ones; minimum, maximum: (d,), of all. `bends.py` says how.
         """
-        unit = std.clamp_min(torch.finfo(torch.float64).tiny)
-        below, above = (mean - minimum) / unit, (maximum - mean) / unit
-        is_bent = (torch.maximum(below, above) > _LONG_TAIL) & (std > 0)
-        if not is_bent.any():
-            return self
-        origin = torch.where(below < _SHORT_TAIL, minimum, torch.where(above < _SHORT_TAIL, maximum, mean))
-        bends = torch.where(is_bent, _BENDS_PER_DEVIATION / unit, 0.0).float()
-        shift = torch.where(is_bent, origin.float(), self.shift)
-        scale = torch.where(is_bent, 1.0, self.scale)
-        return replace(self, shift=shift, scale=scale, bends=tuple(bends.tolist()))
+        shift, scale, bends = self.shift.clone(), self.scale.clone(), [0.0] * len(self.shift)
+        columns = rows.double().T.contiguous()
+        for j, (low, high) in enumerate(zip(minimum.tolist(), maximum.tolist(), strict=True)):
+            if low < high and (bend := chosen_bend(columns[j], low, high)) is not None:
+                shift[j], scale[j] = bend.origin, bend.scale
+                bends[j] = float(torch.tensor(bend.factor, dtype=torch.float32))
+        return replace(self, shift=shift, scale=scale, bends=tuple(bends)) if any(bends) else self
 
     def with_codes(self, n_codes: Mapping[int, int]) -> InputScaling:
         """The same scaling of numbers, where these features are codes, so many each, that become 0/1 features."""

@@ -87,7 +87,12 @@ def median_bandwidth(x: Tensor) -> float:
     half = len(x) // 2
     one, other = x[:half], x[half : 2 * half]
     pairs = [(one - other.roll(shift, 0)).norm(dim=1) for shift in range(min(half, 8))]
-    median = float(torch.cat(pairs).median()) if pairs else 0.0
+    if not pairs:
+        raise ConfigError(
+            "one row is left beside the centers and the rows to validate on, too few to measure a distance; "
+            "give more rows, or fewer centers"
+        )
+    median = float(torch.cat(pairs).median())
     if median == 0:
         raise ConfigError(
             f"bandwidth is 'median' but half of the {len(x)} sampled rows or more coincide; "

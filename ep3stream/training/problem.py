@@ -1,6 +1,6 @@
 """What a fit must know of all rows: sizes, names, how inputs are scaled and targets coded; and what it refuses.
 
-Of a split the manifest says all of it, so that no row is read.
+Of a split the manifest says all of it but for long tails of numbers, which are told by some thousand rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ep3stream.config import FitConfig, Scale, SolverConfig, Task
@@ -23,11 +24,17 @@ from ep3stream.solver.targets import TargetCode, require_weights_of_task, weight
 from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.manifest import ColumnStatistics, Manifest, told_two_valued
 from ep3stream.store.reader import Split
+from ep3stream.stream.order import sample_rows
 from ep3stream.training.column_kernel import tried_ridges
 from ep3stream.training.plan import ProblemSize
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows
 
 logger = logging.getLogger(__name__)
+
+# A purpose of random numbers; others have set_up.py, set_up_rows.py, centers.py and validation.py.
+_SCALED = 16
+# Of the rows that tell which numbers have long tails.
+_FEWEST_SCALED, _MOST_SCALED, _SCALED_VALUES = 500, 4096, 1 << 20
 
 # Standard deviations from the mean, from which on values are told of, of so many columns.
 _FAR, _TOLD_TAILS = 30, 5
@@ -102,28 +109,46 @@ def expanded_codes(manifest: Manifest, config: FitConfig) -> dict[int, int]:
 
 def input_scaling(split: Split, config: FitConfig) -> InputScaling:
     """The model's input transform: by the split's statistics, times the factors of `feature_scale`."""
-    is_zero_one = zero_one_features(split.manifest)
-    scaling = scaling_by(config.data.scale, split.info.features, is_zero_one, code_features(split.manifest))
+    kind, manifest = config.data.scale, split.manifest
+    rows = rows_to_scale(split, config.run.seed) if kind == "auto" else None
+    scaling = scaling_by(
+        kind, split.info.features, zero_one_features(manifest), code_features(manifest), rows
+    )
     scaling = scaling.with_codes(expanded_codes(split.manifest, config))
     if config.data.feature_scale is None:
         return scaling
     return scaling.times(_feature_factors(Path(config.data.feature_scale), split.manifest.n_features))
 
 
+def n_to_scale(n_features: int) -> int:
+    """How many rows tell which numbers have long tails: fewer of many columns, which are sorted one by one."""
+    return max(_FEWEST_SCALED, min(_MOST_SCALED, _SCALED_VALUES // n_features))
+
+
+def rows_to_scale(split: Split, seed: int) -> NDArray[Any]:
+    """x of random rows of the split, (n, d), by which numbers with long tails are bent."""
+    n_rows = min(split.info.n_rows, n_to_scale(split.manifest.n_features))
+    return split.read_rows(np.sort(sample_rows(split.info, n_rows, seed, _SCALED)))[0]
+
+
 def scaling_by(
-    kind: Scale, features: ColumnStatistics, zero_one: Sequence[int], codes: Mapping[int, int]
+    kind: Scale,
+    features: ColumnStatistics,
+    zero_one: Sequence[int],
+    codes: Mapping[int, int],
+    rows: NDArray[Any] | None,
 ) -> InputScaling:
     """The scaling of this kind by statistics; `codes` stay as they are, with `auto` the features `zero_one` too.
 
-    With `auto` numbers with long tails are bent.
+    rows: random ones, (n, d), by which with `auto` numbers with long tails are bent.
     Two rows then differ by 2 in the squared distance through a standardised number, on average, and by 2 through a
     category where theirs are not the same.
     """
     columns = (features.mean, features.std, features.minimum, features.maximum)
     statistics = [torch.tensor(column, dtype=torch.float64) for column in columns]
     scaling = InputScaling.of(kind, *statistics)
-    if kind == "auto":
-        scaling = scaling.bent(*statistics)
+    if rows is not None:
+        scaling = scaling.bent(torch.from_numpy(rows), *statistics[2:])
     return scaling.sparing([*codes, *(zero_one if kind == "auto" else ())])
 
 

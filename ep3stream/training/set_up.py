@@ -39,12 +39,12 @@ from ep3stream.solver.projection import NystromProjection, Spectra
 from ep3stream.solver.set_up import Settled, SolverBuilder
 from ep3stream.solver.step import Stage
 from ep3stream.solver.tail import neighbour_order
-from ep3stream.store.reader import SplitReader
+from ep3stream.store.reader import Split, SplitReader
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.budget import StageTimes
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import LearntColumns, learning_effort, learnt_columns, plain_kernel
-from ep3stream.training.defaults import choices_of, is_timed, with_kernel
+from ep3stream.training.defaults import MOST_COLUMNS, choices_of, is_timed, with_kernel
 from ep3stream.training.measured_sizes import with_measured_sizes
 from ep3stream.training.plan import SizePlan, automatic_centers, memory_budget, on_device, require_machine
 from ep3stream.training.problem import (
@@ -145,6 +145,7 @@ def set_up_split(
         config = with_kernel(config, split.manifest.n_features, split.info.n_rows - len(held))
     shape = on_device(shape_of(split, config, validation), config.run, mesh.device)
     tell_one_hot(split, config)
+    _tell_wide(split, asked, config)
     source = CenterSource.of(config, split, automatic_centers(shape), held)
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
     require_varied_features(split)
@@ -194,6 +195,17 @@ def set_up_split(
         description["metric"] = metric.told
     setup = replace(result.setup, description=description)
     return replace(result, setup=validation.recorded(setup, held))
+
+
+def _tell_wide(split: Split, asked: FitConfig, config: FitConfig) -> None:
+    """Says that columns are too many for a kernel that learns what each is worth, where that is why there is none."""
+    n_features = split.manifest.n_features
+    if asked.kernel.name == "auto" and config.kernel.name == "laplacian" and n_features > MOST_COLUMNS:
+        logger.info(
+            "of %d features each has the same say; --kernel product or --metric diagonal learns what each is worth, "
+            "and takes longer",
+            n_features,
+        )
 
 
 def _narrowed(

@@ -29,7 +29,7 @@ from ep3stream.stream.order import Rows
 from ep3stream.training.budget import StageTimes
 from ep3stream.training.column_kernel import LearntColumns, pool_rows, tried_ridges
 from ep3stream.training.plan import SizePlan, memory_budget
-from ep3stream.training.problem import problem_of_split
+from ep3stream.training.problem import problem_of_split, target_code, with_weights
 from ep3stream.training.set_up import learn_columns, resolving_centers, set_up
 from ep3stream.training.set_up_rows import SetUpRows
 from ep3stream.training.trainer import Trainer
@@ -145,7 +145,7 @@ class TrialFits:
     def constant_losses(self) -> Tensor:
         """The losses, (h,), of what knows no input: the mean of the targets, or the frequencies of the classes."""
         y = self.held[1]
-        targets = problem_of_split(self.reader, self.config).targets
+        targets = with_weights(target_code(self.reader), self.reader, self.config.solver)
         return self._losses(targets.offset.double().expand(len(y), -1))
 
     def learning_seconds(self, kernel: KernelConfig) -> float:
