@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ep3stream.solver.bends import chosen_bend, may_be_bent
 from ep3stream.solver.input_scaling import InputScaling
 
 SHIFT, SCALE = torch.tensor([1.0, 0.0, -2.0, 0.0]), torch.tensor([2.0, 1.0, 0.5, 3.0])
@@ -90,6 +91,16 @@ def bent_scaling() -> InputScaling:
 
 def test_only_numbers_with_long_tails_are_bent():
     assert [bend != 0 for bend in bent_scaling().bends] == [False, True, True, True, False, True]
+
+
+@pytest.mark.parametrize("power", [0, 1, 3])
+def test_what_is_left_out_at_once_would_not_be_bent(power):
+    columns = torch.cat([SAMPLE, SAMPLE[:, :1].mul(power).exp(), SAMPLE.round()], 1).T.sort().values
+    low, high = columns[:, 0], columns[:, -1]
+    found = [chosen_bend(*one) is not None for one in zip(columns, low.tolist(), high.tolist(), strict=True)]
+    may_be = may_be_bent(columns, low, high).tolist()
+    assert not any(is_bent and not may for is_bent, may in zip(found, may_be, strict=True))
+    assert any(found)
 
 
 def test_what_is_not_far_out_is_spread_as_if_nothing_else_was_there():

@@ -152,7 +152,10 @@ class RowForm:
             raise InputError(f"y has the shape {tuple(y.shape)} but n_outputs is {self.n_outputs}{hint}")
         values = values.detach().float()
         if not bool(values.isfinite().all()):
-            raise InputError("y has a value that is not finite in float32; drop those rows")
+            raise InputError(
+                "y has a value that is not finite in float32, whose largest number is 3.4e38; "
+                "drop those rows, or divide y"
+            )
         return values
 
 

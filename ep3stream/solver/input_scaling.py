@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ep3stream.config import Scale
-from ep3stream.solver.bends import chosen_bend
+from ep3stream.solver.bends import chosen_bend, may_be_bent
 
 # Of the description in set-ups and models: 1 has codes alone, 2 codes and bends.
 INPUTS_VERSION = 3
@@ -160,9 +160,10 @@ class InputScaling:
         rows: (n, d), random ones; minimum, maximum: (d,), of all. `bends.py` says how.
         """
         shift, scale, bends = self.shift.clone(), self.scale.clone(), [0.0] * len(self.shift)
-        columns = rows.double().T.contiguous()
-        for j, (low, high) in enumerate(zip(minimum.tolist(), maximum.tolist(), strict=True)):
-            if low < high and (bend := chosen_bend(columns[j], low, high)) is not None:
+        columns = rows.T.contiguous().sort().values
+        for j in may_be_bent(columns, minimum, maximum).nonzero()[:, 0].tolist():
+            bend = chosen_bend(columns[j].double(), float(minimum[j]), float(maximum[j]))
+            if bend is not None:
                 shift[j], scale[j] = bend.origin, bend.scale
                 bends[j] = float(torch.tensor(bend.factor, dtype=torch.float32))
         return replace(self, shift=shift, scale=scale, bends=tuple(bends)) if any(bends) else self

@@ -66,8 +66,9 @@ class LearntEffects:
     @property
     def message(self) -> str:
         """One line for the log."""
-        crosses = self.told["crosses"]
-        shown = ", ".join(" x ".join(cross["columns"]) for cross in crosses[:3])
+        # The same columns may be crossed with coarse and with fine levels.
+        crosses = list(dict.fromkeys(" x ".join(cross["columns"]) for cross in self.told["crosses"]))
+        shown = ", ".join(crosses[:3])
         more = f" and {len(crosses) - 3} more" if len(crosses) > 3 else ""
         plural = "" if len(crosses) == 1 else "es"
         return (
