@@ -237,8 +237,8 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         is_number = isinstance(given, int | np.integer) and not isinstance(given, bool)
         self._seed = int(given) if is_number else int(check_random_state(given).randint(2**31 - 1))
         self._kernel = self._settled_kernel(partial(self._kernel_of_fit, source.n_rows))
-        self._scaling = self._input_scaling(source)
         n_held = self._n_held_out(source) if holds_out else 0
+        self._scaling = self._input_scaling(source, n_held)
         self._require_sizes(source, holds_out)
         start = self._drawn(source, n_held)
         # Training on centers overfits, but where they are many of the rows it costs less than to lose those. A fit's
@@ -269,7 +269,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         mesh, inputs, sizes = Mesh(0, 1, self._device), self._scaling, dict[str, Any]()
         validation = ValidationRows(split.info.name, n_held) if n_held else NO_VALIDATION
         held = validation.held_rows(split.info, self._seed)
-        problem = replace(problem_of_split(split, config), inputs=inputs, categories=self._codes)
+        problem = replace(problem_of_split(split, config, held), inputs=inputs, categories=self._codes)
 
         def learn(n_most: int) -> LearntColumns | None:
             pool = read_pool(split, config, held)
@@ -385,14 +385,15 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         """Class weights by class id, as `KernelModel` takes them; a classifier overrides this."""
         return "none"
 
-    def _input_scaling(self, source: Source) -> InputScaling:
+    def _input_scaling(self, source: Source, n_held: int) -> InputScaling:
         if self.scale not in get_args(Scale):
             raise ConfigError(f"scale is {self.scale!r}; choose one of {', '.join(get_args(Scale))}")
         is_auto, rows = self.scale == "auto", None
         if isinstance(source, NumberedSource):
             split = source.split()
             features = split.info.features
-            rows = rows_to_scale(split, self._seed) if is_auto else None
+            held = ValidationRows(split.info.name, n_held).held_rows(split.info, self._seed)
+            rows = rows_to_scale(split, self._seed, held) if is_auto else None
         elif self.scale == "none" and not self._codes:  # No pass over the rows.
             return InputScaling.identity(self._n_features)
         else:

@@ -89,8 +89,8 @@ def median_bandwidth(x: Tensor) -> float:
     pairs = [(one - other.roll(shift, 0)).norm(dim=1) for shift in range(min(half, 8))]
     if not pairs:
         raise ConfigError(
-            "one row is left beside the centers and the rows to validate on, too few to measure a distance; "
-            "give more rows, or fewer centers"
+            f"{len(x)} sample is left beside the centers and the rows to validate on, too few to measure a distance; "
+            "give more rows, fewer centers, or a bandwidth"
         )
     median = float(torch.cat(pairs).median())
     if median == 0:

@@ -24,7 +24,7 @@ from ep3stream.solver.targets import TargetCode, require_weights_of_task, weight
 from ep3stream.store.columns import code_features, columns_of, zero_one_features
 from ep3stream.store.manifest import ColumnStatistics, Manifest, told_two_valued
 from ep3stream.store.reader import Split
-from ep3stream.stream.order import sample_rows
+from ep3stream.stream.order import NO_ROWS, Rows, sample_rows
 from ep3stream.training.column_kernel import tried_ridges
 from ep3stream.training.plan import ProblemSize
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows
@@ -62,14 +62,14 @@ class Problem:
     conversion: Any = None
 
 
-def problem_of_split(split: Split, config: FitConfig) -> Problem:
+def problem_of_split(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> Problem:
     """What the manifest says of the split's rows, with the scaling and the weights of the settings."""
     manifest = split.manifest
     return Problem(
         shape=shape_of(split, config),
         task=manifest.task,
         names=(manifest.feature_names, manifest.target_names, manifest.class_names),
-        inputs=input_scaling(split, config),
+        inputs=input_scaling(split, config, held),
         targets=with_weights(target_code(split), split, config.solver),
         feature_mean=torch.tensor(split.info.features.mean, dtype=torch.float64),
         categories=code_features(manifest),
@@ -107,10 +107,10 @@ def expanded_codes(manifest: Manifest, config: FitConfig) -> dict[int, int]:
     return {} if config.kernel.name in COLUMN_KERNELS else code_features(manifest)
 
 
-def input_scaling(split: Split, config: FitConfig) -> InputScaling:
+def input_scaling(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> InputScaling:
     """The model's input transform: by the split's statistics, times the factors of `feature_scale`."""
     kind, manifest = config.data.scale, split.manifest
-    rows = rows_to_scale(split, config.run.seed) if kind == "auto" else None
+    rows = rows_to_scale(split, config.run.seed, held) if kind == "auto" else None
     scaling = scaling_by(
         kind, split.info.features, zero_one_features(manifest), code_features(manifest), rows
     )
@@ -125,10 +125,10 @@ def n_to_scale(n_features: int) -> int:
     return max(_FEWEST_SCALED, min(_MOST_SCALED, _SCALED_VALUES // n_features))
 
 
-def rows_to_scale(split: Split, seed: int) -> NDArray[Any]:
-    """x of random rows of the split, (n, d), by which numbers with long tails are bent."""
-    n_rows = min(split.info.n_rows, n_to_scale(split.manifest.n_features))
-    return split.read_rows(np.sort(sample_rows(split.info, n_rows, seed, _SCALED)))[0]
+def rows_to_scale(split: Split, seed: int, held: Rows = NO_ROWS) -> NDArray[Any]:
+    """x of random rows of the split, (n, d), by which numbers with long tails are bent; none of those held out."""
+    n_rows = min(split.info.n_rows - len(held), n_to_scale(split.manifest.n_features))
+    return split.read_rows(np.sort(sample_rows(split.info, n_rows, seed, _SCALED, without=held)))[0]
 
 
 def scaling_by(

@@ -150,7 +150,7 @@ def set_up_split(
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
     require_varied_features(split)
     require_varied_targets(split)
-    problem = replace(problem_of_split(split, config), shape=shape)
+    problem = replace(problem_of_split(split, config, held), shape=shape)
     tell_heavy_tails(split, config.data.scale, problem.inputs)
     if metric is not None:
         problem = replace(problem, inputs=problem.inputs.along(metric.directions))
