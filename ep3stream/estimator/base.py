@@ -269,7 +269,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         mesh, inputs, sizes = Mesh(0, 1, self._device), self._scaling, dict[str, Any]()
         validation = ValidationRows(split.info.name, n_held) if n_held else NO_VALIDATION
         held = validation.held_rows(split.info, self._seed)
-        problem = replace(problem_of_split(split, config, held), inputs=inputs, categories=self._codes)
+        problem = replace(problem_of_split(split, config, inputs), categories=self._codes)
 
         def learn(n_most: int) -> LearntColumns | None:
             pool = read_pool(split, config, held)

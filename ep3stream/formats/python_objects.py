@@ -192,24 +192,29 @@ def _as_arrow_knows(table: Any) -> Any:
     """The table with what arrow does not do itself: sparse columns are made dense, long floats double, intervals texts,
     and periods the times at which they begin.
     """
-    changed: dict[int, Any] = {}
-    for j, dtype in enumerate(table.dtypes):
-        column = table.iloc[:, j]
-        kinds = str(dtype), str(getattr(getattr(dtype, "categories", None), "dtype", ""))
-        if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
-            changed[j] = column.astype(dtype.subtype)
-        elif dtype == np.longdouble:
-            changed[j] = column.astype(np.float64)
-        elif kinds[0].startswith("interval"):
-            changed[j] = column.astype("string")
-        elif kinds[0].startswith("period"):
-            changed[j] = column.dt.to_timestamp()
-        elif kinds[1].startswith(("interval", "period")):
-            changed[j] = column.cat.rename_categories([str(value) for value in dtype.categories])
-    if not changed:
+    changes = [_change_for_arrow(dtype) for dtype in table.dtypes]
+    if not any(changes):
         return table
-    columns = [changed.get(j, table.iloc[:, j]) for j in range(table.shape[1])]
+    columns = [
+        table.iloc[:, j] if change is None else change(table.iloc[:, j]) for j, change in enumerate(changes)
+    ]
     return type(table)(dict(enumerate(columns)), index=table.index)
+
+
+def _change_for_arrow(dtype: Any) -> Callable[[Any], Any] | None:
+    """What makes a pandas column of this type one that arrow knows; None where it knows it."""
+    kind, kind_of_categories = str(dtype), str(getattr(getattr(dtype, "categories", None), "dtype", ""))
+    if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
+        return lambda column: column.astype(dtype.subtype)
+    if dtype == np.longdouble:
+        return lambda column: column.astype(np.float64)
+    if kind.startswith("interval"):
+        return lambda column: column.astype("string")
+    if kind.startswith("period"):
+        return lambda column: column.dt.to_timestamp()
+    if kind_of_categories.startswith(("interval", "period")):
+        return lambda column: column.cat.rename_categories([str(value) for value in dtype.categories])
+    return None
 
 
 def _tell_index(table: Any) -> None:

@@ -508,7 +508,7 @@ class KernelModel:
         split = source.split()
         if codes := code_features(split.manifest):
             self._spec = self._spec.with_categories(codes)
-        problem = problem_of_split(split, self._spec.config, self._spec.held)
+        problem = problem_of_split(split, self._spec.config, self._spec.inputs)
         shape = replace(problem.shape, n_held=len(self._spec.held))
         problem = self._spec.problem(replace(problem, names=self._names, shape=shape))
         self._trainer = OnlineTrainer.of_split(self._spec, problem, split)

@@ -28,7 +28,12 @@ from ep3stream.store.reader import SplitReader
 from ep3stream.store.scan import scan
 from ep3stream.training.budget import StageTimes
 from ep3stream.training.plan import ProblemSize, SizePlan
-from ep3stream.training.problem import problem_of_split, require_varied_features, require_varied_targets
+from ep3stream.training.problem import (
+    input_scaling,
+    problem_of_split,
+    require_varied_features,
+    require_varied_targets,
+)
 from ep3stream.training.set_up import set_up
 from ep3stream.training.set_up_rows import SetUpRows
 from ep3stream.training.trainer import WATCH_STEPS, Trainer
@@ -87,7 +92,7 @@ def run_pilot(
         x[:n_centers], excluded, x[n_centers:], y[n_centers:], min(small.nystrom_samples, len(x) - n_centers)
     )
     times = StageTimes(clock, logs=False)
-    problem = replace(problem_of_split(reader, config), shape=shape)
+    problem = replace(problem_of_split(reader, config, input_scaling(reader, config)), shape=shape)
     setup = set_up(problem, rows, small, config, function, mesh, memory_bytes, times).setup
     trainer = Trainer(setup, config, function, mesh)
     trainer.start()

@@ -25,7 +25,7 @@ from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import LearntColumns, learning_effort
 from ep3stream.training.defaults import is_timed, size_limits, typical_kernel, with_sizes
 from ep3stream.training.plan import ProblemSize, automatic_centers
-from ep3stream.training.problem import Problem, problem_of_split
+from ep3stream.training.problem import Problem, input_scaling, problem_of_split
 from ep3stream.training.set_up_rows import first_rows
 from ep3stream.training.validation import ValidationRows
 
@@ -106,7 +106,8 @@ def with_expected_sizes(
     x, n_validated = first_rows(split), validation.n_rows(split.manifest)
     limits = size_limits(shape, config, n_given, n_validated, memory_bytes, devices, most_distinct(x))
     mesh = Mesh(0, 1, device)
-    speed = speed_of_fit(problem_of_split(split, config), lambda: x, config, function, None, mesh, clock)
+    problem = problem_of_split(split, config, input_scaling(split, config))
+    speed = speed_of_fit(problem, lambda: x, config, function, None, mesh, clock)
     if device.type == "cuda":
         speed = Speed(speed.evaluation_s / devices, speed.center_s / devices)
     learning_s = 0.0

@@ -62,14 +62,14 @@ class Problem:
     conversion: Any = None
 
 
-def problem_of_split(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> Problem:
-    """What the manifest says of the split's rows, with the scaling and the weights of the settings."""
+def problem_of_split(split: Split, config: FitConfig, inputs: InputScaling) -> Problem:
+    """What the manifest says of the split's rows, with these inputs and the weights of the settings."""
     manifest = split.manifest
     return Problem(
         shape=shape_of(split, config),
         task=manifest.task,
         names=(manifest.feature_names, manifest.target_names, manifest.class_names),
-        inputs=input_scaling(split, config, held),
+        inputs=inputs,
         targets=with_weights(target_code(split), split, config.solver),
         feature_mean=torch.tensor(split.info.features.mean, dtype=torch.float64),
         categories=code_features(manifest),
@@ -108,7 +108,10 @@ def expanded_codes(manifest: Manifest, config: FitConfig) -> dict[int, int]:
 
 
 def input_scaling(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> InputScaling:
-    """The model's input transform: by the split's statistics, times the factors of `feature_scale`."""
+    """The model's input transform: by the split's statistics, times the factors of `feature_scale`.
+
+    With `auto` some thousand rows are read, none of those held out.
+    """
     kind, manifest = config.data.scale, split.manifest
     rows = rows_to_scale(split, config.run.seed, held) if kind == "auto" else None
     scaling = scaling_by(

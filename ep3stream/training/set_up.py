@@ -49,6 +49,7 @@ from ep3stream.training.measured_sizes import with_measured_sizes
 from ep3stream.training.plan import SizePlan, automatic_centers, memory_budget, on_device, require_machine
 from ep3stream.training.problem import (
     Problem,
+    input_scaling,
     problem_of_split,
     require_codes,
     require_in_range,
@@ -150,7 +151,7 @@ def set_up_split(
     memory_bytes = memory_budget(config.run.memory_bytes, mesh)
     require_varied_features(split)
     require_varied_targets(split)
-    problem = replace(problem_of_split(split, config, held), shape=shape)
+    problem = replace(problem_of_split(split, config, input_scaling(split, config, held)), shape=shape)
     tell_heavy_tails(split, config.data.scale, problem.inputs)
     if metric is not None:
         problem = replace(problem, inputs=problem.inputs.along(metric.directions))

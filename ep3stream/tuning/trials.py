@@ -29,7 +29,7 @@ from ep3stream.stream.order import Rows
 from ep3stream.training.budget import StageTimes
 from ep3stream.training.column_kernel import LearntColumns, pool_rows, tried_ridges
 from ep3stream.training.plan import SizePlan, memory_budget
-from ep3stream.training.problem import problem_of_split, target_code, with_weights
+from ep3stream.training.problem import input_scaling, problem_of_split, target_code, with_weights
 from ep3stream.training.set_up import learn_columns, resolving_centers, set_up
 from ep3stream.training.set_up_rows import SetUpRows
 from ep3stream.training.trainer import Trainer
@@ -158,7 +158,7 @@ class TrialFits:
         if kernel.bandwidth != "median":
             return float(kernel.bandwidth)
         x, _ = self._read(min(_MEDIAN_ROWS, len(self.numbers)))
-        scaled = problem_of_split(self.reader, replace(self.config, kernel=kernel)).inputs(x[:_MEDIAN_ROWS])
+        scaled = input_scaling(self.reader, replace(self.config, kernel=kernel))(x[:_MEDIAN_ROWS])
         return float(measured_kernel(kernel, scaled, scaled.mean(0)).parameters["bandwidth"])
 
     def has_one_ridge(self, candidate: Candidate) -> bool:
@@ -195,7 +195,7 @@ class TrialFits:
             began = self.clock()
             plain = replace(kernel, sharpness=1.0)
             config = replace(self.config, kernel=plain)
-            problem = problem_of_split(self.reader, config)
+            problem = problem_of_split(self.reader, config, input_scaling(self.reader, config))
             pool = (pool[0][:n_rows], pool[1][:n_rows])
             n_resolving = resolving_centers(self.n_centers, len(self.numbers))
             self.learnt[form] = learn_columns(problem, pool, config, n_resolving, self.mesh)
@@ -203,7 +203,7 @@ class TrialFits:
         return replace(self.learnt[form], sharpness=kernel.sharpness)
 
     def _set_up(self, config: FitConfig, size: Size, learnt: LearntColumns | None) -> Setup:
-        problem = problem_of_split(self.reader, config)
+        problem = problem_of_split(self.reader, config, input_scaling(self.reader, config))
         shape = replace(
             problem.shape,
             n_rows=size.n_rows,
