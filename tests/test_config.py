@@ -315,8 +315,8 @@ def test_the_options_of_a_fit_are_those_that_scripts_know():
     )
     assert options == (
         "bandwidth batch-size bias center-sampling centers checkpoint-minutes checkpoint-steps class-weights dask "
-        "data-rank degree depth devices effects epochs host-memory inputs-rank kernel max-restarts memory metric "
-        "metric-rounds minutes model-rank nystrom-samples offset output-weights patience power precision projection "
-        "projection-passes projection-tolerance read-timeout ridge "
+        "data-rank degree depth devices effects epochs host-memory inputs-rank kernel linear max-restarts memory "
+        "metric metric-rounds minutes model-rank nystrom-samples offset output-weights patience power precision "
+        "projection projection-passes projection-tolerance read-timeout ridge "
         "scale seed shape sharpness split step tail tensorboard validate validate-every"
     )

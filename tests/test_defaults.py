@@ -147,10 +147,10 @@ def test_validations_without_a_better_model_end_a_fit_whose_epochs_were_chosen(t
 @pytest.mark.parametrize(
     ("n_columns", "kernel", "precision", "name"),
     [
-        (200, KernelConfig(), "float32", "product"),
-        (201, KernelConfig(), "float32", "laplacian"),
+        (1000, KernelConfig(), "float32", "product"),
+        (1001, KernelConfig(), "float32", "laplacian"),
         (7, KernelConfig(bandwidth=3.0), "float32", "laplacian"),
-        (300, KernelConfig(power=2.0), "float32", "product"),
+        (1200, KernelConfig(power=2.0), "float32", "product"),
         (7, KernelConfig(), "bfloat16", "laplacian"),
         (7, KernelConfig("gaussian"), "float32", "gaussian"),
     ],

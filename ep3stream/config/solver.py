@@ -78,7 +78,7 @@ class KernelConfig:
     name: KernelName = setting(
         "auto",
         "the kernel",
-        default_means="product up to 200 columns, laplacian beyond",
+        default_means="product up to 1000 columns, laplacian beyond",
         option="kernel",
         called="kernel",
     )
@@ -312,6 +312,13 @@ class SolverConfig:
         "add an effect for each combination of a few columns' values, such as a place on a day, learnt at the end from "
         "what the kernel leaves, where validated rows show that it helps",
         default_means="with kernels on columns, up to 8 outputs",
+    )
+    linear: Literal["auto", "tried", "none"] = setting(
+        "auto",
+        "add a ridge regression on the scaled inputs, fitted first, for the kernel to learn what it leaves, where rows "
+        "left out show that it helps: auto with kernels on columns and where the kernel is left open, tried with any "
+        "kernel",
+        default_means="tried with kernels on columns, and where kernel is auto",
     )
     center_sampling: Literal["error", "uniform"] = setting(
         "error",

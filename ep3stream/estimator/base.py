@@ -118,6 +118,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     _trainer: KernelModel | None
     _saved: dict[str, Any] | None
     _kernel: AnyKernel  # That of the settings, with `auto` settled.
+    _linear: Any  # As well.
     _scaling: InputScaling
     _centers: torch.Tensor
     _seed: int
@@ -199,6 +200,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         given = (saved.state or {}).get("centers", saved.model.centers)
         made._centers, made._scaling = given, saved.model.inputs
         made._kernel = made._settled_kernel(lambda _: saved.model.kernel.name)
+        made._linear = made._settled_linear()
         made._offsets = saved.model.offsets or Offsets.none(
             saved.model.n_features, saved.model.targets.n_outputs
         )
@@ -237,6 +239,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         is_number = isinstance(given, int | np.integer) and not isinstance(given, bool)
         self._seed = int(given) if is_number else int(check_random_state(given).randint(2**31 - 1))
         self._kernel = self._settled_kernel(partial(self._kernel_of_fit, source.n_rows))
+        self._linear = self._settled_linear()
         n_held = self._n_held_out(source) if holds_out else 0
         self._scaling = self._input_scaling(source, n_held)
         self._require_sizes(source, holds_out)
@@ -337,6 +340,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             centers=centers,
             epochs=epochs,
             **self._solver_settings,
+            linear=self._linear,
             effects=self.effects if self._class_weights() == "none" else "none",
         )
         return FitConfig(kernel=kernel_choice(self._kernel, self.bandwidth)[0], solver=solver, run=run)
@@ -366,6 +370,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             bandwidth=self.bandwidth,
             task=self._task,
             **self._solver_settings,
+            linear=self._linear,
             class_weights=self._class_weights(),
             categories=self._codes,
             device=self.device,
@@ -419,6 +424,11 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         if isinstance(given, KernelConfig):
             return replace(given, name=automatic(given)) if given.name == "auto" else given
         return str(automatic(KernelConfig(bandwidth=self.bandwidth))) if given == "auto" else given
+
+    def _settled_linear(self) -> Any:
+        """Whether a linear part is tried: with a kernel that is left open as with a kernel on columns."""
+        given = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
+        return "tried" if self.linear == "auto" and given == "auto" else self.linear
 
     def _kernel_of_fit(self, n_rows: int, given: KernelConfig) -> str:
         """The name of the kernel that `fit` takes for as many features and rows."""

@@ -54,6 +54,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         memory: int | str = "2GiB",
         device: str | None = None,
         class_weight: Any = None,
+        linear: str = "auto",
         effects: str = "auto",
         random_state: Any = None,
     ) -> None:
@@ -74,6 +75,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.memory = memory
         self.device = device
         self.class_weight = class_weight
+        self.linear = linear
         self.effects = effects
         self.random_state = random_state
 

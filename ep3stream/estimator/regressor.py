@@ -19,7 +19,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     """f(x) = sum_i alpha_i K(x, z_i) fitted by least squares to one target or several.
 
     kernel: a name, a `KernelConfig`, or a callable k(x, z); `auto` is what `ep3stream.fit` takes: `product`, which
-    learns what each feature matters, up to 200 features; `laplacian` beyond, below 100 rows, and with a bandwidth.
+    learns what each feature matters, up to 1000 features; `laplacian` beyond, below 100 rows, and with a bandwidth.
     bandwidth: of a kernel given by name.
     n_centers: p; `auto` is 2000, from 10,000 rows a fifth of them, 5000 at most. They are drawn from the rows, and
     left out of the training where five times as many rows are there.
@@ -31,8 +31,10 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     validation_fraction: of 1000 rows or more this share, 20,000 at most, is not trained on by a `fit` without
     sample_weight. After each epoch these rows choose the best model so far and, for `product` and `anova` with up to
     4 outputs, the best of four ridges. 0 trains on all.
-    scale: of the inputs, as in `DataConfig`. effects: `auto` ends a `fit` without sample_weight with the effects of
-    crossed columns (`KernelModel.learn_effects`), `none` does without. The others are those of `KernelModel`.
+    scale: of the inputs, as in `DataConfig`. linear: whether a ridge regression is fitted first, where it helps, as in
+    `SolverConfig`; `auto` with kernels on columns, and where the kernel is `auto`. effects: `auto` ends a `fit` without
+    sample_weight with the effects of crossed columns (`KernelModel.learn_effects`), `none` does without. The others are
+    those of `KernelModel`.
 
     After a fit: `model_`, a `Predictor`; `losses_`, the mean squared error of each epoch's batches before their
     steps; `n_features_in_`, `feature_names_in_` where the data have names.
@@ -57,6 +59,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         precision: str = "float32",
         memory: int | str = "2GiB",
         device: str | None = None,
+        linear: str = "auto",
         effects: str = "auto",
         random_state: Any = None,
     ) -> None:
@@ -76,6 +79,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.precision = precision
         self.memory = memory
         self.device = device
+        self.linear = linear
         self.effects = effects
         self.random_state = random_state
 

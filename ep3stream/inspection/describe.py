@@ -15,7 +15,13 @@ from rich.text import Text
 
 from ep3stream.inspection.columns_taken import columns_taken
 from ep3stream.inspection.inspect import inspect
-from ep3stream.reporting.run_json import PlanRecord, column_shares, crossed_columns
+from ep3stream.reporting.run_json import (
+    PlanRecord,
+    column_shares,
+    crossed_columns,
+    linear_explained,
+    linear_sizes,
+)
 from ep3stream.run.text import bytes_text, number_text, table_text
 from ep3stream.store.files import Location
 from ep3stream.store.reader import open_store
@@ -250,6 +256,9 @@ def _describe_run(content: Mapping[str, Any]) -> str:
     if shares := column_shares(content):
         lines += ["", "what matters"]
         lines += [f"  {_printable(name)} {100 * share:.1f}%" for name, share in shares.items()]
+    if math.isfinite(explained := linear_explained(content)):
+        lines += ["", f"linear part, which explains {100 * explained:.1f}% of the variance of rows left out"]
+        lines += [f"  {_printable(name)} {size:.2g}" for name, size in linear_sizes(content).items()]
     if crosses := crossed_columns(content):
         lines += ["", "columns crossed, and what that explains of the kernel's squared error"]
         lines += [f"  {_printable(' x '.join(c.columns))} {100 * c.explained:.1f}%" for c in crosses]

@@ -121,6 +121,7 @@ def _inspect_run(directory: RunDirectory) -> dict[str, Any]:
         "plan": summary.get("plan"),
         "column_weights": summary.get("column_weights"),
         "metric": summary.get("metric"),
+        "linear": summary.get("linear"),
         "effects": summary.get("effects"),
         "checkpoints": _checkpoints(directory),
         "overrides": directory.read_overrides(),

@@ -63,13 +63,13 @@ from ep3stream.values.offsets import Offsets, shifted
 _LOGGER = logging.getLogger(__name__)
 
 # 4: the set-up is that of a fit, with a head start. 2 and 3 are read too. A state with offsets is of version 5, one
-# with codes of categories of version 6, one with validations of version 7.
+# with codes of categories of version 6, one with validations of version 7, one with a linear part of version 8.
 STATE_VERSION = 4
-_STATE_WITH_OFFSETS, _STATE_WITH_CODES, _STATE_WITH_BEST = 5, 6, 7
+_STATE_WITH_OFFSETS, _STATE_WITH_CODES, _STATE_WITH_BEST, _STATE_WITH_LINEAR = 5, 6, 7, 8
 
 _SOLVER_SETTINGS = (
     "projection", "nystrom_samples", "data_rank", "model_rank", "tail", "momentum", "averaging", "step",
-    "ridge", "class_weights", "output_weights", "precision",
+    "ridge", "class_weights", "output_weights", "precision", "linear",
 )  # fmt: skip
 
 # One of so many rows tells whether effects help, and is left out when they are learnt.
@@ -82,6 +82,7 @@ _LATER_SETTINGS: dict[str, Any] = {
     "class_weights": "none",
     "output_weights": {},
     "precision": "float32",
+    "linear": "none",
 }
 
 
@@ -102,6 +103,8 @@ class KernelModel:
     projection: as in SolverConfig. ridge, class_weights, output_weights: those of `fit`; classes are named by their
     ids, as numbers or texts, or as in the store; targets are `y0`, `y1`, ... or as in the store. `balanced` counts all
     rows of arrays and stores, and the rows of the set-up of loaders. precision: of kernel blocks, as in SolverConfig.
+    linear: whether a ridge regression is fitted first, and the kernel learns what it leaves, where that helps: `auto`
+    with kernels on columns, `tried` with any. The rows that it is learnt from are those of the weights of columns.
     categories: the features that are codes of categories, by number, and how many codes each has; a store's are known.
     memory: bytes on the device, or a text such as `8GiB`; by default 2 GiB, on a GPU four fifths of what is free.
 
@@ -136,6 +139,7 @@ class KernelModel:
         class_weights: Literal["none", "balanced"] | Mapping[str | int, float] = "none",
         output_weights: Mapping[str, float] | None = None,
         precision: Precision = "float32",
+        linear: Literal["auto", "tried", "none"] = "auto",
         categories: Mapping[int, int] | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
@@ -171,6 +175,7 @@ class KernelModel:
             class_weights=_by_text(class_weights),
             output_weights=dict(output_weights or {}),
             precision=precision,
+            linear=linear,
         )
         d = self._form.n_features
         self._spec = OnlineSpec(
@@ -208,9 +213,9 @@ class KernelModel:
 
         Centers and rows are less the offsets that they need already.
         drawn: the numbers of the rows of the first source that became centers; excluded: those that are not trained
-        on, sorted; held: those that `validate` is going to be given, sorted. learnt: a kernel on columns whose weights
-        were learnt before. epochs: how many there will be; less than one has smaller batches. The further arguments are
-        those of the constructor.
+        on, sorted; held: those that `validate` is going to be given, sorted. learnt: what was learnt from rows
+        before. epochs: how many there will be; less than one has smaller batches. The further arguments
+        are those of the constructor.
         """
         made = cls(centers, *args, **settings)
         inputs, config = inputs.to(made._form.device), made._spec.config
@@ -398,6 +403,8 @@ class KernelModel:
             head |= {"version": _STATE_WITH_CODES, "categories": categories}
         if trainer.progress.best is not None:
             head["version"] = _STATE_WITH_BEST
+        if trainer.trainer.solver.linear is not None:
+            head["version"] = _STATE_WITH_LINEAR
         return {**head, **self._given_points(), **trainer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -405,17 +412,16 @@ class KernelModel:
 
         Raises InputError naming the argument that differs.
         """
-        if state.get("version") not in range(2, _STATE_WITH_BEST + 1):
+        if state.get("version") not in range(2, _STATE_WITH_LINEAR + 1):
             raise InputError(
-                f"the state has the version {state.get('version')!r}; this one reads {_STATE_WITH_BEST}"
+                f"the state has the version {state.get('version')!r}; this one reads {_STATE_WITH_LINEAR}"
             )
         if "categories" in state:
             self._spec = self._spec.with_categories({int(j): n for j, n in state["categories"].items()})
         if "offsets" in state:
             offsets = Offsets(*(np.array(state["offsets"][part], np.float64) for part in "xy"))
             self._take_offsets(offsets, state["centers"].double().mean(0).cpu().numpy())
-        if "tail" not in state["settings"]:  # It is of a version without one.
-            self._go_without_tail()
+        self._go_without({"tail", "linear"} - state["settings"].keys())
         mine, theirs = self._settings(), _LATER_SETTINGS | state["settings"]
         # Kernels had fewer parameters once.
         mine["kernel"], theirs["kernel"] = (_given(each["kernel"]) for each in (mine, theirs))
@@ -435,12 +441,11 @@ class KernelModel:
         )
         self._held, self._epoch = [], state["epoch"]
 
-    def _go_without_tail(self) -> None:
-        """Takes `auto` for `none`."""
+    def _go_without(self, names: set[str]) -> None:
+        """Takes `auto` for `none` of these settings, which the version that has written a state did not know."""
         config = self._spec.config
-        if config.solver.tail == "auto":
-            config = replace(config, solver=replace(config.solver, tail="none"))
-            self._spec = replace(self._spec, config=config)
+        left_open: dict[str, Any] = {name: "none" for name in names if getattr(config.solver, name) == "auto"}
+        self._spec = replace(self._spec, config=replace(config, solver=replace(config.solver, **left_open)))
 
     def _first_offsets(self, x: Array | None, y: Array | None) -> Offsets | None:
         """The offsets known by now, and those that the first rows of x and y ask for where there are none yet."""
@@ -520,12 +525,11 @@ class KernelModel:
 
     @property
     def _n_pool(self) -> int:
-        """Rows that weights of columns are learnt from, where as many can be had; 0 for other kernels."""
+        """Rows that are learnt from before the fit, where as many can be had; 0 where there is nothing to learn."""
         config, form = self._spec.config, self._form
         if self._spec.function is not None:
             return 0
-        n_rows, memory_bytes = self._n_rows or UNKNOWN_ROWS, config.run.memory_bytes
-        return pool_rows(config.kernel, n_rows, form.n_features, form.n_outputs, memory_bytes)
+        return pool_rows(config, self._n_rows or UNKNOWN_ROWS, form.n_features, form.n_outputs)
 
     def _take(self, x: Array, y: Array) -> None:
         """Trains on the batch, or holds a copy of the batch while there are too few rows for the set-up."""

@@ -27,6 +27,7 @@ from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.guard import RunningLoss, RunningScore
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.linear_part import LINEAR_TENSORS, LinearPart
 from ep3stream.solver.model import Predictor
 from ep3stream.solver.named_kernels import kernel_tensors
 from ep3stream.solver.set_up import probes_of
@@ -62,7 +63,7 @@ class OnlineSpec:
     in the units of the data. sample: X_s, (s, d), where the user gives it. inputs: the input transform of the model.
     drawn: the rows of the first source that became centers; excluded: those that are not trained on, sorted, be it for
     that or because they are held out. held: rows that choose the best model and its ridge, sorted; none without
-    validations. learnt: a kernel on columns whose weights were learnt before.
+    validations. learnt: what was learnt from rows before.
     offsets: what centers, sample and rows are less than the user's values. categories: the features that are codes,
     by number, and how many codes each has; `inputs` makes 0/1 features of them, but for a kernel that compares codes.
     """
@@ -280,7 +281,14 @@ class OnlineTrainer:
         # In the order of the set-up, which is not that of the user's centers where it has a local tail.
         centers = self.result.setup.tensors["centers"]
         return Predictor(
-            solver.kernel, centers, weights, inputs, self.problem.targets.to(device), *names, offsets
+            solver.kernel,
+            centers,
+            weights,
+            inputs,
+            self.problem.targets.to(device),
+            *names,
+            offsets,
+            linear=solver.linear,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,6 +298,8 @@ class OnlineTrainer:
         rows = {name: getattr(self.rows, name) for name in _SETUP_TENSORS}
         tensors = {name: tensor for name, tensor in rows.items() if tensor is not None}
         tensors |= kernel_tensors(self.result.builder.kernel)
+        if (linear := self.trainer.solver.linear) is not None:
+            tensors |= linear.tensors()
         tensors |= {"target_offset": problem.targets.offset, "target_scale": problem.targets.scale}
         if problem.targets.weights is not None:
             tensors["target_weights"] = problem.targets.weights
@@ -337,9 +347,12 @@ class OnlineTrainer:
         )
         rows = _saved_rows(spec, targets, tensors, saved.get("n_excluded", 0))
         kernel, solver = spec.config.kernel, spec.config.solver
-        if (metric := tensors.get("kernel_metric")) is not None:
+        metric, known = tensors.get("kernel_metric"), None
+        if metric is not None:
             known = ColumnKernel.of(kernel.name, metric, kernel.parameters()["power"])
-            rows = replace(rows, learnt=LearntColumns(known))
+        told = LinearPart.description() if LINEAR_TENSORS[0] in tensors else None
+        linear = LinearPart.described(tensors, told, spec.inputs.n_inputs, targets.n_outputs)
+        rows = replace(rows, learnt=LearntColumns(known, linear=linear))
         # The ridge that the set-up has settled; earlier versions settled none.
         solver = replace(solver, ridge=saved.get("ridge", solver.ridge))
         made = cls(replace(spec, config=replace(spec.config, solver=solver)), problem, rows)

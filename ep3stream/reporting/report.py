@@ -15,7 +15,16 @@ from ep3stream.reporting import charts, summary
 from ep3stream.reporting.error_charts import diagnosis
 from ep3stream.reporting.quantities import DASH, TIMES, count, duration, number, percent, size
 from ep3stream.reporting.records import RunRecords, as_floats
-from ep3stream.reporting.run_json import Record, as_float, as_list, as_record, column_shares, crossed_columns
+from ep3stream.reporting.run_json import (
+    Record,
+    as_float,
+    as_list,
+    as_record,
+    column_shares,
+    crossed_columns,
+    linear_explained,
+    linear_sizes,
+)
 
 Bar = tuple[str, str, float]
 """A name, its quantity as text and its length in percent of the longest bar."""
@@ -77,6 +86,8 @@ def _view(records: RunRecords) -> dict[str, Any]:
         "diagnosis": diagnosis(records),
         "is_by_gradients": "metric" in records.summary,
         "column_bars": _bars(column_shares(records.summary), percent),
+        "linear_bars": _bars(linear_sizes(records.summary), lambda value: number(value, 2)),
+        "linear_explained": percent(linear_explained(records.summary)),
         "crosses": [
             (_crossed(cross.columns), _crossed(map(str, cross.levels)), percent(cross.explained))
             for cross in crossed_columns(records.summary)

@@ -108,6 +108,17 @@ def column_shares(summary: Mapping[str, Any]) -> dict[str, float]:
     return {name: value / total for name, value in sorted(known.items(), key=lambda item: -item[1])}
 
 
+def linear_explained(summary: Mapping[str, Any]) -> float:
+    """The share of the variance that the linear part explains, from `linear` of run.json; NaN where there is none."""
+    return as_float(as_record(summary.get("linear")).get("explained"))
+
+
+def linear_sizes(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The standard deviation of each column's term of the linear part, by name, the largest first."""
+    columns = map(as_record, as_list(as_record(summary.get("linear")).get("columns")))
+    return {str(column.get("name")): as_float(column.get("size")) for column in columns}
+
+
 @dataclass(frozen=True, slots=True)
 class CrossRecord:
     """A cross of columns whose cells have effects in the model. explained: of what the kernel left; NaN if unknown."""

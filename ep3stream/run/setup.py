@@ -26,6 +26,7 @@ from ep3stream.solver.eigenpro import EigenProProjection, EigenProTensors, Passe
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction, RadialKernel
+from ep3stream.solver.linear_part import LinearPart
 from ep3stream.solver.named_kernels import named_kernel, with_precision
 from ep3stream.solver.points import Points, UnpreparedPoints
 from ep3stream.solver.projection import NystromProjection
@@ -200,6 +201,10 @@ class Setup:
             tensors.get("target_weights"),
         )
 
+    def linear(self) -> LinearPart | None:
+        """The linear part of the model, if it has one."""
+        return _linear(self.tensors, self.description, self.inputs().n_inputs)
+
     def ridge_targets(self) -> TargetCode:
         """`targets` with columns of alpha for each ridge of the fit."""
         return replace(self.targets(), ridge_factors=self.plan.ridge_factors or (1.0,))
@@ -240,7 +245,7 @@ class Setup:
             kernel = kernel.without_waits(mesh.device)
         kernel = with_precision(kernel, config.solver.precision)
         centers, targets = self._points(kernel.left, mesh.device), self.ridge_targets().to(mesh.device)
-        stages = self._stages(config, kernel, centers, mesh)
+        stages, linear = self._stages(config, kernel, centers, mesh), self.linear()
         return Solver(
             kernel,
             centers,
@@ -252,6 +257,7 @@ class Setup:
             self._block_memory(kernel, centers, targets.n_columns, config.run.memory_bytes, mesh),
             self.plan.ridge if config.solver.ridge is None else config.solver.ridge,
             stages[1:],
+            None if linear is None else linear.to(mesh.device),
         )
 
     def initial_state(self, solver: Solver) -> SolverState:
@@ -375,6 +381,12 @@ def _as_made(name: str, tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
+def _linear(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], n_inputs: int
+) -> LinearPart | None:
+    return LinearPart.described(tensors, description.get("linear"), n_inputs, len(tensors["target_offset"]))
+
+
 def _inputs(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> InputScaling:
     return InputScaling.described(tensors, description)
 
@@ -494,6 +506,8 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
         HELD_ROWS: (description.get("validation", {}).get("n_held", 0),),
     }
     shapes |= {name: shape for name, shape in optional.items() if name in tensors}
+    if (linear := _linear(tensors, description, n_inputs)) is not None:
+        shapes |= {name: tuple(tensor.shape) for name, tensor in linear.tensors().items()}
     if "tail" in tensors:
         if plan["projection"] != "nystrom" or not 1 <= tensors["tail"].shape[-1] <= p:
             raise ValueError(f"tail is {tuple(tensors['tail'].shape)} for {p} centers")

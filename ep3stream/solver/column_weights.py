@@ -30,8 +30,10 @@ import torch
 from torch import Tensor
 
 from ep3stream.errors import ConfigError
+from ep3stream.solver.column_screen import telling_columns
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.expected_error import ExpectedError
+from ep3stream.solver.linear_part import LinearFit, LinearPart, fitted_linear
 from ep3stream.solver.small_regression import SmallRegression, gradients_of
 
 _LOGGER = logging.getLogger(__name__)
@@ -90,13 +92,14 @@ class Learnt:
     """A kernel whose weights were learnt, and what each column is worth.
 
     importance: (d,), by how much the share of the variance that is explained on held-out rows falls when the values
-    of the column are shuffled among these rows; of the 20 columns of the largest typical exponents, 0 for the others.
+    of the column are shuffled among these rows; of the 20 columns that count most by their size, 0 for the others.
     explained: that share, of a small problem: the fit will do better.
     known: the kernel with the weights that suit `n_known` centers; n_known: 0 where learning has not helped, and the
     weights are those of the start for any number of centers.
     growth: the power of the number of centers that the weights grow with.
     noise: the ridge that suits held-out rows best, times the number of rows that were trained on.
     errors: what the model of `explained` is expected to err by, from place to place; None where that is the same.
+    linear: the linear part, which the kernel has learnt the rest of; None where it does not help.
     """
 
     kernel: ColumnKernel
@@ -107,6 +110,7 @@ class Learnt:
     growth: float
     noise: float
     errors: ExpectedError | None
+    linear: LinearFit | None = None
 
 
 def grown(known: ColumnKernel, n_known: int, growth: float, n_centers: int) -> ColumnKernel:
@@ -133,6 +137,7 @@ def learnt_weights(
     generator: torch.Generator,
     checked: tuple[Tensor, Tensor] | None = None,
     effort: float = 1.0,
+    tries_linear: bool = False,
 ) -> Learnt:
     """The kernel with learnt weights, for a fit with `n_centers` centers.
 
@@ -143,21 +148,28 @@ def learnt_weights(
     split, such as a later time, where neighbours may tell less than they do among the rows of one day: if weights that
     are learnt on the whole pool do better there, they are taken. At the start a typical pair of
     rows has K near exp(-1), with columns of the same weight. effort: how much larger the problems are; with 2 the steps
-    on rows of the whole pool have twice as many rows, and more of them have 1200 centers. Costs at most 40 steps of
-    effort^2 4 x 10^8 differences of two values, 60 of 4 x 10^8, and the like. Deterministic for a generator and a
-    number of threads. Raises ConfigError for fewer than 100 rows.
+    on rows of the whole pool have twice as many rows, and more of them have 1200 centers. tries_linear: whether a
+    linear part is fitted first and, where held-out rows show that it helps, weights are learnt for what it leaves.
+    Costs at most 40 steps of effort^2 4 x 10^8 differences of two values, 60 of 4 x 10^8, and the like. Deterministic
+    for a generator and a number of threads. Raises ConfigError for fewer than 100 rows.
     """
     if len(x) < FEWEST_ROWS:
         raise ConfigError(
             f"the {kernel.name} kernel learns its weights from rows, but there are only {len(x)}; use at least "
             f"{FEWEST_ROWS} rows, or another kernel"
         )
+    n_held = held_rows(len(x))
+    linear = fitted_linear(x, y, kernel.is_category, n_held, generator, checked) if tries_linear else None
+    told = None if linear is None else linear.of_others
     if y.shape[1] > _OUTPUTS:
         mixing = _mixing(y.shape[1], generator).to(y)
         y, checked = y @ mixing, None if checked is None else (checked[0], checked[1] @ mixing)
-    n_held = min(int(len(x) * _HELD_SHARE), _MOST_HELD)
+        told = None if told is None else told.mixed(mixing)
+    variance = float((y[:n_held] - y[:n_held].mean(0)).square().sum(1).mean())
+    if told is not None:
+        y, checked = y - told(x), None if checked is None else (checked[0], checked[1] - told(checked[0]))
     held, pool = (x[:n_held], y[:n_held]), (x[n_held:], y[n_held:])
-    start = _start(kernel, pool[0])
+    start = _start(kernel, *pool, generator)
     descent = _Descent.of(start, pool[0], effort)
     learnt = [descent.run(*pool, generator), descent.run_near(*pool, n_centers, generator)]
     noise, chosen = float(descent.log_noise.exp()), checked or held
@@ -177,13 +189,17 @@ def learnt_weights(
         (known, n_known), noise = learnt[0], best.noise
     if unlearnt.loss < best.loss:  # As with targets that are noise.
         best, (known, n_known), noise = unlearnt, (start, 0), unlearnt.noise
-    variance = float((held[1] - held[1].mean(0)).square().sum(1).mean())
     scale = variance or 1.0  # Targets may all be the same.
-    importance = _importance(best, held, descent.typical(best.kernel)) / scale
+    importance = _importance(best, held, descent.typical(best.kernel), linear, told) / scale
     explained = (variance - best.loss) / scale
     errors = _expected_errors(best, held, (pool[0][_SHARP_ROWS:], pool[1][_SHARP_ROWS:]))
     kernel = grown(known, n_known, growth, n_centers)
-    return Learnt(kernel, importance, explained, known, n_known, growth, noise, errors)
+    return Learnt(kernel, importance, explained, known, n_known, growth, noise, errors, linear)
+
+
+def held_rows(n_rows: int) -> int:
+    """How many of the rows that are learnt from are held out, the first ones."""
+    return min(int(n_rows * _HELD_SHARE), _MOST_HELD)
 
 
 def _mixing(c: int, generator: torch.Generator) -> Tensor:
@@ -191,12 +207,20 @@ def _mixing(c: int, generator: torch.Generator) -> Tensor:
     return torch.randn(c, _OUTPUTS, generator=generator) / math.sqrt(_OUTPUTS)
 
 
-def _start(kernel: ColumnKernel, x: Tensor) -> ColumnKernel:
-    """Every column that varies with the same weight, so that a typical pair of rows has K near exp(-1)."""
+def _start(kernel: ColumnKernel, x: Tensor, y: Tensor, generator: torch.Generator) -> ColumnKernel:
+    """A typical pair of rows has K near exp(-1), and a half of its exponent is that of columns that tell of y.
+
+    All columns that vary have the same share of one half, those that tell of y the same of the other. Without columns
+    that do, all that vary weigh the same.
+    """
     varies = (x.amax(0) > x.amin(0)).cpu()
-    each = (1 / max(1, int(varies.sum()))) ** (1 / kernel.power)
-    weights = torch.where(varies, torch.where(kernel.is_category, each**kernel.power, each), 0.0)
-    return replace(kernel, weights=weights, shares=torch.where(varies, _FIRST_SHARE, 0.0))
+    telling = telling_columns(x, y, kernel.is_category, generator) & varies
+    _LOGGER.debug("column weights: %d of %d columns tell of the targets", int(telling.sum()), len(telling))
+    if not telling.any():
+        telling = varies
+    shares = sum((each.double() / max(1, int(each.sum())) for each in (varies, telling)), torch.zeros(())) / 2
+    each = shares.float() ** torch.where(kernel.is_category, 1.0, 1 / kernel.power)
+    return replace(kernel, weights=each, shares=torch.where(varies, _FIRST_SHARE, 0.0))
 
 
 class _Average:
@@ -456,10 +480,23 @@ def _expected_errors(
     return ExpectedError(found.kernel, found.z, found.weights, mean)
 
 
-def _importance(regression: SmallRegression, held: tuple[Tensor, Tensor], typical: Tensor) -> Tensor:
-    """(d,), by how much the held-out loss rises when a column's values change rows; of the 20 largest `typical`."""
-    order = torch.argsort(typical, descending=True, stable=True)[:_WEIGHED_COLUMNS]
-    columns = order[typical[order] > 0].tolist()
+def _importance(
+    regression: SmallRegression,
+    held: tuple[Tensor, Tensor],
+    typical: Tensor,
+    linear: LinearFit | None,
+    told: LinearPart | None,
+) -> Tensor:
+    """(d,), by how much the held-out loss rises when a column's values change rows.
+
+    Of the 20 columns with the largest `typical` exponents and terms of the linear part; told: that part, for the
+    targets of `held`, which are what it leaves.
+    """
+    size = typical / typical.max().clamp_min(1e-300)
+    if linear is not None:
+        size = size + linear.sizes / linear.sizes.max().clamp_min(1e-300)
+    order = torch.argsort(size, descending=True, stable=True)[:_WEIGHED_COLUMNS]
+    columns = order[size[order] > 0].tolist()
     differences = max(1, len(columns) * len(regression.z) * len(regression.kernel.used))
     n_rows = min(len(held[0]), max(_FEWEST_WEIGHED, int(_WEIGHED_DIFFERENCES / differences)))
     x, y = held[0][:n_rows], held[1][:n_rows]
@@ -467,5 +504,6 @@ def _importance(regression: SmallRegression, held: tuple[Tensor, Tensor], typica
     for column in columns:
         shuffled = x.clone()
         shuffled[:, column] = x[:, column].roll(1)  # The rows are in random order already.
-        found[column] = max(0.0, regression.error(shuffled, y) - loss)
+        left = y if told is None else y + told(x) - told(shuffled)
+        found[column] = max(0.0, regression.error(shuffled, left) - loss)
     return found

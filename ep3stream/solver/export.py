@@ -18,6 +18,7 @@ from ep3stream.solver.cell_effects import CellEffects, Factor
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
+from ep3stream.solver.linear_part import LinearPart
 from ep3stream.solver.model import Predictor
 
 _TILE_CENTERS = 4096
@@ -46,6 +47,9 @@ class ServedModel(torch.nn.Module):
     weights: Tensor
     offset: Tensor
     target_scale: Tensor
+    linear_weights: Tensor
+    linear_constant: Tensor
+    linear_range: Tensor
     x_offset: Tensor
     y_offset: Tensor
 
@@ -74,6 +78,10 @@ class ServedModel(torch.nn.Module):
             layout = model.inputs.layout(torch.device("cpu"))
             for name in ("numbers", "number_at", "codes", "code_at", "last"):
                 self.register_buffer(name, getattr(layout, name))
+        self.has_linear = model.linear is not None
+        if model.linear is not None:
+            for name, tensor in model.linear.tensors().items():
+                self.register_buffer(name, tensor.detach().cpu())
         self.effects = None if model.effects is None else _ServedEffects(model.effects)
         x, y = (None, None) if model.offsets is None else (model.offsets.x, model.offsets.y)
         self.has_x, self.has_y = x is not None, y is not None and bool(y.any())
@@ -89,8 +97,11 @@ class ServedModel(torch.nn.Module):
         if self.has_directions:
             is_vector = self.directions.ndim == 1
             inputs = inputs * self.directions if is_vector else inputs @ self.directions
-        inputs = inputs - self.centre
         outputs = self.offset.expand(x.shape[0], -1)
+        if self.has_linear:
+            linear = LinearPart(self.linear_weights, self.linear_constant, self.linear_range)
+            outputs = outputs + linear(inputs) * self.target_scale
+        inputs = inputs - self.centre
         for start in range(0, len(self.centers), _TILE_CENTERS):
             tile = slice(start, start + _TILE_CENTERS)
             outputs = outputs + self.of_kernel(inputs, self.centers[tile]) @ self.weights[tile]

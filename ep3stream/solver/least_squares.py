@@ -164,15 +164,23 @@ def is_worth_it(n_samples: int, epoch_rows: int) -> bool:
 
 
 def head_start(
-    features: Tensor, half: Tensor, y: Tensor, targets: TargetCode, ridge: float
+    features: Tensor,
+    half: Tensor,
+    y: Tensor,
+    targets: TargetCode,
+    ridge: float,
+    told: Tensor | None = None,
 ) -> HeadStart | None:
     """The head start from a sample; None where zero weights have residuals as small.
 
-    features: phi, (r, s), float64; half: H, (r, r); y: of the sample, (s,) or (s, c). O(s r c) time, or O(s r^2) where
+    features: phi, (r, s), float64; half: H, (r, r); y: of the sample, (s,) or (s, c); told: what the model
+    predicts beside the kernel, (c, s). O(s r c) time, or O(s r^2) where
     rows have weights; O(s r) memory.
     """
     n_rows = features.shape[1]
     residual = features.new_zeros(targets.n_outputs, n_rows, dtype=targets.offset.dtype)
+    if told is not None:
+        residual += told
     targets.subtract_(residual, y)
     coded = -residual.to(features)
     weights = targets.row_weights(y)

@@ -1,4 +1,4 @@
-"""The trained model f(x) = offset + scale * (sum_i alpha_i K(x, z_i) + effects(x)), in the units of the data.
+"""The trained model, in the units of the data: f(x) = offset + scale * (sum_i alpha_i K(x, z_i) + W' s(x) + effects).
 
 `Predictor` is a whole model, `ModelShard` one rank's share of it.
 """
@@ -21,6 +21,7 @@ from ep3stream.solver.cell_effects import EFFECT_TENSORS, CellEffects
 from ep3stream.solver.gpu import float32_products
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import CALLABLE, CallableKernel, Kernel, KernelFunction
+from ep3stream.solver.linear_part import LINEAR_TENSORS, LinearPart
 from ep3stream.solver.named_kernels import kernel_tensors, named_kernel
 from ep3stream.solver.points import Points, UnpreparedPoints
 from ep3stream.solver.targets import TargetCode
@@ -48,7 +49,8 @@ class ModelShard:
 
     centers: p_shard points, scaled and prepared; weights: (c, p_shard); both on the mesh's device.
     change: where rows come from a store of other offsets than the model's: what is to be subtracted from x, (d,), on
-    the device, and from y, (c,), to make them the model's; None for nothing. effects: of cells, whole on every rank.
+    the device, and from y, (c,), to make them the model's; None for nothing. effects: of cells, and linear:
+    the linear part, both whole on every rank, if any.
     """
 
     kernel: Kernel
@@ -59,6 +61,7 @@ class ModelShard:
     mesh: Mesh
     change: tuple[Tensor, NDArray[np.float64]] | None = None
     effects: CellEffects | None = None
+    linear: LinearPart | None = None
 
     def rows_at_once(self) -> int:
         """How many rows are computed at once, the same on every rank, all of which must ask."""
@@ -83,6 +86,8 @@ class ModelShard:
                 raise InputError("x has a value that is not finite; fill or drop missing values first")
             share = times_kernel(self.kernel, self.weights, self.centers, self.kernel.right(scaled))
             predicted = self.mesh.all_reduce(share)
+            if self.linear is not None:
+                self.linear.add_(predicted, scaled)
             if self.effects is not None:
                 predicted = predicted + self.effects(rows).T
             parts.append(self.targets.decode(predicted))
@@ -95,7 +100,8 @@ class Predictor:
 
     centers: (p, d), in the units of the data; weights: (p, c); class_names: None for regression. offsets: what
     `predict` subtracts from x, and adds to the outputs, in float64; centers and scalings are less these. None for none.
-    label_type: what the classes are called in `predict`. frames: makes x of a DataFrame. effects: of cells, if any.
+    label_type: what the classes are called in `predict`. frames: makes x of a DataFrame. effects: of cells, and
+    linear: the linear part, if any.
     """
 
     kernel: Kernel
@@ -110,6 +116,7 @@ class Predictor:
     label_type: LabelType = "text"
     frames: FrameColumns | None = None
     effects: CellEffects | None = None
+    linear: LinearPart | None = None
 
     @property
     def labels(self) -> NDArray[Any]:
@@ -158,6 +165,7 @@ class Predictor:
             mesh or Mesh(0, 1, self.centers.device),
             change,
             self.effects,
+            self.linear,
         )
 
     def outputs(self, x: Tensor, prepared: ModelShard | None = None) -> Tensor:
@@ -227,6 +235,8 @@ class Predictor:
             tensors["x_offset"], tensors["y_offset"] = map(torch.from_numpy, (self.offsets.x, self.offsets.y))
         if self.effects is not None:
             tensors |= self.effects.tensors()
+        if self.linear is not None:
+            tensors |= self.linear.tensors()
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def description(self) -> dict[str, Any]:
@@ -239,6 +249,7 @@ class Predictor:
             **({} if self.label_type == "text" else {"label_type": self.label_type}),
             **self.inputs.description(),
             **({} if self.effects is None else {"effects": self.effects.description()}),
+            **({} if self.linear is None else {"linear": self.linear.description()}),
         }
 
     @classmethod
@@ -281,6 +292,7 @@ class Predictor:
             offsets,
             description.get("label_type", "text"),
             effects=_described_effects(tensors, description),
+            linear=_described_linear(tensors, description, inputs.n_inputs),
         )
 
 
@@ -333,6 +345,16 @@ def _described_effects(tensors: Mapping[str, Tensor], description: Mapping[str, 
         raise DamagedDataError(f"the model's {error}; fit again") from error
 
 
+def _described_linear(
+    tensors: Mapping[str, Tensor], description: Mapping[str, Any], n_inputs: int
+) -> LinearPart | None:
+    try:
+        n_outputs = len(tensors["target_offset"])
+        return LinearPart.described(tensors, description.get("linear"), n_inputs, n_outputs)
+    except ValueError as error:
+        raise DamagedDataError(f"the model's {error}; fit again") from error
+
+
 def _require_shapes(
     tensors: Mapping[str, Tensor], description: Mapping[str, Any], inputs: InputScaling
 ) -> None:
@@ -356,9 +378,10 @@ def _require_shapes(
     expected |= {name: (size,) for name, size in (vectors | doubles).items()} | {"kernel_metric": (3, d)}
     if inputs.directions is not None:
         expected["input_directions"] = tuple(inputs.directions.shape)
-    of_effects = EFFECT_TENSORS if "effects" in description else frozenset()
+    others = EFFECT_TENSORS if "effects" in description else frozenset()
+    others |= set(LINEAR_TENSORS) if "linear" in description else frozenset()
     for name, tensor in tensors.items():
-        if name in of_effects:  # Their class looks at them.
+        if name in others:  # Their class looks at them.
             continue
         dtype = torch.float64 if name in doubles else torch.float32
         if tuple(tensor.shape) != expected.get(name) or tensor.dtype != dtype:

@@ -26,6 +26,7 @@ from ep3stream.solver.exact import ExactProjection, build_exact
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.least_squares import HeadStart, head_start, is_worth_it
+from ep3stream.solver.linear_part import LinearPart
 from ep3stream.solver.points import LeftPoints, UnpreparedPoints
 from ep3stream.solver.projection import (
     NystromProjection,
@@ -136,6 +137,7 @@ class SolverBuilder:
     inputs: scales the centers where they are needed, on the device, so that no scaled copy of all is kept; None where
     they are scaled.
     sample: X_s, (s, d), scaled, whole on every device; sample_y: its targets, for a head start, or None.
+    linear: what the model has beside the kernel, if anything.
     targets: for weights of rows and for a head start, or None. ridge_factors: multiples of the ridge that are fitted.
     """
 
@@ -149,6 +151,7 @@ class SolverBuilder:
     targets: TargetCode | None = None
     inputs: InputScaling | None = None
     sample_y: Tensor | None = None
+    linear: LinearPart | None = None
     ridge_factors: tuple[float, ...] = (1.0,)
 
     def projection(self) -> tuple[Projection, Spectra]:
@@ -379,8 +382,14 @@ class SolverBuilder:
         if self.sample_y is None or self.targets is None:
             return None
         assert projection.sample_features is not None
+        told = None if self.linear is None else self.linear(self.sample).T
         found = head_start(
-            projection.sample_features, projection.half, self.sample_y, self.targets, self.settings.used_ridge
+            projection.sample_features,
+            projection.half,
+            self.sample_y,
+            self.targets,
+            self.settings.used_ridge,
+            told,
         )
         # The leader's rho on every rank: it decides the stages, and devices may differ in the last bit.
         rho = self.mesh.broadcast_object(lambda: None if found is None else found.rho)

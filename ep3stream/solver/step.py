@@ -3,7 +3,7 @@
 One step on a batch (X_b, y_b), with weights alpha and velocity v, is algorithm 1 of Abedsoltan, Belkin, Pandit (2023),
 with Nesterov's look-ahead and polynomial-decay averaging (Shamir and Zhang, 2013) added:
 
-    g = K(X_b, Z)(alpha + beta v) - y_b                 (R c, m), summed over the shards
+    g = K(X_b, Z)(alpha + beta v) - y_b                 (R c, m), summed over the shards; y_b less the linear part
     h = K(Z, X_b) W g                                   W = diag(w), the weights of the rows' classes
     theta = Q (h + m lambda K^ (alpha + beta v))        K^ ~ K(Z, Z)
     v = beta v - eta theta;  alpha += v
@@ -25,6 +25,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.solver.blocks import BatchBlock
 from ep3stream.solver.gpu import float32_products
 from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.linear_part import LinearPart
 from ep3stream.solver.points import Points
 from ep3stream.solver.projection import Projection
 from ep3stream.solver.targets import TargetCode
@@ -73,7 +74,7 @@ class Solver:
 
     projection: of the first stage; later: the stages after it, in their order. centers: this rank's shard, prepared
     for the left side of blocks. momentum: beta; averaging: a; ridge: lambda. block_memory: room for p_shard m numbers;
-    None to form the block anew for each product.
+    None to form the block anew for each product. linear: what the model has beside the kernel, if anything.
     """
 
     kernel: Kernel
@@ -86,6 +87,7 @@ class Solver:
     block_memory: Tensor | None = None
     ridge: float = 0.0
     later: tuple[Stage, ...] = ()
+    linear: LinearPart | None = None
 
     def initial_state(self) -> SolverState:
         """The state of the zero model."""
@@ -122,7 +124,10 @@ class Solver:
         stage, block = self.stage(rows_seen), self.block(x)
         ahead = torch.add(state.weights, state.velocity, alpha=self.momentum)
         both = torch.cat([ahead, state.average]) if score else ahead
-        residual, scored = self.mesh.all_reduce(block.left_times(both)).tensor_split([len(ahead)])
+        predicted = self.mesh.all_reduce(block.left_times(both))
+        if self.linear is not None:
+            self.linear.add_(predicted, x)
+        residual, scored = predicted.tensor_split([len(ahead)])
         residual = residual.contiguous()
         self.targets.subtract_(residual, y)
         loss = self.targets.mean_squared_error(residual)

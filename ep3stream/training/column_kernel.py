@@ -1,10 +1,10 @@
-"""The kernel on columns of a fit: its weights learnt from a pool of rows, and what to tell of them."""
+"""What a fit learns of columns before its first step, from a pool of rows: a linear part, and a kernel's weights."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,18 @@ from torch import Tensor
 
 from ep3stream.config import FitConfig, KernelConfig
 from ep3stream.mesh import Mesh
-from ep3stream.solver.column_weights import FEWEST_ROWS, POOL_ROWS, Learnt, grown, learnt_weights, ridge_of
+from ep3stream.solver.column_weights import (
+    FEWEST_ROWS,
+    POOL_ROWS,
+    Learnt,
+    grown,
+    held_rows,
+    learnt_weights,
+    ridge_of,
+)
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.expected_error import ExpectedError
+from ep3stream.solver.linear_part import LinearFit, LinearPart, fitted_linear, n_linear_rows
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -37,12 +46,24 @@ _FEWEST_FEATURES = 4
 _MANY_COLUMNS = 200
 
 
-def pool_rows(settings: KernelConfig, n_rows: int, n_features: int, n_outputs: int, memory_bytes: int) -> int:
-    """How many rows weights are to be learnt from: 400,000, or what 1/32 of the memory holds; 0 for other kernels."""
-    if settings.name not in COLUMN_KERNELS:
+def wants_linear(config: FitConfig) -> bool:
+    """Whether a fit, its kernel settled, tries a linear part."""
+    asked, is_of_columns = config.solver.linear, config.kernel.name in COLUMN_KERNELS
+    is_tried = asked == "tried" or (asked == "auto" and is_of_columns)
+    return is_tried and config.solver.class_weights == "none"
+
+
+def pool_rows(config: FitConfig, n_rows: int, n_features: int, n_outputs: int) -> int:
+    """How many rows are learnt from before a fit, 1/32 of the memory at most; 0 where there is nothing to learn.
+
+    For the weights of a kernel 400,000, for a linear part alone 32,768, or 100 for each feature.
+    """
+    is_of_columns = config.kernel.name in COLUMN_KERNELS
+    if not is_of_columns and not wants_linear(config):
         return 0
     row_bytes = 4 * (n_features + 2 * n_outputs)  # Targets are coded, and then lie row by row.
-    return min(n_rows, POOL_ROWS, max(FEWEST_ROWS, int(memory_bytes * _POOL_SHARE) // row_bytes))
+    most = POOL_ROWS if is_of_columns else n_linear_rows(n_features)
+    return min(n_rows, most, max(FEWEST_ROWS, int(config.run.memory_bytes * _POOL_SHARE) // row_bytes))
 
 
 def tried_ridges(config: FitConfig, n_features: int, n_outputs: int) -> tuple[float, ...]:
@@ -75,25 +96,29 @@ def plain_kernel(settings: KernelConfig, n_features: int, categories: Iterable[i
 
 @dataclass(frozen=True, slots=True)
 class LearntColumns:
-    """A kernel on columns whose weights were learnt, for any number of centers, the same on every rank.
+    """What was learnt before a fit, the same on every rank: weights for any number of centers, and a linear part.
 
-    known: the kernel that suits `n_known` centers; 0 of them where its weights are for any number. growth: the power of
-    the number of centers that the weights grow with. noise: the ridge that suits it, times the number of rows, None
-    where it is not known. told: what to tell of the columns, as JSON; None where nothing was learnt. sharpness: a
-    factor of all weights, as the settings have it. errors: on the leader alone, where a small model is expected to
-    err; None where that is the same everywhere, or not known.
+    known: the kernel on columns that suits `n_known` centers; 0 of them where its weights are for any number, None for
+    another kernel. growth: the power of the number of centers that the weights grow with. noise: the ridge that suits
+    it, times the number of rows, None where it is not known. told: what to tell of the columns, as JSON; None where
+    nothing was learnt. sharpness: a factor of all weights, as the settings have it. errors: on the leader alone, where
+    a small model is expected to err; None where that is the same everywhere, or not known. linear: the linear part, if
+    any, and told_linear what to tell of it, as JSON.
     """
 
-    known: ColumnKernel
+    known: ColumnKernel | None
     n_known: int = 0
     growth: float = 0.0
     noise: float | None = None
     told: dict[str, Any] | None = None
     sharpness: float = 1.0
     errors: ExpectedError | None = None
+    linear: LinearPart | None = None
+    told_linear: dict[str, Any] | None = None
 
     def for_centers(self, n_centers: int) -> ColumnKernel:
-        """The kernel for a fit with so many centers."""
+        """The kernel on columns for a fit with so many centers."""
+        assert self.known is not None
         return grown(self.known, self.n_known, self.growth, n_centers).scaled(self.sharpness)
 
     def ridge(self, n_rows: int) -> float:
@@ -127,8 +152,11 @@ def learnt_columns(
     mesh: Mesh,
     checked: tuple[Tensor, Tensor] | None = None,
     effort: float = 1.0,
+    tries_linear: bool = False,
 ) -> LearntColumns:
     """Weights learnt from x, (n, d), scaled, and coded targets y, (n, c); n_centers: as many as the fit may have.
+
+    tries_linear: whether a linear part is fitted first, which stays where it helps.
 
     checked: x and y of another split, such as the validated one, which the weights have to suit too.
     The leader learns, the other ranks take over its weights. With fewer than 100 rows the kernel stays plain, with a
@@ -141,19 +169,12 @@ def learnt_columns(
             plain.name,
         )
         return LearntColumns(plain)
-    if x.shape[1] > _MANY_COLUMNS:
-        _LOGGER.warning(
-            "the %s kernel has %d columns to go through for each of its values, which is slow; a kernel of distances, "
-            "such as laplacian, takes a fraction of the time",
-            plain.name,
-            x.shape[1],
-        )
-
-    errors: list[ExpectedError | None] = []
+    kept: list[Learnt] = []
 
     def learn() -> dict[str, Any]:
-        learnt = learnt_weights(plain, x, y, n_centers, torch.Generator().manual_seed(_SEED), checked, effort)
-        errors.append(learnt.errors)
+        generator = torch.Generator().manual_seed(_SEED)
+        learnt = learnt_weights(plain, x, y, n_centers, generator, checked, effort, tries_linear)
+        kept.append(learnt)
         return {
             "metric": learnt.known.metric.tolist(),
             "n_known": learnt.n_known,
@@ -164,8 +185,58 @@ def learnt_columns(
 
     found = mesh.broadcast_object(learn)
     known = ColumnKernel.of(plain.name, torch.tensor(found["metric"]), plain.power)
+    if len(known.used) > _MANY_COLUMNS:
+        _LOGGER.warning(
+            "the %s kernel has %d columns to go through for each of its values, which is slow; a kernel of distances, "
+            "such as laplacian, takes a fraction of the time",
+            plain.name,
+            len(known.used),
+        )
     suits = found["n_known"], found["growth"], found["noise"]
-    return LearntColumns(known, *suits, found["told"], errors=errors[0] if errors else None)
+    columns = LearntColumns(known, *suits, found["told"], errors=kept[0].errors if kept else None)
+    return _with_linear(columns, kept[0].linear if kept else None, names, mesh)
+
+
+def learnt_linear(
+    x: Tensor, y: Tensor, names: Sequence[str], mesh: Mesh, checked: tuple[Tensor, Tensor] | None = None
+) -> LearntColumns:
+    """A linear part alone, of all of x, (n, D), scaled, for a kernel that learns no weights.
+
+    names: of the D inputs. checked: as in `learnt_columns`.
+    """
+    found: list[LinearFit | None] = []
+
+    def learn() -> None:
+        generator = torch.Generator().manual_seed(_SEED)
+        no_categories = torch.zeros(x.shape[1], dtype=torch.bool)
+        found.append(fitted_linear(x, y, no_categories, held_rows(len(x)), generator, checked))
+
+    mesh.on_leader(learn)
+    return _with_linear(LearntColumns(None), found[0] if found else None, names, mesh)
+
+
+def _with_linear(
+    columns: LearntColumns, fit: LinearFit | None, names: Sequence[str], mesh: Mesh
+) -> LearntColumns:
+    """The same with the leader's linear part, if it has one."""
+    told = mesh.broadcast_object(lambda: None if fit is None else _told_linear(fit, names))
+    if told is None:
+        return columns
+    tensors = [None] * 3 if fit is None else [tensor.cpu() for tensor in fit.part.tensors().values()]
+    part = LinearPart(*(mesh.replicate(tensor) for tensor in tensors))
+    _LOGGER.info(
+        "a linear part explains %.3g%% of the variance of rows left out; the kernel learns the rest (--linear none "
+        "does without)",
+        100 * told["explained"],
+    )
+    return replace(columns, linear=part, told_linear=told)
+
+
+def _told_linear(fit: LinearFit, names: Sequence[str]) -> dict[str, Any]:
+    """What to tell of a linear part, as JSON: the inputs whose terms vary most, in standard deviations of targets."""
+    order = torch.argsort(fit.sizes, descending=True, stable=True)[:_TOLD_COLUMNS].tolist()
+    columns = [{"name": names[j], "size": float(fit.sizes[j])} for j in order if fit.sizes[j] > 0]
+    return {"explained": fit.explained, "columns": columns}
 
 
 def _told(learnt: Learnt, names: Sequence[str]) -> dict[str, Any]:

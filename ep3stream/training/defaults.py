@@ -26,8 +26,10 @@ from ep3stream.training.plan import ProblemSize, largest_model
 
 logger = logging.getLogger(__name__)
 
-# Each column costs a kernel on columns a few passes over a block, a kernel of distances one product for all of them.
-MOST_COLUMNS = 200
+# Each column in use costs a kernel on columns a few passes over a block, a kernel of distances one product for all of
+# them. Of many columns few matter, as a rule, and learning leaves out the others: with 300 and 1000 columns, 6 of which
+# matter, `product` had an R2 of .99 and .98, laplacian of .47 and .40; on images, 784 pixels, accuracy was the same.
+MOST_COLUMNS = 1000
 # Of the minutes, for the steps, however long the set-up took.
 _LEAST_SHARE = 0.5
 
@@ -44,7 +46,11 @@ def with_kernel(config: FitConfig, n_columns: int, n_rows: int) -> FitConfig:
     is_of_distances = is_narrowed or kernel.bandwidth != "median" or config.solver.precision != "float32"
     is_of_columns = kernel.power is not None or kernel.sharpness != 1
     if not is_of_columns and (is_of_distances or n_columns > MOST_COLUMNS or n_rows < FEWEST_ROWS):
-        return replace(config, kernel=replace(kernel, name="laplacian"))
+        # Of a kernel that is left open the linear part is too; a metric is learnt from the kernel's slopes alone.
+        solver = config.solver
+        if solver.linear == "auto" and config.data.metric == "none":
+            solver = replace(solver, linear="tried")
+        return replace(config, kernel=replace(kernel, name="laplacian"), solver=solver)
     return replace(config, kernel=replace(kernel, name="product"))
 
 

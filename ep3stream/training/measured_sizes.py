@@ -17,7 +17,7 @@ from ep3stream.config import FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.solver.column_weights import evaluations_of_learning
 from ep3stream.solver.columns import COLUMN_KERNELS
-from ep3stream.solver.kernels import KernelFunction
+from ep3stream.solver.kernels import Kernel, KernelFunction
 from ep3stream.solver.named_kernels import with_precision
 from ep3stream.store.reader import Split, SplitReader
 from ep3stream.training.budget import Speed, StageTimes, measured_speed, most_distinct
@@ -72,9 +72,9 @@ def speed_of_fit(
     def measure() -> list[float]:
         x = torch.from_numpy(rows()).float().to(mesh.device)
         x = problem.inputs.to(mesh.device)(x)
-        kernel = (
-            typical_kernel(config.kernel, function, x, problem.categories) if learnt is None else learnt.known
-        )
+        kernel: Kernel | None = None if learnt is None else learnt.known
+        if kernel is None:
+            kernel = typical_kernel(config.kernel, function, x, problem.categories)
         kernel = with_precision(kernel, config.solver.precision)
         found = measured_speed(kernel, x, problem.shape.n_columns, clock)
         return [found.evaluation_s / mesh.size, found.center_s / mesh.size]

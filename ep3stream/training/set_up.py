@@ -43,7 +43,14 @@ from ep3stream.store.reader import Split, SplitReader
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.budget import StageTimes
 from ep3stream.training.centers import CenterSource
-from ep3stream.training.column_kernel import LearntColumns, learning_effort, learnt_columns, plain_kernel
+from ep3stream.training.column_kernel import (
+    LearntColumns,
+    learning_effort,
+    learnt_columns,
+    learnt_linear,
+    plain_kernel,
+    wants_linear,
+)
 from ep3stream.training.defaults import MOST_COLUMNS, choices_of, is_timed, with_kernel
 from ep3stream.training.measured_sizes import with_measured_sizes
 from ep3stream.training.plan import SizePlan, automatic_centers, memory_budget, on_device, require_machine
@@ -257,13 +264,13 @@ def _learnt_first(
     times: StageTimes,
     n_centers: int,
 ) -> LearntColumns | None:
-    """The weights of a kernel on columns for at most `n_centers` centers, whose number may not be known yet.
+    """A linear part, and weights of columns for at most `n_centers` centers, whose number may not be known yet.
 
-    The rows to learn from are read by one rank of each machine. None where the kernel has no weights.
+    The rows to learn from are read by one rank of each machine. None where there is nothing to learn.
     """
-    if function is not None or config.kernel.name not in COLUMN_KERNELS:
+    if function is not None or not (config.kernel.name in COLUMN_KERNELS or wants_linear(config)):
         return None
-    with times.stage("column weights"):
+    with times.stage("column weights" if config.kernel.name in COLUMN_KERNELS else "linear part"):
         x, y, *checked = mesh.once_per_node(
             lambda: [*(read_pool(split, config, held) or ()), *read_checked(split, validation, config)]
         )
@@ -297,17 +304,17 @@ def set_up(
         require_in_range(inputs.to(points.device)(points)).to(device) for points in (rows.sample, rows.probes)
     )
     is_of_columns = function is None and config.kernel.name in COLUMN_KERNELS
-    learnt, n_resolving = None, resolving_centers(len(rows.centers), problem.shape.n_rows)
+    n_resolving = resolving_centers(len(rows.centers), problem.shape.n_rows)
+    with times.stage("column weights") if is_of_columns and not rows.learnt else nullcontext():
+        learnt = _learnt(problem, rows, config, n_resolving, mesh)
     if is_of_columns:
-        with nullcontext() if rows.learnt else times.stage("column weights"):
-            learnt = _learnt_columns(problem, rows, config, mesh)
         kernel: Kernel = learnt.for_centers(n_resolving)
     else:
         with times.stage("bandwidth"):
             kernel = _measured_kernel(problem, rows, config.kernel, function, sample, mesh)
     kernel = with_precision(kernel, settings.precision)
     if settings.ridge is None and settings.projection != "eigenpro":
-        settings = replace(settings, ridge=0.0 if learnt is None else learnt.ridge(problem.shape.n_rows))
+        settings = replace(settings, ridge=learnt.ridge(problem.shape.n_rows))
     _tell_lost_distances(
         kernel, sample, [problem.names[0][column] for column in inputs.main_columns.tolist()]
     )
@@ -325,6 +332,7 @@ def set_up(
         targets=problem.targets.to(device),
         inputs=inputs.to(device),
         sample_y=None if rows.sample_y is None else rows.sample_y.to(device),
+        linear=None if learnt.linear is None else learnt.linear.to(device),
         ridge_factors=problem.shape.ridge_factors,
     )
     with times.stage("preconditioner"):
@@ -348,6 +356,8 @@ def set_up(
     if settled.start is not None:
         tensors["start"] = settled.start.coefficients.float()
     tensors |= kernel_tensors(kernel)
+    if learnt.linear is not None:
+        tensors |= learnt.linear.tensors()
     if problem.targets.weights is not None:
         tensors["target_weights"] = problem.targets.weights
     setup_plan = _setup_plan(
@@ -373,8 +383,10 @@ def set_up(
         "lambda_max": settled.limits.lambda_max,
         "kappa_max": settled.limits.kappa_max,
     }
-    if learnt is not None and (told := learnt.told_for(n_resolving)) is not None:
+    if (told := learnt.told_for(n_resolving)) is not None:
         description["column_weights"] = told
+    if learnt.linear is not None:
+        description["linear"] = learnt.linear.description() | (learnt.told_linear or {})
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
 
 
@@ -430,14 +442,17 @@ def _measured_kernel(
     return named_kernel(kernel.name, parameters, kernel_tensors(kernel))
 
 
-def _learnt_columns(problem: Problem, rows: SetUpRows, config: FitConfig, mesh: Mesh) -> LearntColumns:
+def _learnt(
+    problem: Problem, rows: SetUpRows, config: FitConfig, n_centers: int, mesh: Mesh
+) -> LearntColumns:
     """`rows.learnt`, or what is learnt from `rows.pool`; with neither all columns weigh the same."""
     if rows.learnt is not None:
         return rows.learnt
-    if rows.pool is None:
-        return LearntColumns(plain_kernel(config.kernel, rows.centers.shape[1], problem.categories))
-    n_centers = resolving_centers(len(rows.centers), problem.shape.n_rows)
-    return learn_columns(problem, rows.pool, config, n_centers, mesh)
+    if rows.pool is not None:
+        return learn_columns(problem, rows.pool, config, n_centers, mesh)
+    is_of_columns = config.kernel.name in COLUMN_KERNELS
+    d = rows.centers.shape[1]
+    return LearntColumns(plain_kernel(config.kernel, d, problem.categories) if is_of_columns else None)
 
 
 def resolving_centers(n_centers: int, n_rows: int) -> int:
@@ -453,7 +468,7 @@ def learn_columns(
     mesh: Mesh,
     checked: tuple[Tensor, Tensor] | None = None,
 ) -> LearntColumns:
-    """The weights of a kernel on columns for up to `n_centers` centers, learnt from x, (n, d), and y of the pool.
+    """A linear part, and weights of columns for up to `n_centers` centers, learnt from x, (n, d), and y of the pool.
 
     checked: such rows of the split that is validated, where that is another one.
     """
@@ -467,10 +482,14 @@ def learn_columns(
         return x, negative.neg_().T.contiguous()
 
     x, y = coded(pool)
+    of_split = None if checked is None else coded(checked)
+    names = problem.names[0]
+    if config.kernel.name not in COLUMN_KERNELS:
+        inputs = [names[column] for column in problem.inputs.main_columns.tolist()]
+        return learnt_linear(x, y, inputs, mesh, of_split)
     plain = plain_kernel(config.kernel, x.shape[1], problem.categories)
     effort = learning_effort(config.run.minutes)
-    of_split = None if checked is None else coded(checked)
-    learnt = learnt_columns(plain, x, y, problem.names[0], n_centers, mesh, of_split, effort)
+    learnt = learnt_columns(plain, x, y, names, n_centers, mesh, of_split, effort, wants_linear(config))
     return replace(learnt, sharpness=config.kernel.sharpness)
 
 

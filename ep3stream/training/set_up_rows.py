@@ -43,8 +43,8 @@ class SetUpRows:
     not trained on: those that became centers, and those that are held out.
     sample: X_s, (s, d), the Nystrom sample; sample_y: its y, None where it is not known (then there is no head start).
     probes: (n, d), rows to measure the step size on; probe_y: their y, which only class weights ask for.
-    pool: x, (n, d), and y of rows to learn the weights of columns from; None where the kernel has none, or weights are
-    not to be learnt. learnt: a kernel on columns whose weights were learnt before.
+    pool: x, (n, d), and y of rows to learn a linear part and the weights of columns from; None where there is nothing
+    to learn. learnt: what was learnt before.
     """
 
     centers: Tensor
@@ -115,14 +115,12 @@ def other_rows(
 
 
 def read_pool(split: Split, config: FitConfig, held: Rows = NO_ROWS) -> tuple[Tensor, Tensor] | None:
-    """x, (n, d), and y of rows in random order to learn the weights of columns from; None where no kernel has any.
+    """x, (n, d), and y of rows in random order to learn from before a fit; None where there is nothing to learn.
 
     held: numbers of rows that are not read.
     """
     manifest, n_left = split.manifest, split.info.n_rows - len(held)
-    n_rows = pool_rows(
-        config.kernel, n_left, manifest.n_features, manifest.n_outputs, config.run.memory_bytes
-    )
+    n_rows = pool_rows(config, n_left, manifest.n_features, manifest.n_outputs)
     if not n_rows:
         return None
     numbers = sample_rows(split.info, n_rows, config.run.seed, _POOL, without=held)

@@ -59,7 +59,7 @@ def summary(setup: Setup, store: RowStore, order: RowOrder, config: FitConfig, m
             "python": platform.python_version(),
         },
     }
-    for learnt in ("column_weights", "metric"):
+    for learnt in ("column_weights", "metric", "linear"):
         if learnt in description:
             told[learnt] = description[learnt]
     return told

@@ -165,4 +165,12 @@ class Trainer:
     def model_shard(self) -> ModelShard:
         """This rank's share of the model that the tail average is."""
         solver, average = self.solver, self.progress.state.average
-        return ModelShard(solver.kernel, solver.centers, average, self.inputs, solver.targets, self.mesh)
+        return ModelShard(
+            solver.kernel,
+            solver.centers,
+            average,
+            self.inputs,
+            solver.targets,
+            self.mesh,
+            linear=solver.linear,
+        )

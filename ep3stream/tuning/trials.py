@@ -36,6 +36,8 @@ from ep3stream.training.trainer import Trainer
 
 _MEDIAN_ROWS = 2000
 _SCORED_ROWS = 8192
+# Of kernels without weights, which share a linear part.
+_OTHER_FORM = ("", 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,24 +184,22 @@ class TrialFits:
         return self._rows
 
     def _learnt(self, kernel: KernelConfig) -> LearntColumns | None:
-        """The weights of the columns, learnt once for each form; None for other kernels."""
-        if kernel.name not in COLUMN_KERNELS:
+        """A linear part and the weights of columns, learnt once for each form; None where there is nothing to learn."""
+        config = replace(self.config, kernel=replace(kernel, sharpness=1.0))
+        manifest, is_of_columns = self.reader.manifest, kernel.name in COLUMN_KERNELS
+        n_rows = pool_rows(config, len(self.numbers), manifest.n_features, manifest.n_outputs)
+        if not n_rows:
             return None
-        form = _form(kernel)
+        form = _form(kernel) if is_of_columns else _OTHER_FORM
         if form not in self.learnt:
-            manifest, memory_bytes = self.reader.manifest, self.config.run.memory_bytes
-            n_rows = pool_rows(
-                kernel, len(self.numbers), manifest.n_features, manifest.n_outputs, memory_bytes
-            )
             pool = self._read(n_rows)
             began = self.clock()
-            plain = replace(kernel, sharpness=1.0)
-            config = replace(self.config, kernel=plain)
             problem = problem_of_split(self.reader, config, input_scaling(self.reader, config))
             pool = (pool[0][:n_rows], pool[1][:n_rows])
             n_resolving = resolving_centers(self.n_centers, len(self.numbers))
             self.learnt[form] = learn_columns(problem, pool, config, n_resolving, self.mesh)
-            self.learning_s = max(self.learning_s, (self.clock() - began) / _learning_cost(kernel))
+            if is_of_columns:
+                self.learning_s = max(self.learning_s, (self.clock() - began) / _learning_cost(kernel))
         return replace(self.learnt[form], sharpness=kernel.sharpness)
 
     def _set_up(self, config: FitConfig, size: Size, learnt: LearntColumns | None) -> Setup:

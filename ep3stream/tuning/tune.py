@@ -24,7 +24,7 @@ from ep3stream.store.files import Location, ObjectUrl
 from ep3stream.store.reader import RowStore, SplitReader, open_store
 from ep3stream.stream.order import Rows, sample_rows
 from ep3stream.training.centers import CenterSource
-from ep3stream.training.defaults import with_kernel
+from ep3stream.training.defaults import MOST_COLUMNS, with_kernel
 from ep3stream.training.measured_sizes import with_expected_sizes
 from ep3stream.training.plan import automatic_centers, memory_budget, on_device
 from ep3stream.training.problem import require_varied_features, require_varied_targets, shape_of
@@ -45,7 +45,6 @@ _MOST_HELD, _HELD_SHARE = 50_000, 1 / 5
 
 # Rows in memory take at most this part of it. A kernel on more columns is slow, and tried only where it is asked for.
 _SAMPLE_SHARE = 1 / 4
-_MANY_COLUMNS = 200
 
 # What is held back of the time, since fits take longer than was reckoned now and then.
 _USED_SHARE = 0.95
@@ -134,6 +133,8 @@ def tune(
                 f"split {reader.info.name} has {reader.info.n_rows} rows; tune needs {_LEAST_ROWS} or more"
             )
         asked, config = config, with_kernel(config, reader.manifest.n_features, reader.info.n_rows)
+        if config.solver.linear == "auto":
+            config = replace(config, solver=replace(config.solver, linear="tried"))
         require_varied_features(reader)
         require_varied_targets(reader)
         numbers, held = _sampled(rows, reader, config)
@@ -195,7 +196,7 @@ def _check(kernels: Sequence[KernelName] | None, by: Criterion, minutes: float) 
 
 def _default_names(reader: SplitReader, config: FitConfig) -> tuple[KernelName, ...]:
     """All of DEFAULT_KERNELS, without those on columns where these are slow or cannot be."""
-    if reader.manifest.n_features <= _MANY_COLUMNS and config.solver.precision == "float32":
+    if reader.manifest.n_features <= MOST_COLUMNS and config.solver.precision == "float32":
         return DEFAULT_KERNELS
     return tuple(name for name in DEFAULT_KERNELS if name not in COLUMN_KERNELS)
 
