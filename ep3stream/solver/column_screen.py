@@ -19,8 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-# Products that the screening takes at most, for which rows are left out.
-_MOST_PRODUCTS = 2e10
+# The products that the screening takes bound its rows, of which there are at least and at most so many.
+_MOST_PRODUCTS = 1e10
+_FEWEST_ROWS, _MOST_ROWS = 4096, 50_000
 # Outputs that are looked at, random combinations of more of them.
 _OUTPUTS = 2
 # Standardised values beyond are taken for these.
@@ -33,7 +34,7 @@ _CHUNK = 2048
 def telling_columns(x: Tensor, y: Tensor, is_category: Tensor, generator: torch.Generator) -> Tensor:
     """(d,), whether a column tells of the targets, alone or in a pair; of categories, which are few, it is taken so.
 
-    x: (n, d), rows in random order; y: (n, c), targets. O(n d^2) time, of at most so many rows as this allows.
+    x: (n, d), rows in random order; y: (n, c), targets. O(n d^2) time, of at most 50,000 rows.
     """
     numbers = (~is_category).nonzero()[:, 0].to(x.device)
     telling = is_category.clone().cpu()
@@ -41,7 +42,8 @@ def telling_columns(x: Tensor, y: Tensor, is_category: Tensor, generator: torch.
         return torch.ones_like(telling)
     if y.shape[1] > _OUTPUTS:
         y = y @ (torch.randn(y.shape[1], _OUTPUTS, generator=generator) / math.sqrt(_OUTPUTS)).to(y)
-    n = min(len(x), max(_CHUNK, int(_MOST_PRODUCTS / (16 * len(numbers) ** 2 * y.shape[1]))))
+    affordable = int(_MOST_PRODUCTS / (16 * len(numbers) ** 2 * y.shape[1]))
+    n = min(len(x), _MOST_ROWS, max(_FEWEST_ROWS, affordable))
     values, y = x[:n, numbers], y[:n] - y[:n].mean(0)
     values = ((values - values.mean(0)) / values.std(0).clamp_min(1e-30)).clamp(-_FAR, _FAR)
     largest = torch.zeros(len(numbers), device=x.device)

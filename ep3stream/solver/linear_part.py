@@ -27,7 +27,7 @@ MOST_INPUTS = 2048
 # Rows that a linear part is fitted to: so many, or these for each input where that is more.
 _ROWS, _ROWS_PER_INPUT = 1 << 15, 100
 # Ridges that are compared, times the number of rows, for standardised inputs.
-_RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 _CHUNK = 4096
 # The mean square must fall by so many standard errors.
 _CLEAR = 3.0
@@ -109,7 +109,7 @@ class LinearFit(NamedTuple):
 
 def n_linear_rows(n_inputs: int) -> int:
     """How many rows a linear part is fitted to, where there are so many."""
-    return max(_ROWS, _ROWS_PER_INPUT * n_inputs)
+    return max(_ROWS, _ROWS_PER_INPUT * min(n_inputs, MOST_INPUTS))
 
 
 def fitted_linear(
@@ -134,7 +134,8 @@ def fitted_linear(
     if not 0 < n_numbers <= MOST_INPUTS or n_held < 2 or len(x) - n_held < 2:
         return None
     held, rows = checked or (x[:n_held], y[:n_held]), slice(n_held, n_held + n_linear_rows(n_numbers))
-    moments = _Moments.of(x[rows], y[rows])
+    origin = x[:_CHUNK].mean(0)
+    moments = _Moments.of(x[rows], y[rows], origin)
     telling = telling_columns(x[rows], y[rows], is_category, generator) & ~is_category
     before = (held[1] - moments.mean_y.to(held[1])).double().square().sum(1)
     tried = [(~is_category, ridge) for ridge in _RIDGES]
@@ -148,7 +149,7 @@ def fitted_linear(
     if not float(fall.mean()) > _CLEAR * float(fall.std()) / len(fall) ** 0.5:
         return None
     variance = float((held[1] - held[1].mean(0)).double().square().sum(1).mean())
-    whole = moments.plus(_Moments.of(x[:n_held], y[:n_held]))
+    whole = moments.plus(_Moments.of(x[:n_held], y[:n_held], origin))
     part = whole.solved(*tried[best])
     sizes = part.weights.double().square().sum(1).sqrt() * whole.spread().to(part.weights.device)
     return LinearFit(part, of_others, 1 - float(after.mean()) / (variance or 1.0), sizes.cpu())
@@ -156,9 +157,13 @@ def fitted_linear(
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """Sums over n rows, in float64: x, (D,), y, (c,), x x', (D, D), and x y', (D, c); and the range of x, (2, D)."""
+    """Sums over n rows, in float64: x, (D,), y, (c,), x x', (D, D), and x y', (D, c); and the range of x, (2, D).
+
+    In the sums x is less `origin`, (D,), which is near its mean, so that products may be of float32.
+    """
 
     n: int
+    origin: Tensor
     x: Tensor
     y: Tensor
     xx: Tensor
@@ -166,15 +171,16 @@ class _Moments:
     range: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> _Moments:
+    def of(cls, x: Tensor, y: Tensor, origin: Tensor) -> _Moments:
         d, c = x.shape[1], y.shape[1]
-        xx, xy = (torch.zeros(d, k, dtype=torch.float64, device=x.device) for k in (d, c))
+        sums, xx, xy = (torch.zeros(*k, dtype=torch.float64, device=x.device) for k in ((d,), (d, d), (d, c)))
         for some_x, some_y in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-            some_x = some_x.double()
-            xx.addmm_(some_x.T, some_x)
-            xy.addmm_(some_x.T, some_y.double())
+            some_x = some_x - origin
+            sums += some_x.sum(0, dtype=torch.float64)
+            xx += some_x.T @ some_x
+            xy += some_x.T @ some_y
         range_ = torch.stack([x.amin(0), x.amax(0)])
-        return cls(len(x), x.double().sum(0), y.double().sum(0), xx, xy, range_)
+        return cls(len(x), origin, sums, y.sum(0, dtype=torch.float64), xx, xy, range_)
 
     def plus(self, other: _Moments) -> _Moments:
         """Of the rows of both."""
@@ -186,6 +192,7 @@ class _Moments:
         )
         return _Moments(
             self.n + other.n,
+            self.origin,
             self.x + other.x,
             self.y + other.y,
             self.xx + other.xx,
@@ -218,4 +225,5 @@ class _Moments:
         )
         low, high = self.range
         reach = torch.stack([low - (high - low), high + (high - low)])
-        return LinearPart(weights.float().contiguous(), (self.mean_y - mean @ weights).float(), reach)
+        constant = self.mean_y - (self.origin + mean) @ weights
+        return LinearPart(weights.float().contiguous(), constant.float(), reach)
