@@ -20,7 +20,7 @@ from ep3stream.inspection.describe import describe_path
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.column_screen import telling_columns
 from ep3stream.solver.linear_part import LinearFit, LinearPart, fitted_linear
-from ep3stream.training.column_kernel import pool_rows, wants_linear
+from ep3stream.training.column_kernel import has_few_rows, pool_rows, wants_linear
 from ep3stream.training.defaults import MOST_COLUMNS, with_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_columns")
@@ -223,6 +223,8 @@ def test_kernels_that_are_named_and_weighted_classes_have_none_unless_asked_for(
     assert (wide.kernel.name, wants_linear(wide)) == ("laplacian", True)
     metric = FitConfig().with_settings({"data": {"metric": "diagonal"}}, "test")
     assert not wants_linear(with_kernel(metric, 7, 5000))
+    assert has_few_rows(4000, 100)
+    assert not has_few_rows(150_000, 124)
     assert pool_rows(settings("laplacian"), 10**6, 10, 1) == 0
     assert pool_rows(settings("laplacian", linear="tried"), 10**6, 10, 1) == 1 << 15
 
@@ -267,7 +269,9 @@ def test_estimators_have_it_and_keep_it_in_a_file(tmp_path):
 
 
 def test_tune_goes_on_with_it(store):
-    result = ep3stream.tune(store, settings(linear="auto"), kernels=["laplacian"], n_centers=100, minutes=0.3)
+    result = ep3stream.tune(
+        store, settings(linear="tried"), kernels=["laplacian"], n_centers=100, minutes=0.3
+    )
     assert result.default.r2 > 0.9
     others = [trial for trial in result.table if trial.candidate.kernel.name == "laplacian"]
     assert max(trial.r2 for trial in others) > 0.85  # Without a linear part .6.

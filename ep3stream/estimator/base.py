@@ -426,9 +426,10 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         return str(automatic(KernelConfig(bandwidth=self.bandwidth))) if given == "auto" else given
 
     def _settled_linear(self) -> Any:
-        """Whether a linear part is tried: with a kernel that is left open as with a kernel on columns."""
+        """Whether a linear part is tried: with a kernel of distances, if it was left open, as with one on columns."""
         given = self.kernel.name if isinstance(self.kernel, KernelConfig) else self.kernel
-        return "tried" if self.linear == "auto" and given == "auto" else self.linear
+        is_open = self.linear == "auto" and given == "auto" and not self._is_of_columns
+        return "tried" if is_open else self.linear
 
     def _kernel_of_fit(self, n_rows: int, given: KernelConfig) -> str:
         """The name of the kernel that `fit` takes for as many features and rows."""

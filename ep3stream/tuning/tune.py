@@ -133,8 +133,6 @@ def tune(
                 f"split {reader.info.name} has {reader.info.n_rows} rows; tune needs {_LEAST_ROWS} or more"
             )
         asked, config = config, with_kernel(config, reader.manifest.n_features, reader.info.n_rows)
-        if config.solver.linear == "auto":
-            config = replace(config, solver=replace(config.solver, linear="tried"))
         require_varied_features(reader)
         require_varied_targets(reader)
         numbers, held = _sampled(rows, reader, config)
