@@ -11,7 +11,7 @@ The model has a linear part only where rows that were left out are predicted bet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,10 +138,9 @@ def fitted_linear(
     moments = _Moments.of(x[rows], y[rows], origin)
     telling = telling_columns(x[rows], y[rows], is_category, generator) & ~is_category
     before = (held[1] - moments.mean_y.to(held[1])).double().square().sum(1)
-    tried = [(~is_category, ridge) for ridge in _RIDGES]
-    if 0 < int(telling.sum()) < n_numbers:
-        tried += [(telling, ridge) for ridge in _RIDGES]
-    parts = [moments.solved(*each) for each in tried]
+    sets = [~is_category, *([telling] if 0 < int(telling.sum()) < n_numbers else [])]
+    tried = [(some, ridge) for some in sets for ridge in _RIDGES]
+    parts = [part for some in sets for part in moments.solved(some, _RIDGES)]
     squares = [(part(held[0]) - held[1]).double().square().sum(1) for part in parts]
     best = min(range(len(tried)), key=lambda place: float(squares[place].mean()))
     of_others, after = parts[best], squares[best]
@@ -150,7 +149,8 @@ def fitted_linear(
         return None
     variance = float((held[1] - held[1].mean(0)).double().square().sum(1).mean())
     whole = moments.plus(_Moments.of(x[:n_held], y[:n_held], origin))
-    part = whole.solved(*tried[best])
+    is_used, ridge = tried[best]
+    (part,) = whole.solved(is_used, [ridge])
     sizes = part.weights.double().square().sum(1).sqrt() * whole.spread().to(part.weights.device)
     return LinearFit(part, of_others, 1 - float(after.mean()) / (variance or 1.0), sizes.cpu())
 
@@ -212,18 +212,20 @@ class _Moments:
         variance = square - mean.square()
         return torch.where(variance > 1e-10 * square, variance, 0.0).clamp_min(0).sqrt()
 
-    def solved(self, is_used: Tensor, ridge: float) -> LinearPart:
-        """The ridge regression on some inputs, (D,), standardised, with the penalty n ridge |W|^2."""
+    def solved(self, is_used: Tensor, ridges: Sequence[float]) -> list[LinearPart]:
+        """The ridge regressions on some inputs, (D,), standardised, with the penalties n ridge |W|^2."""
         mean, spread = self.x / self.n, self.spread()
         inverse = torch.where(is_used.to(spread.device) & (spread > 0), 1 / spread.clamp_min(1e-300), 0.0)
         centred = self.xx / self.n - torch.outer(mean, mean)
         moment = self.xy / self.n - torch.outer(mean, self.mean_y)
         system = centred * inverse[:, None] * inverse
-        system.diagonal().add_(ridge + (inverse == 0).double())
-        weights = inverse[:, None] * torch.cholesky_solve(
-            moment * inverse[:, None], torch.linalg.cholesky(system)
-        )
         low, high = self.range
         reach = torch.stack([low - (high - low), high + (high - low)])
-        constant = self.mean_y - (self.origin + mean) @ weights
-        return LinearPart(weights.float().contiguous(), constant.float(), reach)
+        found = []
+        for ridge in ridges:
+            damped = system + torch.diag(ridge + (inverse == 0).double())
+            factor = torch.linalg.cholesky(damped)
+            weights = inverse[:, None] * torch.cholesky_solve(moment * inverse[:, None], factor)
+            constant = self.mean_y - (self.origin + mean) @ weights
+            found.append(LinearPart(weights.float().contiguous(), constant.float(), reach))
+        return found
