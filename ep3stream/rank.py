@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ep3stream.config import FitConfig
 from ep3stream.errors import Ep3streamError, RankError
+from ep3stream.mesh import has_met
 from ep3stream.prediction.evaluate import evaluate
 from ep3stream.prediction.predict import predict
 from ep3stream.run.clock import FitProgress
@@ -101,11 +103,16 @@ def _code_without_peers(folder: Path) -> int:
 
 
 def _stop_with(parent: int) -> None:
-    """Stops this rank, by SIGTERM, soon after the launching process has ended: a killed one cannot do it."""
+    """Stops this rank soon after the launching process has ended: a killed one cannot do it.
+
+    By SIGTERM, so that a fit saves; at once if this rank has not met the others, which may never come.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_POLL_S)
+        if not has_met():
+            os._exit(LOST_RANK)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="ep3stream-parent", daemon=True).start()
@@ -116,7 +123,11 @@ class _Teller(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._pipe: int | None = os.open(path, os.O_WRONLY)
+        # The launching process reads before it starts ranks. Without it, opening would wait for a reader for ever.
+        self._pipe: int | None = None
+        with suppress(OSError):
+            self._pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(self._pipe, True)
         attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         self._tell({"process": os.getpid(), "attempt": attempt})
 

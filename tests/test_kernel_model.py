@@ -65,8 +65,23 @@ def test_an_epoch_that_ends_no_better_than_the_mean_is_warned_of_once(caplog):
         if record.levelno == logging.WARNING and record.name == "ep3stream.online.kernel_model"
     ] == [
         "the model is no better than predicting the mean of the targets; try another bandwidth, more centers, a "
-        "ridge, or, for targets with a few extreme values, a transform such as asinh or ranks"
+        "ridge, or, for targets with a few extreme values, a transform such as asinh or ranks; or the inputs tell "
+        "nothing of the targets"
     ]
+
+
+def test_where_all_targets_are_the_same_their_mean_is_right_and_nothing_is_warned_of(caplog):
+    constant = model()
+    constant.fit((X, Y * 0 + 3))
+    assert constant.predict(X[:5]).tolist() == [3.0] * 5
+    assert not [record for record in caplog.records if "no better" in record.message]
+
+
+def test_values_beyond_float32_are_called_too_large():
+    fitted = model()
+    fitted.fit((X, Y))
+    with pytest.raises(InputError, match=r"missing, infinite or too large for float32 \(3.4e38\)"):
+        fitted.predictor().outputs(X[:2].double() * 1e200)
 
 
 def test_a_model_that_is_better_than_the_mean_is_not_warned_of_whether_resumed_or_not(caplog):

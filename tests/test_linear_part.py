@@ -19,8 +19,8 @@ from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.inspection.describe import describe_path
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.column_screen import telling_columns
-from ep3stream.solver.linear_part import LinearFit, LinearPart, fitted_linear
-from ep3stream.training.column_kernel import has_few_rows, pool_rows, wants_linear
+from ep3stream.solver.linear_part import MOST_INPUTS, LinearFit, LinearPart, fitted_linear
+from ep3stream.training.column_kernel import pool_rows, wants_linear
 from ep3stream.training.defaults import MOST_COLUMNS, with_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_columns")
@@ -76,6 +76,22 @@ def test_of_many_columns_that_tell_nothing_it_leaves_out_those():
     fit = fit_of(x, y)
     assert (fit.part.weights[:, 0] != 0).nonzero()[:, 0].tolist() == [0, 1, 2]
     assert fit.explained > 0.95
+
+
+def test_of_more_inputs_than_it_solves_for_it_takes_those_that_correlate():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, MOST_INPUTS + 500, generator=random)
+    x[:, 7] = 3.0
+    y = x[:, -3:].sum(1, keepdim=True) + 0.3 * torch.randn(1000, 1, generator=random)
+    category = MOST_INPUTS + 400
+    fit = fit_of(x, y, categories=(category,), checked=(x[:200], y[:200]))
+    assert fit.explained > 0.8
+    assert (fit.part.weights[-3:] > 0.5).all()
+    assert not fit.part.weights[[7, category]].any()
+    weights, tensors = fit.part.weights, fit.part.tensors()
+    assert weights.shape == (MOST_INPUTS + 500, 1)
+    described = LinearPart.described(tensors, fit.part.description(), len(weights), 1)
+    assert torch.equal(described(x[:5]), fit.part(x[:5]))
 
 
 def test_another_split_decides_where_there_is_one():
@@ -223,8 +239,6 @@ def test_kernels_that_are_named_and_weighted_classes_have_none_unless_asked_for(
     assert (wide.kernel.name, wants_linear(wide)) == ("laplacian", True)
     metric = FitConfig().with_settings({"data": {"metric": "diagonal"}}, "test")
     assert not wants_linear(with_kernel(metric, 7, 5000))
-    assert has_few_rows(4000, 100)
-    assert not has_few_rows(150_000, 124)
     assert pool_rows(settings("laplacian"), 10**6, 10, 1) == 0
     assert pool_rows(settings("laplacian", linear="tried"), 10**6, 10, 1) == 1 << 15
 

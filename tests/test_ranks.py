@@ -20,7 +20,10 @@ from small_stores import make_store, plain_config
 import ep3stream
 from ep3stream.config import FitConfig
 from ep3stream.errors import ConfigError
+from ep3stream.mesh.join import RENDEZVOUS
 from ep3stream.run.event_log import read_lines
+from ep3stream.run.launch import JOB, LOST_RANK, PIPE, Job
+from ep3stream.run.signals import HANDLED, hold_signals
 from ep3stream.run.state import list_checkpoints
 
 SMALL = {
@@ -134,6 +137,29 @@ def wait_for_a_step(run: Path) -> None:
         if any(line["kind"] == "step" for line in read_lines(run / "metrics.jsonl")):
             return
         time.sleep(0.05)
+
+
+def test_ranks_whose_command_was_killed_before_they_met_end(store, tmp_path):
+    """The first waits for nobody to read what it tells, the second not for the first."""
+    arguments = {"config": settings().to_toml(), "store": str(store), "run": str(tmp_path / "run")}
+    Job("fit", arguments | {"override": False}).write(tmp_path)
+    described = json.loads((tmp_path / JOB).read_text())
+    (tmp_path / JOB).write_text(json.dumps(described | {"parent": 1 << 30}))
+    os.mkfifo(tmp_path / PIPE)
+    meeting = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", RENDEZVOUS: f"file://{tmp_path}/meeting"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ep3stream.rank", str(tmp_path)],
+            env=os.environ | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            preexec_fn=lambda: hold_signals(*HANDLED),
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.wait(100) for rank in ranks] == [LOST_RANK] * 2
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 def test_an_error_of_one_rank_ends_all_with_its_own_message_once(store, tmp_path, capfd):

@@ -316,9 +316,9 @@ class SolverConfig:
     linear: Literal["auto", "tried", "none"] = setting(
         "auto",
         "add a ridge regression on the scaled inputs, fitted first, for the kernel to learn what it leaves, where rows "
-        "left out show that it helps: auto with kernels on columns that have fewer than 200 rows a column, and where "
-        "auto takes a kernel of distances; tried with any kernel and number of rows",
-        default_means="tried with fewer than 200 rows a column",
+        "left out show that it helps: auto with kernels on columns, and where auto takes a kernel of distances; tried "
+        "with any kernel",
+        default_means="with kernels on columns",
     )
     center_sampling: Literal["error", "uniform"] = setting(
         "error",

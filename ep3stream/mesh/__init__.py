@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ep3stream.mesh.join import devices_here, is_rank, joined, require_devices
+    from ep3stream.mesh.join import devices_here, has_met, is_rank, joined, require_devices
     from ep3stream.mesh.mesh import Mesh
 
-__all__ = ["Mesh", "devices_here", "is_main_process", "is_rank", "joined", "require_devices"]
+__all__ = ["Mesh", "devices_here", "has_met", "is_main_process", "is_rank", "joined", "require_devices"]
 
 
 def is_main_process() -> bool:

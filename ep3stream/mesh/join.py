@@ -29,6 +29,11 @@ def is_rank() -> bool:
     return dist.is_initialized() or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
+def has_met() -> bool:
+    """Whether this process has met the other ranks, and not left them."""
+    return dist.is_initialized()
+
+
 def devices_here() -> int:
     """How many devices the setting `auto` stands for: all GPUs, or one CPU."""
     return max(1, torch.cuda.device_count())

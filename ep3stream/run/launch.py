@@ -105,16 +105,15 @@ def run_on_ranks(
         folder = Path(name)
         job.write(folder)
         os.mkfifo(folder / PIPE)
-        agent = _in_thread(lambda: launch_ranks("ep3stream.rank", folder, n_ranks, max_restarts))
-        listener = _Listener(signals, observe, max_restarts)
-        try:
-            with _opened(folder / PIPE) as pipe:
-                listener.listen(pipe, agent)
-        except BaseException:
-            write_outcome(folder, {"stopped": True})  # Ranks that are started again find their work done.
-            signals.stop_now()
-            wait([agent], _STOP_S)
-            raise
+        with _opened(folder / PIPE) as pipe:
+            agent = _in_thread(lambda: launch_ranks("ep3stream.rank", folder, n_ranks, max_restarts))
+            try:
+                _Listener(signals, observe, max_restarts).listen(pipe, agent)
+            except BaseException:
+                write_outcome(folder, {"stopped": True})  # Ranks that are started again find their work done.
+                signals.stop_now()
+                wait([agent], _STOP_S)
+                raise
         return _result(folder, agent.result(), n_ranks, max_restarts)
 
 

@@ -147,8 +147,9 @@ class RunningScore:
         return RunningScore(
             self.loss + share * (loss - self.loss),
             self.n + 1,
-            # A share of batches, not of losses: where targets have heavy tails, a few rows decide a loss.
-            self.no_better + share * ((loss >= zero_loss) - self.no_better),
+            # A share of batches, not of losses: where targets have heavy tails, a few rows decide a loss. Where all
+            # targets are the same, nothing is better than their mean.
+            self.no_better + share * ((loss >= zero_loss > 0) - self.no_better),
         )
 
     @property
@@ -159,5 +160,5 @@ class RunningScore:
         return (
             f"on {self.no_better:.0%} of the last batches scored, the model is no better than predicting the "
             "mean of the targets; try another bandwidth, more centers, a ridge, or, for targets with a few extreme "
-            "values, a transform such as asinh or ranks"
+            "values, a transform such as asinh or ranks; or the inputs tell nothing of the targets"
         )

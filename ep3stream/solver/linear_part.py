@@ -6,7 +6,8 @@ A kernel learns a linear function of many columns as it learns any other, from a
 ridge regression needs but a few times d rows. And what is linear hides what is not: a column that acts in pairs alone
 looks like noise to a kernel of small weights, which the linear part of other columns drowns. It is the semi-parametric
 model of kriging with a trend (Cressie, Statistics for Spatial Data, 1993, section 3.4), with the trend fitted first.
-The model has a linear part only where rows that were left out are predicted better by it than by their mean.
+The model has a linear part only where rows that were left out are predicted better by it than by their mean; a kernel
+on columns, only where they are predicted better with it than without (`column_weights.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ep3stream.solver.column_screen import telling_columns
 
 # Of the description in set-ups and models.
 LINEAR_VERSION = 1
-# A Cholesky factor of the second moments is taken for every ridge.
+# A Cholesky factor of the second moments is taken for every ridge. Of more inputs, these are used.
 MOST_INPUTS = 2048
 # Rows that a linear part is fitted to: so many, or these for each input where that is more.
 _ROWS, _ROWS_PER_INPUT = 1 << 15, 100
@@ -51,6 +52,11 @@ class LinearPart:
     def __call__(self, points: Tensor) -> Tensor:
         """The outputs, (n, c), of points, (n, D), scaled."""
         return torch.addmm(self.constant, points.clamp(self.reach[0], self.reach[1]), self.weights)
+
+    def left_of(self, rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Points, (n, D), scaled, and what their targets, (n, c), are less the outputs."""
+        points, targets = rows
+        return points, targets - self(points)
 
     def add_(self, predictions: Tensor, points: Tensor) -> None:
         """Adds the outputs for points, (n, D), to predictions, (R c, n), for each of R ridges, in place."""
@@ -106,6 +112,20 @@ class LinearFit(NamedTuple):
     explained: float
     sizes: Tensor
 
+    def among(self, places: Tensor, n_inputs: int) -> LinearFit:
+        """The same for so many inputs, of which it uses those at some places."""
+
+        def spread(tensor: Tensor, dim: int) -> Tensor:
+            shape = [*tensor.shape]
+            shape[dim] = n_inputs
+            return tensor.new_zeros(shape).index_copy_(dim, places.to(tensor.device), tensor)
+
+        part, of_others = (
+            LinearPart(spread(each.weights, 0), each.constant, spread(each.reach, 1))
+            for each in (self.part, self.of_others)
+        )
+        return LinearFit(part, of_others, self.explained, spread(self.sizes, 0))
+
 
 def n_linear_rows(n_inputs: int) -> int:
     """How many rows a linear part is fitted to, where there are so many."""
@@ -123,7 +143,8 @@ def fitted_linear(
     """The ridge regression that suits held-out rows best; None where it is not better than the mean, beyond chance.
 
     Of all numbers, or of those that tell of the targets (`column_screen.py`) where that is better: many that tell
-    nothing would make it noisy.
+    nothing would make it noisy. Of more than 2048, those most correlated with the targets (Fan and Lv, Sure
+    independence screening, 2008).
 
     x: (n, D), scaled, y: (n, c), coded targets, of rows in random order, of which the first `n_held` are held out.
     is_category: (D,), which inputs are none of numbers. checked: such rows of another split to hold out in place of
@@ -131,9 +152,14 @@ def fitted_linear(
     """
     is_category = is_category.cpu()
     n_numbers = int((~is_category).sum())
-    if not 0 < n_numbers <= MOST_INPUTS or n_held < 2 or len(x) - n_held < 2:
+    if not n_numbers or n_held < 2 or len(x) - n_held < 2:
         return None
     held, rows = checked or (x[:n_held], y[:n_held]), slice(n_held, n_held + n_linear_rows(n_numbers))
+    if n_numbers > MOST_INPUTS:
+        kept = _most_correlated(x[rows], y[rows], ~is_category)
+        some = None if checked is None else (checked[0][:, kept], checked[1])
+        fit = fitted_linear(x[:, kept], y, is_category[kept.cpu()], n_held, generator, some)
+        return None if fit is None else fit.among(kept, x.shape[1])
     origin = x[:_CHUNK].mean(0)
     moments = _Moments.of(x[rows], y[rows], origin)
     telling = telling_columns(x[rows], y[rows], is_category, generator) & ~is_category
@@ -153,6 +179,15 @@ def fitted_linear(
     (part,) = whole.solved(is_used, [ridge])
     sizes = part.weights.double().square().sum(1).sqrt() * whole.spread().to(part.weights.device)
     return LinearFit(part, of_others, 1 - float(after.mean()) / (variance or 1.0), sizes.cpu())
+
+
+def _most_correlated(x: Tensor, y: Tensor, is_number: Tensor) -> Tensor:
+    """The places, in order, of the 2048 numbers of the largest sum of squared correlations with y; O(n D c) time."""
+    centred = y - y.mean(0)
+    covariances = torch.addmm(-torch.outer(x.sum(0), centred.mean(0)), x.T, centred)
+    scores = (covariances.square() / centred.square().sum(0).clamp_min(1e-30)).sum(1)
+    scores = torch.where(is_number.to(x.device), scores / x.var(0).clamp_min(1e-30), -1.0)
+    return scores.topk(MOST_INPUTS).indices.sort().values
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,10 @@ class ModelShard:
             rows = rows.to(self.weights)
             scaled = self.inputs(rows)
             if not bool(torch.isfinite(scaled).all()):
-                raise InputError("x has a value that is not finite; fill or drop missing values first")
+                raise InputError(
+                    "x has a value that is missing, infinite or too large for float32 (3.4e38); fill or drop missing "
+                    "values first, or correct them"
+                )
             share = times_kernel(self.kernel, self.weights, self.centers, self.kernel.right(scaled))
             predicted = self.mesh.all_reduce(share)
             if self.linear is not None:

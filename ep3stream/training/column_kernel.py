@@ -42,20 +42,12 @@ _MOST_COLUMNS = 16
 # With fewer features the products take up to half as long again as the block: land or ocean lost .0014 of accuracy for
 # want of centers.
 _FEWEST_FEATURES = 4
-# With more rows for each column a kernel on columns learns what is linear as well, and a linear part, which is never
-# quite right, costs a little: on blood values R2 .0013, on batting .005, on illnesses .004 of accuracy.
-_LINEAR_ROWS = 200
 # Beyond so many columns a block costs several times what a distance kernel's does.
 _MANY_COLUMNS = 200
 
 
-def has_few_rows(n_rows: int, n_columns: int) -> bool:
-    """Whether a kernel on columns has so few rows that a linear part may help it."""
-    return n_rows < _LINEAR_ROWS * n_columns
-
-
 def wants_linear(config: FitConfig) -> bool:
-    """Whether a fit, its kernel settled, tries a linear part, if it has few rows or was told to."""
+    """Whether a fit, its kernel settled, tries a linear part."""
     asked, is_of_columns = config.solver.linear, config.kernel.name in COLUMN_KERNELS
     is_tried = asked == "tried" or (asked == "auto" and is_of_columns)
     return is_tried and config.solver.class_weights == "none"
@@ -164,7 +156,7 @@ def learnt_columns(
 ) -> LearntColumns:
     """Weights learnt from x, (n, d), scaled, and coded targets y, (n, c); n_centers: as many as the fit may have.
 
-    tries_linear: whether a linear part is fitted first, which stays where it helps.
+    tries_linear: whether a linear part is fitted too, which stays where it helps.
 
     checked: x and y of another split, such as the validated one, which the weights have to suit too.
     The leader learns, the other ranks take over its weights. With fewer than 100 rows the kernel stays plain, with a

@@ -45,7 +45,6 @@ from ep3stream.training.budget import StageTimes
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import (
     LearntColumns,
-    has_few_rows,
     learning_effort,
     learnt_columns,
     learnt_linear,
@@ -490,9 +489,9 @@ def learn_columns(
         return learnt_linear(x, y, inputs, mesh, of_split)
     plain = plain_kernel(config.kernel, x.shape[1], problem.categories)
     effort = learning_effort(config.run.minutes)
-    is_told = config.solver.linear == "tried"
-    tries_linear = wants_linear(config) and (is_told or has_few_rows(problem.shape.n_rows, x.shape[1]))
-    learnt = learnt_columns(plain, x, y, names, n_centers, mesh, of_split, effort, tries_linear)
+    learnt = learnt_columns(
+        plain, x, y, names, n_centers, mesh, of_split, effort, tries_linear=wants_linear(config)
+    )
     return replace(learnt, sharpness=config.kernel.sharpness)
 
 

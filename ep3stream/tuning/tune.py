@@ -273,7 +273,10 @@ def _notes(search: Search, verdict: Verdict, constant: Tensor, by: Criterion) ->
         else "the accuracy"
     )
     if not others:
-        notes.append("there was no time to try anything but the default; give more --minutes")
+        notes.append(
+            f"there was no time to try anything but the default, a fit of {default.elapsed_s:.0f} s; give more "
+            "--minutes"
+        )
     elif verdict.is_default:
         excess, error = min((trial.excess(default) for trial in others), key=lambda pair: pair[0])
         notes.append(
