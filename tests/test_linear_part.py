@@ -19,7 +19,7 @@ from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.inspection.describe import describe_path
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.column_screen import telling_columns
-from ep3stream.solver.linear_part import MOST_INPUTS, LinearFit, LinearPart, fitted_linear
+from ep3stream.solver.linear_part import MOST_INPUTS, LinearFit, LinearPart, _Moments, fitted_linear
 from ep3stream.training.column_kernel import pool_rows, wants_linear
 from ep3stream.training.defaults import MOST_COLUMNS, with_kernel
 
@@ -76,6 +76,25 @@ def test_of_many_columns_that_tell_nothing_it_leaves_out_those():
     fit = fit_of(x, y)
     assert (fit.part.weights[:, 0] != 0).nonzero()[:, 0].tolist() == [0, 1, 2]
     assert fit.explained > 0.95
+
+
+def test_a_category_that_few_rows_have_is_held_back_by_the_ridge():
+    """As 0 and 1 (or any two values), not in standard deviations: 500 levels of 2 rows each, and y without them."""
+    x, y = linear_rows(1000, 5)
+    levels = torch.eye(500).repeat(2, 1)[torch.randperm(1000, generator=torch.Generator().manual_seed(1))]
+    y = y + 0.5 * torch.randn(1000, 1, generator=torch.Generator().manual_seed(2))
+    both = torch.cat([x, 0.3 + 4 * levels], 1)
+    moments = _Moments.of(both, y, both.mean(0))
+    everything = torch.ones(505, dtype=torch.bool)
+    (part,) = moments.solved(everything, [0.01])
+    mean, spread = both.double().mean(0), both[:, :5].double().std(0, correction=0)
+    coded = torch.cat([(both[:, :5] - mean[:5]) / spread, levels - levels.mean(0)], 1)
+    system = coded.T @ coded / 1000 + 0.01 * torch.eye(505)
+    expected = torch.linalg.solve(system, coded.T @ (y - y.mean()).double() / 1000)
+    torch.testing.assert_close(part.weights[5:] * 4, expected[5:].float(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        part.weights[:5] * spread[:, None].float(), expected[:5].float(), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_of_more_inputs_than_it_solves_for_it_takes_those_that_correlate():

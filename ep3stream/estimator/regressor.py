@@ -32,7 +32,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     sample_weight. After each epoch these rows choose the best model so far and, for `product` and `anova` with up to
     4 outputs, the best of four ridges. 0 trains on all.
     scale: of the inputs, as in `DataConfig`. linear: whether a ridge regression is fitted first, where it helps, as in
-    `SolverConfig`; `auto` with kernels on columns and few rows. effects: `auto` ends a `fit` without
+    `SolverConfig`; `auto` with kernels on columns. effects: `auto` ends a `fit` without
     sample_weight with the effects of crossed columns (`KernelModel.learn_effects`), `none` does without. The others are
     those of `KernelModel`.
 

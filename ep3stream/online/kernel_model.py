@@ -104,8 +104,7 @@ class KernelModel:
     ids, as numbers or texts, or as in the store; targets are `y0`, `y1`, ... or as in the store. `balanced` counts all
     rows of arrays and stores, and the rows of the set-up of loaders. precision: of kernel blocks, as in SolverConfig.
     linear: whether a ridge regression is fitted first, and the kernel learns what it leaves, where that helps: `auto`
-    with kernels on columns and few rows, `tried` with any. It is learnt from the rows that
-    weights of columns are learnt from.
+    with kernels on columns, `tried` with any. It is learnt from the rows that weights of columns are learnt from.
     categories: the features that are codes of categories, by number, and how many codes each has; a store's are known.
     memory: bytes on the device, or a text such as `8GiB`; by default 2 GiB, on a GPU four fifths of what is free.
 

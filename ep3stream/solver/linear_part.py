@@ -27,7 +27,7 @@ LINEAR_VERSION = 1
 MOST_INPUTS = 2048
 # Rows that a linear part is fitted to: so many, or these for each input where that is more.
 _ROWS, _ROWS_PER_INPUT = 1 << 15, 100
-# Ridges that are compared, times the number of rows, for standardised inputs.
+# Ridges that are compared, times the number of rows, for inputs in their units.
 _RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 _CHUNK = 4096
 # The mean square must fall by so many standard errors.
@@ -143,8 +143,8 @@ def fitted_linear(
     """The ridge regression that suits held-out rows best; None where it is not better than the mean, beyond chance.
 
     Of all numbers, or of those that tell of the targets (`column_screen.py`) where that is better: many that tell
-    nothing would make it noisy. Of more than 2048, those most correlated with the targets (Fan and Lv, Sure
-    independence screening, 2008).
+    nothing would make it noisy. Of more than 2048, those that vary most with the targets (Fan and Lv, Sure independence
+    screening, 2008).
 
     x: (n, D), scaled, y: (n, c), coded targets, of rows in random order, of which the first `n_held` are held out.
     is_category: (D,), which inputs are none of numbers. checked: such rows of another split to hold out in place of
@@ -156,7 +156,7 @@ def fitted_linear(
         return None
     held, rows = checked or (x[:n_held], y[:n_held]), slice(n_held, n_held + n_linear_rows(n_numbers))
     if n_numbers > MOST_INPUTS:
-        kept = _most_correlated(x[rows], y[rows], ~is_category)
+        kept = _most_telling(x[rows], y[rows], ~is_category)
         some = None if checked is None else (checked[0][:, kept], checked[1])
         fit = fitted_linear(x[:, kept], y, is_category[kept.cpu()], n_held, generator, some)
         return None if fit is None else fit.among(kept, x.shape[1])
@@ -181,13 +181,28 @@ def fitted_linear(
     return LinearFit(part, of_others, 1 - float(after.mean()) / (variance or 1.0), sizes.cpu())
 
 
-def _most_correlated(x: Tensor, y: Tensor, is_number: Tensor) -> Tensor:
-    """The places, in order, of the 2048 numbers of the largest sum of squared correlations with y; O(n D c) time."""
-    centred = y - y.mean(0)
-    covariances = torch.addmm(-torch.outer(x.sum(0), centred.mean(0)), x.T, centred)
-    scores = (covariances.square() / centred.square().sum(0).clamp_min(1e-30)).sum(1)
-    scores = torch.where(is_number.to(x.device), scores / x.var(0).clamp_min(1e-30), -1.0)
-    return scores.topk(MOST_INPUTS).indices.sort().values
+def _most_telling(x: Tensor, y: Tensor, is_number: Tensor) -> Tensor:
+    """The places, in order, of the 2048 numbers of the largest covariances with y, in their units; O(n D c) time."""
+    variance, mean = torch.var_mean(x, 0, correction=0)
+    covariances = ((x - mean).T @ (y - y.mean(0))).square().sum(1)
+    units = _units(variance, mean, torch.stack([x.amin(0), x.amax(0)]))
+    return (
+        torch.where(is_number.to(x.device), covariances / units.square(), -1.0)
+        .topk(MOST_INPUTS)
+        .indices.sort()[0]
+    )
+
+
+def _units(variance: Tensor, mean: Tensor, range_: Tensor) -> Tensor:
+    """(D,), what each input is divided by: its standard deviation, or the step between its two values; inf for one.
+
+    The standard deviation of a category that few rows have is small, and a ridge would hardly hold its weight back. The
+    variance is at most (mean - low) (high - mean) (Bhatia and Davis, 2000), which two values alone reach.
+    """
+    low, high = range_
+    has_two = variance >= (1 - 1e-4) * (mean - low) * (high - mean)
+    units = torch.where(has_two, high - low, variance.sqrt())
+    return torch.where(units > 0, units, torch.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +263,10 @@ class _Moments:
         return torch.where(variance > 1e-10 * square, variance, 0.0).clamp_min(0).sqrt()
 
     def solved(self, is_used: Tensor, ridges: Sequence[float]) -> list[LinearPart]:
-        """The ridge regressions on some inputs, (D,), standardised, with the penalties n ridge |W|^2."""
-        mean, spread = self.x / self.n, self.spread()
-        inverse = torch.where(is_used.to(spread.device) & (spread > 0), 1 / spread.clamp_min(1e-300), 0.0)
+        """The ridge regressions on some inputs, (D,), in their units, with the penalties n ridge |W|^2."""
+        mean, variance = self.x / self.n, self.spread().square()
+        units = _units(variance, self.origin + mean, self.range)
+        inverse = torch.where(is_used.to(units.device) & (variance > 0), 1 / units, 0.0)
         centred = self.xx / self.n - torch.outer(mean, mean)
         moment = self.xy / self.n - torch.outer(mean, self.mean_y)
         system = centred * inverse[:, None] * inverse
