@@ -20,7 +20,7 @@ from ep3stream.mesh import Mesh
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.setup import Setup
 from ep3stream.store.reader import open_store
-from ep3stream.training.defaults import with_kernel
+from ep3stream.training.defaults import late_text, with_kernel
 from ep3stream.training.set_up import set_up_split
 
 pytestmark = pytest.mark.usefixtures("quick_columns")
@@ -181,3 +181,14 @@ def test_a_plan_shows_the_same_sizes(store, run):
 def test_models_that_know_no_columns_want_a_kernel_by_name(kernel):
     with pytest.raises(ConfigError, match="kernel is 'auto', which `fit` and the estimators choose"):
         ep3stream.KernelModel(torch.zeros(5, 3), kernel)
+
+
+@pytest.mark.parametrize(
+    ("spent_s", "told"), [(20, None), (90, None), (110, "some 158 s"), (400, "some 448 s")]
+)
+def test_a_set_up_that_leaves_no_chance_to_end_in_time_is_told(spent_s, told):
+    found = late_text(FitConfig(), spent_s)
+    assert (found is None) == (told is None)
+    if found is not None:
+        assert f"takes {spent_s} s of the 120 s" in found
+        assert told in found

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 MOST_COLUMNS = 1000
 # Of the minutes, for the steps, however long the set-up took.
 _LEAST_SHARE = 0.5
+# A fit that is expected to take so many times its minutes warns of it.
+_LATE = 1.25
 
 
 def with_kernel(config: FitConfig, n_columns: int, n_rows: int) -> FitConfig:
@@ -125,7 +127,24 @@ def with_sizes(config: FitConfig, limits: SizeLimits, speed: Speed, spent_s: flo
         }
     )
     logger.info(told(sizes, doubled, config, settled))
+    if (late := late_text(config, spent_s)) is not None:
+        logger.warning(late)
     return settled
+
+
+def late_text(config: FitConfig, spent_s: float) -> str | None:
+    """The warning of a fit whose set-up, of so many seconds, leaves it no chance to end in its minutes; else None."""
+    seconds = 60 * config.run.minutes
+    expected_s = spent_s + _seconds_left(seconds * USED_SHARE, spent_s)
+    if expected_s < _LATE * seconds:
+        return None
+    hint = (
+        ", or the kernel laplacian, which learns no weights" if config.kernel.name in COLUMN_KERNELS else ""
+    )
+    return (
+        f"the set-up takes {spent_s:.0f} s of the {seconds:.0f} s that the fit may take, so that it will take some "
+        f"{expected_s:.0f} s; give it more minutes{hint}"
+    )
 
 
 def _seconds_left(seconds: float, spent_s: float) -> float:
