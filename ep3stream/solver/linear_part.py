@@ -186,11 +186,8 @@ def _most_telling(x: Tensor, y: Tensor, is_number: Tensor) -> Tensor:
     variance, mean = torch.var_mean(x, 0, correction=0)
     covariances = ((x - mean).T @ (y - y.mean(0))).square().sum(1)
     units = _units(variance, mean, torch.stack([x.amin(0), x.amax(0)]))
-    return (
-        torch.where(is_number.to(x.device), covariances / units.square(), -1.0)
-        .topk(MOST_INPUTS)
-        .indices.sort()[0]
-    )
+    scores = torch.where(is_number.to(x.device), covariances / units.square(), -1.0)
+    return scores.topk(MOST_INPUTS).indices.sort().values
 
 
 def _units(variance: Tensor, mean: Tensor, range_: Tensor) -> Tensor:
