@@ -84,8 +84,8 @@ class ModelShard:
             scaled = self.inputs(rows)
             if not bool(torch.isfinite(scaled).all()):
                 raise InputError(
-                    "x has a value that is missing, infinite or too large for float32 (3.4e38); fill or drop missing "
-                    "values first, or correct them"
+                    "x has a value that is not finite in float32, whose largest number is 3.4e38; fill or drop missing "
+                    "values first"
                 )
             share = times_kernel(self.kernel, self.weights, self.centers, self.kernel.right(scaled))
             predicted = self.mesh.all_reduce(share)
