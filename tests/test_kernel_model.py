@@ -80,7 +80,7 @@ def test_where_all_targets_are_the_same_their_mean_is_right_and_nothing_is_warne
 def test_values_beyond_float32_are_called_too_large():
     fitted = model()
     fitted.fit((X, Y))
-    with pytest.raises(InputError, match="whose largest number is 3.4e38"):
+    with pytest.raises(InputError, match=r"whose largest number is 3\.4e38"):
         fitted.predictor().outputs(X[:2].double() * 1e200)
 
 
