@@ -14,13 +14,21 @@ from sklearn.linear_model import Ridge
 from small_stores import plain_config
 
 import ep3stream
-from ep3stream import ConvertConfig, FitConfig, KernelClassifier, KernelModel, KernelRegressor
+from ep3stream import (
+    ConvertConfig,
+    FitConfig,
+    KernelClassifier,
+    KernelConfig,
+    KernelModel,
+    KernelRegressor,
+)
 from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.inspection.describe import describe_path
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.solver.column_screen import telling_columns
+from ep3stream.solver.column_weights import learnt_weights
 from ep3stream.solver.linear_part import MOST_INPUTS, LinearFit, LinearPart, _Moments, fitted_linear
-from ep3stream.training.column_kernel import pool_rows, wants_linear
+from ep3stream.training.column_kernel import plain_kernel, pool_rows, wants_linear
 from ep3stream.training.defaults import MOST_COLUMNS, with_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_columns")
@@ -138,6 +146,20 @@ def test_predictions_of_each_ridge_get_it():
     part, predictions = fit_of(x, y).part, torch.zeros(6, 500)
     part.add_(predictions, x)
     assert torch.equal(predictions, part(x).T.repeat(3, 1))
+
+
+def test_a_kernel_on_columns_has_it_only_where_that_errs_less():
+    """Two curves of two columns are half linear, but the kernel learns them better by itself; 30 lines it does not."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 30, generator=random)
+    curves = (x[:, 0].exp() + torch.sin(2 * x[:, 1]))[:, None] + 0.1 * torch.randn(3000, 1, generator=random)
+    lines = x.sum(1, keepdim=True) / 5 + 0.1 * torch.randn(3000, 1, generator=random)
+    for inputs, y, is_kept in ((x[:, :2], curves, False), (x, lines, True)):
+        kernel = plain_kernel(KernelConfig("product"), inputs.shape[1], ())
+        assert fit_of(inputs, y) is not None
+        learnt = learnt_weights(kernel, inputs, y, 400, torch.Generator().manual_seed(0), tries_linear=True)
+        assert (learnt.linear is not None) == is_kept
+        assert learnt_weights(kernel, inputs, y, 400, torch.Generator().manual_seed(0)).linear is None
 
 
 # The screening.

@@ -148,9 +148,8 @@ def learnt_weights(
 
     x: (n, d), scaled rows in random order, float32; y: (n, c), their coded targets. checked: such rows of another
     split, such as a later time, where neighbours may tell less than they do among the rows of one day: if weights that
-    are learnt on the whole pool do better there, they are taken. At the start a typical pair of
-    rows has K near exp(-1), with columns of the same weight. effort: how much larger the problems are; with 2 the steps
-    on rows of the whole pool have twice as many rows, and more of them have 1200 centers. tries_linear: whether a
+    are learnt on the whole pool do better there, they are taken. effort: how much larger the problems are; with 2 the
+    steps on rows of the whole pool have twice as many rows, and more of them have 1200 centers. tries_linear: whether a
     linear part is fitted too: if a small model with the weights of the whole pool errs less with it, by more than two
     standard errors, the neighbourhoods learn what it leaves.
     Costs at most 40 steps of effort^2 4 x 10^8 differences of two values, 60 of 4 x 10^8, and the like. Deterministic

@@ -177,7 +177,7 @@ def fitted_linear(
     whole = moments.plus(_Moments.of(x[:n_held], y[:n_held], origin))
     is_used, ridge = tried[best]
     (part,) = whole.solved(is_used, [ridge])
-    sizes = part.weights.double().square().sum(1).sqrt() * whole.spread().to(part.weights.device)
+    sizes = (part.weights.double().square().sum(1) * whole.variance().to(part.weights.device)).sqrt()
     return LinearFit(part, of_others, 1 - float(after.mean()) / (variance or 1.0), sizes.cpu())
 
 
@@ -252,16 +252,16 @@ class _Moments:
         """(c,)."""
         return self.y / self.n
 
-    def spread(self) -> Tensor:
-        """(D,), the standard deviation of each input, 0 where rounding alone is left of it."""
+    def variance(self) -> Tensor:
+        """(D,), the variance of each input, 0 where rounding alone is left of it."""
         mean = self.x / self.n
         square = self.xx.diagonal() / self.n
         variance = square - mean.square()
-        return torch.where(variance > 1e-10 * square, variance, 0.0).clamp_min(0).sqrt()
+        return torch.where(variance > 1e-10 * square, variance, 0.0).clamp_min(0)
 
     def solved(self, is_used: Tensor, ridges: Sequence[float]) -> list[LinearPart]:
         """The ridge regressions on some inputs, (D,), in their units, with the penalties n ridge |W|^2."""
-        mean, variance = self.x / self.n, self.spread().square()
+        mean, variance = self.x / self.n, self.variance()
         units = _units(variance, self.origin + mean, self.range)
         inverse = torch.where(is_used.to(units.device) & (variance > 0), 1 / units, 0.0)
         centred = self.xx / self.n - torch.outer(mean, mean)
