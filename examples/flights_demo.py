@@ -4,7 +4,7 @@
 
 Predicts the arrival delay of New York's flights of 2013. No setting of the model is given: the fit takes at most two
 minutes. It is killed without warning on the way and started again by the same command. A ridge regression on the
-same features stands beside the result, and LightGBM where it is installed (pip install lightgbm).
+same features stands beside the result, and LightGBM where it can be imported (pip install lightgbm).
 """
 
 from __future__ import annotations
@@ -144,10 +144,10 @@ def ridge_r2(store: Path, penalty: float = 1e-3) -> float:
 
 
 def lightgbm_r2(store: Path) -> float | None:
-    """R2 on `test` of boosted trees that stop by `validation`, with codes as categories; None if not installed."""
+    """R2 on `test` of boosted trees that stop by `validation`, with codes as categories; None if not to be had."""
     try:
         import lightgbm
-    except ImportError:
+    except (ImportError, OSError):  # An OSError where the system lacks libgomp.
         return None
     with ep3stream.open_store(store) as rows:
         splits = {name: rows.split(name) for name in ("train", "validation", "test")}
