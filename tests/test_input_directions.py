@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,46 +41,65 @@ def laplacian(points: torch.Tensor) -> RadialKernel:
 def test_directions_are_those_of_most_variance_and_keep_the_mean_of_squared_distances(n):
     x = wide_rows(n, noise=0.5)
     found = leading(x, 10)
-    basis = torch.linalg.svd((x - x.mean(0)).double())[2][:10].T
-    assert found.shape == (96, 10)
-    torch.testing.assert_close(
-        found.T @ found, torch.eye(10) * (found[:, 0] ** 2).sum(), atol=1e-4, rtol=1e-3
-    )
-    inside = basis @ (basis.T @ found.double())
-    torch.testing.assert_close(inside, found.double(), atol=1e-4, rtol=1e-4)
-    assert float((x @ found).var(0).sum() / x.var(0).sum()) == pytest.approx(1, rel=1e-4)
+    centred = (x - x.mean(0)).double()
+    basis = torch.linalg.svd(centred)[2][:10].T
+    assert found.basis.shape == (96, 10)
+    torch.testing.assert_close(found.basis.T @ found.basis, torch.eye(10), atol=1e-4, rtol=0)
+    inside = basis @ (basis.T @ found.basis.double())
+    torch.testing.assert_close(inside, found.basis.double(), atol=1e-4, rtol=0)
+    assert float(found(x).var(0).sum() / x.var(0).sum()) == pytest.approx(1, rel=1e-4)
+    rest = (centred - centred @ basis @ basis.T).norm(dim=1) * found.stretch
+    torch.testing.assert_close(found(x)[:, 10], rest.float(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found(x[0]), found(x)[0])
+
+
+def test_rows_that_lie_far_from_the_directions_are_far_from_rows_near_them():
+    x = wide_rows(1000)
+    beyond = torch.linalg.svd(x - x.mean(0))[2][-1]
+    found = leading(x, 10)
+    near, far = found(x[:1]), found(x[:1] + 5 * beyond)
+    assert float((near - far).norm()) == pytest.approx(5 * found.stretch, rel=0.05)
 
 
 def test_as_many_directions_are_taken_as_the_error_on_new_pairs_asks_for():
-    x, new = wide_rows(1000), wide_rows(600, seed=1)
-    found = narrowing(x, "auto", laplacian)
-    assert found.shape[1] == 10
-    kernel, narrow = laplacian(x), laplacian(x @ found)
+    x, new = wide_rows(1000, seed=1), wide_rows(600, seed=2)
+    found = narrowing(x, x[:, :2] - x[:, :2].mean(0), laplacian)
+    assert found.basis.shape[1] == 10
+    kernel, narrow = laplacian(x), laplacian(found(x))
     blocks = [
         each.block(each.left(rows[:300]), each.right(rows[300:]))
-        for each, rows in ((kernel, new), (narrow, new @ found))
+        for each, rows in ((kernel, new), (narrow, found(new)))
     ]
     assert float((blocks[0] - blocks[1]).square().mean().sqrt()) < PAIR_ERROR
-    fewer = x @ leading(x, 9)
+    fewer = leading(x, 9)(x)
     few = laplacian(fewer).block(laplacian(fewer).left(fewer[:300]), laplacian(fewer).right(fewer[300:600]))
     assert float((few - kernel.block(kernel.left(x[:300]), kernel.right(x[300:600]))).std()) > PAIR_ERROR
 
 
 @pytest.mark.parametrize("x", [torch.randn(1000, 96), wide_rows(1000, d=60), wide_rows(40)])
 def test_nothing_is_left_out_where_it_would_show_or_save_nothing_or_cannot_be_known(x):
-    assert narrowing(x, "auto", laplacian) is None
+    assert narrowing(x, x[:, :1], laplacian) is None
+
+
+def test_nothing_is_left_out_that_tells_of_the_targets():
+    x = wide_rows(3000, noise=0.15)
+    beyond = torch.linalg.svd(x - x.mean(0))[2][-1]
+    inner = narrowing(x, torch.sin(x[:, :1]), laplacian)
+    assert inner is not None
+    y = (x - x.mean(0)) @ beyond[:, None]
+    assert narrowing(x, y / y.std(), laplacian) is None
 
 
 def test_a_number_of_directions_is_taken_as_it_is_given():
     x = wide_rows(300, d=20)
-    assert narrowing(x, 5, laplacian).shape == (20, 5)
-    assert narrowing(x, 20, laplacian) is None
+    assert leading(x, 5).basis.shape == (20, 5)
+    assert leading(x, 20) is None
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "wide.zarr"
-    x = wide_rows(1500)
+    x = wide_rows(1500, seed=1)
     y = torch.sin(x[:, 0]) + x[:, 1] / 3
     config = ep3stream.ConvertConfig(splits={"train": 0.8, "test": 0.2}, segment_bytes=1 << 16)
     ep3stream.convert((x.numpy(), y.numpy()), path, config)
@@ -100,11 +121,11 @@ def run(store, tmp_path_factory) -> Path:
 
 def test_a_fit_a_saved_model_and_a_program_have_the_directions(store, run, tmp_path):
     model = ep3stream.load(run)
-    assert model.inputs.directions.shape == (96, 10)
+    assert model.inputs.leading.basis.shape == (96, 10)
     assert model.centers.shape == (120, 96)
     assert ep3stream.inspect(run)["plan"]["n_directions"] == 10
     full = ep3stream.fit(store, tmp_path / "full", settings("full"))
-    assert ep3stream.load(full).inputs.directions is None
+    assert ep3stream.load(full).inputs.leading is None
     r2, of_full = (ep3stream.evaluate(each, store)["r2"] for each in (run, full))
     assert r2 > of_full - 0.02 > 0.5
     rows = wide_rows(50, seed=3)
@@ -132,7 +153,7 @@ def test_other_projections_and_centers_take_directions(store, tmp_path, projecti
         "model_rank": 0,
     }
     run = ep3stream.fit(store, tmp_path / "run", settings(10, **given))
-    assert ep3stream.load(run).inputs.n_inputs == 10
+    assert ep3stream.load(run).inputs.n_inputs == 11
     assert ep3stream.evaluate(run, store)["r2"] > 0.3
 
 
@@ -140,15 +161,25 @@ def test_kernels_without_distances_have_no_directions(store, tmp_path):
     with pytest.raises(ConfigError, match="inputs_rank is 5, but the polynomial kernel takes no distances"):
         ep3stream.fit(store, tmp_path / "polynomial", settings(5, "polynomial"))
     run = ep3stream.fit(store, tmp_path / "auto", settings("auto", "polynomial"))
-    assert ep3stream.load(run).inputs.directions is None
+    assert ep3stream.load(run).inputs.leading is None
 
 
 def test_impossible_directions_are_damage(run, tmp_path):
     bundle = read_bundle(run / "setup", SETUP_KIND)
-    for name, wrong in (("input_directions", torch.ones(95, 10)), ("input_directions", torch.ones(96, 9))):
-        write_bundle(tmp_path / "setup", SETUP_KIND, bundle.tensors | {name: wrong}, bundle.description)
-        with pytest.raises(DamagedDataError, match="inputs has directions"):
+    wrong: dict[str, torch.Tensor]
+    for wrong in (
+        {"input_leading": torch.ones(95, 10)},
+        {"input_leading": torch.ones(96, 9)},
+        {"input_origin": torch.ones(95)},
+    ):
+        write_bundle(tmp_path / "setup", SETUP_KIND, bundle.tensors | wrong, bundle.description)
+        with pytest.raises(DamagedDataError, match="inputs has leading directions"):
             Setup.load(tmp_path / "setup")
+    description = deepcopy(bundle.description)
+    description["inputs"]["leading"]["stretch"] = 0.0
+    write_bundle(tmp_path / "setup", SETUP_KIND, bundle.tensors, description)
+    with pytest.raises(DamagedDataError, match=r"inputs has the stretch 0\.0"):
+        Setup.load(tmp_path / "setup")
 
 
 def test_a_vector_scales_each_feature_and_a_matrix_mixes_them():
@@ -161,3 +192,17 @@ def test_a_vector_scales_each_feature_and_a_matrix_mixes_them():
     for given in (vector, matrix):
         one = scaling.along(given)
         assert torch.equal(InputScaling.described(one.tensors(), one.description())(x), one(x))
+
+
+def test_leading_directions_come_after_a_metric_and_are_described():
+    x = wide_rows(50, d=6, rank=3)
+    scaling = InputScaling.identity(6).along(torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 3.0]))
+    narrow = replace(scaling, leading=leading(scaling(x), 2))
+    assert torch.equal(narrow(x), narrow.leading(scaling(x)))
+    assert narrow.n_inputs == 3
+    assert (
+        InputScaling.described(narrow.tensors(), narrow.description()).description() == narrow.description()
+    )
+    assert torch.equal(InputScaling.described(narrow.tensors(), narrow.description())(x), narrow(x))
+    assert narrow.along(None)(x).tolist() == x.tolist()
+    assert len(narrow.main_columns) == 3

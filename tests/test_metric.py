@@ -67,8 +67,12 @@ def test_a_diagonal_metric_finds_the_columns_that_matter(store, run, tmp_path):
 def test_a_full_metric_finds_the_direction_that_matters(store, tmp_path, rank, width):
     run = ep3stream.fit(store, tmp_path / "run", settings("full", data={"inputs_rank": rank}))
     model = ep3stream.load(run)
-    assert model.inputs.directions.shape == (D, width)
+    assert model.inputs.directions.shape == (D, D)
+    assert (model.inputs.leading is None) == (rank == "full")
     first = model.inputs.directions[:, 0]
+    if model.inputs.leading is not None:
+        assert model.inputs.leading.basis.shape == (D, width)
+        first = model.inputs.directions @ model.inputs.leading.basis[:, 0]
     along = torch.zeros(D).index_fill(0, torch.tensor([0, 1]), 0.5**0.5)
     assert abs(float(first @ along) / float(first.norm())) > 0.9
     assert ep3stream.evaluate(run, store)["r2"] > 0.9

@@ -67,9 +67,10 @@ class DataConfig:
         option=None,
     )
     inputs_rank: Literal["auto", "full"] | int = setting(
-        "full",
+        "auto",
         "leading directions of the scaled inputs that kernels of distances take: auto, as many as keep the kernel's "
-        "error on pairs of rows below 0.015, where these are at most half; full: all inputs as they are",
+        "error on pairs of rows below 0.015, where these are at most half of 64 to 2048 inputs and a small model errs "
+        "no more with them; full: all inputs as they are",
         limit=at_least(1, "auto, full, or a number of directions"),
         metavar="auto|full|N",
         parse=parse_number_or_word,

@@ -242,7 +242,7 @@ def _with_rounds(plan: FitPlan, of_round: FitPlan, n_rounds: int) -> FitPlan:
 
 
 def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:
-    """`sizes` with the batch, rank and passes of the pilot run, which had the same memory for fewer centers."""
+    """`sizes` with the batch, rank, inputs and passes of the pilot run, which had the same memory for fewer centers."""
     batch_size = min(sizes.batch_size, measured.batch_size)
     return replace(
         sizes,
@@ -250,6 +250,7 @@ def _as_measured(sizes: Sizes, measured: Sizes) -> Sizes:
         model_rank=measured.model_rank,
         passes=measured.passes,
         group_size=sizes.group_size if measured.group_size else 0,
+        n_expanded=measured.n_expanded,
     )
 
 

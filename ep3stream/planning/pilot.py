@@ -34,7 +34,7 @@ from ep3stream.training.problem import (
     require_varied_features,
     require_varied_targets,
 )
-from ep3stream.training.set_up import set_up
+from ep3stream.training.set_up import narrowed, set_up
 from ep3stream.training.set_up_rows import SetUpRows
 from ep3stream.training.trainer import WATCH_STEPS, Trainer
 
@@ -93,12 +93,14 @@ def run_pilot(
     )
     times = StageTimes(clock, logs=False)
     problem = replace(problem_of_split(reader, config, input_scaling(reader, config)), shape=shape)
+    problem = narrowed(problem, config, function, mesh, lambda n: (x[:n], y[:n]))
     setup = set_up(problem, rows, small, config, function, mesh, memory_bytes, times).setup
     trainer = Trainer(setup, config, function, mesh)
     trainer.start()
     projection = trainer.solver.projection
     passes = projection.passes.limit if isinstance(projection, EigenProProjection) else 1
     sizes = sizes_of(shape, small, config, setup.plan.batch_size, passes=passes)
+    sizes = replace(sizes, n_expanded=problem.inputs.n_inputs - shape.n_features)
     if isinstance(projection, NystromProjection):
         group_size = 0 if projection.tail is None else projection.tail.group_size
         # Smooth kernels get a higher rank than planned, and no tail.

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from ep3stream.conversion.recorded_columns import RecordedColumns
 
 # 2: a model with offsets. 3: one whose `inputs` say that features are codes or bent. 4: with directions. 5: effects.
-# 6: a linear part.
-_WITH_OFFSETS, _WITH_INPUTS, _WITH_DIRECTIONS, _WITH_EFFECTS, EXPORT_VERSION = 2, 3, 4, 5, 6
+# 6: a linear part. 7: leading directions and what is beyond them.
+_WITH_OFFSETS, _WITH_INPUTS, _WITH_DIRECTIONS, _WITH_EFFECTS, _WITH_LINEAR, EXPORT_VERSION = 2, 3, 4, 5, 6, 7
 TENSORS, DESCRIPTION, PROGRAM = "model.safetensors", "model.json", "program.pt2"
 logger = logging.getLogger(__name__)
 
@@ -205,8 +205,10 @@ def export(run: Path | str, out: Path | str, kernel: KernelFunction | None = Non
 
 def _export_version(model: Predictor) -> int:
     """The lowest version that can say what the model is."""
-    if model.linear is not None:
+    if model.inputs.leading is not None:
         return EXPORT_VERSION
+    if model.linear is not None:
+        return _WITH_LINEAR
     if model.effects is not None:
         return _WITH_EFFECTS
     if model.inputs.directions is not None:

@@ -493,8 +493,7 @@ def _shapes(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> di
     inputs = _inputs(tensors, description)
     n_inputs = inputs.n_inputs
     shapes: dict[str, tuple[int, ...]] = {"centers": (p, d), "input_shift": (d,), "input_scale": (d,)}
-    if inputs.directions is not None:
-        shapes["input_directions"] = tuple(inputs.directions.shape)
+    shapes |= inputs.direction_shapes()
     shapes |= {"target_offset": (c,), "target_scale": (c,), "excluded_rows": (len(tensors["excluded_rows"]),)}
     # Format 1 had one stage.
     stages = (len(plan["stages"]),) if "stages" in plan else ()

@@ -17,6 +17,7 @@ from ep3stream.errors import InputError
 from ep3stream.solver.cell_effects import CellEffects, Factor
 from ep3stream.solver.columns import ColumnKernel
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
+from ep3stream.solver.input_directions import LeadingDirections
 from ep3stream.solver.kernels import CallableKernel, RadialKernel
 from ep3stream.solver.linear_part import LinearPart
 from ep3stream.solver.model import Predictor
@@ -42,6 +43,8 @@ class ServedModel(torch.nn.Module):
     code_at: Tensor
     last: Tensor
     directions: Tensor
+    input_leading: Tensor
+    input_origin: Tensor
     centre: Tensor
     centers: Tensor
     weights: Tensor
@@ -74,6 +77,11 @@ class ServedModel(torch.nn.Module):
         self.has_directions = model.inputs.directions is not None
         if model.inputs.directions is not None:
             self.register_buffer("directions", model.inputs.directions.detach().cpu())
+        self.stretch = 0.0
+        if (leading := model.inputs.leading) is not None:
+            self.stretch = leading.stretch
+            for name, tensor in leading.tensors().items():
+                self.register_buffer(name, tensor.detach().cpu())
         if self.has_codes:
             layout = model.inputs.layout(torch.device("cpu"))
             for name in ("numbers", "number_at", "codes", "code_at", "last"):
@@ -97,6 +105,8 @@ class ServedModel(torch.nn.Module):
         if self.has_directions:
             is_vector = self.directions.ndim == 1
             inputs = inputs * self.directions if is_vector else inputs @ self.directions
+        if self.stretch:
+            inputs = LeadingDirections(self.input_leading, self.input_origin, self.stretch)(inputs)
         outputs = self.offset.expand(x.shape[0], -1)
         if self.has_linear:
             linear = LinearPart(self.linear_weights, self.linear_constant, self.linear_range)

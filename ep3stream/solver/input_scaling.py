@@ -2,7 +2,8 @@
 
 A number is scaled, and bent where its values have long tails. The code of a category becomes 0/1 features, one for each
 code, for kernels of distances and dot products. So codes alone lie in stores, batches and model files, and 0/1 features
-only where blocks are computed. Last, a metric or leading directions may be multiplied by (`input_directions.py`).
+only where blocks are computed. Last, a metric may be multiplied by, and the
+leading directions taken (`input_directions.py`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from ep3stream.config import Scale
 from ep3stream.solver.bends import chosen_bend, may_be_bent
+from ep3stream.solver.input_directions import LeadingDirections
 
-# Of the description in set-ups and models: 1 has codes alone, 2 codes and bends.
-INPUTS_VERSION = 3
+# Of the description in set-ups and models: 1 has codes alone, 2 codes and bends, 3 directions, 4 leading directions.
+INPUTS_VERSION = 4
 
 # float32 holds all whole numbers up to here.
 _MOST_CODES = 1 << 24
@@ -76,6 +78,7 @@ class InputScaling:
     bends: (d,), not 0 for a number that becomes asinh((x - shift) * bend) * scale instead, which is linear near
     `shift` and logarithmic far away, so that a few large values do not squeeze all others together; empty for none.
     directions: what scaled rows s, (n, D), are multiplied by: (D, k) makes s @ directions of them, (D,) s * directions.
+    leading: what narrows the result.
     """
 
     shift: Tensor
@@ -83,6 +86,7 @@ class InputScaling:
     n_codes: tuple[int, ...] = ()
     bends: tuple[float, ...] = ()
     directions: Tensor | None = None
+    leading: LeadingDirections | None = None
 
     @classmethod
     def of(cls, kind: Scale, mean: Tensor, std: Tensor, minimum: Tensor, maximum: Tensor) -> InputScaling:
@@ -124,21 +128,32 @@ class InputScaling:
             tuple(sizes.get(feature, 0) for feature in range(d)) if sizes else (),
             tuple(bends.get(feature, 0.0) for feature in range(d)) if bends else (),
         )
-        if "directions" not in found:
-            return made
-        directions = tensors["input_directions"]
-        is_possible = directions.ndim in (1, 2) and len(directions) == made.n_scaled and directions.numel()
-        if not is_possible or list(directions.shape) != found["directions"]:
-            raise ValueError(
-                f"inputs has directions {found['directions']!r:.50}, but they are {tuple(directions.shape)} for "
-                f"{made.n_scaled} features"
+        if "directions" in found:
+            directions = tensors["input_directions"]
+            is_possible = (
+                directions.ndim in (1, 2) and len(directions) == made.n_scaled and directions.numel()
             )
-        return replace(made, directions=directions)
+            if not is_possible or list(directions.shape) != found["directions"]:
+                raise ValueError(
+                    f"inputs has directions {found['directions']!r:.50}, but they are {tuple(directions.shape)} for "
+                    f"{made.n_scaled} features"
+                )
+            made = replace(made, directions=directions)
+        if "leading" not in found:
+            return made
+        return replace(made, leading=LeadingDirections.described(tensors, found["leading"], made.n_inputs))
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, for a set-up or a model; `described` needs them."""
         own = {"input_shift": self.shift, "input_scale": self.scale}
-        return own if self.directions is None else {**own, "input_directions": self.directions}
+        if self.directions is not None:
+            own["input_directions"] = self.directions
+        return own if self.leading is None else own | self.leading.tensors()
+
+    def direction_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of those tensors that directions add, by name."""
+        every = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        return {name: shape for name, shape in every.items() if name not in ("input_shift", "input_scale")}
 
     def description(self) -> dict[str, Any]:
         """`inputs` for a description, as JSON: features that are codes or bent, the shape of the directions.
@@ -147,9 +162,12 @@ class InputScaling:
         """
         codes = [{"feature": j, "n_codes": n} for j, n in enumerate(self.n_codes) if n]
         bent = [{"feature": j, "bend": bend} for j, bend in enumerate(self.bends) if bend]
-        if self.directions is not None:
-            shape = list(self.directions.shape)
-            return {"inputs": {"version": 3, "codes": codes, "bent": bent, "directions": shape}}
+        along = {} if self.directions is None else {"directions": list(self.directions.shape)}
+        if self.leading is not None:
+            leading = self.leading.description()
+            return {"inputs": {"version": 4, "codes": codes, "bent": bent, **along, "leading": leading}}
+        if along:
+            return {"inputs": {"version": 3, "codes": codes, "bent": bent, **along}}
         if bent:
             return {"inputs": {"version": 2, "codes": codes, "bent": bent}}
         return {"inputs": {"version": 1, "codes": codes}} if codes else {}
@@ -188,15 +206,8 @@ class InputScaling:
         return replace(self, scale=self.scale * factors.to(self.scale))
 
     def along(self, directions: Tensor | None) -> InputScaling:
-        """The same scaling followed by these directions, (D, k) or (D,), in the place of its own."""
-        return replace(self, directions=directions)
-
-    def further_along(self, directions: Tensor) -> InputScaling:
-        """The same scaling, whose points are then multiplied by these directions, (n_inputs, k)."""
-        own = self.directions
-        if own is not None:
-            directions = own[:, None] * directions if own.ndim == 1 else own @ directions
-        return self.along(directions)
+        """The same scaling followed by these directions, (D, k) or (D,), alone."""
+        return replace(self, directions=directions, leading=None)
 
     @property
     def n_scaled(self) -> int:
@@ -205,7 +216,9 @@ class InputScaling:
 
     @property
     def n_inputs(self) -> int:
-        """The number of features of a point: k with directions of (D, k), else D."""
+        """The number of features of a point: k with directions of (D, k), else D; k + 1 with k leading ones."""
+        if self.leading is not None:
+            return self.leading.n_features
         return self.n_scaled if self.directions is None else self.directions.shape[-1]
 
     @property
@@ -218,9 +231,10 @@ class InputScaling:
     @property
     def main_columns(self) -> Tensor:
         """The number of the stored feature that has the largest part in each feature of a point, (n_inputs,)."""
-        if self.directions is None or self.directions.ndim == 1:
-            return self.columns
-        return self.columns[self.directions.abs().argmax(0).cpu()]
+        columns = self.columns
+        if self.directions is not None and self.directions.ndim == 2:
+            columns = columns[self.directions.abs().argmax(0).cpu()]
+        return columns if self.leading is None else columns[self.leading.main_inputs.cpu()]
 
     def layout(self, device: torch.device) -> CodeLayout:
         """Where features go among those of a point, on this device; only with codes."""
@@ -279,14 +293,20 @@ class InputScaling:
     def to(self, device: torch.device) -> InputScaling:
         """The same scaling on another device."""
         directions = None if self.directions is None else self.directions.to(device)
-        return replace(self, shift=self.shift.to(device), scale=self.scale.to(device), directions=directions)
+        return replace(
+            self,
+            shift=self.shift.to(device),
+            scale=self.scale.to(device),
+            directions=directions,
+            leading=None if self.leading is None else self.leading.to(device),
+        )
 
     def directed(self, scaled: Tensor) -> Tensor:
-        """The points of scaled rows, (n, D) or (D,): times the directions."""
-        if self.directions is None:
-            return scaled
-        directions = self.directions.to(scaled)
-        return scaled * directions if directions.ndim == 1 else scaled @ directions
+        """The points of scaled rows, (n, D) or (D,): times the directions, along the leading ones."""
+        if self.directions is not None:
+            directions = self.directions.to(scaled)
+            scaled = scaled * directions if directions.ndim == 1 else scaled @ directions
+        return scaled if self.leading is None else self.leading(scaled)
 
     def _bend(self, x: Tensor) -> Tensor:
         """x, (n, d) or (d,), minus the shift, with its bent features bent in place."""

@@ -6,12 +6,14 @@ A kernel learns a linear function of many columns as it learns any other, from a
 ridge regression needs but a few times d rows. And what is linear hides what is not: a column that acts in pairs alone
 looks like noise to a kernel of small weights, which the linear part of other columns drowns. It is the semi-parametric
 model of kriging with a trend (Cressie, Statistics for Spatial Data, 1993, section 3.4), with the trend fitted first.
-The model has a linear part only where rows that were left out are predicted better by it than by their mean; a kernel
-on columns, only where they are predicted better with it than without (`column_weights.py`).
+The model has a linear part only where rows that were left out are predicted better by it than by their mean, and by a
+small model with it than without.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +22,10 @@ import torch
 from torch import Tensor
 
 from ep3stream.solver.column_screen import telling_columns
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.small_regression import SmallRegression
+
+_LOGGER = logging.getLogger(__name__)
 
 # Of the description in set-ups and models.
 LINEAR_VERSION = 1
@@ -30,8 +36,8 @@ _ROWS, _ROWS_PER_INPUT = 1 << 15, 100
 # Ridges that are compared, times the number of rows, for inputs in their units.
 _RIDGES = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 _CHUNK = 4096
-# The mean square must fall by so many standard errors.
-_CLEAR = 3.0
+# The mean square must fall by so many standard errors, against the mean, and against a small model without it.
+_CLEAR, _CLEAR_GAIN = 3.0, 2.0
 
 WEIGHTS, CONSTANT, RANGE = "linear_weights", "linear_constant", "linear_range"
 LINEAR_TENSORS = (WEIGHTS, CONSTANT, RANGE)
@@ -179,6 +185,30 @@ def fitted_linear(
     (part,) = whole.solved(is_used, [ridge])
     sizes = (part.weights.double().square().sum(1) * whole.variance().to(part.weights.device)).sqrt()
     return LinearFit(part, of_others, 1 - float(after.mean()) / (variance or 1.0), sizes.cpu())
+
+
+def reduces_error(
+    linear: LinearPart,
+    kernel: Kernel,
+    pool: tuple[Tensor, Tensor],
+    checked: tuple[Tensor, Tensor],
+    n_centers: int,
+    clear: float = _CLEAR_GAIN,
+) -> bool:
+    """Whether a small model of what a linear part leaves errs less on `checked` than one without, beyond chance.
+
+    clear: how many standard errors less.
+
+    With many rows for each column it does not: the kernel learns what is linear as well, and the linear part is never
+    quite right. On blood values, batting and illnesses it cost .0013, .005 of R2 and .004 of accuracy, on
+    images 2% of the mean square.
+    """
+    without = SmallRegression.of(kernel, pool, checked, n_centers)
+    left_checked = linear.left_of(checked)
+    beside = SmallRegression.of(kernel, linear.left_of(pool), left_checked, n_centers)
+    gains = (without.squares(*checked) - beside.squares(*left_checked)).double().sum(1)
+    _LOGGER.debug("%.4g less error with a linear part", float(gains.mean()))
+    return bool(gains.mean() > clear * gains.std() / math.sqrt(len(gains)))
 
 
 def _most_telling(x: Tensor, y: Tensor, is_number: Tensor) -> Tensor:

@@ -379,8 +379,7 @@ def _require_shapes(
     doubles = {"x_offset": d, "y_offset": c}
     expected: dict[str, tuple[int, ...]] = {"centers": (p, d), "weights": (p, c)}
     expected |= {name: (size,) for name, size in (vectors | doubles).items()} | {"kernel_metric": (3, d)}
-    if inputs.directions is not None:
-        expected["input_directions"] = tuple(inputs.directions.shape)
+    expected |= inputs.direction_shapes()
     others = EFFECT_TENSORS if "effects" in description else frozenset()
     others |= set(LINEAR_TENSORS) if "linear" in description else frozenset()
     for name, tensor in tensors.items():

@@ -6,12 +6,16 @@ The formulas are in column_weights.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ep3stream.solver.columns import ColumnKernel
+from ep3stream.solver.kernels import Kernel
 from ep3stream.solver.tiles import predicted_rows, tiles
+
+K = TypeVar("K", bound=Kernel)
 
 _JITTER = 1e-7
 # The ridges that are compared, times the number of rows: the noise's variance, by which a Gaussian process is given.
@@ -60,10 +64,10 @@ def gradients_of(
 
 
 @dataclass(frozen=True, slots=True)
-class SmallRegression:
+class SmallRegression(Generic[K]):
     """A Nystrom ridge regression, with the ridge, noise / n, of a few that suits the held-out rows. weights: (m, c)."""
 
-    kernel: ColumnKernel
+    kernel: K
     z: Tensor
     weights: Tensor
     noise: float
@@ -72,11 +76,11 @@ class SmallRegression:
     @classmethod
     def of(
         cls,
-        kernel: ColumnKernel,
+        kernel: K,
         pool: tuple[Tensor, Tensor],
         held: tuple[Tensor, Tensor],
         m: int,
-    ) -> SmallRegression:
+    ) -> SmallRegression[K]:
         """Of all rows of the pool, with the first m of them as centers; O(n m^2) time."""
         x, y = pool
         z, n = x[:m], len(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from ep3stream.solver.column_weights import (
 )
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.expected_error import ExpectedError
-from ep3stream.solver.linear_part import LinearFit, LinearPart, fitted_linear, n_linear_rows
+from ep3stream.solver.kernels import Kernel
+from ep3stream.solver.linear_part import LinearFit, LinearPart, fitted_linear, n_linear_rows, reduces_error
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ _MOST_COLUMNS = 16
 _FEWEST_FEATURES = 4
 # Beyond so many columns a block costs several times what a distance kernel's does.
 _MANY_COLUMNS = 200
+
+
+# Of the small models that tell whether a linear part helps.
+_SMALL_ROWS, _SMALL_CENTERS = 8192, 1024
+# Standard errors. A kernel of distances gains more in a fit than in a small model, which is solved to the end.
+_LIKELY_GAIN = 1.0
 
 
 def wants_linear(config: FitConfig) -> bool:
@@ -198,18 +205,34 @@ def learnt_columns(
 
 
 def learnt_linear(
-    x: Tensor, y: Tensor, names: Sequence[str], mesh: Mesh, checked: tuple[Tensor, Tensor] | None = None
+    x: Tensor,
+    y: Tensor,
+    kernel: Callable[[Tensor], Kernel],
+    names: Sequence[str],
+    n_centers: int,
+    mesh: Mesh,
+    checked: tuple[Tensor, Tensor] | None = None,
 ) -> LearntColumns:
-    """A linear part alone, of all of x, (n, D), scaled, for a kernel that learns no weights.
+    """A linear part alone, of all of x, (n, D), scaled, for a kernel that learns no weights; only if it helps.
 
-    names: of the D inputs. checked: as in `learnt_columns`.
+    kernel: for given points, with its bandwidth measured on them. names: of the D inputs. n_centers, checked: as in
+    `learnt_columns`.
     """
     found: list[LinearFit | None] = []
 
     def learn() -> None:
         generator = torch.Generator().manual_seed(_SEED)
         no_categories = torch.zeros(x.shape[1], dtype=torch.bool)
-        found.append(fitted_linear(x, y, no_categories, held_rows(len(x)), generator, checked))
+        n_held = held_rows(len(x))
+        fit = fitted_linear(x, y, no_categories, n_held, generator, checked)
+        if fit is not None:
+            held, pool = (x[:n_held], y[:n_held]), (x[n_held:][:_SMALL_ROWS], y[n_held:][:_SMALL_ROWS])
+            n_small = min(n_centers, _SMALL_CENTERS, max(1, len(pool[0]) // 4))
+            if not reduces_error(
+                fit.of_others, kernel(pool[0]), pool, checked or held, n_small, _LIKELY_GAIN
+            ):
+                fit = None
+        found.append(fit)
 
     mesh.on_leader(learn)
     return _with_linear(LearntColumns(None), found[0] if found else None, names, mesh)

@@ -48,9 +48,9 @@ def with_kernel(config: FitConfig, n_columns: int, n_rows: int) -> FitConfig:
     is_of_distances = is_narrowed or kernel.bandwidth != "median" or config.solver.precision != "float32"
     is_of_columns = kernel.power is not None or kernel.sharpness != 1
     if not is_of_columns and (is_of_distances or n_columns > MOST_COLUMNS or n_rows < FEWEST_ROWS):
-        # Of a kernel that is left open the linear part is too; a metric is learnt from the kernel's slopes alone.
+        # Of a kernel that is left open, by other settings too, the linear part is as well.
         solver = config.solver
-        if solver.linear == "auto" and config.data.metric == "none":
+        if solver.linear == "auto" and not is_of_distances:
             solver = replace(solver, linear="tried")
         return replace(config, kernel=replace(kernel, name="laplacian"), solver=solver)
     return replace(config, kernel=replace(kernel, name="product"))

@@ -31,7 +31,7 @@ from ep3stream.solver.columns import COLUMN_KERNELS
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu import float32_products
-from ep3stream.solver.input_directions import narrowing
+from ep3stream.solver.input_directions import LeadingDirections, leading, may_narrow, narrowing
 from ep3stream.solver.input_scaling import InputScaling
 from ep3stream.solver.kernels import RADIAL_KERNELS, CallableKernel, Kernel, KernelFunction, RadialKernel
 from ep3stream.solver.named_kernels import kernel_tensors, measured_kernel, named_kernel, with_precision
@@ -77,7 +77,7 @@ _ALGEBRA, _DIRECTIONS = 3, 8
 _CHECKED_ROWS = 1 << 16
 _ROWS_PER_CENTER = 8
 _COLUMNS_AT_ONCE = 16
-_NARROWED_ROWS = 4096
+_NARROWED_ROWS = 6144
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
 # clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
@@ -162,7 +162,14 @@ def set_up_split(
     tell_heavy_tails(split, config.data.scale, problem.inputs)
     if metric is not None:
         problem = replace(problem, inputs=problem.inputs.along(metric.directions))
-    problem = _narrowed(problem, split, config, function, held, mesh, times)
+
+    def read(n_rows: int) -> tuple[Tensor, Tensor]:
+        n_rows = min(n_rows, split.info.n_rows - len(held))
+        numbers = sample_rows(split.info, n_rows, config.run.seed, _DIRECTIONS, without=held)
+        return read_rows(split, None, numbers)[1:]
+
+    with times.stage("input directions"):
+        problem = narrowed(problem, config, function, mesh, read)
     learnt, speed = None, None
     if is_timed(config):
         n_given = None if config.solver.centers == "auto" else source.n_centers
@@ -216,41 +223,54 @@ def _tell_wide(split: Split, asked: FitConfig, config: FitConfig) -> None:
         )
 
 
-def _narrowed(
+def narrowed(
     problem: Problem,
-    split: SplitReader,
     config: FitConfig,
     function: KernelFunction | None,
-    held: Rows,
     mesh: Mesh,
-    times: StageTimes,
+    read: Callable[[int], tuple[Tensor, Tensor]],
 ) -> Problem:
-    """The problem with the inputs along their leading directions, where `inputs_rank` and the kernel say so."""
+    """The problem with the inputs along their leading directions, where `inputs_rank` and the kernel say so.
+
+    read: gives the leader x, (n, d), and y of so many rows, or of all there are, in random order.
+    """
     rank = config.data.inputs_rank
     is_of_distances = function is None and config.kernel.name in RADIAL_KERNELS
-    if rank == "full" or (rank == "auto" and not is_of_distances):
+    if rank == "full":
+        return problem
+    if rank == "auto" and not (is_of_distances and may_narrow(problem.inputs.n_inputs)):
         return problem
     if not is_of_distances:
         raise ConfigError(
             f"inputs_rank is {rank}, but the {config.kernel.name if function is None else 'callable'} kernel takes no "
             "distances; leave it out, or take a kernel such as laplacian"
         )
-    inputs = problem.inputs
 
-    def directions() -> Tensor | None:
-        n_rows = min(_NARROWED_ROWS, split.info.n_rows - len(held))
-        numbers = sample_rows(split.info, n_rows, config.run.seed, _DIRECTIONS, without=held)
-        points = require_in_range(inputs(read_rows(split, None, numbers)[1]))
-        return narrowing(points, rank, lambda some: measured_kernel(config.kernel, some, some.mean(0)))
+    def directions() -> LeadingDirections | None:
+        points, targets = coded_rows(problem, *read(_NARROWED_ROWS))
+        if rank == "auto":
+            return narrowing(points, targets, _kernel_of(config.kernel))
+        return leading(points, rank)
 
     # The leader's directions on every rank: devices may differ in the last bit.
-    with times.stage("input directions"):
-        found = mesh.on_leader(directions)
-    if not mesh.broadcast_object(lambda: found is not None):
+    found = mesh.on_leader(directions)
+    stretch = mesh.broadcast_object(lambda: None if found is None else found.stretch)
+    if stretch is None:
         return problem
-    inputs = inputs.further_along(mesh.replicate(found))
-    logger.info("the kernel takes %d leading directions of %d inputs", inputs.n_inputs, inputs.n_scaled)
-    return replace(problem, inputs=inputs)
+    parts = (None, None) if found is None else (found.basis, found.origin)
+    basis, origin = (mesh.replicate(part) for part in parts)
+    logger.info(
+        "the kernel takes %d leading directions of %d inputs, and how far rows lie from them (--inputs-rank full takes "
+        "all inputs)",
+        basis.shape[1],
+        len(basis),
+    )
+    return replace(problem, inputs=replace(problem.inputs, leading=LeadingDirections(basis, origin, stretch)))
+
+
+def _kernel_of(settings: KernelConfig) -> Callable[[Tensor], Kernel]:
+    """The kernel of the settings for given points, with its bandwidth measured on them."""
+    return lambda points: measured_kernel(settings, points, points.mean(0))
 
 
 def _learnt_first(
@@ -363,8 +383,8 @@ def set_up(
     setup_plan = _setup_plan(
         plan, kernel, settings, spectra, settled, mesh, memory_bytes, problem.shape.ridge_factors
     )
-    if inputs.directions is not None:
-        setup_plan = replace(setup_plan, n_directions=inputs.n_inputs)
+    if inputs.leading is not None:
+        setup_plan = replace(setup_plan, n_directions=inputs.leading.n_features - 1)
     features, targets, classes = problem.names
     description = {
         "store_fingerprint": problem.fingerprint,
@@ -472,27 +492,28 @@ def learn_columns(
 
     checked: such rows of the split that is validated, where that is another one.
     """
-
-    def coded(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, y = (each.to(mesh.device) for each in rows)
-        x = require_in_range(problem.inputs.to(mesh.device)(x))
-        code = problem.targets.to(mesh.device)
-        negative = torch.zeros(code.n_outputs, len(x), device=mesh.device)
-        code.subtract_(negative, y)
-        return x, negative.neg_().T.contiguous()
-
-    x, y = coded(pool)
-    of_split = None if checked is None else coded(checked)
+    x, y = coded_rows(problem, *(each.to(mesh.device) for each in pool))
+    of_split = None
+    if checked is not None:
+        of_split = coded_rows(problem, *(each.to(mesh.device) for each in checked))
     names = problem.names[0]
     if config.kernel.name not in COLUMN_KERNELS:
         inputs = [names[column] for column in problem.inputs.main_columns.tolist()]
-        return learnt_linear(x, y, inputs, mesh, of_split)
+        return learnt_linear(x, y, _kernel_of(config.kernel), inputs, n_centers, mesh, of_split)
     plain = plain_kernel(config.kernel, x.shape[1], problem.categories)
     effort = learning_effort(config.run.minutes)
     learnt = learnt_columns(
         plain, x, y, names, n_centers, mesh, of_split, effort, tries_linear=wants_linear(config)
     )
     return replace(learnt, sharpness=config.kernel.sharpness)
+
+
+def coded_rows(problem: Problem, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Points, (n, D), and coded targets, (n, c), of rows x, (n, d), and y; ConfigError for points out of range."""
+    points, code = require_in_range(problem.inputs.to(x.device)(x)), problem.targets.to(x.device)
+    negative = torch.zeros(code.n_outputs, len(x), device=x.device)
+    code.subtract_(negative, y)
+    return points, negative.neg_().T.contiguous()
 
 
 def _setup_plan(
