@@ -491,7 +491,27 @@ def test_a_whole_number_that_torch_cannot_take_is_no_step_and_no_damping(made, t
         Setup.load(tmp_path / "setup")
 
 
-def change_plan(run: Path, target: Path, field: str, value: int = 1 << 39) -> None:
+@pytest.mark.parametrize(
+    "field",
+    [
+        "ridge",
+        "momentum",
+        "start_ridge",
+        "start_rows",
+        "group_size",
+        "n_directions",
+        "n_leading",
+        "model_rank",
+    ],
+)
+@pytest.mark.parametrize("value", [{}, "1", None, -1, True])
+def test_what_is_no_number_is_no_number_of_a_plan(made, tmp_path, field, value):
+    change_plan(made / "run", tmp_path / "setup", field, value)
+    with refused(f"{field} is {value!r}"):
+        Setup.load(tmp_path / "setup")
+
+
+def change_plan(run: Path, target: Path, field: str, value: object = 1 << 39) -> None:
     bundle = read_bundle(run / "setup", "set-up")
     bundle.description["plan"][field] = value
     write_bundle(target, "set-up", bundle.tensors, bundle.description)

@@ -103,7 +103,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--format", default="zarr", choices=("zarr", "h5"))
     parser.add_argument("--centers", default=5000, type=int)
     parser.add_argument("--epochs", default="1,3", type=numbers)
-    parser.add_argument("--inputs-rank", default="full", type=parse_number_or_word, metavar="auto|full|N")
+    parser.add_argument("--inputs-rank", default="auto", type=parse_number_or_word, metavar="auto|full|N")
     parser.add_argument("--seeds", default="0", type=integers)
     parser.add_argument("--directory", default=".bench")
     return parser.parse_args()

@@ -48,6 +48,11 @@ HELD_ROWS = "held_rows"
 _WHOLE = ("excluded_rows", HELD_ROWS, "center_order")
 _DOUBLE = ("factor", "directions", "half", "shrink")
 _LARGEST = 1e38
+# Of the plan.
+_COUNTS = (
+    *("model_rank", "data_rank", "n_landmarks", "nystrom_samples", "memory_bytes"),
+    *("n_leading", "start_rows", "group_size", "n_directions"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,17 +429,22 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
     devices = plan.get("devices", 1)  # Formats 1 and 2 knew of one.
     if type(devices) is not int or not 1 <= devices <= plan["n_centers"]:
         raise ValueError(f"devices is {devices!r:.50}")
-    started = plan.get("start_rows", 0)  # Formats 1 to 3 began without.
-    if type(started) is not int or not 0 <= started < 1 << 40:
-        raise ValueError(f"start_rows is {started!r:.50}")
+    for name in _COUNTS:  # Earlier formats knew of fewer.
+        count = plan.get(name, 0)
+        if type(count) is not int or not 0 <= count < 1 << 60:
+            raise ValueError(f"{name} is {count!r:.50}")
+    for name in ("ridge", "start_ridge", "momentum"):
+        value = plan.get(name, 0.0)
+        if not (_is_float32(value) and value >= 0):
+            raise ValueError(f"{name} is {value!r:.50}")
     factors = plan.get("ridge_factors", [])
     if not isinstance(factors, list) or not all(_is_float32(each) and each > 0 for each in factors):
         raise ValueError(f"ridge_factors is {factors!r:.50}")
     positive = ["step_size"]
     if plan["projection"] == "nystrom":
         positive.append("mu")
-        if type(plan["n_leading"]) is not int or plan["n_leading"] < 0:
-            raise ValueError(f"n_leading is {plan['n_leading']!r:.50}")
+        if "n_leading" not in plan:
+            raise ValueError("there is no n_leading")
     elif plan["projection"] == "eigenpro":
         positive.append("center_step_size")
         size = plan["center_batch_size"]
@@ -449,6 +459,9 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
         if type(stage["first_row"]) is not int or not last < stage["first_row"] < 1 << 60:
             raise ValueError(f"first_row of a stage is {stage['first_row']!r:.50}")
         last = stage["first_row"]
+        flattened = stage.get("n_flattened", 0)
+        if type(flattened) is not int or not 0 <= flattened < 1 << 60:
+            raise ValueError(f"n_flattened of a stage is {flattened!r:.50}")
         if not (_is_float32(stage["pace"]) and stage["pace"] > 0):
             raise ValueError(f"pace of a stage is {stage['pace']!r:.50}")
     for name in positive:
