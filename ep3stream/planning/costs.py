@@ -49,8 +49,7 @@ class Sizes:
     """Of a fit, in the letters of the formulas. n_rows: those of one epoch; row_bytes: of x and y as they are read.
 
     n_expanded: how many features more the points have than the rows, where codes become 0/1 features; less than 0 with
-    leading directions. n_ridges: how
-    many ridges are fitted side by side, each with columns of weights of its own.
+    leading directions. n_ridges: how many ridges are fitted side by side, each with columns of weights of its own.
     """
 
     n_rows: int

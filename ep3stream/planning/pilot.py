@@ -93,7 +93,7 @@ def run_pilot(
     )
     times = StageTimes(clock, logs=False)
     problem = replace(problem_of_split(reader, config, input_scaling(reader, config)), shape=shape)
-    problem = narrowed(problem, config, function, mesh, lambda n: (x[:n], y[:n]))
+    problem = narrowed(problem, config, function, mesh, times, lambda n: (x[:n], y[:n]))
     setup = set_up(problem, rows, small, config, function, mesh, memory_bytes, times).setup
     trainer = Trainer(setup, config, function, mesh)
     trainer.start()

@@ -48,11 +48,9 @@ HELD_ROWS = "held_rows"
 _WHOLE = ("excluded_rows", HELD_ROWS, "center_order")
 _DOUBLE = ("factor", "directions", "half", "shrink")
 _LARGEST = 1e38
-# Of the plan.
-_COUNTS = (
-    *("model_rank", "data_rank", "n_landmarks", "nystrom_samples", "memory_bytes"),
-    *("n_leading", "start_rows", "group_size", "n_directions"),
-)
+# Of the plan, and what they are below.
+_COUNTS = dict.fromkeys(("model_rank", "data_rank", "n_landmarks", "nystrom_samples", "n_leading"), 1 << 40)
+_COUNTS |= {"start_rows": 1 << 40, "group_size": 1 << 40, "n_directions": 1 << 40, "memory_bytes": 1 << 60}
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,9 +427,9 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
     devices = plan.get("devices", 1)  # Formats 1 and 2 knew of one.
     if type(devices) is not int or not 1 <= devices <= plan["n_centers"]:
         raise ValueError(f"devices is {devices!r:.50}")
-    for name in _COUNTS:  # Earlier formats knew of fewer.
+    for name, limit in _COUNTS.items():  # Earlier formats knew of fewer.
         count = plan.get(name, 0)
-        if type(count) is not int or not 0 <= count < 1 << 60:
+        if type(count) is not int or not 0 <= count < limit:
             raise ValueError(f"{name} is {count!r:.50}")
     for name in ("ridge", "start_ridge", "momentum"):
         value = plan.get(name, 0.0)

@@ -46,7 +46,6 @@ _FEWEST_FEATURES = 4
 # Beyond so many columns a block costs several times what a distance kernel's does.
 _MANY_COLUMNS = 200
 
-
 # Of the small models that tell whether a linear part helps.
 _SMALL_ROWS, _SMALL_CENTERS = 8192, 1024
 # Standard errors. A kernel of distances gains more in a fit than in a small model, which is solved to the end.

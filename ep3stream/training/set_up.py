@@ -168,8 +168,7 @@ def set_up_split(
         numbers = sample_rows(split.info, n_rows, config.run.seed, _DIRECTIONS, without=held)
         return read_rows(split, None, numbers)[1:]
 
-    with times.stage("input directions"):
-        problem = narrowed(problem, config, function, mesh, read)
+    problem = narrowed(problem, config, function, mesh, times, read)
     learnt, speed = None, None
     if is_timed(config):
         n_given = None if config.solver.centers == "auto" else source.n_centers
@@ -228,6 +227,7 @@ def narrowed(
     config: FitConfig,
     function: KernelFunction | None,
     mesh: Mesh,
+    times: StageTimes,
     read: Callable[[int], tuple[Tensor, Tensor]],
 ) -> Problem:
     """The problem with the inputs along their leading directions, where `inputs_rank` and the kernel say so.
@@ -247,13 +247,14 @@ def narrowed(
         )
 
     def directions() -> LeadingDirections | None:
-        points, targets = coded_rows(problem, *read(_NARROWED_ROWS))
+        points, targets = _coded_rows(problem, *read(_NARROWED_ROWS))
         if rank == "auto":
             return narrowing(points, targets, _kernel_of(config.kernel))
         return leading(points, rank)
 
     # The leader's directions on every rank: devices may differ in the last bit.
-    found = mesh.on_leader(directions)
+    with times.stage("input directions"):
+        found = mesh.on_leader(directions)
     stretch = mesh.broadcast_object(lambda: None if found is None else found.stretch)
     if stretch is None:
         return problem
@@ -492,10 +493,10 @@ def learn_columns(
 
     checked: such rows of the split that is validated, where that is another one.
     """
-    x, y = coded_rows(problem, *(each.to(mesh.device) for each in pool))
+    x, y = _coded_rows(problem, *(each.to(mesh.device) for each in pool))
     of_split = None
     if checked is not None:
-        of_split = coded_rows(problem, *(each.to(mesh.device) for each in checked))
+        of_split = _coded_rows(problem, *(each.to(mesh.device) for each in checked))
     names = problem.names[0]
     if config.kernel.name not in COLUMN_KERNELS:
         inputs = [names[column] for column in problem.inputs.main_columns.tolist()]
@@ -508,7 +509,7 @@ def learn_columns(
     return replace(learnt, sharpness=config.kernel.sharpness)
 
 
-def coded_rows(problem: Problem, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _coded_rows(problem: Problem, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Points, (n, D), and coded targets, (n, c), of rows x, (n, d), and y; ConfigError for points out of range."""
     points, code = require_in_range(problem.inputs.to(x.device)(x)), problem.targets.to(x.device)
     negative = torch.zeros(code.n_outputs, len(x), device=x.device)
