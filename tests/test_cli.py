@@ -334,6 +334,27 @@ def test_a_conversion_does_not_wait_for_what_it_does_not_use(folder, tmp_path):
     subprocess.run(words, check=True, capture_output=True, timeout=250)
 
 
+def test_a_fit_and_its_prediction_do_not_wait_for_what_they_do_not_use(folder, tmp_path):
+    """Pandas and Numba take half a second each."""
+    code = (
+        "import sys\nfrom ep3stream import cli\nstore, run, out = sys.argv[1:]\n"
+        "fit = ['fit', store, run, '--kernel', 'laplacian', '--bandwidth', '3', '--centers', '40', '--epochs', '1']\n"
+        "for command in [fit, ['evaluate', run, store], ['predict', run, store, out]]:\n"
+        "    assert cli.main(command) == 0\n"
+        "assert not {'pandas', 'numba', 'sklearn', 'scipy', 'h5py'} & set(sys.modules)\nimport pandas, numba"
+    )
+    words = [
+        sys.executable,
+        "-c",
+        code,
+        folder / "flights.zarr",
+        tmp_path / "run",
+        tmp_path / "predictions.npy",
+    ]
+    done = subprocess.run(words, capture_output=True, timeout=250, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "wrong", [["--centers", "100000"], ["--memory", "100KB"], ["--centers", "/no/file.npy"]]
 )

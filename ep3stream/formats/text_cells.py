@@ -46,8 +46,6 @@ _AMOUNT = (
     r"[-+]?\d*\.?\d+\.?[dD][-+]?\d+|[-+]?\d[\d_]*_\d+|[-+]?\d+(?:[.,]\d+)?-|0[xX][0-9a-fA-F]+)$"
 )
 _BLANK = ord(" ")
-_TRUE = pa.array(pa_csv.ConvertOptions().true_values)
-_FALSE = pa.array(pa_csv.ConvertOptions().false_values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +285,9 @@ def is_number(text: str) -> bool:
 
 def booleans_from(texts: pa.Array) -> pa.Array:
     """The texts as truth values; null for null and for any other text."""
-    is_true, is_false = pc.is_in(texts, _TRUE), pc.is_in(texts, _FALSE)
+    # Made here: the first array of a process imports pandas, which takes .4 s.
+    words = pa_csv.ConvertOptions()
+    is_true, is_false = (pc.is_in(texts, pa.array(some)) for some in (words.true_values, words.false_values))
     return pc.if_else(pc.or_(is_true, is_false), is_true, pa.scalar(None, pa.bool_()))
 
 

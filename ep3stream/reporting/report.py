@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,23 @@ def write_page(template: str, view: Mapping[str, Any], target: Path) -> None:
 
     Raises OSError.
     """
-    environment = Environment(
+    page = _templates().get_template(template).render(view).encode("utf-8", errors="replace")
+    with replacing(target, is_shared=True) as partial:
+        write(partial, [page])
+
+
+@cache
+def _templates() -> Environment:
+    """The package's templates, each compiled once in a process: `tune` and fits in a row write many pages."""
+    return Environment(
         loader=PackageLoader("ep3stream.reporting", ""),
         # Names of stores, targets and classes come from other people's files.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
-    page = environment.get_template(template).render(view).encode("utf-8", errors="replace")
-    with replacing(target, is_shared=True) as partial:
-        write(partial, [page])
 
 
 def _view(records: RunRecords) -> dict[str, Any]:
