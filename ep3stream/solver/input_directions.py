@@ -169,13 +169,13 @@ def leading(points: Tensor, k: int) -> LeadingDirections | None:
 def _unstretched(points: Tensor, k: int) -> LeadingDirections:
     """The k leading directions of points, (n, D); fewer where there are not so many.
 
-    From eigenvectors in float64 of the covariance or, with fewer rows than features, of the rows' products.
+    From eigenvectors of the covariance or, with fewer rows than features and then in float64, of the rows' products.
     """
     origin = points.mean(0)
     centred = points - origin
     n, d = centred.shape
-    products = centred.T @ centred if d <= n else centred @ centred.T
-    values, vectors = torch.linalg.eigh(products.double())
+    products = centred.T @ centred if d <= n else (centred @ centred.T).double()
+    values, vectors = torch.linalg.eigh(products)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     n_kept = min(k, int((values > _ROUNDING * torch.finfo(points.dtype).eps * values[0]).sum()))
     vectors = vectors[:, :n_kept]
@@ -205,7 +205,7 @@ def _stretch(total: float, features: Tensor) -> float:
 def _squares(points: Tensor, targets: Tensor, half: int, kernel: Callable[[Tensor], Kernel]) -> Tensor:
     """(f(x) - y)^2 of each row and output of the second half, for a small model of the first."""
     rows, held = (points[:half], targets[:half]), (points[half:], targets[half:])
-    return SmallRegression.of(kernel(points), rows, held, min(_SMALL_CENTERS, half)).squares(*held)
+    return SmallRegression.with_squares(kernel(points), rows, held, min(_SMALL_CENTERS, half))[1]
 
 
 def _pairs(kernel: Kernel, points: Tensor) -> Tensor:

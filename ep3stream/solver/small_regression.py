@@ -82,6 +82,17 @@ class SmallRegression(Generic[K]):
         m: int,
     ) -> SmallRegression[K]:
         """Of all rows of the pool, with the first m of them as centers; O(n m^2) time."""
+        return cls.with_squares(kernel, pool, held, m)[0]
+
+    @classmethod
+    def with_squares(
+        cls,
+        kernel: K,
+        pool: tuple[Tensor, Tensor],
+        held: tuple[Tensor, Tensor],
+        m: int,
+    ) -> tuple[SmallRegression[K], Tensor]:
+        """What `of` gives, and its (f(x) - y)^2 of each held-out row and output."""
         x, y = pool
         z, n = x[:m], len(x)
         right = kernel.right(z)
@@ -99,9 +110,10 @@ class SmallRegression(Generic[K]):
         ]
         # All ridges with the same blocks: forming these is most of the work.
         together = cls(kernel, z, torch.cat(solved, 1), 0.0, 0.0)
-        squares = together.squares(held[0], held[1].repeat(1, len(_NOISES)))
-        losses = squares.double().mean(0).unflatten(0, (len(_NOISES), -1)).sum(1).tolist()
-        return cls(kernel, z, *min(zip(solved, _NOISES, losses, strict=True), key=lambda each: each[2]))
+        squares = together.squares(held[0], held[1].repeat(1, len(_NOISES))).unflatten(1, (len(_NOISES), -1))
+        losses = squares.double().mean(0).sum(1).tolist()
+        best = losses.index(min(losses))
+        return cls(kernel, z, solved[best], _NOISES[best], losses[best]), squares[:, best]
 
     def error(self, x: Tensor, y: Tensor) -> float:
         """Mean of |f(x) - y|^2."""

@@ -151,20 +151,27 @@ class RowOrder:
                 yield WindowVisit(epoch, index, self.window(segments, index), used)
 
 
-def sample_rows(info: SplitInfo, n_rows: int, *stream: int, without: Rows = NO_ROWS) -> Rows:
+def sample_rows(
+    info: SplitInfo,
+    n_rows: int,
+    *stream: int,
+    without: Rows = NO_ROWS,
+    n_segments: int = SAMPLED_SEGMENTS,
+) -> Rows:
     """`n_rows` distinct row numbers of the split in random order, a function of the integers `stream`.
 
-    The rows lie in at most 64 random segments, or in as many as hold twice as many rows where 64 do not: rows drawn
-    from all of 10^9 would have the whole store read. without: row numbers that are not drawn. n_rows may not exceed
-    the split's rows without them.
+    The rows lie in at most `n_segments` random segments, or in as many as hold twice as many rows where that is too
+    few: rows drawn from all of 10^9 would have the whole store read. Rows that were shuffled before they were stored
+    are as random where they lie in one segment. without: row numbers that are not drawn. n_rows may not exceed the
+    split's rows without them.
     """
     if not len(without):
-        return _drawn_rows(info, n_rows, stream)
+        return _drawn_rows(info, n_rows, n_segments, stream)
     n_drawn = n_rows
     while True:
         # So many that enough are left, but for bad luck.
         n_drawn = min(info.n_rows, math.ceil(_EXCESS * n_drawn * info.n_rows / (info.n_rows - len(without))))
-        drawn = _drawn_rows(info, n_drawn, stream)
+        drawn = _drawn_rows(info, n_drawn, n_segments, stream)
         kept = drawn[~np.isin(drawn, without)]
         if len(kept) >= n_rows:
             return kept[:n_rows]
@@ -175,9 +182,9 @@ def sample_rows(info: SplitInfo, n_rows: int, *stream: int, without: Rows = NO_R
             )
 
 
-def _drawn_rows(info: SplitInfo, n_rows: int, stream: tuple[int, ...]) -> Rows:
+def _drawn_rows(info: SplitInfo, n_rows: int, n_segments: int, stream: tuple[int, ...]) -> Rows:
     generator = np.random.default_rng(stream)
-    n_segments = max(SAMPLED_SEGMENTS, -(-2 * n_rows // info.segment_rows))
+    n_segments = max(n_segments, -(-2 * n_rows // info.segment_rows))
     if info.n_segments <= n_segments:
         return generator.choice(info.n_rows, n_rows, replace=False).astype(np.int64)
     # The last segment may be shorter; leaving it out keeps every other row equally likely.

@@ -40,7 +40,7 @@ from ep3stream.solver.set_up import Settled, SolverBuilder
 from ep3stream.solver.step import Stage
 from ep3stream.solver.tail import neighbour_order
 from ep3stream.store.reader import Split, SplitReader
-from ep3stream.stream.order import Rows, sample_rows
+from ep3stream.stream.order import SAMPLED_SEGMENTS, Rows, sample_rows
 from ep3stream.training.budget import StageTimes
 from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import (
@@ -165,7 +165,11 @@ def set_up_split(
 
     def read(n_rows: int) -> tuple[Tensor, Tensor]:
         n_rows = min(n_rows, split.info.n_rows - len(held))
-        numbers = sample_rows(split.info, n_rows, config.run.seed, _DIRECTIONS, without=held)
+        # A read of every segment of a small store would take half as long as finding the directions.
+        n_segments = 1 if shape.is_shuffled else SAMPLED_SEGMENTS
+        numbers = sample_rows(
+            split.info, n_rows, config.run.seed, _DIRECTIONS, without=held, n_segments=n_segments
+        )
         return read_rows(split, None, numbers)[1:]
 
     problem = narrowed(problem, config, function, mesh, times, read)
@@ -318,9 +322,7 @@ def set_up(
     """
     times = times or StageTimes()
     settings, device, inputs = config.solver, mesh.device, problem.inputs
-    for some in rows.centers.split(_CHECKED_ROWS):  # No scaled copy of all centers is ever held.
-        require_in_range(inputs.to(some.device)(some))
-        require_codes(some, problem)
+    narrow = _checked_centers(rows.centers, problem)
     sample, probes = (
         require_in_range(inputs.to(points.device)(points)).to(device) for points in (rows.sample, rows.probes)
     )
@@ -339,19 +341,21 @@ def set_up(
     _tell_lost_distances(
         kernel, sample, [problem.names[0][column] for column in inputs.main_columns.tolist()]
     )
+    points, scaling = (rows.centers, inputs.to(device)) if narrow is None else (narrow, None)
     if plan.group_size:
         with times.stage("groups of centers"):
-            _group(rows.centers, kernel, inputs, plan.group_size, mesh)
+            order = _group(rows.centers, points, kernel, scaling, plan.group_size, mesh)
+            points = rows.centers if narrow is None else narrow[order]
     builder = SolverBuilder(
         kernel=kernel,
-        centers=rows.centers,
+        centers=points,
         sample=sample,
         sizes=plan,
         settings=settings,
         mesh=mesh,
         generator=torch.Generator().manual_seed((config.run.seed * 4 + _ALGEBRA) % 2**64),
         targets=problem.targets.to(device),
-        inputs=inputs.to(device),
+        inputs=scaling,
         sample_y=None if rows.sample_y is None else rows.sample_y.to(device),
         linear=None if learnt.linear is None else learnt.linear.to(device),
         ridge_factors=problem.shape.ridge_factors,
@@ -411,15 +415,40 @@ def set_up(
     return SetUpResult(Setup(tensors, description, setup_plan), builder, settled, probes, probe_y)
 
 
-def _group(centers: Tensor, kernel: Kernel, inputs: InputScaling, group_size: int, mesh: Mesh) -> None:
+def _checked_centers(centers: Tensor, problem: Problem) -> Tensor | None:
+    """The centers, (p, d), along their leading directions, (p, k + 1), where there are such: every use needs them so.
+
+    ConfigError for centers out of range. Otherwise no scaled copy of all centers is ever held.
+    """
+    inputs, parts = problem.inputs.to(centers.device), []
+    for some in centers.split(_CHECKED_ROWS):
+        scaled = require_in_range(inputs(some))
+        require_codes(some, problem)
+        if inputs.leading is not None:
+            parts.append(scaled)
+    return torch.cat(parts) if parts else None
+
+
+def _group(
+    centers: Tensor,
+    points: Tensor,
+    kernel: Kernel,
+    inputs: InputScaling | None,
+    group_size: int,
+    mesh: Mesh,
+) -> Tensor:
     """Puts the centers, (p, d), in place, into an order in which groups of neighbours are next to each other.
 
-    The ranks of a machine share the memory that the centers lie in.
+    points: the centers, which `inputs` scales, or which are scaled. Returns the order, (p,), where the centers are. The
+    ranks of a machine share the memory that the centers lie in.
     """
 
+    def scaled(some: Tensor) -> Tensor:
+        here = some.to(mesh.device)
+        return here if inputs is None else inputs(here)
+
     def order() -> Tensor:
-        scaling = inputs.to(mesh.device)
-        return neighbour_order(kernel, centers, lambda some: scaling(some.to(mesh.device)), group_size)
+        return neighbour_order(kernel, points, scaled, group_size)
 
     # The leader's order on every rank: devices may differ in the last bit.
     chosen = mesh.replicate(mesh.on_leader(order)).to(centers.device)
@@ -431,6 +460,7 @@ def _group(centers: Tensor, kernel: Kernel, inputs: InputScaling, group_size: in
                 columns.copy_(columns[chosen])
 
     mesh.all_or_raise(put_in_order)  # Every rank waits for the reader of its machine.
+    return chosen
 
 
 def require_enough_centers(n_centers: int, n_devices: int) -> None:
