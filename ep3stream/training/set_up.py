@@ -77,7 +77,7 @@ _ALGEBRA, _DIRECTIONS = 3, 8
 _CHECKED_ROWS = 1 << 16
 _ROWS_PER_CENTER = 8
 _COLUMNS_AT_ONCE = 16
-_NARROWED_ROWS = 6144
+_NARROWED_ROWS = 4096
 
 # Told where for this share of the rows neighbours nearer than this, in bandwidths, are lost to rounding. On two
 # clusters with a smooth target in each, 0.1 did no harm and 0.2 did.
