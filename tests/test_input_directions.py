@@ -13,7 +13,7 @@ from small_stores import plain_config
 from test_fit import Stop, kill_at, model_bytes
 
 import ep3stream
-from ep3stream import FitConfig
+from ep3stream import FitConfig, KernelRegressor, load, open_store
 from ep3stream.errors import ConfigError, DamagedDataError
 from ep3stream.run.bundle import read_bundle, write_bundle
 from ep3stream.run.directory import SETUP_KIND
@@ -206,3 +206,52 @@ def test_leading_directions_come_after_a_metric_and_are_described():
     assert torch.equal(InputScaling.described(narrow.tensors(), narrow.description())(x), narrow(x))
     assert narrow.along(None)(x).tolist() == x.tolist()
     assert len(narrow.main_columns) == 3
+
+
+def wide_arrays(n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    x = wide_rows(n, seed=1).numpy()
+    return x, np.sin(x[:, 0])
+
+
+def regressor(**settings: object) -> KernelRegressor:
+    given = {"kernel": "laplacian", "n_centers": 100, "epochs": 2, "scale": "none", "random_state": 0}
+    return KernelRegressor(**given | settings)
+
+
+def test_an_estimator_takes_directions_and_goes_on_with_them_after_it_was_saved(tmp_path):
+    x, y = wide_arrays()
+    model = regressor().fit(x, y)
+    full = regressor(inputs_rank="full").fit(x, y)
+    assert model.model_.inputs.n_inputs < 20
+    assert full.model_.inputs.n_inputs == 96
+    assert model.score(x, y) > full.score(x, y) - 0.02
+    model.save(tmp_path / "saved")
+    loaded = KernelRegressor.load(tmp_path / "saved")
+    assert np.array_equal(loaded.predict(x), model.predict(x))
+    again, more = (each.partial_fit(x[:700], y[:700]).predict(x) for each in (loaded, model))
+    assert np.array_equal(again, more)
+
+
+def test_an_estimator_takes_a_given_number_of_directions_also_in_partial_fit():
+    x, y = wide_arrays(1000)
+    assert regressor(inputs_rank=12).fit(x, y).model_.inputs.n_inputs == 13
+    assert regressor(inputs_rank=12).partial_fit(x, y).model_.inputs.n_inputs == 13
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"inputs_rank": 0}, "inputs_rank is 0"),
+        ({"inputs_rank": "some"}, "inputs_rank is 'some'"),
+        ({"inputs_rank": 5, "kernel": "product"}, "the product kernel takes no distances"),
+    ],
+)
+def test_an_estimator_refuses_an_impossible_number_of_directions(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        regressor(**settings).fit(*wide_arrays(300))
+
+
+def test_an_estimator_of_a_split_has_the_directions_of_a_fit(store, run):
+    with open_store(store) as rows:
+        found = regressor(scale="standard", validation_fraction=0).fit(rows.split("train"))
+    assert torch.equal(found.model_.inputs.leading.basis, load(run).inputs.leading.basis)

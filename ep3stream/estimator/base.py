@@ -18,7 +18,16 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import _safe_indexing, check_consistent_length, check_random_state, check_X_y
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ep3stream.config import FitConfig, KernelConfig, RunConfig, Scale, SolverConfig, Task, parse_bytes
+from ep3stream.config import (
+    DataConfig,
+    FitConfig,
+    KernelConfig,
+    RunConfig,
+    Scale,
+    SolverConfig,
+    Task,
+    parse_bytes,
+)
 from ep3stream.conversion.offsets import array_offsets, sample_rows
 from ep3stream.errors import ConfigError, InputError
 from ep3stream.estimator.row_sets import NO_ROWS, DaskRows, WeightedRows, batches_of
@@ -44,7 +53,7 @@ from ep3stream.training.defaults import is_timed, with_kernel
 from ep3stream.training.measured_sizes import with_measured_sizes
 from ep3stream.training.plan import memory_budget, on_device
 from ep3stream.training.problem import n_to_scale, problem_of_split, rows_to_scale, scaling_by, shape_of
-from ep3stream.training.set_up import learn_columns, resolving_centers
+from ep3stream.training.set_up import learn_columns, narrowed, random_rows, resolving_centers
 from ep3stream.training.set_up_rows import read_pool
 from ep3stream.training.validation import NO_VALIDATION, ValidationRows, n_held_out
 from ep3stream.values.labels import label_type_of, names_of
@@ -115,6 +124,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
     losses_: list[float]
     n_features_in_: int
     minutes: float | None
+    inputs_rank: Any
     _trainer: KernelModel | None
     _saved: dict[str, Any] | None
     _kernel: AnyKernel  # That of the settings, with `auto` settled.
@@ -273,6 +283,10 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
         validation = ValidationRows(split.info.name, n_held) if n_held else NO_VALIDATION
         held = validation.held_rows(split.info, self._seed)
         problem = replace(problem_of_split(split, config, inputs), categories=self._codes)
+        function = kernel_choice(self._kernel, self.bandwidth)[1]
+        read = partial(random_rows, split, config, held)
+        problem = narrowed(problem, config, function, mesh, StageTimes(logs=False), read)
+        self._scaling = inputs = problem.inputs
 
         def learn(n_most: int) -> LearntColumns | None:
             pool = read_pool(split, config, held)
@@ -287,7 +301,7 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
                 problem,
                 split,
                 config,
-                kernel_choice(self._kernel, self.bandwidth)[1],
+                function,
                 None if self.n_centers == "auto" else n_centers,
                 n_held,
                 memory_budget(config.run.memory_bytes, mesh),
@@ -343,7 +357,9 @@ class KernelEstimator(BaseEstimator):  # type: ignore[misc]
             linear=self._linear,
             effects=self.effects if self._class_weights() == "none" else "none",
         )
-        return FitConfig(kernel=kernel_choice(self._kernel, self.bandwidth)[0], solver=solver, run=run)
+        data = DataConfig(inputs_rank=self.inputs_rank)
+        kernel = kernel_choice(self._kernel, self.bandwidth)[0]
+        return FitConfig(data=data, kernel=kernel, solver=solver, run=run)
 
     @property
     def _solver_settings(self) -> dict[str, Any]:

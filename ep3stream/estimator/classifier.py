@@ -56,6 +56,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         class_weight: Any = None,
         linear: str = "auto",
         effects: str = "auto",
+        inputs_rank: str | int = "auto",
         random_state: Any = None,
     ) -> None:
         self.kernel = kernel
@@ -77,6 +78,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         self.class_weight = class_weight
         self.linear = linear
         self.effects = effects
+        self.inputs_rank = inputs_rank
         self.random_state = random_state
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:

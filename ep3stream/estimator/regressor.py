@@ -33,8 +33,9 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
     4 outputs, the best of four ridges. 0 trains on all.
     scale: of the inputs, as in `DataConfig`. linear: whether a ridge regression is fitted first, where it helps, as in
     `SolverConfig`; `auto` with kernels on columns. effects: `auto` ends a `fit` without
-    sample_weight with the effects of crossed columns (`KernelModel.learn_effects`), `none` does without. The others are
-    those of `KernelModel`.
+    sample_weight with the effects of crossed columns (`KernelModel.learn_effects`), `none` does without. inputs_rank:
+    how many leading directions of the scaled inputs a kernel of distances takes, as in `DataConfig`; rows of a Dask
+    array and rows with sample_weight have all inputs. The others are those of `KernelModel`.
 
     After a fit: `model_`, a `Predictor`; `losses_`, the mean squared error of each epoch's batches before their
     steps; `n_features_in_`, `feature_names_in_` where the data have names.
@@ -61,6 +62,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         device: str | None = None,
         linear: str = "auto",
         effects: str = "auto",
+        inputs_rank: str | int = "auto",
         random_state: Any = None,
     ) -> None:
         self.kernel = kernel
@@ -81,6 +83,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         self.device = device
         self.linear = linear
         self.effects = effects
+        self.inputs_rank = inputs_rank
         self.random_state = random_state
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:

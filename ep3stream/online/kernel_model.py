@@ -109,7 +109,7 @@ class KernelModel:
     memory: bytes on the device, or a text such as `8GiB`; by default 2 GiB, on a GPU four fifths of what is free.
 
     On a split of a store, the model is byte for byte that of `ep3stream.fit` with the same centers (as a file), seed
-    and settings and `scale="none"`.
+    and settings, `scale="none"` and, with 64 inputs or more, `inputs_rank="full"`.
 
     The set-up needs rows: `fit` draws them from arrays and stores; from batches the first nystrom_samples + 1024
     rows are held back (1024 if the sample is given), then trained on like all others. So shuffle the loader.

@@ -163,16 +163,7 @@ def set_up_split(
     if metric is not None:
         problem = replace(problem, inputs=problem.inputs.along(metric.directions))
 
-    def read(n_rows: int) -> tuple[Tensor, Tensor]:
-        n_rows = min(n_rows, split.info.n_rows - len(held))
-        # A read of every segment of a small store would take half as long as finding the directions.
-        n_segments = 1 if shape.is_shuffled else SAMPLED_SEGMENTS
-        numbers = sample_rows(
-            split.info, n_rows, config.run.seed, _DIRECTIONS, without=held, n_segments=n_segments
-        )
-        return read_rows(split, None, numbers)[1:]
-
-    problem = narrowed(problem, config, function, mesh, times, read)
+    problem = narrowed(problem, config, function, mesh, times, partial(random_rows, split, config, held))
     learnt, speed = None, None
     if is_timed(config):
         n_given = None if config.solver.centers == "auto" else source.n_centers
@@ -224,6 +215,17 @@ def _tell_wide(split: Split, asked: FitConfig, config: FitConfig) -> None:
             "and takes longer",
             n_features,
         )
+
+
+def random_rows(split: Split, config: FitConfig, held: Rows, n_rows: int) -> tuple[Tensor, Tensor]:
+    """x, (n, d), and y of so many rows of the split that are not held out, or of all there are, in random order."""
+    # A read of every segment of a small store would take half as long as finding directions in the rows.
+    n_segments = SAMPLED_SEGMENTS if split.manifest.shuffle_seed is None else 1
+    n_rows = min(n_rows, split.info.n_rows - len(held))
+    numbers = sample_rows(
+        split.info, n_rows, config.run.seed, _DIRECTIONS, without=held, n_segments=n_segments
+    )
+    return read_rows(split, None, numbers)[1:]
 
 
 def narrowed(
