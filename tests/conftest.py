@@ -37,11 +37,21 @@ def level_of_the_log() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def quick_columns() -> Iterator[None]:
     """Kernels on columns learn their weights from few rows in few steps: enough for small problems."""
+    yield from _learning_in(steps=20, small_steps=10, near_steps=30)
+
+
+@pytest.fixture(scope="module")
+def fewest_steps() -> Iterator[None]:
+    """As `quick_columns`, in a few steps of each kind: on a pretended GPU a step takes ten times as long."""
+    yield from _learning_in(steps=8, small_steps=4, near_steps=6)
+
+
+def _learning_in(steps: int, small_steps: int, near_steps: int) -> Iterator[None]:
     from ep3stream.solver import column_weights
 
-    few = {"_STEPS": 20, "_SMALL_STEPS": 10, "_ROWS": 300, "_CENTERS": 50, "_SHARP_ROWS": 1000}
+    few = {"_STEPS": steps, "_SMALL_STEPS": small_steps, "_ROWS": 300, "_CENTERS": 50, "_SHARP_ROWS": 1000}
     large = {"_LARGE_ROWS": 300, "_LARGE_CENTERS": 50}
-    near = {"_NEAR_STEPS": 30, "_NEAR_ROWS": 400, "_FEWEST_NEAR_ROWS": 200, "_NEAR_CENTERS": 80}
+    near = {"_NEAR_STEPS": near_steps, "_NEAR_ROWS": 400, "_FEWEST_NEAR_ROWS": 200, "_NEAR_CENTERS": 80}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (few | large | near).items():
             patch.setattr(column_weights, name, value)

@@ -226,15 +226,15 @@ def _mapped(function: Callable[[Any], Any], values: Any) -> Any:
     return function(values)
 
 
-def _leaves(values: Any) -> Iterator[Any]:
-    """What lists, tuples and dicts hold."""
-    if isinstance(values, list | tuple):
-        for value in values:
-            yield from _leaves(value)
-    elif isinstance(values, dict):
-        yield from _leaves(list(values.values()))
-    else:
-        yield values
+def _leaves(values: Any) -> list[Any]:
+    """What lists, tuples and dicts hold. Each operator asks: without generators it takes a third of the time."""
+    found: list[Any] = []
+    for value in values.values() if isinstance(values, dict) else values:
+        if isinstance(value, list | tuple | dict):
+            found += _leaves(value)
+        else:
+            found.append(value)
+    return found
 
 
 # Operators that wait for a number, that take indices, and that start nothing.
@@ -247,7 +247,7 @@ _MAKING = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "r
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operator: refused or counted as with a GPU, computed on the CPU."""
-    name, leaves = func._schema.name.split("::")[1], [*_leaves((args, kwargs))]
+    name, leaves = func._schema.name.split("::")[1], _leaves((args, kwargs))
     ours = [each for each in leaves if isinstance(each, DeviceTensor)]
     device, generator = kwargs.get("device"), kwargs.get("generator")
     is_here = _is_cuda(device) if device is not None else bool(ours)

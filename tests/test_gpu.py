@@ -29,7 +29,7 @@ from ep3stream.solver.targets import TargetCode
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.usefixtures("quick_columns"),
+    pytest.mark.usefixtures("fewest_steps"),
 ]
 
 P, D, M, C = 500, 8, 256, 3
@@ -228,15 +228,15 @@ def test_a_plan_and_a_fit_with_class_weights(stores, tmp_path):
 def test_a_kernel_model_and_an_estimator_train_and_load():
     x = points(600, 5, 1, torch.float32)
     y = x[:, 0].sin()
-    for device in ("cuda:0", None):
-        one, other = (
-            ep3stream.KernelModel(x[:80], "laplacian", device=device, bandwidth=3.0) for _ in range(2)
-        )
-        one.fit_epoch(list(zip(x[80:].split(40), y[80:].split(40), strict=True)))
-        one.fit((x[80:].numpy(), y[80:].numpy()), epochs=1)
-        other.load_state_dict(one.state_dict())
-        mine, theirs = (torch.as_tensor(each.predict(x[:10])).cpu() for each in (one, other))
-        assert torch.equal(mine, theirs)
+    one, other = (
+        ep3stream.KernelModel(x[:80], "laplacian", device=device, bandwidth=3.0)
+        for device in ("cuda:0", None)
+    )
+    one.fit_epoch(list(zip(x[80:].split(40), y[80:].split(40), strict=True)))
+    one.fit((x[80:].numpy(), y[80:].numpy()), epochs=1)
+    other.load_state_dict(one.state_dict())
+    mine, theirs = (torch.as_tensor(each.predict(x[:10])).cpu() for each in (one, other))
+    assert torch.equal(mine, theirs)
     estimator = ep3stream.KernelRegressor(n_centers=80, epochs=2).fit(x.numpy(), y.numpy())
     assert estimator.score(x.numpy(), y.numpy()) > 0.8
 

@@ -267,7 +267,7 @@ def narrowed(
     parts = (None, None) if found is None else (found.basis, found.origin)
     basis, origin = (mesh.replicate(part) for part in parts)
     logger.info(
-        "the kernel takes %d leading directions of %d inputs, and how far rows lie from them (--inputs-rank full takes "
+        "the kernel takes %d leading directions of %d inputs, and how far rows lie from them (inputs_rank full takes "
         "all inputs)",
         basis.shape[1],
         len(basis),
