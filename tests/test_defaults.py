@@ -152,13 +152,18 @@ def test_validations_without_a_better_model_end_a_fit_whose_epochs_were_chosen(t
         (7, KernelConfig(bandwidth=3.0), "float32", "laplacian"),
         (1200, KernelConfig(power=2.0), "float32", "product"),
         (7, KernelConfig(), "bfloat16", "laplacian"),
+        (1001, KernelConfig(), "bfloat16", "laplacian"),
+        (7, KernelConfig(bandwidth=3.0), "bfloat16", "laplacian"),
         (7, KernelConfig("gaussian"), "float32", "gaussian"),
     ],
 )
-def test_the_kernel_that_is_taken_by_default(n_columns, kernel, precision, name):
+def test_the_kernel_that_is_taken_by_default(n_columns, kernel, precision, name, caplog):
     config = FitConfig(kernel=kernel, solver=SolverConfig(precision=precision))
     settled = with_kernel(config, n_columns, 5000).kernel
     assert settled == replace(kernel, name=name)
+    # Only a precision that takes the better kernel away by itself is told.
+    is_told = "precision is bfloat16, which is for kernels of distances" in caplog.text
+    assert is_told == (n_columns == 7 and precision == "bfloat16" and kernel == KernelConfig())
 
 
 def test_of_few_rows_no_weights_are_learnt_by_default():
