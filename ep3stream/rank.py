@@ -22,8 +22,6 @@ from typing import Any
 from ep3stream.config import FitConfig
 from ep3stream.errors import Ep3streamError, RankError
 from ep3stream.mesh import has_met
-from ep3stream.prediction.evaluate import evaluate
-from ep3stream.prediction.predict import predict
 from ep3stream.run.clock import FitProgress
 from ep3stream.run.launch import JOB, LOST_RANK, OUTCOME, PIPE, write_outcome
 from ep3stream.solver.kernels import KernelFunction
@@ -72,6 +70,10 @@ def _do(call: str, arguments: dict[str, Any], kernel: KernelFunction | None, tel
         store, run, override = (arguments[name] for name in ("store", "run", "override"))
         fit(store, run, config, kernel=kernel, observe=observe, override=override)
         return None
+    # A fit does not wait for what only these need.
+    from ep3stream.prediction.evaluate import evaluate
+    from ep3stream.prediction.predict import predict
+
     # Ranks start with all signals blocked that a fit handles. These end any other call by KeyboardInterrupt.
     for number in (stops := (signal.SIGTERM, signal.SIGINT)):
         signal.signal(number, signal.default_int_handler)

@@ -32,15 +32,15 @@ def python(*arguments: object) -> list[str]:
 
 
 def test_no_run_is_lost_or_ends_otherwise_whatever_is_done_to_it(tmp_path):
-    amounts = ["--kills", 6, "--terms", 2, "--full-disks", 2, "--damages", 8]
+    amounts = ["--kills", 4, "--terms", 2, "--full-disks", 2, "--damages", 6]
     *_, kinds, total = python("torture.py", *amounts, "--directory", tmp_path)
     assert kinds.startswith("damage ")
     name, n_runs, n_blows, lost, wrong, identical = total.split()
-    assert (name, n_runs, lost, wrong, identical) == ("all", "18", "0", "0", "18")
-    assert int(n_blows) >= 18
+    assert (name, n_runs, lost, wrong, identical) == ("all", "14", "0", "0", "14")
+    assert int(n_blows) >= 14
 
 
-# A package that is worse than ours in one way, and trials that must show it.
+# A package that is worse than ours in one way, and trials that must show it: numbers of those that do.
 SABOTAGED = """
 import json, shutil, sys
 from pathlib import Path
@@ -49,21 +49,22 @@ import torture
 from ep3stream.run.bundle import read_description
 
 directory = Path(sys.argv[1])
+torture.compiled("report.html.jinja")
 subject = torture.make_subject(directory, ".zarr")
 
-def verdicts(kind, n_trials, target, replacement):
+def verdicts(kind, numbers, target, replacement):
     with patch(target, replacement), patch("torture.DAMAGES", ("flip",)):
-        results = [torture.try_one(kind, number, 0, [subject], directory) for number in range(n_trials)]
+        results = [torture.try_one(kind, number, 0, [subject], directory) for number in numbers]
     return [(result.verdict, result.why) for result in results]
 
 print(json.dumps({
     "begins anew": verdicts(
-        "kill, in a save", 1, "ep3stream.training.fit.load_newest_checkpoint", lambda *_: None
+        "kill, in a save", [0], "ep3stream.training.fit.load_newest_checkpoint", lambda *_: None
     ),
-    "trusts damage": verdicts("damage", 8, "ep3stream.run.bundle.check_bundle", read_description),
-    "says nothing": verdicts("damage", 3, "ep3stream.run.checkpoint.logger.warning", lambda *_: None),
+    "trusts damage": verdicts("damage", [4, 5, 7], "ep3stream.run.bundle.check_bundle", read_description),
+    "says nothing": verdicts("damage", [1, 5], "ep3stream.run.checkpoint.logger.warning", lambda *_: None),
     "drops what it saved": verdicts(
-        "kill, in a save", 2, "ep3stream.run.checkpoint._remove_old", lambda path, *_: shutil.rmtree(path)
+        "kill, in a save", [0], "ep3stream.run.checkpoint._remove_old", lambda path, *_: shutil.rmtree(path)
     ),
 }))
 """

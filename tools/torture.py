@@ -59,6 +59,7 @@ import ep3stream.cli.progress
 import ep3stream.conversion.convert
 import ep3stream.training.fit
 from ep3stream.errors import DamagedDataError, Ep3streamError
+from ep3stream.reporting.report import compiled
 from ep3stream.run.bundle import check_bundle
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.state import list_checkpoints
@@ -358,6 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parsed(arguments)
     directory = (options.directory / f"torture-{options.seed}").absolute()
     results = read_results(directory / "results.json")
+    compiled("report.html.jinja")  # For all processes that are forked.
     subjects = [make_subject(directory, suffix) for suffix in SUFFIXES]
     verdicts = "".join(f"{verdict:>11}" for verdict in VERDICTS)
     print(f"{'':<21}{'runs':>5}{'blows':>7}{verdicts}   blows by place; by exit code", flush=True)

@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Column
 
-from ep3stream.conversion.convert import ConvertProgress
-from ep3stream.run.clock import FitProgress
 from ep3stream.run.text import clock_text
-from ep3stream.store.verify import VerifyProgress
+
+if TYPE_CHECKING:  # A fit does not wait for what only a conversion needs, pandas among it.
+    from ep3stream.conversion.convert import ConvertProgress
+    from ep3stream.run.clock import FitProgress
+    from ep3stream.store.verify import VerifyProgress
 
 _LOGGER = logging.getLogger(__name__)
 
