@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -32,6 +33,19 @@ def level_of_the_log() -> Iterator[None]:
     level = package.level
     yield
     package.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_measurements() -> Iterator[None]:
+    """How fast this machine is, is measured in a moment: no test asks how exactly.
+
+    Where no test has imported torch, none fits, and it is not waited for.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "torch" in sys.modules:
+            patch.setattr("ep3stream.training.budget._ROUNDS", 3)
+            patch.setattr("ep3stream.planning.pilot._STEP_FOR_S", 0.02)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ NOT_RUN = {"index.md": 1, "dask-cluster.md": 1}
 
 # What a reader is told -> what is run here.
 SMALLER: dict[str, dict[str, str]] = {
-    "README.md": {"20_000": "2_000"},
+    "README.md": {"20_000": "1_000"},
     "commands.md": {
         "tune flights.zarr": "tune flights.zarr --minutes 0.02",
         "runs/first runs/second": "runs/first",
@@ -37,6 +37,8 @@ SMALLER: dict[str, dict[str, str]] = {
         "n_rows=20_000": "n_rows=1_500",
         "n_rows=2_000": "n_rows=100",
         "--minutes 1": "--minutes 0.02",
+        "fit orders.zarr": "fit --centers 100 --epochs 2 orders.zarr",
+        "fit log_orders.zarr": "fit --centers 100 --epochs 2 log_orders.zarr",
     },
     "resuming.md": {
         "(20_000, 6)": "(1_000, 6)",
@@ -47,12 +49,15 @@ SMALLER: dict[str, dict[str, str]] = {
         "20_000": "1_000",
         "--minutes 2": "--minutes 0.02",
         "--centers 3000": "--centers 100",
-        "(500, 1000, 2000)": "(50, 100)",
+        "(500, 1000, 2000)": "(50,)",
     },
     "python.md": {
+        "KernelClassifier(random_state=0)": "KernelClassifier(n_centers=100, epochs=2, random_state=0)",
         "[10.0, 30.0]": "[10.0]",
+        "n_centers=200": "n_centers=100, epochs=2",
+        "n_centers=500, random_state": "n_centers=100, epochs=2, random_state",
         "n_centers=500": "n_centers=100",
-        "(20_000, 8), chunks=(2_000": "(2_000, 8), chunks=(200",
+        "(20_000, 8), chunks=(2_000": "(500, 8), chunks=(100",
         "10_000": "2_000",
     },
     "own-kernel.md": {"10_000": "2_000", "centers=400": "centers=200"},
