@@ -235,7 +235,9 @@ def quick(store: Path, **settings):
 
 def test_the_same_seed_gives_the_same_settings_and_another_one_other_trials(store):
     config = replace(LAPLACIAN, run=RunConfig(seed=3))
-    one, other, third = (quick(store, config=each, kernels=["laplacian"]) for each in (config, config, LAPLACIAN))
+    one, other, third = (
+        quick(store, config=each, kernels=["laplacian"]) for each in (config, config, LAPLACIAN)
+    )
     assert one.config == other.config
     losses = [[trial.loss for trial in result.table] for result in (one, other, third)]
     assert losses[0] == losses[1] != losses[2]
