@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from ep3stream import cli
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -60,11 +64,21 @@ def run(bench_tables, monkeypatch, tmp_path, *words):
     return json.loads((tmp_path / "results.json").read_text())
 
 
+def in_this_process(threads, *words):
+    """What the command prints, without another process that loads torch."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = cli.main([str(word) for word in words])
+    return subprocess.CompletedProcess(words, code, said.getvalue(), "")
+
+
+@pytest.mark.usefixtures("quick_columns")
 def test_each_table_is_fitted_scored_and_written_into_the_page(tools, monkeypatch, tmp_path):
     bench_tables, _, _ = tools
+    monkeypatch.setattr(bench_tables, "command", in_this_process)
     page = tmp_path / "tables.md"
     page.write_text(f"before\n{bench_tables.BEGIN}\nold\n{bench_tables.END}\nafter\n")
-    words = ["--minutes", "0", "--fit-options", "--centers 100", "--docs", str(page), "--tables"]
+    words = ["--minutes", "0", "--fit-options", "--centers 100 --epochs 2", "--docs", str(page), "--tables"]
     run(bench_tables, monkeypatch, tmp_path, *words, "quadrants", "--only", "peers")
     results = run(bench_tables, monkeypatch, tmp_path, *words, "numbers")
     methods = {name: entry["methods"] for name, entry in results.items()}
@@ -81,8 +95,10 @@ def test_each_table_is_fitted_scored_and_written_into_the_page(tools, monkeypatc
 
 def test_a_command_that_fails_is_a_line_with_its_reason(tools, monkeypatch, tmp_path):
     bench_tables, _, _ = tools
-    words = ["--tables", "quadrants", "--only", "ours", "--minutes", "0", "--fit-options=--no-such-option"]
-    failed = run(bench_tables, monkeypatch, tmp_path, *words)["quadrants"]["methods"]["ep3stream"]
+    words = ["--tables", "quadrants", "--only", "fits", "--minutes", "0", "--fit-options=--no-such-option"]
+    methods = run(bench_tables, monkeypatch, tmp_path, *words)["quadrants"]["methods"]
+    assert methods["convert"]["note"].endswith(" MB")
+    failed = methods["ep3stream"]
     assert failed["score"] is None
     assert "--no-such-option" in failed["note"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,14 @@ def attributes(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+@cache
+def names(tree: ast.AST) -> frozenset[str]:
+    """All that a module imports, and all dotted chains in it."""
+    return frozenset([*imports(tree), *attributes(tree)])
+
+
 def uses(tree: ast.AST, prefix: str) -> bool:
-    return any(
-        name == prefix or name.startswith(f"{prefix}.") for name in [*imports(tree), *attributes(tree)]
-    )
+    return any(name == prefix or name.startswith(f"{prefix}.") for name in names(tree))
 
 
 def in_room(room: str) -> dict[str, ast.AST]:
