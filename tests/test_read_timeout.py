@@ -21,6 +21,8 @@ from ep3stream.store.files import LocalFiles
 from ep3stream.store.read_threads import ReadThreads
 from ep3stream.store.reader import open_store
 
+pytestmark = pytest.mark.usefixtures("quick_columns")
+
 CENTERS = [*PLAIN_OPTIONS, "--centers", "30"]
 
 

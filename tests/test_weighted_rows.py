@@ -44,7 +44,8 @@ def test_a_weighted_fit_is_the_dense_solution_of_the_weighted_problem(unit, near
 
 
 def test_weights_are_repeated_rows():
-    repeated = KernelRegressor(**SETTINGS | {"n_centers": 2000}).fit(X.repeat(WEIGHTS, 0), Y.repeat(WEIGHTS))
+    of_all = SETTINGS | {"n_centers": 2000, "epochs": 75}
+    repeated = KernelRegressor(**of_all).fit(X.repeat(WEIGHTS, 0), Y.repeat(WEIGHTS))
     expected = dense(X, Y, WEIGHTS, X)
     assert off(repeated.predict(X), expected) < 0.03
 
@@ -69,7 +70,7 @@ def test_a_single_row_that_outweighs_all_others_is_fitted_and_does_not_diverge()
 def test_a_class_that_weighs_more_is_predicted_more_often():
     labels = (np.median(Y) < Y).astype(int)
     mean = [
-        KernelClassifier(random_state=0, n_centers=50, ridge=0.1)
+        KernelClassifier(random_state=0, n_centers=50, epochs=5, ridge=0.1)
         .fit(X, labels, np.where(labels == 1, weight, 1.0))
         .predict(X)
         .mean()
