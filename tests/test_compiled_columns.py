@@ -60,6 +60,8 @@ assert files
 for file in files:
     file.write_bytes(file.read_bytes()[:7])
 run()
+run()
+assert any(file.stat().st_size > 7 for file in files if file.suffix == ".nbc"), "every process compiles anew"
 """
 
 

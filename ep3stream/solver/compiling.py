@@ -11,6 +11,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numba
@@ -29,7 +30,7 @@ def compiled(arithmetic: Mapping[str, Any]) -> Callable[[_Function], _Function]:
     """The function as machine code from its first call on, which runs without Python's lock.
 
     The machine code is kept on disk. Where that fails (no place, a full disk, a damaged file), this process compiles
-    for itself.
+    for itself, and the next one keeps its own.
     """
     options = {"nogil": True, **arithmetic}
 
@@ -38,11 +39,14 @@ def compiled(arithmetic: Mapping[str, Any]) -> Callable[[_Function], _Function]:
         lock = threading.Lock()
 
         def first(*arguments: Any) -> None:
+            found: Any = None
             try:
                 found = numba.njit(cache=True, **options)(function)
                 found(*arguments)
             except Exception as error:  # Whatever a damaged file may lead to.
                 _LOGGER.info("%s: machine code is not kept on disk: %s", function.__name__, error)
+                with suppress(Exception):  # Otherwise every process would find the file damaged.
+                    found._cache.flush()
                 found = numba.njit(**options)(function)
                 found(*arguments)
             in_use.append(found)
