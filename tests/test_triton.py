@@ -177,7 +177,7 @@ def test_one_program_forms_a_block_of_many_features_and_multiplies_it(
     # Two products in bf16x3 are left out; in float32 roots of distances near zero lose most.
     near = 5e-5 if precision == "bf16x3" else 5e-6
     assert (own.block(left, right).diagonal()[:20] - 1).abs().max() < 1e-6
-    for k in (1, gpu.GEMM_OUTPUTS):
+    for k in (1, 20, gpu.GEMM_OUTPUTS):
         weights = points(k, 300, 3, torch.float32)
         memory = torch.full((310 * 150,), 7.0)
         block = BatchBlock(own, left, right, memory)
