@@ -7,7 +7,7 @@ import torch
 from kernel_problem import ONE_RANK, generator, k, laplacian, levels, sphere
 
 from ep3stream import KernelModel
-from ep3stream.solver.kernels import CallableKernel, Kernel
+from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
 from ep3stream.solver.spectrum import LandmarkPairs, cuts_a_level, falls_fast
 
 D, P = 12, 240
@@ -51,6 +51,20 @@ def test_the_wider_rank_is_taken_where_the_first_cuts_a_level_and_only_there() -
         assert pairs.rank == rank
         assert pairs.completes_a_level == (rank == 180)
         assert pairs.vectors.shape == (P, max(rank, pairs.judged) + 1)
+
+
+@pytest.mark.parametrize(("name", "rank", "n_points"), [("gaussian", 60, 80), ("laplacian", 30, 2100)])
+def test_more_landmarks_than_the_judged_ones_serve_where_the_rank_stays(
+    name: str, rank: int, n_points: int
+) -> None:
+    """The Gaussian's eigenvalues fall fast, and 4/3 of the raised rank are its landmarks."""
+    x = torch.randn(2100, 8, generator=generator(7))
+    kernel = RadialKernel(name, 3.0, torch.zeros(8))
+    pairs = LandmarkPairs.of(kernel, x, x[:200], (30, 60), ONE_RANK, generator(5))
+    assert (pairs.rank, len(pairs.points), len(pairs.vectors)) == (rank, n_points, n_points)
+    k_ll = k(kernel, pairs.points, pairs.points).double()
+    expected = torch.linalg.eigvalsh(k_ll).flip(0)[:8]
+    assert torch.allclose(pairs.values[:8], expected, rtol=1e-2)
 
 
 def test_a_fit_whose_rank_would_cut_a_level_is_as_good_as_with_the_exact_projection() -> None:

@@ -33,8 +33,9 @@ from ep3stream.solver.kernels import Kernel
 # Iterations of `leading_eigenpairs`: for the eigenpairs themselves, and for vectors that only have to span.
 CONVERGED, SPANNING = 7, 3
 
-# Whether more pairs help is judged at the end of so many, or of a quarter of the landmarks.
-_JUDGED_RANK = 500
+# Whether more pairs help is judged at the end of so many, or of a quarter of the landmarks, and on so many landmarks:
+# the shares below are theirs, and change with the number.
+_JUDGED_RANK, _JUDGED_LANDMARKS = 500, 2000
 
 # Rows of the sample that decide whether the rank cuts a level.
 _LEVEL_ROWS = 128
@@ -136,24 +137,27 @@ class LandmarkPairs:
         landmarks: (r', d); a raised rank r uses the first 4 r / 3 of them. sample: (s, d), rows of the data.
         """
         rank, widest_rank = ranks
-        judged = rank
         k_ll = mesh.broadcast(kernel_matrix(kernel, landmarks)).double()
         values, vectors = _pairs(k_ll, rank, mesh, generator)
-        is_fast = is_cut = False
-        if rank < widest_rank and may_gain(values, float(k_ll.trace()), len(k_ll)):
-            judged = max(rank, min(_JUDGED_RANK, len(landmarks) // 4))
-            values, vectors = _with_more(k_ll, values, vectors, judged, mesh, generator)
-            rows = kernel.right(sample[:_LEVEL_ROWS])
-            k_lx = mesh.broadcast(kernel.block(kernel.left(landmarks), rows).double())
-            left_over = float(k_ll.trace() - values.sum())
-            is_fast = falls_fast(values, left_over, len(k_ll))
-            share = _LEVEL_SHARE_IF_FAST if is_fast else _LEVEL_SHARE
-            is_cut = cuts_a_level(values, vectors, left_over, k_lx, share)
-        if is_fast or is_cut:
-            rank = widest_rank
-            landmarks = landmarks[: rank + rank // 3]
-            values, vectors = _pairs(k_ll[: len(landmarks), : len(landmarks)], rank, mesh, generator)
-        return cls(landmarks, values, vectors, rank, judged, is_cut, is_fast)
+        narrow = cls(landmarks, values, vectors, rank, rank, completes_a_level=False)
+        if rank >= widest_rank or not may_gain(values, float(k_ll.trace()), len(k_ll)):
+            return narrow
+        judged = max(rank, min(_JUDGED_RANK, len(landmarks) // 4))
+        if len(k_ll) > _JUDGED_LANDMARKS:
+            k_ll, landmarks = k_ll[:_JUDGED_LANDMARKS, :_JUDGED_LANDMARKS], landmarks[:_JUDGED_LANDMARKS]
+            values, vectors = _pairs(k_ll, rank, mesh, generator)
+        values, vectors = _with_more(k_ll, values, vectors, judged, mesh, generator)
+        rows = kernel.right(sample[:_LEVEL_ROWS])
+        k_lx = mesh.broadcast(kernel.block(kernel.left(landmarks), rows).double())
+        left_over = float(k_ll.trace() - values.sum())
+        is_fast = falls_fast(values, left_over, len(k_ll))
+        share = _LEVEL_SHARE_IF_FAST if is_fast else _LEVEL_SHARE
+        is_cut = cuts_a_level(values, vectors, left_over, k_lx, share)
+        if not (is_fast or is_cut):
+            return narrow
+        landmarks = landmarks[: widest_rank + widest_rank // 3]
+        values, vectors = _pairs(k_ll[: len(landmarks), : len(landmarks)], widest_rank, mesh, generator)
+        return cls(landmarks, values, vectors, widest_rank, judged, is_cut, is_fast)
 
 
 def _pairs(k_ll: Tensor, rank: int, mesh: Mesh, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -181,8 +185,9 @@ def may_gain(values: Tensor, trace: float, n_landmarks: int) -> bool:
     """Whether the eigenvalues beyond these r + 1 leading ones, of `trace` in all, spread enough for more pairs to help.
 
     Where their mean is half of the last of these and more, 1 / mu serves them all, and pairs need not be looked for.
+    With more than 2000 landmarks the mean is what it is about with 2000: all eigenvalues fall in proportion.
     """
-    beyond = float(values[-1]) * (n_landmarks - len(values))
+    beyond = float(values[-1]) * (min(n_landmarks, _JUDGED_LANDMARKS) - len(values))
     return trace - float(values.sum()) < _SPREAD_SHARE * beyond
 
 
