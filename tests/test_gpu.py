@@ -184,7 +184,7 @@ def test_a_callable_that_is_not_finite_on_the_way_is_named(stores, tmp_path):
         values = rank_kernels.rational(z, x)
         return values / 0 if steps else values
 
-    config = plain_config(solver=SMALL | {"epochs": 4})
+    config = plain_config(solver=SMALL | {"epochs": 4}, run={"devices": 1})
     with pytest.raises(ConfigError, match="returned a value that is not finite"):
         ep3stream.fit(stores / "few", tmp_path / "run", config, kernel=kernel, observe=steps.append)
 
