@@ -62,8 +62,8 @@ def leading_eigenpairs(
 ) -> tuple[Tensor, Tensor]:
     """The `n_pairs` largest eigenvalues of the matrix, descending, and their eigenvectors as columns; at most s.
 
-    matrix: (s, s), symmetric, float64. Subspace iteration with a Rayleigh-Ritz step (Halko, Martinsson, Tropp,
-    "Finding structure with randomness", 2011, algorithm 4.4) costs O(s^2 n_pairs). The iterations only turn the
+    matrix: (s, s), symmetric, float32 or float64. Subspace iteration with a Rayleigh-Ritz step (Halko, Martinsson,
+    Tropp, "Finding structure with randomness", 2011, algorithm 4.4) costs O(s^2 n_pairs). The iterations only turn the
     subspace, for which float32 and a triangular basis suffice; one product then gives the pairs within it. Where most
     pairs are asked for, the dense O(s^3) solver is as fast and is used.
 
@@ -74,14 +74,12 @@ def leading_eigenpairs(
     size = matrix.shape[0]
     width = n_pairs + max(32, n_pairs // 4)
     if 2 * width > size:
-        values, vectors = torch.linalg.eigh(matrix)
+        values, vectors = torch.linalg.eigh(matrix.double())
         return values.flip(0)[:n_pairs], vectors.flip(1)[:, :n_pairs].contiguous()
     basis = torch.randn(size, width, generator=generator).to(matrix.device)
     rough = matrix.float()
     for _ in range(n_iterations):
-        # P L of the LU factors is a well-conditioned basis, at a quarter of the cost of an orthonormal one.
-        order, lower, _ = torch.linalg.lu(rough @ basis)
-        basis = lower[order.argmax(1)]
+        basis = _spanning(rough @ basis)
     basis = basis.double()
     # Orthonormal by Cholesky, a third of the cost of QR, unless the columns are not independent.
     factor, failed_at = torch.linalg.cholesky_ex(basis.T @ basis)
@@ -90,10 +88,23 @@ def leading_eigenpairs(
     else:
         basis = torch.linalg.solve_triangular(factor.T, basis, upper=True, left=False)
     # In float32 the rounding of the product is as small as that of the kernel values themselves.
-    turned = matrix @ basis if n_iterations > SPANNING else (rough @ basis.float()).double()
+    turned = matrix.double() @ basis if n_iterations > SPANNING else (rough @ basis.float()).double()
     small = basis.T @ turned
     values, rotation = torch.linalg.eigh((small + small.T) / 2)
     return values.flip(0)[:n_pairs], basis @ rotation.flip(1)[:, :n_pairs]
+
+
+def _spanning(columns: Tensor) -> Tensor:
+    """A well-conditioned basis of the columns, (s, n), at a quarter of the cost of an orthonormal one: P L of P L U."""
+    factors, pivots = torch.linalg.lu_factor(columns)
+    order = list(range(len(columns)))  # P itself would be (s, s).
+    for row, pivot in enumerate(pivots.tolist()):
+        order[row], order[pivot - 1] = order[pivot - 1], order[row]
+    lower = factors.tril(-1)
+    lower.diagonal().fill_(1)
+    basis = torch.empty_like(lower)
+    basis[order] = lower
+    return basis
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +148,10 @@ class LandmarkPairs:
         landmarks: (r', d); a raised rank r uses the first 4 r / 3 of them. sample: (s, d), rows of the data.
         """
         rank, widest_rank = ranks
-        k_ll = mesh.broadcast(kernel_matrix(kernel, landmarks)).double()
+        k_ll = mesh.broadcast(kernel_matrix(kernel, landmarks))
         values, vectors = _pairs(k_ll, rank, mesh, generator)
         narrow = cls(landmarks, values, vectors, rank, rank, completes_a_level=False)
-        if rank >= widest_rank or not may_gain(values, float(k_ll.trace()), len(k_ll)):
+        if rank >= widest_rank or not may_gain(values, _trace(k_ll), len(k_ll)):
             return narrow
         judged = max(rank, min(_JUDGED_RANK, len(landmarks) // 4))
         if len(k_ll) > _JUDGED_LANDMARKS:
@@ -149,7 +160,7 @@ class LandmarkPairs:
         values, vectors = _with_more(k_ll, values, vectors, judged, mesh, generator)
         rows = kernel.right(sample[:_LEVEL_ROWS])
         k_lx = mesh.broadcast(kernel.block(kernel.left(landmarks), rows).double())
-        left_over = float(k_ll.trace() - values.sum())
+        left_over = _trace(k_ll) - float(values.sum())
         is_fast = falls_fast(values, left_over, len(k_ll))
         share = _LEVEL_SHARE_IF_FAST if is_fast else _LEVEL_SHARE
         is_cut = cuts_a_level(values, vectors, left_over, k_lx, share)
@@ -158,6 +169,10 @@ class LandmarkPairs:
         landmarks = landmarks[: widest_rank + widest_rank // 3]
         values, vectors = _pairs(k_ll[: len(landmarks), : len(landmarks)], widest_rank, mesh, generator)
         return cls(landmarks, values, vectors, widest_rank, judged, is_cut, is_fast)
+
+
+def _trace(matrix: Tensor) -> float:
+    return float(matrix.diagonal().double().sum())
 
 
 def _pairs(k_ll: Tensor, rank: int, mesh: Mesh, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -174,6 +189,7 @@ def _with_more(
     """
     if rank < len(values):
         return values, vectors
+    k_ll = k_ll.double()
     half = k_ll @ vectors - vectors * (values / 2)
     left = k_ll.addmm(half, vectors.T, alpha=-1).addmm_(vectors, half.T, alpha=-1)
     more_values, more_vectors = leading_eigenpairs(left, rank + 1 - len(values), generator, SPANNING)

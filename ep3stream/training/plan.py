@@ -136,7 +136,7 @@ class SizePlan:
         share = -(-n_centers // devices)
         spare = memory_bytes - sum(memory.values()) - _least_batch(shape, config) * row
         if (more := _more_landmarks(shape, config, n_centers, n_landmarks, spare)) > n_landmarks:
-            memory[MORE_LANDMARKS] = _landmark_bytes(more) - _landmark_bytes(n_landmarks)
+            memory[MORE_LANDMARKS] = _more_landmarks_bytes(more)
             n_landmarks, spare = more, spare - memory[MORE_LANDMARKS]
         group_size = _group_size(config, share, n_centers, spare)
         if group_size and LOCAL_TAIL not in memory:
@@ -248,18 +248,25 @@ def _ranks(shape: ProblemSize, config: SolverConfig, n_centers: int) -> tuple[in
 def _more_landmarks(
     shape: ProblemSize, config: SolverConfig, n_centers: int, n_landmarks: int, spare_bytes: int
 ) -> int:
-    """Up to 3000 landmarks for whole epochs, if an eighth of `spare_bytes` holds what they take more."""
+    """Up to 3000 landmarks for whole epochs, if an eighth of `spare_bytes` holds what they take more.
+
+    As many as before where the rank is given, since the pairs of a high one are found in float64.
+    """
     is_short = shape.of_columns or config.used_epochs < 1
-    if is_short or config.projection != "nystrom" or 0 < config.nystrom_samples < _MOST_LANDMARKS:
+    if (
+        is_short
+        or config.model_rank
+        or config.projection != "nystrom"
+        or 0 < config.nystrom_samples < _MOST_LANDMARKS
+    ):
         return n_landmarks
     more = min(n_centers, max(_MOST_LANDMARKS, n_landmarks))
-    takes = _landmark_bytes(more) - _landmark_bytes(n_landmarks)
-    return more if takes <= spare_bytes // _WIDEST_SHARE else n_landmarks
+    return more if _more_landmarks_bytes(more) <= spare_bytes // _WIDEST_SHARE else n_landmarks
 
 
-def _landmark_bytes(n_landmarks: int) -> int:
-    """Bytes of the matrices of all pairs of landmarks in a set-up."""
-    return 3 * 8 * n_landmarks**2
+def _more_landmarks_bytes(n_landmarks: int) -> int:
+    """Bytes of the kernel matrix of all landmarks; those in float64 are of the first ones alone."""
+    return _FLOAT * n_landmarks**2
 
 
 def _group_size(config: SolverConfig, share: int, n_centers: int, spare_bytes: int) -> int:
@@ -320,7 +327,7 @@ def _memory(
     if shape.tile_bytes:
         tiles = _GPU_TILES * min(shape.tile_bytes, _FLOAT * share * max(largest, shape.n_inputs))
         tiles += 2 * _FLOAT * (landmarks + samples) * shape.n_inputs
-    set_up = tiles + _landmark_bytes(landmarks)
+    set_up = tiles + 3 * 8 * landmarks**2
     unscaled = 0 if shape.tile_bytes else _FLOAT * n_centers * shape.n_features
     parts = {
         "centers": unscaled + share * _point_bytes(shape, config),
