@@ -10,7 +10,7 @@ from ep3stream.solver import tiles as tiling
 from ep3stream.solver.blocks import BatchBlock, kernel_block, kernel_times, times_kernel
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.kernels import CallableKernel, Kernel, RadialKernel
-from ep3stream.solver.spectrum import leading_eigenpairs
+from ep3stream.solver.spectrum import CONVERGED, SPANNING, leading_eigenpairs
 from ep3stream.solver.tiles import tile_rows, tiles
 
 SHAPES = [(41, 17, 3), (1, 1, 1), (16, 1, 2), (0, 5, 2)]
@@ -119,6 +119,21 @@ def test_leading_eigenpairs_are_those_of_the_dense_solver(size: int, n_pairs: in
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=0)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(len(values), dtype=torch.float64))
     assert (matrix @ vectors - vectors * values).norm(dim=0).max() < 1e-3 * values[0]
+
+
+@pytest.mark.parametrize("n_iterations", [SPANNING, CONVERGED])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_leading_eigenpairs_of_a_matrix_of_lower_rank_are_found(
+    dtype: torch.dtype, n_iterations: int
+) -> None:
+    """Three groups of coincident points, far apart: an LU factorisation meets pivots that are zero."""
+    group = torch.arange(400) % 7 // 3
+    matrix = (group[:, None] == group).to(dtype)
+    values, vectors = leading_eigenpairs(matrix, 12, torch.Generator().manual_seed(1), n_iterations)
+    expected = group.bincount().sort(descending=True).values.double()
+    torch.testing.assert_close(values[:3], expected, rtol=1e-5, atol=0)
+    assert values[3:].abs().max() < 1e-3
+    assert (matrix.double() @ vectors[:, :3] - vectors[:, :3] * expected).norm() < 1e-3
 
 
 @pytest.mark.parametrize("name", COLUMN_KERNELS)

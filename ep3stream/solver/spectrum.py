@@ -96,7 +96,8 @@ def leading_eigenpairs(
 
 def _spanning(columns: Tensor) -> Tensor:
     """A well-conditioned basis of the columns, (s, n), at a quarter of the cost of an orthonormal one: P L of P L U."""
-    factors, pivots = torch.linalg.lu_factor(columns)
+    # Not `lu_factor`, which refuses columns that are not independent.
+    factors, pivots, _ = torch.linalg.lu_factor_ex(columns)
     order = list(range(len(columns)))  # P itself would be (s, s).
     for row, pivot in enumerate(pivots.tolist()):
         order[row], order[pivot - 1] = order[pivot - 1], order[row]
