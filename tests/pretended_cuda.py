@@ -99,7 +99,7 @@ class _Memory:
         storage = tensor.inner.untyped_storage()
         address, n_bytes = storage._cdata, storage.nbytes()
         self._change(address, n_bytes, 1)
-        # A fifth of what weakref.finalize takes, which also acts at exit.
+        # weakref.finalize, which also acts at exit, takes 2.7 times as long.
         end = _End(tensor, self._ended)
         end.storage, end.n_bytes = address, n_bytes
         self._ends[id(end)] = end

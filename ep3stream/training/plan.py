@@ -252,15 +252,11 @@ def _more_landmarks(
 
     As many as before where the rank is given, since the pairs of a high one are found in float64.
     """
-    is_short = shape.of_columns or config.used_epochs < 1
-    if (
-        is_short
-        or config.model_rank
-        or config.projection != "nystrom"
-        or 0 < config.nystrom_samples < _MOST_LANDMARKS
-    ):
+    if shape.of_columns or config.model_rank or config.projection != "nystrom" or config.used_epochs < 1:
         return n_landmarks
-    more = min(n_centers, max(_MOST_LANDMARKS, n_landmarks))
+    if 0 < config.nystrom_samples < _MOST_LANDMARKS:
+        return n_landmarks
+    more = min(n_centers, _MOST_LANDMARKS)
     return more if _more_landmarks_bytes(more) <= spare_bytes // _WIDEST_SHARE else n_landmarks
 
 
