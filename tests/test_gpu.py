@@ -5,6 +5,8 @@ Where there is no GPU, `test_pretended_cuda.py` runs them on a pretended one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ import ep3stream
 from ep3stream.config import KERNEL_DEFAULTS
 from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
+from ep3stream.run.directory import settled_choices
 from ep3stream.solver.blocks import BatchBlock, fuses
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.eigenpro import build_eigenpro
@@ -25,6 +28,8 @@ from ep3stream.solver.projection import build_nystrom
 from ep3stream.solver.step import Solver, SolverState
 from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
+from ep3stream.training import set_up
+from ep3stream.training.precision import found_precision
 
 pytestmark = [
     pytest.mark.gpu,
@@ -199,6 +204,53 @@ def test_a_torch_that_does_not_multiply_bfloat16_into_float32_takes_tf32(name, p
     monkeypatch.setattr(torch.ops.aten.mm, "overloads", lambda: ["default", "out"])
     assert kernel.left(z).packed is None
     assert torch.allclose(kernel.block(kernel.left(z), kernel.right(x)).cpu(), in_half, rtol=0, atol=1e-6)
+
+
+def clock_of(*seconds: float) -> Callable[[], float]:
+    """A clock by which the six blocks of each precision that are timed take so many seconds each."""
+    ticks = [tick for each in seconds for _ in range(6) for tick in (0.0, each)]
+    return iter(ticks).__next__
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"), [((4.0, 1.0), "bf16x3"), ((1.0, 0.9), "float32"), ((1.0, 2.0), "float32")]
+)
+def test_auto_takes_three_products_where_the_device_gains_by_them(seconds, found):
+    kernel = RadialKernel("laplacian", 6.0, torch.zeros(40, device="cuda"))
+    x = points(300, 40, 0, torch.float32).to("cuda")
+    assert found_precision("auto", kernel, x, 3, clock_of(*seconds)) == found
+
+
+def test_auto_takes_no_three_products_of_a_device_that_adds_them_badly(monkeypatch, caplog):
+    kernel = RadialKernel("matern32", 6.0, torch.zeros(40, device="cuda"))
+    x, exact = points(300, 40, 0, torch.float32).to("cuda"), torch.mm
+
+    def rounded_mm(a, b, **settings):
+        found = exact(a, b, **settings)
+        return found.mul_(1 + 1e-4) if a.dtype == torch.bfloat16 else found
+
+    monkeypatch.setattr(torch, "mm", rounded_mm)
+    assert found_precision("auto", kernel, x, 3, clock_of(4.0, 1.0)) == "float32"
+    assert "in bf16x3" in caplog.text
+    assert "larger errors" in caplog.text
+
+
+def test_auto_looks_at_no_block_where_none_is_formed():
+    kernel = RadialKernel("laplacian", 4.0, torch.zeros(D, device="cuda"))
+    x = points(300, D, 0, torch.float32).to("cuda")
+    assert found_precision("auto", kernel, x, 3, clock_of()) == "float32"
+
+
+def test_what_auto_has_found_is_recorded_and_holds_for_the_fit(stores, monkeypatch):
+    split = ep3stream.open_store(stores / "many").split("train")
+    config, mesh = plain_config(solver=SMALL | {"precision": "auto"}), Mesh(0, 1, torch.device("cuda"))
+    monkeypatch.setattr(
+        set_up, "found_precision", lambda *given: found_precision(*given[:4], clock_of(4.0, 1.0))
+    )
+    setup = set_up.set_up_split(split, config, None, mesh).setup
+    assert setup.plan.precision == "bf16x3"
+    assert setup.solver(config, None, mesh).kernel.precision == "bf16x3"
+    assert config.settled(settled_choices(setup.description)).solver.precision == "bf16x3"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16x3", "tf32", "bfloat16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,3 +188,14 @@ def test_a_fit_is_as_good(tmp_path: Path, kernel: str) -> None:
         scores[precision] = ep3stream.evaluate(run, store)["r2"]
         assert abs(scores[precision] - scores["float32"]) <= largest, scores
     assert scores["float32"] > 0.94
+
+
+def test_auto_is_float32_on_a_cpu_and_a_fit_that_says_so_goes_on(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store.zarr", n_rows=700)
+    for precision, epochs in (("auto", 1), ("float32", 2), ("auto", 2)):
+        solver = {"centers": 80, "epochs": epochs, "precision": precision}
+        config = plain_config(solver=solver, kernel={"name": "laplacian"})
+        run = ep3stream.fit(store, tmp_path / "run", config, override=True)
+    assert json.loads((run / "run.json").read_text())["plan"]["precision"] == "float32"
+    with pytest.raises(ConfigError, match="precision"):
+        ep3stream.fit(store, run, plain_config(solver=solver | {"precision": "tf32"}), override=True)

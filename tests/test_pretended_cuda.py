@@ -42,7 +42,7 @@ for name, p, d, precision in (
     found[name] = dict(counts.waits), dict(counts.launches.most_common())
 x = torch.ones(600, 40)
 with counted(Counts()) as counts:
-    model = ep3stream.KernelModel(x[:80], "laplacian", device="cuda:0", bandwidth=8.0)
+    model = ep3stream.KernelModel(x[:80], "laplacian", device="cuda:0", bandwidth=8.0, precision="float32")
     model.fit_epoch([(x[80:], x[80:, 0])])
     model.predict(x[80:])
 found["a fit"] = {}, dict(counts.launches)
@@ -73,7 +73,7 @@ rows = np.random.default_rng(0).standard_normal((4000, 600)).astype(np.float32)
 ep3stream.convert((rows, rows[:, :2]), "store.zarr", ep3stream.ConvertConfig(splits={"train": 1.0}))
 found = {}
 for name, solver in (
-    ("float32", {}), ("bfloat16", {"precision": "bfloat16"}), ("bf16x3", {"precision": "bf16x3"}),
+    ("float32", {"precision": "float32"}), ("bfloat16", {"precision": "bfloat16"}), ("bf16x3", {"precision": "bf16x3"}),
     ("exact", {"projection": "exact", "centers": 1000}),
     ("eigenpro", {"projection": "eigenpro"}),
 ):
@@ -120,7 +120,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize(
     ("marked", "devices", "n_tests"),
     [
-        ("not slow", 1, 21),
+        ("not slow", 1, 27),
         ("not slow", 2, 1),
         pytest.param("slow", 1, 5, marks=pytest.mark.slow),
         pytest.param("slow", 2, 2, marks=pytest.mark.slow),

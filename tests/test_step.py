@@ -191,6 +191,38 @@ def test_a_larger_batch_than_the_least_is_measured_again(
     assert limits.step_size == pytest.approx(min(1 / lambda_max, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("epoch_rows", "epochs", "lambda_max", "d", "batch_size"),
+    [
+        (10**7, 1, 0.2, 2, 4096),
+        (10**7, 0.3, 0.2, 2, 2048),  # More rows would leave fewer than 1000 steps.
+        (10**7, 1, 1.0, 2, 1024),  # The critical batch has 512 rows.
+        (10**7, 1, 0.2, 40, 1024),  # A row takes longer, so that the rest of a step matters less.
+        (10**6, 1, 0.2, 2, 512),
+    ],
+)
+def test_batches_grow_where_a_fit_has_many_steps_and_the_kernel_is_cheap(
+    epoch_rows: int,
+    epochs: float,
+    lambda_max: float,
+    d: int,
+    batch_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stability(
+        self: SolverBuilder, projection: object, probes: Tensor, m: int, y: Tensor | None
+    ) -> Stability:
+        return Stability(m, lambda_max * m / 512, 0.1)
+
+    monkeypatch.setattr(SolverBuilder, "stability", stability)
+    small, config = problem(20, 30), SolverConfig(data_rank=4, epochs=epochs)
+    sizes = SizePlan.of(ProblemSize(epoch_rows, 2, 1, 1000, 12, True), config, 20, 1 << 30)
+    sizes = replace(sizes, max_batch_size=8192, model_rank=250, group_size=256)
+    kernel = replace(small.kernel, centre=torch.zeros(d))
+    builder = SolverBuilder(kernel, small.z, small.x, sizes, config, ONE_RANK, generator())
+    assert builder.settled(*small.projection(), small.x, epoch_rows).batch_size == batch_size
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_two_limits_meet_at_the_critical_batch_size(momentum: float) -> None:
     measured = Stability(100, 4.0, 8.0)

@@ -37,6 +37,8 @@ StepRule = Literal["measured", "published"]
 
 Precision = Literal["float32", "bf16x3", "tf32", "bfloat16"]
 
+PrecisionChoice = Literal["auto", "float32", "bf16x3", "tf32", "bfloat16"]
+
 # What `auto` may be given: a bandwidth makes it a kernel of distances, a power one on columns.
 _PARAMETERS_OF_AUTO = ("bandwidth", "power")
 
@@ -302,10 +304,11 @@ class SolverConfig:
         metavar="NAME=WEIGHT,...",
         parse=parse_weights,
     )
-    precision: Precision = setting(
-        "float32",
+    precision: PrecisionChoice = setting(
+        "auto",
         "precision of the inputs of radial kernels, for tensor cores: bf16x3 keeps 16 bits of each number and takes "
-        "three products, tf32 keeps 11 bits and bfloat16 8; everything else is float32 or better",
+        "three products, tf32 keeps 11 bits and bfloat16 8; everything else is float32 or better; auto is bf16x3 on a "
+        "GPU that is found to take less time so, and to err little more, otherwise float32",
     )
     effects: Literal["auto", "none"] = setting(
         "auto",

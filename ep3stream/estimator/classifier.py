@@ -50,7 +50,7 @@ class KernelClassifier(ClassifierMixin, KernelEstimator):  # type: ignore[misc]
         data_rank: int = 0,
         model_rank: int = 0,
         tail: str | int = "auto",
-        precision: str = "float32",
+        precision: str = "auto",
         memory: int | str = "2GiB",
         device: str | None = None,
         class_weight: Any = None,

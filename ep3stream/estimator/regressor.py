@@ -57,7 +57,7 @@ class KernelRegressor(RegressorMixin, KernelEstimator):  # type: ignore[misc]
         data_rank: int = 0,
         model_rank: int = 0,
         tail: str | int = "auto",
-        precision: str = "float32",
+        precision: str = "auto",
         memory: int | str = "2GiB",
         device: str | None = None,
         linear: str = "auto",

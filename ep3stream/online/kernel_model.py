@@ -17,7 +17,7 @@ from torch import Tensor
 from ep3stream.config import (
     FitConfig,
     KernelConfig,
-    Precision,
+    PrecisionChoice,
     Projection,
     RunConfig,
     SolverConfig,
@@ -138,7 +138,7 @@ class KernelModel:
         ridge: float | None = None,
         class_weights: Literal["none", "balanced"] | Mapping[str | int, float] = "none",
         output_weights: Mapping[str, float] | None = None,
-        precision: Precision = "float32",
+        precision: PrecisionChoice = "auto",
         linear: Literal["auto", "tried", "none"] = "auto",
         categories: Mapping[int, int] | None = None,
         device: torch.device | str | None = None,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from ep3stream.config import KERNEL_DEFAULTS, MAX_CONFIG_BYTES, FitConfig, on_resume
+from ep3stream.config import KERNEL_DEFAULTS, MAX_CONFIG_BYTES, FitConfig, Precision, on_resume
 from ep3stream.disk import LockHeldError, read_small_file, take_lock, write_file, write_json
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.run.bundle import read_description
@@ -218,9 +218,12 @@ def settled_choices(description: Mapping[str, Any]) -> dict[str, Any]:
     What no fit could have chosen is left out.
     """
     recorded, plan = (_mapping(description.get(name)) for name in ("choices", "plan"))
-    # Earlier versions left no kernel open. A callable stands in the place of whichever is named.
-    kernel = plan.get("kernel")
-    found = {"kernel": kernel if isinstance(kernel, str) and kernel in KERNEL_DEFAULTS else "laplacian"}
+    # Earlier versions left neither open. A callable stands in the place of whichever kernel is named.
+    kernel, precision = plan.get("kernel"), plan.get("precision")
+    found = {
+        "kernel": kernel if isinstance(kernel, str) and kernel in KERNEL_DEFAULTS else "laplacian",
+        "precision": precision if precision in get_args(Precision) else "float32",
+    }
     return found | {
         name: recorded[name]
         for name, allows in _CHOICES.items()

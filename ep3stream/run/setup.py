@@ -15,7 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ep3stream.config import KERNEL_DEFAULTS, FitConfig, RunConfig, Task
+from ep3stream.config import KERNEL_DEFAULTS, FitConfig, Precision, RunConfig, Task
 from ep3stream.errors import DamagedDataError, InputError
 from ep3stream.mesh import Mesh
 from ep3stream.run.bundle import file_digest, read_bundle
@@ -75,6 +75,7 @@ class SetupPlan:
     start was learnt from, 0 without one; start_ridge: its ridge. group_size: centers of a group of the local tail, 0
     without one. n_directions: how many directions of the inputs the kernel takes, 0 for the inputs themselves.
     ridge_factors: multiples of the ridge that are fitted side by side, of which validations choose; none for one.
+    precision: of the kernel's inputs; None in set-ups of earlier versions, where the settings say it.
     """
 
     n_centers: int
@@ -104,6 +105,7 @@ class SetupPlan:
     ridge_factors: tuple[float, ...] = ()
     group_size: int = 0
     n_directions: int = 0
+    precision: Precision | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The plan with the keys of RUN/setup and run.json; absent values are left out."""
@@ -246,7 +248,8 @@ class Setup:
             kernel = replace(kernel, centre=kernel.centre.to(mesh.device))
         if isinstance(kernel, CallableKernel):
             kernel = kernel.without_waits(mesh.device)
-        kernel = with_precision(kernel, config.solver.precision)
+        # Earlier versions did not record what the settings had said, which was never `auto`.
+        kernel = with_precision(kernel, self.plan.precision or config.solver.precision)
         centers, targets = self._points(kernel.left, mesh.device), self.ridge_targets().to(mesh.device)
         stages, linear = self._stages(config, kernel, centers, mesh), self.linear()
         return Solver(
@@ -408,7 +411,10 @@ def require_complete(tensors: Mapping[str, Tensor], description: Mapping[str, An
     _require_validation(tensors, description)
     if plan["kernel"] != CALLABLE:
         parameters = {item: plan[item] for item in KERNEL_DEFAULTS[plan["kernel"]]}
-        named_kernel(plan["kernel"], parameters, tensors)
+        kernel = named_kernel(plan["kernel"], parameters, tensors)
+        if (precision := plan.get("precision", "float32")) not in get_args(Precision):
+            raise ValueError(f"precision is {precision!r:.50}")
+        with_precision(kernel, precision)
     for name, shape in _shapes(tensors, description).items():
         dtype = torch.int64 if name in _WHOLE else torch.float64 if name in _DOUBLE else torch.float32
         found = tensors[name]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ep3stream.config import KERNEL_DEFAULTS, KernelConfig, Precision
+from ep3stream.config import KERNEL_DEFAULTS, KernelConfig, PrecisionChoice
 from ep3stream.errors import ConfigError
 from ep3stream.solver.columns import COLUMN_KERNELS, ColumnKernel
 from ep3stream.solver.dot_product import NtkKernel, PolynomialKernel
@@ -67,9 +67,12 @@ def named_kernel(name: str, parameters: Mapping[str, Any], tensors: Mapping[str,
     return RadialKernel(name, centre=tensors[needed], **parameters)
 
 
-def with_precision(kernel: Kernel, precision: Precision) -> Kernel:
-    """The kernel with inputs rounded to this precision; ConfigError unless it is float32 or the kernel is radial."""
-    if precision == "float32":
+def with_precision(kernel: Kernel, precision: PrecisionChoice) -> Kernel:
+    """The kernel with inputs rounded to this precision; ConfigError unless it is float32 or the kernel is radial.
+
+    `auto`, where nothing has settled it, is float32.
+    """
+    if precision == "auto" or precision == "float32":
         return kernel
     if not isinstance(kernel, RadialKernel):
         raise ConfigError(

@@ -241,13 +241,13 @@ class StageTimes:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, logs: bool = True) -> None:
         self.elapsed_s: dict[str, float] = {}
-        self._clock, self._logs = clock, logs
+        self.clock, self._logs = clock, logs
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measures the seconds of the block and keeps them under `name`."""
-        began = self._clock()
+        began = self.clock()
         yield
-        self.elapsed_s[name] = self._clock() - began
+        self.elapsed_s[name] = self.clock() - began
         if self._logs:
             logger.info("set-up: %s, %.1f s", name, self.elapsed_s[name])

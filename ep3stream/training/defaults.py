@@ -46,11 +46,12 @@ def with_kernel(config: FitConfig, n_columns: int, n_rows: int) -> FitConfig:
         return config
     is_narrowed = config.data.metric != "none" or config.data.inputs_rank not in ("auto", "full")
     precision = config.solver.precision
-    is_of_distances = is_narrowed or kernel.bandwidth != "median" or precision != "float32"
+    is_short = precision not in ("auto", "float32")
+    is_of_distances = is_narrowed or kernel.bandwidth != "median" or is_short
     is_of_columns = kernel.power is not None or kernel.sharpness != 1
     if not is_of_columns and (is_of_distances or n_columns > MOST_COLUMNS or n_rows < FEWEST_ROWS):
         has_another_reason = is_narrowed or kernel.bandwidth != "median" or n_columns > MOST_COLUMNS
-        if precision != "float32" and n_rows >= FEWEST_ROWS and not has_another_reason:
+        if is_short and n_rows >= FEWEST_ROWS and not has_another_reason:
             logger.warning(
                 "precision is %s, which is for kernels of distances, so that the kernel is laplacian; on most tables "
                 "product, which a fit in float32 takes, is more accurate",

@@ -25,6 +25,7 @@ from ep3stream.training.centers import CenterSource
 from ep3stream.training.column_kernel import LearntColumns, learning_effort
 from ep3stream.training.defaults import is_timed, size_limits, typical_kernel, with_sizes
 from ep3stream.training.plan import ProblemSize, automatic_centers
+from ep3stream.training.precision import found_precision
 from ep3stream.training.problem import Problem, input_scaling, problem_of_split
 from ep3stream.training.set_up_rows import first_rows
 from ep3stream.training.validation import ValidationRows
@@ -75,8 +76,9 @@ def speed_of_fit(
         kernel: Kernel | None = None if learnt is None else learnt.known
         if kernel is None:
             kernel = typical_kernel(config.kernel, function, x, problem.categories)
-        kernel = with_precision(kernel, config.solver.precision)
-        found = measured_speed(kernel, x, problem.shape.n_columns, clock)
+        n_columns = problem.shape.n_columns
+        kernel = with_precision(kernel, found_precision(config.solver.precision, kernel, x, n_columns, clock))
+        found = measured_speed(kernel, x, n_columns, clock)
         return [found.evaluation_s / mesh.size, found.center_s / mesh.size]
 
     return Speed(*mesh.broadcast_object(measure))

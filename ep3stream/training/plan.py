@@ -19,7 +19,7 @@ from ep3stream.errors import ConfigError
 from ep3stream.mesh import Mesh
 from ep3stream.solver.eigenpro import EigenProProjection
 from ep3stream.solver.exact import ExactProjection
-from ep3stream.solver.gpu import factor_width
+from ep3stream.solver.gpu import MAX_FEATURES, factor_width
 from ep3stream.solver.tail import LocalTail
 from ep3stream.solver.tiles import gpu_tile_bytes
 
@@ -349,10 +349,14 @@ def _memory(
 def _point_bytes(shape: ProblemSize, config: SolverConfig) -> int:
     """Bytes of a point prepared for kernel blocks, at most: those of radial kernels."""
     on_gpu = shape.tile_bytes > 0
-    if config.precision == "float32" and not on_gpu:
+    precision = config.precision
+    if precision == "auto":
+        is_small = shape.of_columns or shape.n_inputs <= max(MAX_FEATURES.values())
+        precision = "float32" if is_small or not on_gpu else "bf16x3"
+    if precision == "float32" and not on_gpu:
         return _FLOAT * (shape.n_inputs + 2)
-    width = factor_width(shape.n_inputs, config.precision)
-    in_half = {"bfloat16": 2, "bf16x3": 3 * 2}.get(config.precision, 0) if on_gpu else 0
+    width = factor_width(shape.n_inputs, precision)
+    in_half = {"bfloat16": 2, "bf16x3": 3 * 2}.get(precision, 0) if on_gpu else 0
     return width * (_FLOAT + in_half)
 
 

@@ -54,6 +54,7 @@ from ep3stream.training.column_kernel import (
 from ep3stream.training.defaults import MOST_COLUMNS, choices_of, is_timed, with_kernel
 from ep3stream.training.measured_sizes import with_measured_sizes
 from ep3stream.training.plan import SizePlan, automatic_centers, memory_budget, on_device, require_machine
+from ep3stream.training.precision import found_precision
 from ep3stream.training.problem import (
     Problem,
     input_scaling,
@@ -337,7 +338,13 @@ def set_up(
     else:
         with times.stage("bandwidth"):
             kernel = _measured_kernel(problem, rows, config.kernel, function, sample, mesh)
-    kernel = with_precision(kernel, settings.precision)
+    with times.stage("precision") if device.type == "cuda" else nullcontext():
+        n_columns = problem.shape.n_columns
+        # That of the leader's device on every rank.
+        precision = mesh.broadcast_object(
+            lambda: found_precision(settings.precision, kernel, sample, n_columns, times.clock)
+        )
+    kernel = with_precision(kernel, precision)
     if settings.ridge is None and settings.projection != "eigenpro":
         settings = replace(settings, ridge=learnt.ridge(problem.shape.n_rows))
     _tell_lost_distances(
@@ -579,6 +586,7 @@ def _setup_plan(
         ridge=settings.used_ridge,
         ridge_factors=ridge_factors if len(ridge_factors) > 1 else (),
         mu=spectra.damping,
+        precision=kernel.precision if isinstance(kernel, RadialKernel) else "float32",
         devices=mesh.size,
         memory_bytes=memory_bytes,
     )

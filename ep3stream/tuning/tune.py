@@ -194,7 +194,7 @@ def _check(kernels: Sequence[KernelName] | None, by: Criterion, minutes: float) 
 
 def _default_names(reader: SplitReader, config: FitConfig) -> tuple[KernelName, ...]:
     """All of DEFAULT_KERNELS, without those on columns where these are slow or cannot be."""
-    if reader.manifest.n_features <= MOST_COLUMNS and config.solver.precision == "float32":
+    if reader.manifest.n_features <= MOST_COLUMNS and config.solver.precision in ("auto", "float32"):
         return DEFAULT_KERNELS
     return tuple(name for name in DEFAULT_KERNELS if name not in COLUMN_KERNELS)
 
