@@ -218,7 +218,7 @@ def clock_of(*seconds: float) -> Callable[[], float]:
 def test_auto_takes_three_products_where_the_device_gains_by_them(seconds, found):
     kernel = RadialKernel("laplacian", 6.0, torch.zeros(40, device="cuda"))
     x = points(300, 40, 0, torch.float32).to("cuda")
-    assert found_precision("auto", kernel, x, 3, clock_of(*seconds)) == found
+    assert found_precision("auto", kernel, x, 3, clock=clock_of(*seconds)) == found
 
 
 def test_auto_takes_no_three_products_of_a_device_that_adds_them_badly(monkeypatch, caplog):
@@ -230,7 +230,7 @@ def test_auto_takes_no_three_products_of_a_device_that_adds_them_badly(monkeypat
         return found.mul_(1 + 1e-4) if a.dtype == torch.bfloat16 else found
 
     monkeypatch.setattr(torch, "mm", rounded_mm)
-    assert found_precision("auto", kernel, x, 3, clock_of(4.0, 1.0)) == "float32"
+    assert found_precision("auto", kernel, x, 3, clock=clock_of(4.0, 1.0)) == "float32"
     assert "in bf16x3" in caplog.text
     assert "larger errors" in caplog.text
 
@@ -238,19 +238,36 @@ def test_auto_takes_no_three_products_of_a_device_that_adds_them_badly(monkeypat
 def test_auto_looks_at_no_block_where_none_is_formed():
     kernel = RadialKernel("laplacian", 4.0, torch.zeros(D, device="cuda"))
     x = points(300, D, 0, torch.float32).to("cuda")
-    assert found_precision("auto", kernel, x, 3, clock_of()) == "float32"
+    assert found_precision("auto", kernel, x, 3, clock=clock_of()) == "float32"
 
 
 def test_what_auto_has_found_is_recorded_and_holds_for_the_fit(stores, monkeypatch):
     split = ep3stream.open_store(stores / "many").split("train")
     config, mesh = plain_config(solver=SMALL | {"precision": "auto"}), Mesh(0, 1, torch.device("cuda"))
     monkeypatch.setattr(
-        set_up, "found_precision", lambda *given: found_precision(*given[:4], clock_of(4.0, 1.0))
+        set_up, "found_precision", lambda *given: found_precision(*given[:5], clock_of(4.0, 1.0))
     )
     setup = set_up.set_up_split(split, config, None, mesh).setup
     assert setup.plan.precision == "bf16x3"
     assert setup.solver(config, None, mesh).kernel.precision == "bf16x3"
     assert config.settled(settled_choices(setup.description)).solver.precision == "bf16x3"
+
+
+def test_a_state_goes_on_in_the_precision_that_auto_has_found(monkeypatch):
+    x = points(600, 40, 1, torch.float32)
+    models = []
+    for short_s in (1.0, 9.0):
+        seconds = clock_of(4.0, short_s)
+        monkeypatch.setattr(
+            set_up, "found_precision", lambda *given, clock=seconds: found_precision(*given[:5], clock)
+        )
+        models.append(ep3stream.KernelModel(x[:80], "laplacian", device="cuda", bandwidth=6.0))
+        if len(models) == 1:
+            models[0].fit((x[80:].numpy(), x[80:, 0].numpy()), epochs=1)
+    one, other = models
+    assert one.state_dict()["precision"] == "bf16x3"
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(*(torch.as_tensor(each.predict(x[:10])).cpu() for each in models))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16x3", "tf32", "bfloat16"])

@@ -562,6 +562,20 @@ def test_a_state_of_the_version_before_has_neither_ridge_nor_weights():
         model(ridge=0.1).load_state_dict(state | {"version": 2, "settings": old})
 
 
+def test_a_state_goes_on_in_the_precision_that_its_set_up_has_settled():
+    made, again = model(), model()
+    made.fit((X, Y))
+    state = made.state_dict()
+    assert state["precision"] == "float32"
+    model(precision="float32").load_state_dict(state)
+    with pytest.raises(InputError, match="precision is 'tf32' but was 'float32'"):
+        model(precision="tf32").load_state_dict(state)
+    # Earlier versions knew no `auto`.
+    del state["precision"]
+    again.load_state_dict(state | {"settings": state["settings"] | {"precision": "float32"}})
+    assert torch.equal(made.outputs(X), again.outputs(X))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -43,7 +43,8 @@ def test_bfloat16_is_torchs_own() -> None:
 @given(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False))
 def test_in_three_products_a_number_is_the_sum_of_two_of_bfloat16(value: float) -> None:
     found = rounded(torch.tensor([[value]]), "bf16x3")
-    assert abs(found.item() - value) <= 2.0**-16 * max(abs(value), 1e-37)
+    # The second one of a number below 1e-35 is subnormal and has fewer bits.
+    assert abs(found.item() - value) <= 2.0**-16 * max(abs(value), 1e-35)
     assert torch.equal(rounded(found, "bf16x3"), found)
     (left,), (right,) = (tripled(found, is_left) for is_left in (True, False))
     for parts in (left, right):

@@ -120,7 +120,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 @pytest.mark.parametrize(
     ("marked", "devices", "n_tests"),
     [
-        ("not slow", 1, 27),
+        ("not slow", 1, 28),
         ("not slow", 2, 1),
         pytest.param("slow", 1, 5, marks=pytest.mark.slow),
         pytest.param("slow", 2, 2, marks=pytest.mark.slow),

@@ -427,6 +427,10 @@ class KernelModel:
         mine["kernel"], theirs["kernel"] = (_given(each["kernel"]) for each in (mine, theirs))
         if mine["ridge"] is None:  # Nothing asked for: the one that the state's set-up has settled.
             mine["ridge"] = theirs["ridge"]
+        # The one that the state's set-up has settled; earlier versions held what was asked for.
+        theirs["precision"] = state.get("precision", theirs["precision"])
+        if mine["precision"] == "auto":
+            mine["precision"] = theirs["precision"]
         for name in mine:
             if mine[name] != theirs.get(name):
                 raise InputError(f"{name} is {mine[name]!r} but was {theirs.get(name)!r} in the state")

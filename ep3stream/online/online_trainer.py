@@ -317,6 +317,7 @@ class OnlineTrainer:
             "shape": asdict(problem.shape),
             "n_excluded": len(self.rows.excluded),
             "ridge": self.result.setup.plan.ridge,
+            "precision": self.result.setup.plan.precision,
             "step": progress.step,
             "rows_seen": self.trainer.rows_seen,
             "averaged": progress.state.averaged,
@@ -353,8 +354,11 @@ class OnlineTrainer:
         told = LinearPart.description() if LINEAR_TENSORS[0] in tensors else None
         linear = LinearPart.described(tensors, told, spec.inputs.n_inputs, targets.n_outputs)
         rows = replace(rows, learnt=LearntColumns(known, linear=linear))
-        # The ridge that the set-up has settled; earlier versions settled none.
-        solver = replace(solver, ridge=saved.get("ridge", solver.ridge))
+        # What the set-up has settled; earlier versions settled none, and their default was float32.
+        asked = "float32" if solver.precision == "auto" else solver.precision
+        solver = replace(
+            solver, ridge=saved.get("ridge", solver.ridge), precision=saved.get("precision", asked)
+        )
         made = cls(replace(spec, config=replace(spec.config, solver=solver)), problem, rows)
         progress, guard = made.progress, saved["guard"]
         for name, tensor in (progress.state.tensors() | progress.guard.tensors()).items():

@@ -77,7 +77,9 @@ def speed_of_fit(
         if kernel is None:
             kernel = typical_kernel(config.kernel, function, x, problem.categories)
         n_columns = problem.shape.n_columns
-        kernel = with_precision(kernel, found_precision(config.solver.precision, kernel, x, n_columns, clock))
+        kernel = with_precision(
+            kernel, found_precision(config.solver.precision, kernel, x, n_columns, clock=clock)
+        )
         found = measured_speed(kernel, x, n_columns, clock)
         return [found.evaluation_s / mesh.size, found.center_s / mesh.size]
 

@@ -22,6 +22,7 @@ from ep3stream.solver.exact import ExactProjection
 from ep3stream.solver.gpu import MAX_FEATURES, factor_width
 from ep3stream.solver.tail import LocalTail
 from ep3stream.solver.tiles import gpu_tile_bytes
+from ep3stream.training.precision import compared_bytes
 
 WIDER_BASIS, BATCHES = "room for a wider basis", "kernel block and batches"
 MORE_LANDMARKS = "set-up with more landmarks"
@@ -323,6 +324,10 @@ def _memory(
     if shape.tile_bytes:
         tiles = _GPU_TILES * min(shape.tile_bytes, _FLOAT * share * max(largest, shape.n_inputs))
         tiles += 2 * _FLOAT * (landmarks + samples) * shape.n_inputs
+    compared = 0
+    if _may_be_bf16x3(shape, config):
+        compared = compared_bytes(_point_bytes(shape, config), share, shape.n_columns)
+    tiles = max(tiles, compared)
     set_up = tiles + 3 * 8 * landmarks**2
     unscaled = 0 if shape.tile_bytes else _FLOAT * n_centers * shape.n_features
     parts = {
@@ -351,13 +356,18 @@ def _point_bytes(shape: ProblemSize, config: SolverConfig) -> int:
     on_gpu = shape.tile_bytes > 0
     precision = config.precision
     if precision == "auto":
-        is_small = shape.of_columns or shape.n_inputs <= max(MAX_FEATURES.values())
-        precision = "float32" if is_small or not on_gpu else "bf16x3"
+        precision = "bf16x3" if _may_be_bf16x3(shape, config) else "float32"
     if precision == "float32" and not on_gpu:
         return _FLOAT * (shape.n_inputs + 2)
     width = factor_width(shape.n_inputs, precision)
     in_half = {"bfloat16": 2, "bf16x3": 3 * 2}.get(precision, 0) if on_gpu else 0
     return width * (_FLOAT + in_half)
+
+
+def _may_be_bf16x3(shape: ProblemSize, config: SolverConfig) -> bool:
+    """Whether the set-up may find that precision (`found_precision`)."""
+    may_form_blocks = not shape.of_columns and shape.n_inputs > max(MAX_FEATURES.values())
+    return config.precision == "auto" and may_form_blocks and shape.tile_bytes > 0
 
 
 def _batch_row_bytes(shape: ProblemSize, n_centers: int, devices: int) -> int:

@@ -23,13 +23,13 @@ from ep3stream.solver.kernels import Kernel, RadialKernel
 logger = logging.getLogger(__name__)
 
 # Rows whose kernel values are compared with those in float64.
-_CHECKED = 1024
+_CHECKED = 512
 # Mean error of kernel values that is taken, beside that of float32. Emulated, `bf16x3` errs up to six times as much as
 # float32 (`tests/test_precision.py`).
 _MOST_TIMES, _MOST_MORE = 10.0, 1e-6
 # So many times as fast as float32 it has to be, at least.
 _GAIN = 1.25
-# Points and rows of the block that is timed, the fastest of so many times.
+# Points, at most, and rows of the block that is timed, the fastest of so many times.
 _POINTS, _ROWS, _ROUNDS = 8192, 1024, 5
 
 
@@ -38,12 +38,13 @@ def found_precision(
     kernel: Kernel,
     x: Tensor,
     n_outputs: int,
+    n_points: int = _POINTS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Precision:
     """`asked`; for `auto` float32, or `bf16x3` where it is possible, errs little and takes less time.
 
-    kernel: in float32. x: (n, d), scaled rows on the device. clock: tells seconds, by which both are timed on a GPU:
-    some milliseconds on a large one.
+    kernel: in float32. x: (n, d), scaled rows on the device. n_points: how many centers a device has. clock: tells
+    seconds, by which both are timed on a GPU: some milliseconds on a large one.
     """
     if asked != "auto":
         return asked
@@ -62,7 +63,8 @@ def found_precision(
                 "here than they should"
             )
             return "float32"
-        plain_s, short_s = (_fastest_s(each, x, n_outputs, clock) for each in (kernel, short))
+        n_points = min(n_points, _POINTS)
+        plain_s, short_s = (_fastest_s(each, x, n_outputs, n_points, clock) for each in (kernel, short))
     except RuntimeError as error:  # A GPU or a library that does not multiply bfloat16 so.
         logger.warning("kernel blocks are in float32, since bf16x3 does not run here: %.300s", error)
         return "float32"
@@ -71,12 +73,25 @@ def found_precision(
     return "bf16x3" if gain >= _GAIN else "float32"
 
 
-def _fastest_s(kernel: RadialKernel, x: Tensor, n_outputs: int, clock: Callable[[], float]) -> float:
+def compared_bytes(point_bytes: int, n_points: int, n_outputs: int) -> int:
+    """Bytes that `found_precision` takes at most. point_bytes: of a point prepared for blocks in `bf16x3`."""
+    n_points = min(n_points, _POINTS)
+    # Points as they are, as they are prepared and once more while they are; a block; weights, predictions.
+    timed = (
+        3 * point_bytes * (n_points + _ROWS) + 4 * (n_points + n_outputs) * _ROWS + 4 * n_outputs * n_points
+    )
+    checked = 3 * point_bytes * _CHECKED + 8 * 8 * _CHECKED**2
+    return max(timed, checked)
+
+
+def _fastest_s(
+    kernel: RadialKernel, x: Tensor, n_outputs: int, n_points: int, clock: Callable[[], float]
+) -> float:
     """Seconds of a block and its product with weights, for rows of x, (n, d), repeated."""
-    rows = x.repeat(-(-(_POINTS + _ROWS) // len(x)), 1)
-    left, right = kernel.left(rows[:_POINTS]), kernel.right(rows[_POINTS : _POINTS + _ROWS])
-    memory = torch.zeros(_POINTS * _ROWS, device=x.device)
-    weights = torch.full((n_outputs, _POINTS), 1 / _POINTS, device=x.device)
+    rows = x.repeat(-(-(n_points + _ROWS) // len(x)), 1)
+    left, right = kernel.left(rows[:n_points]), kernel.right(rows[n_points : n_points + _ROWS])
+    memory = torch.zeros(n_points * _ROWS, device=x.device)
+    weights = torch.full((n_outputs, n_points), 1 / n_points, device=x.device)
     took = []
     for _ in range(1 + _ROUNDS):
         began = clock()

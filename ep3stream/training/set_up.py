@@ -339,10 +339,10 @@ def set_up(
         with times.stage("bandwidth"):
             kernel = _measured_kernel(problem, rows, config.kernel, function, sample, mesh)
     with times.stage("precision") if device.type == "cuda" else nullcontext():
-        n_columns = problem.shape.n_columns
+        n_columns, share = problem.shape.n_columns, -(-len(rows.centers) // mesh.size)
         # That of the leader's device on every rank.
         precision = mesh.broadcast_object(
-            lambda: found_precision(settings.precision, kernel, sample, n_columns, times.clock)
+            lambda: found_precision(settings.precision, kernel, sample, n_columns, share, times.clock)
         )
     kernel = with_precision(kernel, precision)
     if settings.ridge is None and settings.projection != "eigenpro":
