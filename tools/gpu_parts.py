@@ -541,6 +541,7 @@ def bench_model(report: Report) -> None:
         elapsed = time.perf_counter() - began
         told = "set-up and an epoch" if epochs == 1 else "another epoch"
         report.add("KernelModel", f"n={n}, d={d}, p={p}: {told}", elapsed_s=elapsed, rows_per_s=n / elapsed)
+    report.add("KernelModel", "the precision that auto is", found=model.state_dict()["precision"])
 
 
 def bench_stream(report: Report) -> None:
@@ -557,7 +558,7 @@ def bench_stream(report: Report) -> None:
         began = time.perf_counter()
         convert((x, y), store, ConvertConfig())
         report.add("stream", f"convert n={n}, d={d}", elapsed_s=time.perf_counter() - began)
-        for precision in PRECISIONS:
+        for precision in (*PRECISIONS, "auto"):
             tables = {
                 "data": {"validate": "none"},
                 "kernel": {"name": "laplacian"},
@@ -574,6 +575,7 @@ def bench_stream(report: Report) -> None:
                 rows_per_s=told[-1].rows_per_s,
                 starved=told[-1].starved,
                 loss=told[-1].loss,
+                found=json.loads((Path(folder) / precision / "run.json").read_text())["plan"]["precision"],
             )
 
 
