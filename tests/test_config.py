@@ -239,7 +239,7 @@ def test_a_part_of_an_epoch_is_that_part_of_its_steps_but_one_at_least(epochs, s
 
 
 def test_settings_in_use_are_those_that_the_left_out_ones_stand_for():
-    given = SolverConfig(momentum=0.9, averaging=3.0, step="measured")
+    given = SolverConfig(momentum=0.9, averaging=2.0, step="measured")
     assert SolverConfig().in_use() == given.in_use()
     published = FitConfig(solver=SolverConfig(projection="eigenpro")).in_use().solver
     assert (published.momentum, published.averaging, published.step) == (0, 0, "published")

@@ -19,8 +19,9 @@ from small_stores import make_store, plain_config, smooth_rows
 
 import ep3stream
 from ep3stream import cli
-from ep3stream.config import FitConfig
+from ep3stream.config import FitConfig, SolverConfig
 from ep3stream.errors import ConfigError, DamagedDataError, InputError, Interrupted
+from ep3stream.run.directory import settled_choices
 from ep3stream.run.event_log import read_lines
 from ep3stream.run.state import list_checkpoints
 
@@ -197,6 +198,27 @@ def test_more_epochs_go_on_from_the_end_of_a_finished_fit(store, tmp_path):
         line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if line.get("event") == "resume"
     ]
     assert len(resumed) == 1
+
+
+def test_a_fit_goes_on_with_the_averaging_that_was_the_default_when_it_began(store, tmp_path, monkeypatch):
+    expected = ep3stream.fit(store, tmp_path / "expected", settings(solver={"averaging": 5.0}))
+    with monkeypatch.context() as patched:
+        patched.setattr(SolverConfig, "default_averaging", 5.0)
+        with pytest.raises(Stop):
+            ep3stream.fit(store, tmp_path / "run", settings(), observe=kill_at(20))
+    ep3stream.fit(store, tmp_path / "run", settings())
+    assert (
+        model_bytes(tmp_path / "run")["tensors.safetensors"] == model_bytes(expected)["tensors.safetensors"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "averaging"), [({}, 3.0), ({"projection": "eigenpro"}, 0.0), ({"averaging": 7.0}, 7.0)]
+)
+def test_set_ups_of_earlier_versions_have_the_averaging_of_these(plan, averaging):
+    assert FitConfig().settled(settled_choices({"plan": plan})).solver.averaging == averaging
+    asked = settings(solver={"averaging": 1.0})
+    assert asked.settled(settled_choices({"plan": plan})).solver.averaging == 1.0
 
 
 def test_a_finished_fit_called_again_changes_nothing(store, tmp_path):

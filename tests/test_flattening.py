@@ -36,7 +36,7 @@ def test_a_threshold_is_the_lowest_that_leaves_its_rows_enough_foldings():
     assert [first_row for first_row, _ in stages] == [0, 2048, 4096, 8192, 16384]
     for first_row, threshold in stages[:-1]:
         n_rows = max(first_row, 1024)
-        foldings = n_rows * threshold / rows.largest(flattening.eigenvalue_scale(threshold))
+        foldings = n_rows * threshold / float(rows.at(flattening.eigenvalue_scale(threshold)).max())
         assert foldings == pytest.approx(FOLDINGS, rel=1e-6)
     assert stages[-1][1] == pytest.approx(
         1e-5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_problem import ONE_RANK, Problem, generator, k, laplacian, points
 
-from ep3stream.solver.step_size import Penalty, StepProbe, largest_eigenvalue
+from ep3stream.solver.step_size import Penalty, StepProbe, largest_eigenvalue, limiting_leverage
 
 D, M, N_BATCHES = 3, 20, 3
 CASE = Problem(laplacian(D), points(70, D, 0), points(N_BATCHES * M, D, 1), n_samples=40)
@@ -40,7 +40,9 @@ def test_the_profile_is_that_of_every_row(n_kept: int):
     projection = CASE.projection()[0]
     found = step_probe(n_kept).leverage_profile(projection)
     expected = projection.leverage(k(CASE.kernel, CASE.z, CASE.x), CASE.x)
-    assert found.largest(projection.eigenvalue_scale) == pytest.approx(float(expected.max()), rel=1e-6)
+    assert float(found.at(projection.eigenvalue_scale).max()) == pytest.approx(
+        float(expected.max()), rel=1e-6
+    )
     assert found.along.shape[1] == len(CASE.x)
 
 
@@ -72,3 +74,16 @@ def test_rows_of_a_batch_have_its_own_weights():
         for number, x in enumerate(weighted.batches)
     ]
     assert weighted.leading_eigenvalue(projection, 0) == pytest.approx(max(each), rel=0.02)
+
+
+def test_one_row_of_large_leverage_does_not_make_the_step_of_all_others():
+    leverages = torch.linspace(0.5, 1, 1000, dtype=torch.float64)
+    alike = limiting_leverage(leverages)
+    assert alike == pytest.approx(0.9)
+    assert limiting_leverage(torch.cat([leverages, torch.tensor([1.5])])) == pytest.approx(
+        1.1 * 0.995, rel=1e-3
+    )
+    # No row is at twice the leverage that limits the step, at which it diverges.
+    for outlying in (3.0, 300.0):
+        far = limiting_leverage(torch.cat([leverages, torch.tensor([outlying])]))
+        assert outlying / 2 < far < outlying

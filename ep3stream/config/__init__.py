@@ -37,6 +37,7 @@ from ep3stream.config.parse import (
 )
 from ep3stream.config.settings import Setting, settings_of
 from ep3stream.config.solver import (
+    EARLIER_AVERAGING,
     KERNEL_DEFAULTS,
     KernelConfig,
     KernelName,
@@ -49,6 +50,7 @@ from ep3stream.config.solver import (
 
 __all__ = [
     "CONFIG_VERSION",
+    "EARLIER_AVERAGING",
     "FIT_TABLES",
     "KERNEL_DEFAULTS",
     "MAX_CONFIG_BYTES",

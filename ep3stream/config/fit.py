@@ -253,7 +253,7 @@ class FitConfig:
         return replace(self, kernel=kernel, solver=self.solver.in_use())
 
     def settled(self, choices: Mapping[str, Any]) -> FitConfig:
-        """This config with what it leaves open (`auto`) as in `choices`: the kernel and settings of the solver by name.
+        """This config with what it leaves open as in `choices`: the kernel and settings of the solver by name.
 
         What is not in `choices` stays open.
         """
@@ -262,8 +262,8 @@ class FitConfig:
             kernel = replace(kernel, name=choices["kernel"])
         found = {
             name: choices[name]
-            for name in ("centers", "epochs", "patience", "precision")
-            if name in choices and getattr(solver, name) == "auto"
+            for name in ("centers", "epochs", "patience", "precision", "averaging")
+            if name in choices and getattr(solver, name) in ("auto", None)
         }
         return replace(self, kernel=kernel, solver=replace(solver, **found))
 

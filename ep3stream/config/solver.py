@@ -39,6 +39,9 @@ Precision = Literal["float32", "bf16x3", "tf32", "bfloat16"]
 
 PrecisionChoice = Literal["auto", "float32", "bf16x3", "tf32", "bfloat16"]
 
+# What `averaging` was by default, but with eigenpro, in versions whose set-ups and states do not say.
+EARLIER_AVERAGING = 3.0
+
 # What `auto` may be given: a bandwidth makes it a kernel of distances, a power one on columns.
 _PARAMETERS_OF_AUTO = ("bandwidth", "power")
 
@@ -175,7 +178,7 @@ class SolverConfig:
 
     Centers, epochs and patience that are `auto` are settled when the set-up is made, by the minutes of the run.
     A ridge that is None is settled with the weights of the kernel's columns, and 0 for other kernels.
-    Momentum, averaging and step that are None have the values of the projection: beta = 0.9, a = 3 and `measured`;
+    Momentum, averaging and step that are None have the values of the projection: beta = 0.9, a = 2 and `measured`;
     with `eigenpro`, the published method, 0, 0 and `published`.
     """
 
@@ -246,7 +249,7 @@ class SolverConfig:
         None,
         "a of the tail average w_t = min(1, a / (t + a)), 0 for none",
         limit=at_least(0, "0 or a positive number"),
-        default_means="3, but 0 with eigenpro",
+        default_means="2, but 0 with eigenpro",
         option=None,
         on_resume="override",
     )
@@ -387,8 +390,12 @@ class SolverConfig:
     @property
     def used_averaging(self) -> float:
         """`averaging`, or the projection's value where it is None."""
-        default = 0.0 if self.projection == "eigenpro" else 3.0
-        return default if self.averaging is None else self.averaging
+        return self.default_averaging if self.averaging is None else self.averaging
+
+    @property
+    def default_averaging(self) -> float:
+        """What `averaging` is where it is None."""
+        return 0.0 if self.projection == "eigenpro" else 2.0
 
     @property
     def used_step(self) -> StepRule:

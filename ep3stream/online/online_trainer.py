@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ep3stream.config import FitConfig
+from ep3stream.config import EARLIER_AVERAGING, FitConfig
 from ep3stream.mesh import Mesh
 from ep3stream.online.sources import NumberedSource
 from ep3stream.prediction.evaluate import score_ridges
@@ -318,6 +318,7 @@ class OnlineTrainer:
             "n_excluded": len(self.rows.excluded),
             "ridge": self.result.setup.plan.ridge,
             "precision": self.result.setup.plan.precision,
+            "averaging": self.trainer.solver.averaging,
             "step": progress.step,
             "rows_seen": self.trainer.rows_seen,
             "averaged": progress.state.averaged,
@@ -354,11 +355,17 @@ class OnlineTrainer:
         told = LinearPart.description() if LINEAR_TENSORS[0] in tensors else None
         linear = LinearPart.described(tensors, told, spec.inputs.n_inputs, targets.n_outputs)
         rows = replace(rows, learnt=LearntColumns(known, linear=linear))
-        # What the set-up has settled; earlier versions settled none, and their default was float32.
-        asked = "float32" if solver.precision == "auto" else solver.precision
-        solver = replace(
-            solver, ridge=saved.get("ridge", solver.ridge), precision=saved.get("precision", asked)
-        )
+        # What the set-up has settled; earlier versions settled none.
+        earlier: dict[str, Any] = {
+            "ridge": solver.ridge,
+            "precision": solver.precision,
+            "averaging": solver.averaging,
+        }
+        if solver.precision == "auto":
+            earlier["precision"] = "float32"
+        if solver.averaging is None and solver.projection != "eigenpro":
+            earlier["averaging"] = EARLIER_AVERAGING
+        solver = replace(solver, **{name: saved.get(name, value) for name, value in earlier.items()})
         made = cls(replace(spec, config=replace(spec.config, solver=solver)), problem, rows)
         progress, guard = made.progress, saved["guard"]
         for name, tensor in (progress.state.tensors() | progress.guard.tensors()).items():

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from ep3stream.config import KERNEL_DEFAULTS, MAX_CONFIG_BYTES, FitConfig, Precision, on_resume
+from ep3stream.config import (
+    EARLIER_AVERAGING,
+    KERNEL_DEFAULTS,
+    MAX_CONFIG_BYTES,
+    FitConfig,
+    Precision,
+    on_resume,
+)
 from ep3stream.disk import LockHeldError, read_small_file, take_lock, write_file, write_json
 from ep3stream.errors import ConfigError, DamagedDataError, InputError
 from ep3stream.run.bundle import read_description
@@ -219,10 +226,13 @@ def settled_choices(description: Mapping[str, Any]) -> dict[str, Any]:
     """
     recorded, plan = (_mapping(description.get(name)) for name in ("choices", "plan"))
     # Earlier versions left neither open. A callable stands in the place of whichever kernel is named.
-    kernel, precision = plan.get("kernel"), plan.get("precision")
+    kernel, precision, averaging = (plan.get(name) for name in ("kernel", "precision", "averaging"))
+    if type(averaging) is not float:
+        averaging = 0.0 if plan.get("projection") == "eigenpro" else EARLIER_AVERAGING
     found = {
         "kernel": kernel if isinstance(kernel, str) and kernel in KERNEL_DEFAULTS else "laplacian",
         "precision": precision if precision in get_args(Precision) else "float32",
+        "averaging": averaging,
     }
     return found | {
         name: recorded[name]

@@ -75,7 +75,8 @@ class SetupPlan:
     start was learnt from, 0 without one; start_ridge: its ridge. group_size: centers of a group of the local tail, 0
     without one. n_directions: how many directions of the inputs the kernel takes, 0 for the inputs themselves.
     ridge_factors: multiples of the ridge that are fitted side by side, of which validations choose; none for one.
-    precision: of the kernel's inputs; None in set-ups of earlier versions, where the settings say it.
+    precision: of the kernel's inputs; None in set-ups of earlier versions, where the settings say it. averaging: that
+    of settings without one; None in set-ups of earlier versions.
     """
 
     n_centers: int
@@ -106,6 +107,7 @@ class SetupPlan:
     group_size: int = 0
     n_directions: int = 0
     precision: Precision | None = None
+    averaging: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The plan with the keys of RUN/setup and run.json; absent values are left out."""
@@ -437,7 +439,7 @@ def _require_numbers(plan: Mapping[str, Any]) -> None:
         count = plan.get(name, 0)
         if type(count) is not int or not 0 <= count < limit:
             raise ValueError(f"{name} is {count!r:.50}")
-    for name in ("ridge", "start_ridge", "momentum"):
+    for name in ("ridge", "start_ridge", "momentum", "averaging"):
         value = plan.get(name, 0.0)
         if not (_is_float32(value) and value >= 0):
             raise ValueError(f"{name} is {value!r:.50}")

@@ -36,7 +36,14 @@ from ep3stream.solver.projection import (
     unexplained_diagonal,
 )
 from ep3stream.solver.step import Stage
-from ep3stream.solver.step_size import Penalty, PublishedStep, Stability, StepProbe, measure_stability
+from ep3stream.solver.step_size import (
+    Penalty,
+    PublishedStep,
+    Stability,
+    StepProbe,
+    limiting_leverage,
+    measure_stability,
+)
 from ep3stream.solver.tail import Grouping
 from ep3stream.solver.targets import TargetCode
 from ep3stream.solver.tiles import tile_rows, tiles
@@ -340,7 +347,10 @@ class SolverBuilder:
             left = [each for each in falling if each[1] <= rho] or falling[-1:]
             falling = [(0, left[0][1]), *left[1:]]
         stages = [Stage(first_row, projection.flattened(threshold)) for first_row, threshold in falling]
-        kappas = [profile.largest(flattening.eigenvalue_scale(t)) * self._heaviest() for _, t in falling]
+        kappas = [
+            limiting_leverage(profile.at(flattening.eigenvalue_scale(t))) * self._heaviest()
+            for _, t in falling
+        ]
         last = self._stage_stability(probe, stages[-1], kappas[-1], batch_size)
         best = self._best_batch(last, epoch_rows)
         if best > max(batch_size, last.critical_batch_size(self.settings.used_momentum)):

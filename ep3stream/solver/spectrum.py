@@ -284,7 +284,7 @@ class Flattening:
         low, high = lowest, float(max([lowest, *self.eigenvalues[:1].tolist()]))
 
         def enough(threshold: float) -> bool:
-            return n_rows * threshold >= FOLDINGS * profile.largest(self.eigenvalue_scale(threshold))
+            return n_rows * threshold >= FOLDINGS * float(profile.at(self.eigenvalue_scale(threshold)).max())
 
         if enough(low):
             return low
@@ -309,6 +309,6 @@ class LeverageProfile:
         """The profile of the rows of all parts."""
         return cls(torch.cat([p.along for p in parts], 1), torch.cat([p.beyond for p in parts]))
 
-    def largest(self, eigenvalue_scale: Tensor) -> float:
-        """The largest kappa of any row, for a scale of (q,)."""
-        return float((eigenvalue_scale @ self.along + self.beyond).max())
+    def at(self, eigenvalue_scale: Tensor) -> Tensor:
+        """kappa of each row, (n,), for a scale of (q,)."""
+        return eigenvalue_scale @ self.along + self.beyond

@@ -587,6 +587,7 @@ def _setup_plan(
         ridge_factors=ridge_factors if len(ridge_factors) > 1 else (),
         mu=spectra.damping,
         precision=kernel.precision if isinstance(kernel, RadialKernel) else "float32",
+        averaging=settings.default_averaging,
         devices=mesh.size,
         memory_bytes=memory_bytes,
     )
