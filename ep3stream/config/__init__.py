@@ -37,7 +37,6 @@ from ep3stream.config.parse import (
 )
 from ep3stream.config.settings import Setting, settings_of
 from ep3stream.config.solver import (
-    EARLIER_AVERAGING,
     KERNEL_DEFAULTS,
     KernelConfig,
     KernelName,
@@ -46,11 +45,11 @@ from ep3stream.config.solver import (
     Projection,
     SolverConfig,
     StepRule,
+    earlier_averaging,
 )
 
 __all__ = [
     "CONFIG_VERSION",
-    "EARLIER_AVERAGING",
     "FIT_TABLES",
     "KERNEL_DEFAULTS",
     "MAX_CONFIG_BYTES",
@@ -82,6 +81,7 @@ __all__ = [
     "Task",
     "Unknown",
     "XDtype",
+    "earlier_averaging",
     "on_resume",
     "parse_bytes",
     "parse_names",

@@ -39,9 +39,6 @@ Precision = Literal["float32", "bf16x3", "tf32", "bfloat16"]
 
 PrecisionChoice = Literal["auto", "float32", "bf16x3", "tf32", "bfloat16"]
 
-# What `averaging` was by default, but with eigenpro, in versions whose set-ups and states do not say.
-EARLIER_AVERAGING = 3.0
-
 # What `auto` may be given: a bandwidth makes it a kernel of distances, a power one on columns.
 _PARAMETERS_OF_AUTO = ("bandwidth", "power")
 
@@ -170,6 +167,11 @@ class KernelConfig:
             item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NO_PARAMETERS
         }
         return {name: value for name, value in values.items() if value is not None and value != "median"}
+
+
+def earlier_averaging(projection: Any) -> float:
+    """What `averaging` was by default in versions whose set-ups and states do not say."""
+    return 0.0 if projection == "eigenpro" else 3.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ep3stream.config import EARLIER_AVERAGING, FitConfig
+from ep3stream.config import FitConfig, earlier_averaging
 from ep3stream.mesh import Mesh
 from ep3stream.online.sources import NumberedSource
 from ep3stream.prediction.evaluate import score_ridges
@@ -356,17 +356,13 @@ class OnlineTrainer:
         linear = LinearPart.described(tensors, told, spec.inputs.n_inputs, targets.n_outputs)
         rows = replace(rows, learnt=LearntColumns(known, linear=linear))
         # What the set-up has settled; earlier versions settled none.
-        earlier: dict[str, Any] = {
-            "ridge": solver.ridge,
-            "precision": solver.precision,
-            "averaging": solver.averaging,
+        solver = replace(solver, ridge=saved.get("ridge", solver.ridge))
+        choices = {
+            "precision": saved.get("precision", "float32"),
+            "averaging": saved.get("averaging", earlier_averaging(solver.projection)),
         }
-        if solver.precision == "auto":
-            earlier["precision"] = "float32"
-        if solver.averaging is None and solver.projection != "eigenpro":
-            earlier["averaging"] = EARLIER_AVERAGING
-        solver = replace(solver, **{name: saved.get(name, value) for name, value in earlier.items()})
-        made = cls(replace(spec, config=replace(spec.config, solver=solver)), problem, rows)
+        config = replace(spec.config, solver=solver).settled(choices)
+        made = cls(replace(spec, config=config), problem, rows)
         progress, guard = made.progress, saved["guard"]
         for name, tensor in (progress.state.tensors() | progress.guard.tensors()).items():
             tensor.copy_(tensors[name])

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from ep3stream.config import (
-    EARLIER_AVERAGING,
     KERNEL_DEFAULTS,
     MAX_CONFIG_BYTES,
     FitConfig,
     Precision,
+    earlier_averaging,
     on_resume,
 )
 from ep3stream.disk import LockHeldError, read_small_file, take_lock, write_file, write_json
@@ -228,7 +228,7 @@ def settled_choices(description: Mapping[str, Any]) -> dict[str, Any]:
     # Earlier versions left neither open. A callable stands in the place of whichever kernel is named.
     kernel, precision, averaging = (plan.get(name) for name in ("kernel", "precision", "averaging"))
     if type(averaging) is not float:
-        averaging = 0.0 if plan.get("projection") == "eigenpro" else EARLIER_AVERAGING
+        averaging = earlier_averaging(plan.get("projection"))
     found = {
         "kernel": kernel if isinstance(kernel, str) and kernel in KERNEL_DEFAULTS else "laplacian",
         "precision": precision if precision in get_args(Precision) else "float32",

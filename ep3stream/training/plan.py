@@ -324,10 +324,8 @@ def _memory(
     if shape.tile_bytes:
         tiles = _GPU_TILES * min(shape.tile_bytes, _FLOAT * share * max(largest, shape.n_inputs))
         tiles += 2 * _FLOAT * (landmarks + samples) * shape.n_inputs
-    compared = 0
     if _may_be_bf16x3(shape, config):
-        compared = compared_bytes(_point_bytes(shape, config), share, shape.n_columns)
-    tiles = max(tiles, compared)
+        tiles = max(tiles, compared_bytes(_point_bytes(shape, config), share, shape.n_columns))
     set_up = tiles + 3 * 8 * landmarks**2
     unscaled = 0 if shape.tile_bytes else _FLOAT * n_centers * shape.n_features
     parts = {
